@@ -1,0 +1,393 @@
+"""Every table and sentence of the report by name, computed from a workbook's results."""
+
+import dataclasses
+import functools
+import tomllib
+
+import pandas as pd
+
+from hw1lib import paths, profiles
+from hw1lib.data import images as image_files
+from hw1lib.data.landcover import SCORED
+from hw1lib.loops import augment
+from hw1lib.models import byol, segmenters, weights
+from hw1lib.results import metrics, sentences, tables
+from hw1lib.results.tables import fraction, percent
+
+METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
+
+
+@functools.cache
+def original():
+    """The original report's numbers and the course's baselines, from report/original.toml."""
+    return tomllib.loads(paths.ORIGINAL.read_text(encoding="utf-8"))
+
+
+def comparable(book, problem):
+    """Whether this data has the counts of the course's, so that its numbers may stand beside."""
+    counts = original()[f"problem{problem}"]["course_data"]
+    if problem == 1:
+        data = book.data.problem1
+        return (len(data.val), len(data.classes)) == (counts["validation"], counts["classes"])
+    return len(book.data.problem2.validation) == counts["validation"]
+
+
+def step_of(row):
+    """The step behind a row of the fine-tuning table."""
+    return f"{'control' if row in profiles.CONTROLS else 'finetune'}-{row}"
+
+
+def rows():
+    """The rows of the fine-tuning table: settings, then controls."""
+    return (*profiles.SETTINGS, *profiles.CONTROLS)
+
+
+def right(book):
+    """Which validation images each row gets right at its last epoch: dict of (N,) bool."""
+    labels = book.data.problem1.val.labels
+    return {row: book.result(step_of(row)).array("predictions")[-1] == labels for row in rows()}
+
+
+def stage_rows(book):
+    """The shown tiles with their predicted masks at each stage, and each image's mIoU."""
+    settings = book.profile.segmentation
+    result = book.result(f"segment-{settings.improved}")
+    at = result.metrics["stages"]
+    predicted = {stage: result.array(f"stage_{stage}") for stage in at}
+    rows = []
+    for i, number in enumerate(settings.stage_images):
+        image, truth, _ = image_files.load_tile(book.data.problem2.validation, number)
+        masks = {stage: predicted[stage][i] for stage in at}
+        miou = {s: metrics.miou(metrics.confusion(truth, mask)) for s, mask in masks.items()}
+        rows.append(
+            {"number": number, "image": image.transpose(1, 2, 0), "truth": truth, "miou": miou, **masks}
+        )
+    return rows, at
+
+
+# --- tables ------------------------------------------------------------------------------
+
+
+def finetune(book):
+    metrics = {row: book.metrics(step_of(row)) for row in rows()}
+    return tables.finetune(metrics, book.metrics("pretrain-supervised")["source"])
+
+
+def finetune_seeds(book):
+    metrics = {s: book.metrics(step_of(s)) for s in profiles.SETTINGS}
+    return tables.finetune_seeds(metrics, book.profile.seed)
+
+
+def segmentation(book):
+    metrics = {m: book.metrics(f"segment-{m}") for m in (*profiles.SEGMENTERS, "colour")}
+    counts = {m: segmenters.parameters(m) for m in profiles.SEGMENTERS}
+    return tables.segmentation(metrics, counts)
+
+
+def everything(book):
+    found = book.metrics("everything")
+    return tables.everything(found["rows"], book.profile.everything.images, bool(found["sam"]))
+
+
+def embedding(book):
+    numbers = book.metrics("embed")
+    return pd.DataFrame(
+        [
+            {"measure": name, **{e: numbers[f"{name}_{e}"] for e in ("first", "last")}}
+            for name in ("silhouette", "purity", "trustworthiness")
+        ]
+    )
+
+
+def _settings(group):
+    def table(book):
+        """Each setting of this run beside the original's."""
+        here = dataclasses.asdict(getattr(book.profile, group))
+        seed = dataclasses.asdict(getattr(profiles.get("seed"), group))
+        if group in ("pretrain", "finetune"):
+            size = {"image_size": book.profile.data.image_size}
+            here, seed = size | here, {"image_size": profiles.get("seed").data.image_size} | seed
+        return pd.DataFrame(
+            [{"setting": k, "this run": str(v), "original": str(seed[k])} for k, v in here.items()]
+        )
+    return table
+
+
+def segment_settings(book):
+    """Training settings of the three models side by side."""
+    columns = {
+        segmenters.NAMES[m]: dataclasses.asdict(getattr(book.profile, m))
+        for m in profiles.SEGMENTERS
+    }
+    names = next(iter(columns.values()))
+    return pd.DataFrame(
+        [{"setting": n, **{c: str(v[n]) for c, v in columns.items()}} for n in names]
+    )
+
+
+def original_finetune(book):
+    numbers = original()["problem1"]
+    return pd.DataFrame(
+        [{"setting": s, "accuracy": numbers["accuracy"][s]} for s in profiles.SETTINGS]
+    )
+
+
+def original_segmentation(book):
+    numbers = original()["problem2"]["miou"]
+    return pd.DataFrame(
+        [{"model": segmenters.NAMES[m], "miou": v} for m, v in numbers.items()]
+    )
+
+
+def steps(book):
+    """Every step with its key: where each number comes from."""
+    names = book.steps.all
+    return pd.DataFrame([{"step": name, "key": book.steps.key(name)} for name in names])
+
+
+def timings(book):
+    return tables.timings([book.result(name) for name in book.steps.all])
+
+
+TABLES = {
+    "finetune": finetune,
+    "finetune_seeds": finetune_seeds,
+    "segmentation": segmentation,
+    "everything": everything,
+    "embedding": embedding,
+    "pretrain_settings": _settings("pretrain"),
+    "supervised_settings": _settings("supervised"),
+    "finetune_settings": _settings("finetune"),
+    "segment_settings": segment_settings,
+    "original_finetune": original_finetune,
+    "original_segmentation": original_segmentation,
+    "steps": steps,
+    "timings": timings,
+}
+SAVED = {1: ("finetune", "finetune_seeds"), 2: ("segmentation", "everything")}
+
+
+def printed(book, name):
+    """A table by name as Markdown, for notebooks and report."""
+    table = TABLES[name](book)
+    formats = dict.fromkeys(("accuracy", "accuracy_last"), percent)
+    formats |= dict.fromkeys(
+        ("miou", "miou_last", "pixel_accuracy", "first", "last", *tables.EVERYTHING[3:], *SCORED),
+        fraction,
+    )
+    formats |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
+    headings = {"miou": "mIoU", "accuracy_last": "last epoch", "miou_last": "last epoch"}
+    if name == "finetune":
+        table = _finetune_for_reading(book, table)
+    if name == "segmentation":
+        table["model"] = [segmenters.NAMES.get(m, "colour look-up (control)") for m in table["model"]]
+        if comparable(book, 2):
+            seed = original()["problem2"]
+            names = {segmenters.NAMES[m]: v for m, v in seed["miou"].items()}
+            table.insert(1, "original", [names.get(m) for m in table["model"]])
+            formats["original"] = fraction
+    if name == "everything":
+        table["method"] = [METHODS[m] for m in table["method"]]
+    headings |= {column: column.replace("_", " ") for column in table if column not in headings}
+    return tables.markdown(table, formats, headings)
+
+
+def _finetune_for_reading(book, table):
+    """The interval in one column, the original's value beside ours where it compares."""
+    interval = [
+        f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(table["ci_low"], table["ci_high"])
+    ]
+    shown = pd.DataFrame(
+        {
+            "setting": table["setting"],
+            "pre-training": table["pretraining"],
+            "trained": table["finetuning"],
+            "accuracy": table["accuracy"],
+            "95 % interval": interval,
+            "correct": [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])],
+            "epoch": table["epoch"],
+            "accuracy_last": table["accuracy_last"],
+        }
+    )
+    if comparable(book, 1):
+        seed = original()["problem1"]["accuracy"]
+        shown["original"] = [percent(seed[s]) if s in seed else None for s in table["setting"]]
+    return shown
+
+
+# --- sentences ---------------------------------------------------------------------------
+
+
+def _data_names(book):
+    if book.is_sample:
+        return "the Americas", "the other continents"
+    return "Mini-ImageNet", "Office-Home"
+
+
+def data_text(book):
+    """What the data holds, counted."""
+    parts = []
+    pool_name, target_name = _data_names(book)
+    if book.data.problem1:
+        one = book.data.problem1
+        labelled = "with labels" if one.pool.labels is not None else "without labels"
+        parts.append(
+            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool_name} ({labelled}) and "
+            f"fine-tunes on {len(one.train):,} training and {len(one.val):,} validation images "
+            f"of {target_name} in {len(one.classes)} classes, at {book.profile.data.image_size} × "
+            f"{book.profile.data.image_size} pixels."
+        )
+    if book.data.problem2:
+        two = book.data.problem2
+        parts.append(
+            f"Problem 2 has {len(two.train):,} training and {len(two.validation):,} validation "
+            "tiles."
+        )
+    return " ".join(parts)
+
+
+def compare_original_text(book):
+    """Whether the original's numbers may stand beside ours."""
+    if comparable(book, 1):
+        baseline = original()["problem1"]["baseline"]
+        return (
+            "The column *original* holds the original report's numbers on the same validation "
+            f"images; the course's baselines for setting C are {percent(baseline['simple'])} "
+            f"(simple) and {percent(baseline['strong'])} (strong)."
+        )
+    return (
+        "These images are not the course's, so the original's numbers do not compare; they are "
+        "listed at the end."
+    )
+
+
+def compare_original_segmentation_text(book):
+    if comparable(book, 2):
+        baseline = original()["problem2"]["baseline"]
+        return (
+            "The column *original* holds the original report's numbers on the same tiles; the "
+            f"course's baselines are {fraction(baseline['simple'])} (simple) and "
+            f"{fraction(baseline['strong'])} (strong)."
+        )
+    return (
+        "These tiles are not the course's, so the original's numbers do not compare; they are "
+        "listed at the end."
+    )
+
+
+def supervised_text(book):
+    """Where the backbone of settings B and D comes from."""
+    made = book.metrics("pretrain-supervised")
+    if made["source"] == "file":
+        return f"The supervised backbone of settings B and D is the data's own {made['file']}."
+    return (
+        "The data ships no supervised backbone, so that of settings B and D was trained here on "
+        f"the pool's {made['images']:,} images and their {made['classes']} labels."
+    )
+
+
+def collapse_text(book):
+    """Whether the self-supervised embeddings are spread out or have collapsed."""
+    last = book.metrics("pretrain")
+    spread = last["deviation"]
+    verdict = "has collapsed" if spread < 0.1 else "has not collapsed"
+    return (
+        f"The loss of the last epoch is {last['loss']:.3f} (from 0 to 8; lower is not better by "
+        "itself, a collapsed network reaches 0). The embedding "
+        f"{verdict}: its deviation times √d is {spread:.2f} (0 for a collapsed one, 1 for one "
+        "spread evenly over the sphere)."
+    )
+
+
+def models_text(book):
+    """How the improved model differs, from the modules themselves."""
+    improved = book.profile.segmentation.improved
+    counts = {m: segmenters.parameters(m) for m in (improved, "fcn32s")}
+    ratio = counts["fcn32s"] / counts[improved]
+    stride = segmenters.STRIDE
+    return (
+        f"{segmenters.NAMES[improved]} has {counts[improved]:,} parameters, "
+        f"{segmenters.NAMES['fcn32s']} {counts['fcn32s']:,}: {ratio:.1f} times as many. Its "
+        f"finest scores stand for {stride[improved]} × {stride[improved]} pixels, those of "
+        f"FCN32s for {stride['fcn32s']} × {stride['fcn32s']}, which one transposed convolution "
+        f"enlarges in one step. {segmenters.DIFFERENCE[improved]}"
+    )
+
+
+def segmentation_text(book):
+    metrics = {m: book.metrics(f"segment-{m}") for m in (*profiles.SEGMENTERS, "colour")}
+    return sentences.segmentation(metrics, segmenters.NAMES, book.profile.segmentation.improved)
+
+
+def stages_text(book):
+    shown, at = stage_rows(book)
+    by_stage = {stage: [row["miou"][stage] for row in shown] for stage in at}
+    return sentences.stages(by_stage, segmenters.NAMES[book.profile.segmentation.improved])
+
+
+def everything_text(book):
+    found = book.metrics("everything")
+    text = sentences.everything(found["rows"], METHODS)
+    if not found["sam"]:
+        text = (
+            "**SAM was not measured**, its rows are empty. " + weights.SAM_HINT
+            + " The two classical segmenters need no weights. " + text
+        )
+    return text
+
+
+SENTENCES = {
+    "data": data_text,
+    "supervised": supervised_text,
+    "collapse": collapse_text,
+    "ranking": lambda book: sentences.ranking(right(book)),
+    "pretraining": lambda book: sentences.pretraining(right(book)),
+    "domains": lambda book: sentences.domains(right(book), *_data_names(book)),
+    "controls": lambda book: sentences.controls(right(book)),
+    "compare_original": compare_original_text,
+    "embedding": lambda book: sentences.embedding(
+        book.metrics("embed"), book.profile.embed.setting
+    ),
+    "models": models_text,
+    "segmentation": segmentation_text,
+    "compare_original_segmentation": compare_original_segmentation_text,
+    "stages": stages_text,
+    "everything": everything_text,
+}
+
+
+# --- code and printed networks -----------------------------------------------------------
+
+
+def byol_call(book):
+    return byol.call_text(book.profile.data.image_size, book.profile.pretrain)
+
+
+def optimizer_call(book):
+    """The optimizer as code."""
+    settings = book.profile.pretrain
+    names = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+    decay = f", weight_decay={settings.weight_decay:g}" if settings.weight_decay else ""
+    return f"optimizer = {names[settings.optimizer]}(learner.parameters(), lr={settings.lr:g}{decay})"
+
+
+def transforms(book, group="pretrain"):
+    """The augmentation as code: the original's transforms, or the recipe drawn per image."""
+    if getattr(book.profile, group).augmentation == "original":
+        return str(augment.original(book.profile.data.image_size))
+    recipe = {"pretrain": augment.BYOL_VIEW, "finetune": augment.CLASSIFY}[group]
+    recipe = dataclasses.replace(recipe, overhead=book.profile.data.overhead)
+    lines = [f"    {k} = {v}," for k, v in dataclasses.asdict(recipe).items()]
+    return "\n".join(["Recipe(", *lines, ")"])
+
+
+CODE = {
+    "byol_call": byol_call,
+    "optimizer_call": optimizer_call,
+    "pretrain_transforms": lambda book: transforms(book, "pretrain"),
+    "finetune_transforms": lambda book: transforms(book, "finetune"),
+    **{
+        f"network_{m}": functools.partial(lambda book, m: str(segmenters.real(m)), m=m)
+        for m in profiles.SEGMENTERS
+    },
+}

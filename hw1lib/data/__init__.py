@@ -1,0 +1,1 @@
+"""What is on disk: the course layout, the Earth sample, decoded images, land-cover classes."""

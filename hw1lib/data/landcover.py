@@ -1,0 +1,45 @@
+"""The seven land-cover classes of the course and the colours of its masks (DeepGlobe)."""
+
+import numpy as np
+
+CLASSES = ("urban", "agriculture", "rangeland", "forest", "water", "barren", "unknown")
+UNKNOWN = CLASSES.index("unknown")
+SCORED = CLASSES[:UNKNOWN]  # the classes that the course's mIoU averages
+
+PALETTE = np.array(
+    [
+        (0, 255, 255),  # urban: cyan
+        (255, 255, 0),  # agriculture: yellow
+        (255, 0, 255),  # rangeland: magenta
+        (0, 255, 0),  # forest: green
+        (0, 0, 255),  # water: blue
+        (255, 255, 255),  # barren: white
+        (0, 0, 0),  # unknown: black
+    ],
+    dtype=np.uint8,
+)
+
+_CLASS_OF_BITS = np.full(8, UNKNOWN, dtype=np.uint8)  # every colour is one bit a channel
+_CLASS_OF_BITS[(PALETTE // 255) @ (4, 2, 1)] = np.arange(len(CLASSES))
+
+
+def decode(colours):
+    """Turns a colour mask into class numbers; do this before any resize.
+
+    Args:
+        colours: (H, W, 3) uint8 mask in the course's palette.
+
+    Returns:
+        (H, W) uint8 class numbers 0…6, and the number of stray pixels: those whose colour
+        is no class. They become unknown.
+    """
+    bits = (colours == 255) @ np.array((4, 2, 1), dtype=np.uint8)
+    classes = _CLASS_OF_BITS[bits]
+    stray = ((colours != 0) & (colours != 255)).any(axis=-1) | (bits == 4)  # pure red is no class
+    classes[stray] = UNKNOWN
+    return classes, int(stray.sum())
+
+
+def encode(classes):
+    """Turns (…, H, W) class numbers into a (…, H, W, 3) uint8 mask in the course's palette."""
+    return PALETTE[classes]

@@ -1,0 +1,232 @@
+"""The course's folder layout: which files there are, with which labels.
+
+Everything countable (images, classes, sizes) is read here from the data; the Earth sample has
+the same layout, so both run through the same code. Nothing is decoded.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hw1lib.errors import UserError
+
+LAYOUT_HINT = "data/README.md shows the folders and files that are expected."
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of Problem 1: a folder, its files, and class numbers 0…C-1 where there are any."""
+
+    folder: Path
+    files: tuple[str, ...]
+    labels: np.ndarray | None = None  # (N,) int64
+    classes: tuple[str, ...] = ()
+
+    def __len__(self):
+        return len(self.files)
+
+    @property
+    def paths(self):
+        return [self.folder / name for name in self.files]
+
+    def take(self, limit):
+        """The split with at most `limit` files, evenly over it; 0 keeps all."""
+        if not limit or limit >= len(self):
+            return self
+        chosen = np.linspace(0, len(self) - 1, limit).round().astype(int)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Split(self.folder, tuple(self.files[i] for i in chosen), labels, self.classes)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Satellite tiles of Problem 2: NNNN_sat.jpg with NNNN_mask.png."""
+
+    folder: Path
+    numbers: tuple[str, ...]
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def sat(self, number):
+        return self.folder / f"{number}_sat.jpg"
+
+    def mask(self, number):
+        return self.folder / f"{number}_mask.png"
+
+    @property
+    def paths(self):
+        return [path for n in self.numbers for path in (self.sat(n), self.mask(n))]
+
+    def take(self, limit):
+        """The first `limit` tiles; 0 keeps all."""
+        return Tiles(self.folder, self.numbers[: limit or None])
+
+    def index(self, number, setting):
+        """Where a tile stands; `setting` is who asked, for the error."""
+        if number not in self.numbers:
+            raise UserError(
+                f"Setting {setting} names tile {number!r}, but {self.folder} has no "
+                f"{number}_sat.jpg among the {len(self)} tiles in use "
+                f"({self.numbers[0]} … {self.numbers[-1]}). Name others with "
+                f"--set {setting}=…,…,…"
+            )
+        return self.numbers.index(number)
+
+
+@dataclass(frozen=True)
+class Problem1:
+    """Mini-ImageNet (or the Earth sample's Americas) and Office-Home (the other continents)."""
+
+    pool: Split
+    train: Split
+    val: Split
+    supervised_backbone: Path | None
+
+    @property
+    def classes(self):
+        return self.train.classes
+
+
+@dataclass(frozen=True)
+class Problem2:
+    """Tiles with masks."""
+
+    train: Tiles
+    validation: Tiles
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a data root holds; a problem that is not there is None."""
+
+    root: Path
+    problem1: Problem1 | None
+    problem2: Problem2 | None
+
+
+def find(root, limits):
+    """Reads the layout under `root`.
+
+    Args:
+        root: folder that holds p1_data/, p2_data/ or both.
+        limits: profiles.Data, how much of it to use.
+
+    Raises:
+        UserError: neither problem is there, or one is incomplete.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"There is no data folder {root}. {LAYOUT_HINT}")
+    has1, has2 = (root / "p1_data").is_dir(), (root / "p2_data").is_dir()
+    if not (has1 or has2):
+        raise UserError(
+            f"{root} holds neither p1_data/ nor p2_data/. {LAYOUT_HINT} Give the folder above "
+            "them with --data-root (make: DATA=…)."
+        )
+    return Layout(
+        root,
+        _problem1(root / "p1_data", limits) if has1 else None,
+        _problem2(root / "p2_data", limits) if has2 else None,
+    )
+
+
+def _problem1(root, limits):
+    pool_folder = root / "mini" / "train"
+    table = root / "mini" / "train.csv"
+    if table.is_file():
+        pool = _labelled(table, pool_folder)
+    else:
+        pool = Split(pool_folder, _names(pool_folder, "*.jpg"))
+    train = _labelled(root / "office" / "train.csv", root / "office" / "train")
+    val = _labelled(root / "office" / "val.csv", root / "office" / "val")
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(
+            f"{root}/office: train.csv and val.csv do not name the same classes; only one of "
+            f"them has {', '.join(odd[:8])}. Every class needs training and validation images."
+        )
+    backbone = root / "pretrain_model_SL.pt"
+    return Problem1(
+        pool.take(limits.pool_limit),
+        train.take(limits.office_limit),
+        val.take(limits.office_limit),
+        backbone if backbone.is_file() else None,
+    )
+
+
+def _problem2(root, limits):
+    return Problem2(
+        _tiles(root / "train").take(limits.tile_limit),
+        _tiles(root / "validation").take(limits.tile_limit),
+    )
+
+
+def _names(folder, pattern):
+    names = tuple(sorted(path.name for path in folder.glob(pattern))) if folder.is_dir() else ()
+    if not names:
+        raise UserError(f"{folder} has no {pattern} files. {LAYOUT_HINT}")
+    return names
+
+
+def _tiles(folder):
+    numbers = [name.removesuffix("_sat.jpg") for name in _names(folder, "*_sat.jpg")]
+    bare = [n for n in numbers if not (folder / f"{n}_mask.png").is_file()]
+    if bare:
+        raise UserError(
+            f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}_mask.png. Add the masks "
+            "or take those _sat.jpg files away."
+        )
+    return Tiles(folder, tuple(numbers))
+
+
+def _labelled(table, folder):
+    """A split from a CSV with columns id, filename, label; labels may have gaps."""
+    try:
+        rows = pd.read_csv(table, dtype={"filename": str})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table} cannot be read as a CSV file: {error}. {LAYOUT_HINT}") from error
+    missing = {"filename", "label"} - set(rows.columns)
+    if missing or rows.empty or rows[["filename", "label"]].isna().any(axis=None):
+        raise UserError(f"{table} must have a filename and a label in every row. {LAYOUT_HINT}")
+    try:
+        labels = rows["label"].astype("int64")
+    except ValueError as error:
+        raise UserError(f"{table}: a label is not a whole number ({error}).") from error
+    outside = [name for name in rows["filename"] if Path(name).name != name]
+    if outside:
+        raise UserError(f"{table}: {outside[0]!r} is not a plain file name inside {folder}.")
+    absent = [name for name in rows["filename"] if not (folder / name).is_file()]
+    if absent:
+        raise UserError(
+            f"{table} names {len(absent)} files that {folder} does not have, first {absent[0]}. "
+            "Add them or take their rows away."
+        )
+    numbers, classes = np.unique(labels, return_inverse=True)
+    names = tuple(
+        _class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)
+    )
+    return Split(folder, tuple(rows["filename"]), classes.astype(np.int64), names)
+
+
+def _class_name(number, files):
+    """The leading letters that a label's files share, else its number."""
+    leading = {re.match(r"[A-Za-z_]*", name).group() for name in files}
+    shared = leading.pop() if len(leading) == 1 else ""
+    return shared or str(number)
+
+
+def fingerprint(split):
+    """A hash of a split's file names, contents and labels, as hex."""
+    total = hashlib.sha256()
+    for path in split.paths:
+        total.update(path.name.encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    labels = getattr(split, "labels", None)
+    if labels is not None:
+        total.update("\0".join(split.classes).encode() + labels.tobytes())
+    return total.hexdigest()

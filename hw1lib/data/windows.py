@@ -1,0 +1,210 @@
+"""Which windows of the Earth the sample consists of: pure geometry and counting, no files.
+
+The grid is the Blue Marble's: 2700 × 5400 pixels (plate carrée, 1/15° each), from 90° N 180° W.
+A window's place alone decides whether it is chosen, for which split, and in which order, so every
+build chooses the same.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from hw1lib.data import landcover
+
+WATER = 0  # IGBP's number; the others are in data/README.md
+
+PER_DEGREE = 15  # image pixels
+TOP, BOTTOM = 12 * PER_DEGREE, 150 * PER_DEGREE  # 78° N to 60° S
+AMERICAS = 12 * PER_DEGREE, 150 * PER_DEGREE  # 168° W to 30° W, the Bering Strait to Brazil
+OLD_WORLD = 162 * PER_DEGREE, 360 * PER_DEGREE  # 18° W to 180°, Senegal to the date line
+
+# Problem 1: a class is one IGBP land cover, and the windows hold at least MAJORITY of it.
+PATCH_CLASSES = {
+    "EvergreenBroadleaf": 2,
+    "MixedForest": 5,
+    "OpenShrubland": 7,
+    "WoodySavanna": 8,
+    "Savanna": 9,
+    "Grassland": 10,
+    "Cropland": 12,
+    "Barren": 16,
+}
+PATCH = 32
+MAJORITY, MOST_WATER = 0.6, 0.3
+POOL_STRIDE, POOL_CAP = 4, 800  # pool windows may overlap; the cap balances the classes
+OFFICE_STRIDE, OFFICE_CAP = 8, 60
+OFFICE_BLOCK, OFFICE_SHIFT = 320, (384, 192)  # a chessboard of training and validation blocks
+
+# Problem 2: the course's class of each IGBP number 0…16.
+COURSE_CLASS = np.array(
+    [
+        landcover.CLASSES.index(name)
+        for name in (
+            "water forest forest forest forest forest rangeland rangeland forest rangeland "
+            "rangeland water agriculture unknown agriculture unknown barren"
+        ).split()
+    ],
+    dtype=np.uint8,
+)
+TILE = 64
+LEAST_LAND, MOST_UNKNOWN = 0.3, 0.5
+TILE_PERIOD, TILE_SHIFT, TILE_BLOCK = (8, 12), (5, 4), 4  # in tiles: see tiles()
+TILES = {"p2_data/train": 400, "p2_data/validation": 120}
+
+
+class Window(NamedTuple):
+    """A square of the grid, `size` pixels wide, and the file that it becomes."""
+
+    folder: str
+    filename: str
+    top: int
+    left: int
+    size: int
+    label: int | None = None  # Problem 1: the class number
+
+    @property
+    def area(self):
+        return np.s_[self.top : self.top + self.size, self.left : self.left + self.size]
+
+
+def pool(labels):
+    """Chooses the pre-training pool: the Americas, at most POOL_CAP windows a class.
+
+    Args:
+        labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
+
+    Returns:
+        Windows, in an order and under names that do not tell their class.
+    """
+    fitting = _uniform(labels, AMERICAS, POOL_STRIDE)
+    chosen = [
+        (*place, label) for label, places in fitting.items() for place in _mixed(places)[:POOL_CAP]
+    ]
+    return [
+        Window("p1_data/mini/train", f"{i:08d}.jpg", top, left, PATCH, label)
+        for i, (top, left, label) in enumerate(_mixed(chosen))
+    ]
+
+
+def office(labels):
+    """Chooses the labelled windows: Africa, Eurasia and Australia, at most OFFICE_CAP a class.
+
+    A chessboard of blocks says which split a window belongs to. No two windows share a pixel, and
+    validation windows stay one window away from the edge of their block, so from all training.
+
+    Args:
+        labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
+
+    Returns:
+        Windows of both splits, by class; a class's files are numbered through both.
+    """
+    fitting = _uniform(labels, OLD_WORLD, OFFICE_STRIDE)
+    taken = np.zeros(labels.shape, dtype=bool)
+    chosen = {}  # (validation?, label): windows
+    for label in sorted(fitting, key=lambda label: len(fitting[label])):  # the rarest first
+        for top, left in fitting[label]:
+            row, y = divmod(top + OFFICE_SHIFT[0], OFFICE_BLOCK)
+            column, x = divmod(left + OFFICE_SHIFT[1], OFFICE_BLOCK)
+            validation = (row + column) % 2 == 1
+            margin = PATCH if validation else 0
+            inside = margin <= min(y, x) and max(y, x) + PATCH <= OFFICE_BLOCK - margin
+            window = np.s_[top : top + PATCH, left : left + PATCH]
+            if inside and not taken[window].any():
+                taken[window] = True
+                chosen.setdefault((validation, label), []).append((top, left))
+    windows = []
+    for label, name in enumerate(PATCH_CLASSES):
+        number = 0
+        for validation, split in enumerate(("train", "val")):
+            for top, left in _mixed(chosen.get((bool(validation), label), []))[:OFFICE_CAP]:
+                filename = f"{name}{number:05d}.jpg"
+                folder = f"p1_data/office/{split}"
+                windows.append(Window(folder, filename, top, left, PATCH, label))
+                number += 1
+    return windows
+
+
+def tiles(labels):
+    """Chooses Problem 2's tiles on a grid of TILE pixels.
+
+    Validation tiles come from blocks of 4 × 4 tiles, one in every 8 × 12 of them; the ring of
+    tiles around a block belongs to neither split. Across the date line, which cuts a tile, the
+    last column counts as the first one's neighbour.
+
+    Args:
+        labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
+
+    Returns:
+        Windows of both splits, without file endings, in a mixed order: the first few of a split
+        are as varied as all.
+    """
+    columns = labels.shape[1] // TILE
+    if columns % TILE_PERIOD[1]:
+        raise ValueError("the blocks must repeat around the Earth")
+    places = {folder: [] for folder in TILES}
+    for row in range(-(-TOP // TILE), BOTTOM // TILE):
+        for column in range(columns):
+            y = (row + TILE_SHIFT[0]) % TILE_PERIOD[0]
+            x = (column + TILE_SHIFT[1]) % TILE_PERIOD[1]
+            if max(y, x) < TILE_BLOCK:
+                split = "p2_data/validation"
+            elif all(z <= TILE_BLOCK or z == n - 1 for z, n in zip((y, x), TILE_PERIOD)):
+                continue  # the ring
+            else:
+                split = "p2_data/train"
+            top, left = row * TILE, column * TILE
+            if _is_telling(labels[top : top + TILE, left : left + TILE]):
+                places[split].append((top, left))
+    return [
+        Window(folder, f"{number:04d}", top, left, TILE)
+        for folder, found in places.items()
+        for number, (top, left) in enumerate(_mixed(found)[: TILES[folder]])
+    ]
+
+
+def _is_telling(labels):
+    """Whether a tile has enough land, little enough unknown, and two classes at least."""
+    shares = np.bincount(COURSE_CLASS[labels].ravel(), minlength=len(landcover.CLASSES))
+    return (
+        np.mean(labels != WATER) > LEAST_LAND
+        and shares[landcover.UNKNOWN] < MOST_UNKNOWN * labels.size
+        and np.count_nonzero(shares[: landcover.UNKNOWN]) >= 2
+    )
+
+
+def _uniform(labels, longitudes, stride):
+    """All windows of PATCH pixels that one of PATCH_CLASSES fills.
+
+    Returns:
+        {class number: [(top, left), …]} in reading order, inside the latitudes and longitudes.
+    """
+    west, east = longitudes
+    area = labels[TOP:BOTTOM, west:east]
+    dry = _count(area == WATER, stride) <= MOST_WATER * PATCH**2
+    fitting = {}
+    for label, igbp in enumerate(PATCH_CLASSES.values()):
+        full = _count(area == igbp, stride) >= MAJORITY * PATCH**2
+        steps = np.argwhere(dry & full).tolist()
+        fitting[label] = [(TOP + stride * row, west + stride * column) for row, column in steps]
+    return fitting
+
+
+def _count(mask, stride):
+    """How many pixels of (H, W) `mask` are True in each window of PATCH pixels, every `stride`."""
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
+    np.cumsum(mask, axis=0, out=sums[1:, 1:])
+    np.cumsum(sums, axis=1, out=sums)
+    corners = sums[::stride, ::stride]
+    step = PATCH // stride
+    below, above = corners[step:], corners[:-step]
+    return below[:, step:] - below[:, :-step] - above[:, step:] + above[:, :-step]
+
+
+def _mixed(places):
+    """Sorts by a hash of (top, left): looks random, and is the same everywhere and always."""
+
+    def key(place):
+        return hashlib.sha256(f"{place[0]},{place[1]}".encode()).digest()
+
+    return sorted(places, key=key)

@@ -1,0 +1,207 @@
+"""Every figure of the report by name: what it reads from a workbook, and what draws it."""
+
+import numpy as np
+import torch
+
+from hw1lib import answers, profiles
+from hw1lib.data import images as image_files
+from hw1lib.data.landcover import CLASSES
+from hw1lib.loops import augment, training
+from hw1lib.models import segmenters
+from hw1lib.results import figures, metrics
+from hw1lib.results import figures_classification as one
+from hw1lib.results import figures_segmentation as two
+
+SHOWN = 8  # example images or classes in a row or column
+
+
+def _hwc(image):
+    return image.transpose(1, 2, 0)
+
+
+def _spread(count, wanted):
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+
+
+def office_images(book):
+    split = book.data.problem1.train
+    rows = {}
+    for label in _spread(len(split.classes), SHOWN):
+        of_class = np.flatnonzero(split.labels == label)
+        chosen = of_class[_spread(len(of_class), SHOWN)]
+        size = book.profile.data.image_size
+        rows[split.classes[label]] = [
+            _hwc(image_files.square(image_files.open_rgb(split.paths[i]), size)) for i in chosen
+        ]
+    return figures.image_grid(rows)
+
+
+def class_counts(book):
+    problem = book.data.problem1
+    counts = {
+        name: dict(zip(split.classes, np.bincount(split.labels).tolist()))
+        for name, split in (("training", problem.train), ("validation", problem.val))
+    }
+    return one.class_counts(counts)
+
+
+def views(book):
+    """Two augmented views of the same pool images, as pre-training draws them."""
+    profile, pool = book.profile, book.data.problem1.pool.take(SHOWN)
+    size = profile.data.image_size
+    images = image_files.load(pool, size)
+    training.seed_everything(profile.seed)
+    if profile.pretrain.augmentation == "original":
+        draw = augment.original(size)
+        drawn = [
+            torch.stack([draw(image_files.open_rgb(path)) for path in pool.paths])
+            for _ in range(2)
+        ]
+    else:
+        view = augment.Views(size, augment.BYOL_VIEW, profile.data.overhead)
+        drawn = [view(torch.from_numpy(images)) for _ in range(2)]
+    rows = {"image": [_hwc(image) for image in images]}
+    for number, batch in enumerate(drawn, start=1):
+        pixels = (augment.denormalise(batch) * 255).round().to(torch.uint8).numpy()
+        rows[f"view {number}"] = [_hwc(image) for image in pixels]
+    return figures.image_grid(rows)
+
+
+def pretraining_curves(book):
+    supervised = book.result("pretrain-supervised")
+    return one.pretraining_curves(
+        book.result("pretrain").history,
+        supervised.history if supervised.metrics["source"] == "pool" else None,
+    )
+
+
+def finetune_curves(book):
+    return one.finetune_curves(
+        {s: book.result(f"finetune-{s}").history for s in profiles.SETTINGS}
+    )
+
+
+def finetune_accuracy(book):
+    return one.finetune_accuracy(answers.finetune(book))
+
+
+def confusion_best(book):
+    """The confusion matrix of the setting with the highest accuracy at the last epoch."""
+    results = {s: book.result(f"finetune-{s}") for s in profiles.SETTINGS}
+    best = max(results, key=lambda s: results[s].metrics["accuracy_last"])
+    val = book.data.problem1.val
+    predicted = results[best].array("predictions")[-1]
+    matrix = metrics.confusion(val.labels, predicted, len(val.classes))
+    return one.confusion(matrix, val.classes)
+
+
+def _embedding(method, epoch):
+    def draw(book):
+        train = book.data.problem1.train
+        points = book.result("embed").array(f"{method}_{epoch}")
+        title = {"pca": "PCA", "tsne": "t-SNE"}[method]
+        return one.embedding(points, train.labels, train.classes, f"{title}, {epoch} epoch")
+    return draw
+
+
+def tiles(book):
+    split = book.data.problem2.validation
+    rows = []
+    for i in _spread(len(split), 6):
+        image, classes, _ = image_files.load_tile(split, split.numbers[i])
+        rows.append((split.numbers[i], _hwc(image), classes))
+    return two.tiles(rows)
+
+
+def pixel_shares(book):
+    shares = {}
+    for name in ("train", "validation"):
+        split = getattr(book.data.problem2, name)
+        counts = sum(
+            np.bincount(image_files.load_tile(split, n)[1].ravel(), minlength=len(CLASSES))
+            for n in split.numbers
+        )
+        shares[f"{name} ({len(split)} tiles)"] = counts / counts.sum()
+    return two.pixel_shares(shares)
+
+
+def _architecture(name):
+    def draw(book):
+        split = book.data.problem2.validation
+        size = image_files.load_tile(split, split.numbers[0])[1].shape[0]
+        blocks = segmenters.outline(name, size)
+        return two.architecture(blocks, f"{segmenters.NAMES[name]}, {size} × {size} input")
+    return draw
+
+
+def segmentation_curves(book):
+    histories = {m: book.result(f"segment-{m}").history for m in profiles.SEGMENTERS}
+    return two.segmentation_curves(histories, segmenters.NAMES)
+
+
+def stages(book):
+    return two.stages(*answers.stage_rows(book))
+
+
+def everything_masks(book):
+    result = book.result("everything")
+    measured = result.metrics["rows"]
+    methods = dict.fromkeys(row["method"] for row in measured)
+    rows = []
+    for number in book.profile.everything.images:
+        image, truth, _ = image_files.load_tile(book.data.problem2.validation, number)
+        row = {"number": number, "image": _hwc(image), "truth": truth}
+        for method in methods:
+            count = next(
+                r["masks"] for r in measured if (r["method"], r["image"]) == (method, number)
+            )
+            row[method] = {
+                "labels": result.array(f"{method}_{number}_labels"),
+                "vote": result.array(f"{method}_{number}_vote"),
+                "masks": count,
+            }
+        rows.append(row)
+    return two.everything_masks(rows, {m: answers.METHODS[m] for m in methods})
+
+
+def everything_method(book):
+    """SAM's way where its weights are there, else SLIC's, which starts from a grid, too."""
+    result = book.result("everything")
+    method = "sam" if result.metrics["sam"] else "slic"
+    number = book.profile.everything.images[0]
+    image, _, _ = image_files.load_tile(book.data.problem2.validation, number)
+    packed = result.array(f"{method}_{number}_masks")
+    masks = np.unpackbits(packed, axis=-1, count=image.shape[-1]).astype(bool)
+    return two.everything_method(
+        _hwc(image),
+        result.array(f"{method}_{number}_grid"),
+        result.array(f"{method}_{number}_points"),
+        result.array(f"{method}_{number}_labels"),
+        masks,
+        f"{answers.METHODS[method]}, {number}_sat.jpg",
+    )
+
+
+PROBLEM1 = {
+    "office_images": office_images,
+    "class_counts": class_counts,
+    "views": views,
+    "pretraining_curves": pretraining_curves,
+    "finetune_curves": finetune_curves,
+    "finetune_accuracy": finetune_accuracy,
+    "confusion_best": confusion_best,
+    "pca_first": _embedding("pca", "first"),
+    "pca_last": _embedding("pca", "last"),
+    "tsne_first": _embedding("tsne", "first"),
+    "tsne_last": _embedding("tsne", "last"),
+}
+PROBLEM2 = {
+    "tiles": tiles,
+    "pixel_shares": pixel_shares,
+    **{f"architecture_{name}": _architecture(name) for name in profiles.SEGMENTERS},
+    "segmentation_curves": segmentation_curves,
+    "stages": stages,
+    "everything_method": everything_method,
+    "everything_masks": everything_masks,
+}
+FIGURES = PROBLEM1 | PROBLEM2

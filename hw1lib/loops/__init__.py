@@ -1,0 +1,1 @@
+"""One training loop, and the steps that use it."""

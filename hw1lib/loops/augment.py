@@ -1,0 +1,197 @@
+"""Augmentation: batched and drawn for each image by itself, and the original's transforms.
+
+The batched operations take float images (B, 3, H, W) in [0, 1] and one strength for each image,
+so no two images of a batch share a draw. Draws come from torch's global CPU generator, which
+makes them the same on every device.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import transforms
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as the course sets it
+DEVIATION = (0.229, 0.224, 0.225)
+LUMA = (0.2989, 0.587, 0.114)  # gray, with torchvision's digits
+
+
+def normalise(images):
+    """uint8 or [0, 1] float images (B, 3, H, W) -> float32, channel by channel standardised."""
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    deviation = torch.tensor(DEVIATION, device=images.device).view(3, 1, 1)
+    return (images - mean) / deviation
+
+
+def denormalise(images):
+    """Undoes `normalise`, for looking at: (B, 3, H, W) -> float32 in [0, 1]."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    deviation = torch.tensor(DEVIATION, device=images.device).view(3, 1, 1)
+    return (images * deviation + mean).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How strongly one view is changed."""
+
+    crop_scale: float = 0.2  # smallest share of the area that a random resized crop keeps
+    aspect: float = 4 / 3  # largest aspect ratio of the crop, and its inverse the smallest
+    overhead: bool = False  # also vertical flips and quarter turns
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness … hue
+    jitter_p: float = 0.8
+    grayscale_p: float = 0.2
+    blur_p: float = 0.0
+    solarize_p: float = 0.0
+
+
+BYOL_VIEW = Recipe(blur_p=0.5, solarize_p=0.1)  # Grill et al. 2020, table 6, both views averaged
+CLASSIFY = Recipe(crop_scale=0.5, jitter=(0.2, 0.2, 0.2, 0.02), grayscale_p=0.0)
+TILE = Recipe(aspect=1.0, overhead=True, jitter=(0.2, 0.2, 0.2, 0.02), grayscale_p=0.0)
+
+
+class Views(nn.Module):
+    """Draws one augmented, normalised view of a uint8 batch, each image by itself.
+
+    Args:
+        size: side of the view in pixels.
+        recipe: how strongly.
+        overhead: seen from above, so vertical flips and quarter turns are drawn, too.
+    """
+
+    def __init__(self, size, recipe, overhead=False):
+        super().__init__()
+        self.size = size
+        self.recipe = replace(recipe, overhead=overhead)
+
+    def forward(self, images):
+        theta = geometry(len(images), self.recipe)
+        images = warp(images.float() / 255, theta, self.size)
+        return normalise(recolour(images, self.recipe))
+
+
+def geometry(batch, recipe):
+    """Draws a crop, flips and quarter turns for each image.
+
+    Returns:
+        (B, 2, 3) affine matrices from output to input coordinates, both in [-1, 1].
+    """
+    area = recipe.crop_scale + (1 - recipe.crop_scale) * torch.rand(batch)
+    stretch = torch.exp((2 * torch.rand(batch) - 1) * 0.5 * math.log(recipe.aspect))
+    width = (area.sqrt() * stretch).clamp(max=1)  # half extents, as the image spans [-1, 1]
+    height = (area.sqrt() / stretch).clamp(max=1)
+    x = (2 * torch.rand(batch) - 1) * (1 - width)
+    y = (2 * torch.rand(batch) - 1) * (1 - height)
+    turn = torch.randint(4 if recipe.overhead else 1, (batch,))
+    flip = 1 - 2 * torch.randint(2, (batch,))
+    cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[turn]
+    sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[turn]
+    top = torch.stack([width * cos * flip, -width * sin, x], dim=1)
+    bottom = torch.stack([height * sin * flip, height * cos, y], dim=1)
+    return torch.stack([top, bottom], dim=1)
+
+
+def warp(images, theta, size, mode="bilinear"):
+    """Samples each image through its own matrix: (B, C, H, W) -> (B, C, size, size)."""
+    shape = (len(images), images.shape[1], size, size)
+    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def recolour(images, recipe):
+    """Jitter, grayscale, blur and solarize; strength and chance drawn for each image."""
+    batch = len(images)
+
+    def chance(p):
+        return (torch.rand(batch, 1, 1, 1) < p).to(images.device)
+
+    def factor(strength):
+        return (1 + strength * (2 * torch.rand(batch, 1, 1, 1) - 1)).to(images.device)
+
+    brightness, contrast, saturation, hue = recipe.jitter
+    changed = adjust_brightness(images, factor(brightness))
+    changed = adjust_contrast(changed, factor(contrast))
+    changed = adjust_saturation(changed, factor(saturation))
+    if hue:
+        changed = adjust_hue(changed, factor(hue) - 1)
+    images = torch.where(chance(recipe.jitter_p), changed, images)
+    if recipe.grayscale_p:
+        images = torch.where(chance(recipe.grayscale_p), gray(images).expand_as(images), images)
+    if recipe.blur_p:
+        sigma = 0.1 + 1.9 * torch.rand(batch)
+        radius = max(1, images.shape[-1] // 20)  # kernel of a tenth of the side, as in BYOL
+        blurred = blur(images, sigma.to(images.device), radius)
+        images = torch.where(chance(recipe.blur_p), blurred, images)
+    if recipe.solarize_p:
+        solarized = torch.where(images >= 0.5, 1 - images, images)
+        images = torch.where(chance(recipe.solarize_p), solarized, images)
+    return images
+
+
+def gray(images):
+    """Luma of each pixel: (B, 3, H, W) -> (B, 1, H, W)."""
+    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def adjust_brightness(images, factor):
+    """Multiplies by `factor`, (B, 1, 1, 1)."""
+    return (images * factor).clamp(0, 1)
+
+
+def adjust_contrast(images, factor):
+    """Blends with each image's mean gray."""
+    mean = gray(images).mean(dim=(1, 2, 3), keepdim=True)
+    return (mean + factor * (images - mean)).clamp(0, 1)
+
+
+def adjust_saturation(images, factor):
+    """Blends with each pixel's gray."""
+    pale = gray(images)
+    return (pale + factor * (images - pale)).clamp(0, 1)
+
+
+def adjust_hue(images, shift):
+    """Turns the hue by `shift` (B, 1, 1, 1), in whole turns of the colour circle."""
+    high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    spread = high - low
+    red, green, blue = images.split(1, dim=1)
+    safe = torch.where(spread > 0, spread, torch.ones_like(spread))
+    sector = torch.where(
+        high == red,
+        (green - blue) / safe,
+        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )  # the hue in sixths of a turn
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    k = (offsets + sector + 6 * shift) % 6  # (B, 3, H, W)
+    return high - spread * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def blur(images, sigma, radius):
+    """Gaussian blur with one sigma (B,) in pixels for each image."""
+    batch, channels, height, width = images.shape
+    steps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma.view(-1, 1)) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, K)
+    kernel = kernel.repeat_interleave(channels, dim=0)  # (B·C, K)
+    flat = F.pad(images, [radius] * 4, mode="reflect").flatten(0, 1)[None]  # (1, B·C, H+2r, W+2r)
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=batch * channels)
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=batch * channels)
+    return flat.view(batch, channels, height, width)
+
+
+def original(size):
+    """The original report's transforms, to the letter, for one PIL image."""
+    return transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.RandomCrop(size),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.TrivialAugmentWide(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=MEAN, std=DEVIATION),
+        ]
+    )

@@ -1,0 +1,82 @@
+"""Where batches come from: arrays on the device, or image files through torchvision transforms.
+
+Both are functions of the epoch: order and draws follow from (seed, epoch) alone, so a resumed
+run sees what an uninterrupted one would have seen.
+"""
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hw1lib.data import images as image_files
+
+
+class ArrayBatches:
+    """Shuffled batches of tensors that are in memory already.
+
+    Args:
+        tensors: tensors of one length, such as uint8 images and labels.
+        batch_size: images a batch; what is left at the end of an epoch is dropped unless it is
+            all there is, as BatchNorm wants full batches.
+        seed: of the order.
+        device: where batches are moved.
+        prepare: function of a batch's tensors, such as augmentation; its result is the batch.
+    """
+
+    def __init__(self, tensors, batch_size, seed, device, prepare=None):
+        self.tensors = tensors
+        self.batch_size = min(batch_size, len(tensors[0]))
+        self.seed = seed
+        self.device = device
+        self.prepare = prepare or (lambda *batch: batch)
+
+    def __len__(self):
+        return len(self.tensors[0]) // self.batch_size
+
+    def __call__(self, epoch):
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.tensors[0]), generator=generator)
+        for step in range(len(self)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            batch = [t[chosen].to(self.device, non_blocking=True) for t in self.tensors]
+            yield self.prepare(*batch)
+
+
+class FileBatches:
+    """Shuffled batches of image files, each through a transform of PIL images."""
+
+    def __init__(self, split, transform, batch_size, seed, device, workers=2):
+        self.split = split
+        self.transform = transform
+        self.batch_size = min(batch_size, len(split))
+        self.seed = seed
+        self.device = device
+        self.workers = workers
+
+    def __len__(self):
+        return len(self.split) // self.batch_size
+
+    def __call__(self, epoch):
+        loader = DataLoader(
+            _Files(self.split, self.transform),
+            self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch),
+        )
+        for images, labels in loader:
+            yield images.to(self.device), labels.to(self.device)
+
+
+class _Files(Dataset):
+    def __init__(self, split, transform):
+        self.paths = split.paths
+        self.labels = split.labels
+        self.transform = transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        label = -1 if self.labels is None else int(self.labels[index])
+        return self.transform(image_files.open_rgb(self.paths[index])), label

@@ -1,0 +1,201 @@
+"""THE training loop, and the choice of device and precision. Every network is trained here."""
+
+import ctypes
+import math
+import random
+import time
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from hw1lib import store
+from hw1lib.errors import UserError
+
+
+def choose_device(name="auto"):
+    """A torch device by name; auto takes a GPU where there is one.
+
+    Raises:
+        UserError: the named device is not there.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}). "
+            "Leave it out, or give --device cpu."
+        ) from error
+    return device
+
+
+def autocast_dtype(precision, device):
+    """The type that autocast uses, or None for plain float32.
+
+    `auto` takes bfloat16 on a GPU and on CPUs with instructions for it; elsewhere it would be
+    slower than float32.
+    """
+    if precision == "float32":
+        return None
+    if precision != "auto":
+        raise UserError(f"precision={precision}: choose auto or float32.")
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
+    return torch.bfloat16
+
+
+def seed_everything(*numbers):
+    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch)."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)  # byol-pytorch's own augmentation draws from it
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def keep_memory():
+    """Asks the C library to keep freed memory for the next step instead of giving it back.
+
+    Networks of hundreds of millions of parameters otherwise spend most of a CPU step on fresh
+    pages: 2.3 to 2.8 times slower for VGG16-FCN32s. Does nothing where there is no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def make_optimizer(module, settings):
+    """Adam, AdamW or SGD over what is trained; the last two spare biases and norms from decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay)
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, settings.lr)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, momentum=0.9)
+    raise UserError(f"optimizer={settings.optimizer}: choose adam, adamw or sgd.")
+
+
+def rate(progress, settings):
+    """The learning rate after `progress` epochs: linear warm-up, then constant or cosine."""
+    warm = settings.warmup_epochs
+    if progress < warm:
+        return settings.lr * progress / warm
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule != "cosine":
+        raise UserError(f"schedule={settings.schedule}: choose constant or cosine.")
+    share = (progress - warm) / max(settings.epochs - warm, 1e-9)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def train(
+    module, loss, batches, settings, device, *,
+    seed, name, evaluate=None, after_step=None, checkpoint=None, checkpoint_every=60.0,
+):
+    """THE loop.
+
+    All randomness of an epoch follows from (seed, epoch), so a run that goes on from a
+    checkpoint takes the same steps as one that was never interrupted.
+
+    Args:
+        module: what is trained: its parameters that require a gradient.
+        loss: function(*batch) -> scalar tensor.
+        batches: function(epoch) -> iterable of batches, with a length.
+        settings: profiles.Optimization.
+        device: torch device that `module` is on.
+        seed: whole number.
+        name: of the step, for the progress lines.
+        evaluate: function(epoch) -> dict of plain numbers (lists allowed), after each epoch.
+        after_step: called after each optimizer step, such as a target network's update.
+        checkpoint: path that a checkpoint is written to and resumed from.
+        checkpoint_every: seconds between two of them; they fall on ends of epochs.
+
+    Returns:
+        One dict an epoch: epoch, loss (mean over its batches), lr (at its end) and what
+        `evaluate` gave.
+    """
+    optimizer = make_optimizer(module, settings)
+    dtype = autocast_dtype(settings.precision, device)
+    history = _resume(checkpoint, module, optimizer)
+    if device.type == "cpu":
+        keep_memory()
+    saved = time.monotonic()
+    for epoch in range(len(history) + 1, settings.epochs + 1):
+        seed_everything(seed, epoch)
+        module.train()
+        total = torch.zeros((), device=device)
+        for step, batch in enumerate(_progress(batches(epoch), len(batches), name, epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(epoch - 1 + (step + 1) / len(batches), settings)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                value = loss(*batch)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            total += value.detach()
+        row = {"epoch": epoch, "loss": float(total) / len(batches), "lr": group["lr"]}
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"{name}: the loss is {row['loss']} in epoch {epoch}. Lower its learning rate "
+                f"(now {settings.lr:g}), for example --set {_group(name)}.lr={settings.lr / 10:g}."
+            )
+        if evaluate is not None:
+            module.eval()
+            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+                row.update(evaluate(epoch))
+        history.append(row)
+        say(line(name, row, settings.epochs))
+        if checkpoint and epoch < settings.epochs and time.monotonic() - saved > checkpoint_every:
+            _save(checkpoint, module, optimizer, history)
+            saved = time.monotonic()
+    return history
+
+
+def say(line):
+    """Prints one line of progress, past any progress bar."""
+    tqdm.write(line)
+
+
+def _progress(batches, total, name, epoch):
+    """A live bar in a terminal; silent elsewhere, where one line an epoch is what one reads."""
+    return tqdm(batches, f"{name} epoch {epoch}", total, leave=False, disable=None, ncols=80)
+
+
+def _group(name):
+    """The group of settings that a step reads: finetune-A -> finetune, segment-lraspp -> lraspp."""
+    first, _, rest = name.partition("-")
+    return {"segment": rest, "pretrain": "supervised" if rest else "pretrain"}.get(first, first)
+
+
+def line(name, row, epochs):
+    """One epoch of progress as text: what `train` prints, and what a loaded step shows again."""
+    shown = {k: v for k, v in row.items() if isinstance(v, float) and k != "lr"}
+    numbers = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+    return f"{name}  epoch {row['epoch']}/{epochs}  {numbers}"
+
+
+def _save(path, module, optimizer, history):
+    with store.replacing(path) as temporary:
+        state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save({**state, "history": history}, temporary)
+
+
+def _resume(path, module, optimizer):
+    if path is None or not path.is_file():
+        return []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["history"]

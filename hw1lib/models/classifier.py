@@ -1,0 +1,90 @@
+"""ResNet50 backbone and the one head that all settings A–E share."""
+
+import torch
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet, resnet50
+
+FEATURES = 2048  # channels that ResNet50's average pooling gives
+
+
+def backbone(scale=1.0):
+    """A ResNet50 with random weights.
+
+    Args:
+        scale: 1 for the real network; less gives one block a stage and narrower bottlenecks
+            with the same 2048 outputs, for tests.
+
+    Returns:
+        torchvision's ResNet with its own fc layer, which only byol-pytorch's call runs through.
+    """
+    if scale == 1:
+        return resnet50(weights=None)
+    return ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=max(8, int(64 * scale)))
+
+
+def features(network, images):
+    """The backbone's pooled features: (B, 3, S, S) float images -> (B, 2048)."""
+    x = network.maxpool(network.relu(network.bn1(network.conv1(images))))  # (B, 64, S/4, S/4)
+    x = network.layer4(network.layer3(network.layer2(network.layer1(x))))  # (B, 2048, S/32, S/32)
+    return torch.flatten(network.avgpool(x), 1)
+
+
+class Head(nn.Module):
+    """The original's classifier: Conv1d(2048, 256, 1), ReLU, Dropout(0.5), Linear(256, classes).
+
+    Its input may be standardised by a fixed mean and deviation (see `standardise_by`), which
+    frozen features need: those of a random network are scaled so badly that nothing trains.
+    """
+
+    def __init__(self, classes, inputs=FEATURES, hidden=256, dropout=0.5):
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, hidden, 1)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden, classes)
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("deviation", torch.ones(inputs))
+
+    def standardise_by(self, features):
+        """Fixes mean and deviation from the training features, (N, inputs).
+
+        Nearly constant features are not blown up: no deviation counts as less than a tenth of
+        the average one.
+        """
+        deviation = features.std(dim=0)
+        self.mean.copy_(features.mean(dim=0))
+        self.deviation.copy_(deviation.clamp_min(0.1 * deviation.mean().clamp_min(1e-6)))
+
+    def activations(self, features):
+        """The second-last layer's output: what enters the last Linear, (B, 2048) -> (B, 256)."""
+        x = (features - self.mean) / self.deviation
+        return self.dropout(self.relu(self.conv(x.unsqueeze(-1)))).flatten(1)
+
+    def forward(self, features):
+        return self.linear(self.activations(features))
+
+
+class Classifier(nn.Module):
+    """A backbone under the head; a frozen one stays in eval mode and gets no gradient."""
+
+    def __init__(self, backbone, head, frozen=False):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.frozen = frozen
+        backbone.requires_grad_(not frozen)
+        backbone.fc = nn.Identity()
+        self.train()
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()  # else BatchNorm's running statistics would drift
+        return self
+
+    def features(self, images):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return features(self.backbone, images)
+
+    def forward(self, images):
+        return self.head(self.features(images))  # (B, 3, S, S) -> (B, classes)

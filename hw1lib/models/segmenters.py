@@ -1,0 +1,234 @@
+"""The three segmentation networks of Problem 2, and their outlines for diagrams.
+
+Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores through `scores`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import mobilenet_v3_large, vgg16
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation import (
+    DeepLabV3_ResNet101_Weights,
+    LRASPP_MobileNet_V3_Large_Weights,
+    deeplabv3,
+    deeplabv3_resnet101,
+    lraspp,
+    lraspp_mobilenet_v3_large,
+)
+from torchvision.models.vgg import cfgs, make_layers
+
+from hw1lib.data.landcover import CLASSES
+from hw1lib.errors import UserError
+
+NAMES = {
+    "fcn32s": "VGG16-FCN32s",
+    "lraspp": "LR-ASPP MobileNetV3-Large",
+    "deeplabv3": "DeepLabV3-ResNet101",
+}
+PAPERS = {
+    "fcn32s": "Long, Shelhamer and Darrell 2015, arXiv:1411.4038",
+    "lraspp": "Howard et al. 2019, arXiv:1905.02244",
+    "deeplabv3": "Chen et al. 2017, arXiv:1706.05587",
+}
+DIFFERENCE = {  # from VGG16-FCN32s, in words
+    "fcn32s": "It is the same model.",
+    "lraspp": "Its backbone is made of inverted residuals with depthwise convolutions and "
+    "squeeze-and-excite; its head multiplies 128 channels with a gate from global pooling, adds "
+    "scores of an earlier, finer layer, and enlarges them bilinearly.",
+    "deeplabv3": "Its backbone is a residual network whose last two stages are dilated instead of "
+    "strided, so they stay fine; its head looks at several scales at once (atrous spatial pyramid "
+    "pooling), and scores are enlarged bilinearly.",
+}
+STRIDE = {"fcn32s": 32, "lraspp": 8, "deeplabv3": 8}  # input pixels for one of the finest scores
+
+
+class VGG16_FCN32s(nn.Module):
+    """VGG16 features, two 4096-channel convolutions, one 32-fold upsampling: the original's own.
+
+    Args:
+        features: VGG16's convolutional part.
+        width: channels of conv6 and conv7; 4096 in the original.
+    """
+
+    def __init__(self, features, width=4096):
+        super().__init__()
+        channels = [m.out_channels for m in features if isinstance(m, nn.Conv2d)][-1]
+        classes = len(CLASSES)
+        self.vgg16 = features
+        self.conv6_1 = nn.Sequential(
+            nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(), nn.Dropout2d()
+        )
+        self.conv7_1 = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1), nn.ReLU(), nn.Dropout2d()
+        )
+        self.score_pred = nn.Conv2d(width, classes, kernel_size=1)
+        self.upsample = nn.ConvTranspose2d(classes, classes, kernel_size=32, stride=32)
+
+    def forward(self, images):
+        x = self.conv7_1(self.conv6_1(self.vgg16(images)))  # (B, 4096, H/32, W/32)
+        # Score layers stay in float32: better numerics, and bfloat16 1×1 convolutions with few
+        # output channels corrupt memory on some CPUs (torch 2.14).
+        device = "cpu" if images.is_meta else images.device.type  # no autocast on meta (outlines)
+        with torch.autocast(device, enabled=False):
+            return self.upsample(self.score_pred(x.float()))  # (B, 7, H, W)
+
+
+def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
+    """A segmentation network.
+
+    Args:
+        name: fcn32s, lraspp or deeplabv3.
+        scale: 1 for the real network; less shrinks width and depth, for tests.
+        pretrained: start from torchvision's weights (VGG16: ImageNet; the others: COCO with VOC
+            labels, whose last layers are replaced); needs the network or torch's cache.
+        norm_momentum: BatchNorm momentum; 0 keeps torchvision's.
+
+    Raises:
+        UserError: the pretrained weights cannot be had.
+    """
+    builders = {"fcn32s": _fcn32s, "lraspp": _lraspp, "deeplabv3": _deeplabv3}
+    try:
+        network = builders[name](scale, pretrained)
+    except OSError as error:  # URLError is one
+        raise UserError(
+            f"The pretrained weights of {NAMES[name]} could not be downloaded ({error}). Train "
+            f"from scratch with --set {name}.pretrained=false, or put the file into torch's cache "
+            f"({torch.hub.get_dir()}/checkpoints) on a machine that has network."
+        ) from error
+    if norm_momentum:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = norm_momentum
+    return network
+
+
+def _fcn32s(scale, pretrained):
+    if scale == 1:
+        return VGG16_FCN32s(vgg16(weights="IMAGENET1K_V1" if pretrained else None).features)
+    layers = [c if c == "M" else max(8, int(c * scale)) for c in cfgs["D"]]
+    return VGG16_FCN32s(make_layers(layers), width=max(16, int(4096 * scale / 8)))
+
+
+def _lraspp(scale, pretrained):
+    if pretrained and scale == 1:
+        network = lraspp_mobilenet_v3_large(weights=LRASPP_MobileNet_V3_Large_Weights.DEFAULT)
+        head = network.classifier
+        head.low_classifier = _resized(head.low_classifier)
+        head.high_classifier = _resized(head.high_classifier)
+        return network
+    if scale == 1:
+        return lraspp_mobilenet_v3_large(
+            weights=None, weights_backbone=None, num_classes=len(CLASSES)
+        )
+    trunk = mobilenet_v3_large(weights=None, dilated=True, width_mult=scale)
+    return lraspp._lraspp_mobilenetv3(trunk, len(CLASSES))
+
+
+def _deeplabv3(scale, pretrained):
+    if pretrained and scale == 1:
+        network = deeplabv3_resnet101(weights=DeepLabV3_ResNet101_Weights.DEFAULT)
+        network.classifier[4] = _resized(network.classifier[4])
+        network.aux_classifier = None
+        return network
+    if scale == 1:
+        return deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=len(CLASSES))
+    trunk = ResNet(
+        Bottleneck, [1, 1, 1, 1], width_per_group=max(8, int(64 * scale)),
+        replace_stride_with_dilation=[False, True, True],
+    )
+    return deeplabv3._deeplabv3_resnet(trunk, len(CLASSES), None)
+
+
+def _resized(layer):
+    """The same 1×1 convolution, new, for our classes."""
+    return nn.Conv2d(layer.in_channels, len(CLASSES), kernel_size=1)
+
+
+def scores(network, images):
+    """Class scores in float32: (B, 3, H, W) -> (B, 7, H, W).
+
+    FCN32s needs sides that are multiples of 32; others are padded by reflection, then cut.
+    """
+    height, width = images.shape[-2:]
+    pad = (0, -width % 32, 0, -height % 32)
+    out = network(F.pad(images, pad, mode="reflect") if any(pad) else images)
+    out = out["out"] if isinstance(out, dict) else out
+    return out[..., :height, :width].float()
+
+
+def real(name):
+    """The real network on torch's meta device: its text and shapes, without memory or time."""
+    with torch.device("meta"):
+        return build(name)
+
+
+def parameters(name):
+    """Number of parameters of the real network."""
+    return sum(p.numel() for p in real(name).parameters())
+
+
+def outline(name, size=512):
+    """The real network as the blocks of a diagram, in order of computation.
+
+    Args:
+        name: fcn32s, lraspp or deeplabv3.
+        size: side of the square input in pixels.
+
+    Returns:
+        A list of dicts with `label`, `part` (input, backbone, head, upsampling) and `shape`
+        (channels, height, width), read off the module as it runs.
+    """
+    network = real(name).eval()
+    blocks = [{"label": "image", "part": "input", "shape": (3, size, size)}]
+    hooks = []
+    for label, part, module in _BLOCKS[name](network):
+        def note(module, inputs, output, label=label, part=part):
+            blocks.append({"label": label, "part": part, "shape": tuple(output.shape[1:])})
+        hooks.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        network(torch.empty(1, 3, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    if name != "fcn32s":
+        shape = (len(CLASSES), size, size)
+        blocks.append({"label": "bilinear ×8", "part": "upsampling", "shape": shape})
+    return blocks
+
+
+def _fcn32s_blocks(network):
+    pools = [i for i, m in enumerate(network.vgg16) if isinstance(m, nn.MaxPool2d)]
+    for stage, index in enumerate(pools, start=1):
+        yield f"conv{stage} + pool", "backbone", network.vgg16[index]
+    yield "conv6 3×3", "head", network.conv6_1
+    yield "conv7 3×3", "head", network.conv7_1
+    yield "score 1×1", "head", network.score_pred
+    yield "transposed conv ×32", "upsampling", network.upsample
+
+
+def _lraspp_blocks(network):
+    trunk = network.backbone
+    names = list(trunk)
+    yield "conv 3×3", "backbone", trunk["0"]
+    for name in names[1:-1]:  # one block for each run of inverted residuals of one width
+        following = names[names.index(name) + 1]
+        width = trunk[name].out_channels
+        if following == names[-1] or trunk[following].out_channels != width:
+            yield "inverted residuals", "backbone", trunk[name]
+    yield "conv 1×1", "backbone", trunk[names[-1]]
+    yield "conv 1×1 (× gate)", "head", network.classifier.cbr
+    yield "score 1×1 (+ low-level)", "head", network.classifier.high_classifier
+
+
+def _deeplabv3_blocks(network):
+    yield "conv 7×7", "backbone", network.backbone["conv1"]
+    yield "max pool", "backbone", network.backbone["maxpool"]
+    for stage, rate in ((1, ""), (2, ""), (3, ", dilated 2"), (4, ", dilated 4")):
+        layer = network.backbone[f"layer{stage}"]
+        yield f"{len(layer)} bottlenecks{rate}", "backbone", layer
+    yield "ASPP, rates 12 24 36", "head", network.classifier[0]
+    yield "conv 3×3", "head", network.classifier[3]
+    yield "score 1×1", "head", network.classifier[4]
+
+
+_BLOCKS = {"fcn32s": _fcn32s_blocks, "lraspp": _lraspp_blocks, "deeplabv3": _deeplabv3_blocks}

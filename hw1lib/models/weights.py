@@ -1,0 +1,275 @@
+"""Optional weights: where they lie and how they load. Nothing here ever uses the network.
+
+SAM comes as a Hugging Face folder or as one of Meta's own .pth files; the course hands out a
+supervised ResNet50. Every file is read without running code from it.
+"""
+
+import json
+import re
+
+import torch
+
+from hw1lib import paths
+from hw1lib.errors import UserError
+
+SAM_FOLDERS = ("sam-vit-base", "sam-vit-large", "sam-vit-huge")
+SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
+
+SAM_HINT = (
+    "SAM's weights are not there: run `.venv/bin/hf download facebook/sam-vit-base config.json "
+    "model.safetensors --local-dir data/weights/sam-vit-base` (375 MB), or put Meta's "
+    "sam_vit_b_01ec64.pth into data/weights."
+)
+
+# Meta's names on the left, transformers' on the right; applied in this order.
+_SAM_NAMES = (
+    (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
+    (r"^image_encoder\.", "vision_encoder."),
+    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+    (r"\.neck\.0\.", ".neck.conv1."),
+    (r"\.neck\.1\.", ".neck.layer_norm1."),
+    (r"\.neck\.2\.", ".neck.conv2."),
+    (r"\.neck\.3\.", ".neck.layer_norm2."),
+    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    (r"\.point_embeddings\.", ".point_embed."),
+    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
+    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
+    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
+    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
+    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
+    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
+    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    # The small MLPs: three numbered layers there, an input, one inner and an output layer here.
+    (r"(_head|_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
+    (r"(_head|_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
+    (r"(_head|_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
+    (
+        r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+        "prompt_encoder.shared_embedding.positional_embedding",
+    ),
+)
+# transformers keeps one matrix under two names, and a file may hold it under either.
+_SHARED = (
+    "prompt_encoder.shared_embedding.positional_embedding",
+    "shared_image_embedding.positional_embedding",
+)
+
+
+def find_sam(folder=paths.WEIGHTS):
+    """Looks for SAM's weights, the smallest model first and a Hugging Face folder before a .pth.
+
+    Args:
+        folder: where weights lie.
+
+    Returns:
+        The Path to give to `load_sam`, or None.
+    """
+    for name in SAM_FOLDERS:
+        if all((folder / name / part).is_file() for part in ("config.json", "model.safetensors")):
+            return folder / name
+    for name in SAM_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def load_sam(path):
+    """Loads SAM from a Hugging Face folder or from one of Meta's .pth files.
+
+    Args:
+        path: the folder with config.json and model.safetensors, or the .pth file.
+
+    Returns:
+        A transformers SamModel in eval mode, float32, on the CPU. Every tensor comes from the
+        file: none is ever left at random values.
+
+    Raises:
+        UserError: the file is damaged or holds something else.
+    """
+    # transformers takes seconds to import; only who has SAM's weights waits for it.
+    from transformers import SamConfig, SamModel
+
+    remedy = f"Delete it and get it again; what is expected: {SAM_HINT.partition(': ')[2]}"
+    try:
+        if path.is_dir():
+            settings = json.loads((path / "config.json").read_text())
+            if settings.get("model_type") != "sam":
+                raise ValueError(f"its config.json is of type {settings.get('model_type')!r}")
+            config = SamConfig.from_dict(settings)
+            tensors = _read_safetensors(path / "model.safetensors")
+        else:
+            state = _read_pickle(path)
+            config = sam_config(state)
+            tensors = convert_sam(state)
+        for name, twin in (_SHARED, _SHARED[::-1]):
+            if name in tensors:
+                tensors.setdefault(twin, tensors[name])
+        # Meta's decoder normalises with 1e-5, transformers' files say 1e-6: one for both, so that
+        # the masks do not depend on which of the two files lies here.
+        config.mask_decoder_config.layer_norm_eps = 1e-5
+        with torch.device("meta"):  # no memory and no random numbers before the real ones
+            sam = SamModel(config)
+        missing = sam.load_state_dict(tensors, strict=False, assign=True).missing_keys
+        if missing:
+            raise ValueError(f"it lacks {len(missing)} tensors of SAM, first {missing[0]}")
+    except Exception as error:  # damage shows in many ways, all with the same remedy
+        raise UserError(
+            f"SAM's weights in {path} cannot be used: {_reason(error)}. {remedy}"
+        ) from error
+    return sam.float().eval()
+
+
+def sam_config(state):
+    """Reads the model's size from Meta's tensors, so that no file name has to be trusted.
+
+    Args:
+        state: Meta's state dict of any SAM with a plain ViT encoder (vit_b, vit_l, vit_h).
+
+    Returns:
+        The transformers SamConfig.
+    """
+    from transformers import (
+        SamConfig,
+        SamMaskDecoderConfig,
+        SamPromptEncoderConfig,
+        SamVisionConfig,
+    )
+
+    encoder, prompts, decoder = "image_encoder.", "prompt_encoder.", "mask_decoder."
+    _, grid, _, width = state[encoder + "pos_embed"].shape
+    patch = state[encoder + "patch_embed.proj.weight"].shape[-1]
+    # A table of relative positions has 2·n - 1 rows: n is the grid where attention is global,
+    # the window elsewhere.
+    tables = [
+        state[f"{encoder}blocks.{index}.attn.rel_pos_h"]
+        for index in range(_count(state, encoder + "blocks."))
+    ]
+    reaches = [(len(table) + 1) // 2 for table in tables]
+    vision = SamVisionConfig(
+        hidden_size=width,
+        output_channels=state[encoder + "neck.0.weight"].shape[0],
+        num_hidden_layers=len(tables),
+        num_attention_heads=width // tables[0].shape[1],
+        image_size=grid * patch,
+        patch_size=patch,
+        window_size=min(reaches),
+        global_attn_indexes=[index for index, reach in enumerate(reaches) if reach == grid],
+        num_pos_feats=state[prompts + "pe_layer.positional_encoding_gaussian_matrix"].shape[1],
+        mlp_dim=state[encoder + "blocks.0.mlp.lin1.weight"].shape[0],
+    )
+    prompt = SamPromptEncoderConfig(
+        hidden_size=state[prompts + "no_mask_embed.weight"].shape[1],
+        image_size=grid * patch,
+        patch_size=patch,
+        mask_input_channels=state[prompts + "mask_downscaling.3.weight"].shape[0],
+    )
+    mask = SamMaskDecoderConfig(
+        hidden_size=state[decoder + "mask_tokens.weight"].shape[1],
+        mlp_dim=state[decoder + "transformer.layers.0.mlp.lin1.weight"].shape[0],
+        num_hidden_layers=_count(state, decoder + "transformer.layers."),
+        iou_head_hidden_dim=state[decoder + "iou_prediction_head.layers.0.weight"].shape[0],
+    )
+    return SamConfig(
+        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=mask
+    )
+
+
+def convert_sam(state):
+    """Renames Meta's SAM tensors to transformers' names; values stay as they are."""
+    tensors = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _SAM_NAMES:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = tensor
+    return tensors
+
+
+def load_backbone(path):
+    """Loads the course's supervised ResNet50, `pretrain_model_SL.pt`, without its classifier.
+
+    Args:
+        path: a state dict of torchvision's resnet50. It may be wrapped as {"state_dict": …} or
+            {"model": …}, its names may begin with "module.", and fc may have any size.
+
+    Returns:
+        {name: tensor} with exactly the names and shapes of torchvision's resnet50, less fc.
+
+    Raises:
+        UserError: the file is damaged, needs code to load, or holds another network.
+    """
+    from torchvision.models import resnet50
+
+    remedy = (
+        "It must be the state dict of torchvision's resnet50, saved as "
+        "torch.save(model.state_dict(), path); get the course's file again, or remove it: then "
+        "a supervised backbone is trained on the labelled pool."
+    )
+    try:
+        state = _read_pickle(path)
+        for wrapper in ("state_dict", "model"):
+            if isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        with torch.device("meta"):
+            expected = resnet50(weights=None).state_dict()
+        tensors = {}
+        for name, wanted in expected.items():
+            if name.startswith("fc."):
+                continue
+            if name.endswith(".num_batches_tracked"):  # files from old versions lack the counters
+                state.setdefault(name, torch.tensor(0))
+            if name not in state:
+                raise ValueError(f"it lacks {name}")
+            if state[name].shape != wanted.shape:
+                shapes = f"{tuple(state[name].shape)}, not {tuple(wanted.shape)}"
+                raise ValueError(f"its {name} has the shape {shapes}")
+            tensors[name] = state.pop(name)
+        foreign = [name for name in state if not name.startswith("fc.")]
+        if foreign:
+            raise ValueError(f"it has {foreign[0]}, which no resnet50 has")
+    except Exception as error:  # damage shows in many ways, all with the same remedy
+        raise UserError(
+            f"The backbone in {path} cannot be used: {_reason(error)}. {remedy}"
+        ) from error
+    return tensors
+
+
+def _read_pickle(path):
+    """A dict of plain tensors from a file of torch.save; code in it is refused, not run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # not there, or not to be read: the system says it best
+    except Exception as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ValueError("it holds a pickled object whose loading would run code") from error
+        raise ValueError("it is damaged or no file of torch.save") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
+    return state
+
+
+def _read_safetensors(path):
+    """{name: tensor} from a .safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged or not complete") from error
+
+
+def _count(state, prefix):
+    """How many numbered layers begin with a prefix."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _reason(error):
+    """What an exception says, short enough for one sentence."""
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200].rstrip(".: ") or type(error).__name__

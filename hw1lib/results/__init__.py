@@ -1,0 +1,1 @@
+"""From plain results to numbers, pictures, sentences and the report."""

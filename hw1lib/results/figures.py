@@ -1,0 +1,105 @@
+"""The house style of every figure, how figures are saved, and the pictures that both problems use.
+
+A figure is a function from plain results to a matplotlib Figure; none touches a model, a loop or
+global state. Files are the same to the byte for the same results and the same matplotlib.
+"""
+
+import matplotlib
+import seaborn
+from matplotlib.figure import Figure
+
+from hw1lib import store
+
+INK = "#22313f"
+MUTED = "#7b8794"
+PALETTE = seaborn.color_palette("colorblind", 10).as_hex()
+STYLE = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e8eb",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "svg.hashsalt": "hw1lib",
+    "pdf.fonttype": 42,
+}
+METADATA = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def save(figure, path, dpi=160):
+    """Writes a figure as PNG, PDF or SVG, by the path's ending, without date or version."""
+    kind = path.suffix.removeprefix(".")
+    with matplotlib.rc_context(STYLE), store.replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
+
+
+def canvas(rows=1, columns=1, size=(6.4, 3.6), **options):
+    """A figure in the house style with its axes as a flat list."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def show(axes, image, title="", size=8):
+    axes.imshow(image, interpolation="nearest")
+    bare(axes)
+    axes.set_title(title, fontsize=size)
+
+
+def bare(axes):
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def image_grid(rows, title_size=8):
+    """Rows of example images.
+
+    Args:
+        rows: dict from a row's name to a list of (H, W, 3) uint8 images.
+    """
+    columns = max(len(images) for images in rows.values())
+    size = (min(0.85 * columns + 1.6, 7.2), 0.82 * len(rows))
+    figure, axes = canvas(len(rows), columns, size)
+    for axis in axes:
+        bare(axis)
+    for row, (name, images) in enumerate(rows.items()):
+        for column, image in enumerate(images):
+            show(axes[row * columns + column], image)
+        axes[row * columns].set_ylabel(
+            name, rotation=0, ha="right", va="center", fontsize=title_size
+        )
+    return figure
+
+
+def epochs(axis):
+    axis.set_xlabel("epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def timing(table):
+    """Seconds of each step."""
+    figure, axes = canvas(1, 1, (6.4, 0.24 * len(table) + 0.8))
+    axis = axes[0]
+    axis.barh(table["step"], table["seconds"], color=PALETTE[0])
+    for place, seconds in enumerate(table["seconds"]):
+        axis.text(seconds, place, f" {seconds:.0f} s", va="center", fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds")
+    axis.grid(axis="y", visible=False)
+    return figure

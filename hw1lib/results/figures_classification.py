@@ -1,0 +1,149 @@
+"""The pictures of Problem 1: data, pre-training, fine-tuning, embeddings."""
+
+import itertools
+
+import numpy as np
+import seaborn
+
+from hw1lib.results.figures import INK, MUTED, PALETTE, canvas, epochs
+
+SETTING_COLOURS = dict(zip("ABCDE", (PALETTE[7], PALETTE[0], PALETTE[2], PALETTE[9], PALETTE[1])))
+MARKERS = "osD^vP*X<>hdp"
+
+
+def class_counts(counts):
+    """Images of each class in each split.
+
+    Args:
+        counts: dict from a split's name to a dict from class to number of images.
+    """
+    classes = list(next(iter(counts.values())))
+    figure, axes = canvas(1, len(counts), (7, max(2, 0.17 * len(classes) + 0.9)), sharey=True)
+    for axis, (split, values) in zip(axes, counts.items()):
+        axis.barh(classes, [values.get(c, 0) for c in classes], color=PALETTE[0])
+        axis.set_title(f"{split}: {sum(values.values()):,} images")
+        axis.invert_yaxis() if axis is axes[0] else None
+        axis.grid(axis="y", visible=False)
+    axes[0].tick_params(axis="y", labelsize=8 if len(classes) <= 20 else 5)
+    return figure
+
+
+def pretraining_curves(history, supervised=None):
+    """Loss and embedding spread of self-supervised pre-training, and the supervised loss.
+
+    Args:
+        history: DataFrame with epoch, loss and deviation.
+        supervised: DataFrame with epoch and loss, or None where a file was given.
+    """
+    with_labels = supervised is not None and len(supervised)
+    figure, axes = canvas(1, 3 if with_labels else 2, (7.2 if with_labels else 5.2, 2.4))
+    axes[0].plot(history["epoch"], history["loss"], color=PALETTE[2], marker="o", markersize=3)
+    axes[0].set_title("self-supervised loss")
+    axes[1].plot(
+        history["epoch"], history["deviation"], color=PALETTE[2], marker="o", markersize=3
+    )
+    axes[1].set_ylim(0, 1.05)
+    axes[1].set_title("embedding deviation × √d\n(0: collapse, 1: spread out)", fontsize=9)
+    if with_labels:
+        axes[2].plot(
+            supervised["epoch"], supervised["loss"], color=PALETTE[0], marker="o", markersize=3
+        )
+        axes[2].set_title("supervised loss")
+    for axis in axes:
+        epochs(axis)
+    return figure
+
+
+def finetune_curves(histories):
+    """Training loss and validation accuracy of all settings.
+
+    Args:
+        histories: dict from setting to DataFrame with epoch, loss and accuracy.
+    """
+    figure, axes = canvas(1, 2, (7, 2.8))
+    for setting, history in histories.items():
+        style = dict(
+            color=SETTING_COLOURS[setting], label=setting,
+            linestyle="--" if setting in "DE" else "-",
+        )
+        axes[0].plot(history["epoch"], history["loss"], **style)
+        axes[1].plot(history["epoch"], history["accuracy"], **style)
+    axes[0].set_title("training loss")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_title("validation accuracy")
+    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    axes[1].legend(title="dashed: frozen", ncols=2, fontsize=8, title_fontsize=8)
+    for axis in axes:
+        epochs(axis)
+    return figure
+
+
+def finetune_accuracy(table):
+    """Accuracy of settings and controls with 95 % intervals.
+
+    Args:
+        table: DataFrame as in tables/finetune.csv.
+    """
+    figure, axes = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
+    axis = axes[0]
+    places = np.arange(len(table))
+    for place, row in zip(places, table.itertuples()):
+        colour = SETTING_COLOURS.get(row.setting, MUTED)
+        axis.barh(place, row.accuracy, color=colour, alpha=0.85)
+        axis.hlines(place, row.ci_low, row.ci_high, color=INK, linewidth=1.5)
+        axis.plot(row.accuracy_last, place, "D", color="white", markeredgecolor=INK, markersize=5)
+    axis.plot([], [], "D", color="white", markeredgecolor=INK, label="last epoch")
+    axis.hlines([], 0, 0, color=INK, label="Wilson 95 % interval")
+    axis.set_yticks(places, table["setting"])
+    axis.invert_yaxis()
+    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.set_xlabel("validation accuracy (bar: best epoch)")
+    axis.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper right", ncols=2, fontsize=8)
+    return figure
+
+
+def embedding(points, labels, classes, title):
+    """A plane of points, one colour and marker for each class.
+
+    Args:
+        points: (N, 2) coordinates.
+        labels: (N,) class numbers.
+        classes: names of the classes.
+        title: of the picture.
+    """
+    few = len(classes) <= 10
+    figure, axes = canvas(1, 1, (5.4, 3.9) if few else (7.2, 5.6))
+    axis = axes[0]
+    colours = PALETTE if few else seaborn.husl_palette(len(classes), s=0.85, l=0.55).as_hex()
+    # Neighbours on the colour circle differ in their marker.
+    for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):
+        chosen = labels == number
+        axis.scatter(
+            points[chosen, 0], points[chosen, 1], s=14 if few else 7, marker=marker,
+            color=colours[number % len(colours)], linewidths=0, alpha=0.8, label=classes[number],
+        )
+    axis.set_title(title)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    figure.legend(
+        loc="outside right center", fontsize=8 if few else 4.5, markerscale=1.6,
+        ncols=1 if few else 2, handletextpad=0.2,
+    )
+    return figure
+
+
+def confusion(matrix, classes):
+    """A confusion matrix, each row as shares of its true class."""
+    figure, axes = canvas(1, 1, (5.2, 4.4))
+    axis = axes[0]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    few = len(classes) <= 12
+    seaborn.heatmap(
+        shares, ax=axis, cmap="Blues", vmin=0, vmax=1, annot=few, fmt=".2f", cbar=not few,
+        annot_kws={"fontsize": 7}, xticklabels=classes, yticklabels=classes, square=True,
+    )
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.tick_params(labelsize=7 if few else 4)
+    return figure

@@ -1,0 +1,206 @@
+"""Sentences computed from results, so that no claim can contradict its table.
+
+"Better" is said only where an exact McNemar test on the same images supports it at 5 %. Rankings
+and tests use the last epoch, which nothing was chosen by.
+"""
+
+import numpy as np
+
+from hw1lib.data.landcover import SCORED
+from hw1lib.results.statistics import mcnemar
+from hw1lib.results.tables import percent
+
+LEVEL = 0.05
+
+
+def compare(first, second, right, names=None):
+    """Says whether `first` differs from `second`.
+
+    Args:
+        first, second: rows of the table.
+        right: dict from row to (N,) bool, which validation images it got right.
+        names: dict from row to how the sentence calls it.
+    """
+    names = names or {}
+    one, two = names.get(first, f"setting {first}"), names.get(second, f"setting {second}")
+    share, other = right[first].mean(), right[second].mean()
+    p = mcnemar(right[first], right[second])
+    if p >= LEVEL:
+        return (
+            f"Between {one} ({percent(share)}) and {two} ({percent(other)}) there is no "
+            f"difference that {len(right[first])} images can show ({p_value(p)})."
+        )
+    word = "better" if share > other else "worse"
+    return (
+        f"{_capital(one)} ({percent(share)}) is {word} than {two} ({percent(other)}) by "
+        f"{points(abs(share - other))} ({p_value(p)})."
+    )
+
+
+def ranking(right):
+    """Names the best of the settings A–E and what it can be told apart from."""
+    shares = {s: r.mean() for s, r in right.items() if s in "ABCDE"}
+    order = sorted(shares, key=lambda s: (-shares[s], s))
+    best = order[0]
+    same = [s for s in order[1:] if mcnemar(right[best], right[s]) >= LEVEL]
+    text = (
+        f"At the last epoch setting {best} has the highest validation accuracy, "
+        f"{percent(shares[best])}, {points(shares[best] - shares[order[1]])} ahead of setting "
+        f"{order[1]}; the order is {', '.join(order)}."
+    )
+    if same:
+        return text + (
+            f" {len(right[best])} images cannot tell it from {listed(same)} (exact McNemar test)."
+        )
+    return text + " The exact McNemar test tells it from each of the others."
+
+
+def pretraining(right):
+    """What pre-training brings when everything is fine-tuned: B and C against A, C against B."""
+    return " ".join(
+        compare(a, b, right)
+        for a, b in (("B", "A"), ("C", "A"), ("C", "B"))
+    )
+
+
+def domains(right, pool, target):
+    """What frozen against unfrozen says about the two domains."""
+    parts = []
+    for frozen, free, kind in (("D", "B", "supervised"), ("E", "C", "self-supervised")):
+        gap = right[free].mean() - right[frozen].mean()
+        p = mcnemar(right[free], right[frozen])
+        if p >= LEVEL:
+            parts.append(
+                f"Freezing the {kind} backbone ({frozen} against {free}) changes nothing that "
+                f"{len(right[free])} images can show ({percent(right[frozen].mean())} against "
+                f"{percent(right[free].mean())}, {p_value(p)}): what it learnt on {pool} serves "
+                f"{target} as it is."
+            )
+        elif gap > 0:
+            parts.append(
+                f"Freezing the {kind} backbone ({frozen} against {free}) costs {points(gap)} "
+                f"({p_value(p)}): features learnt on {pool} do not carry over to {target} whole, "
+                "they have to be adapted."
+            )
+        else:
+            parts.append(
+                f"The frozen {kind} backbone ({frozen}) is even {points(-gap)} better than the "
+                f"fine-tuned one ({free}; {p_value(p)}): what it learnt on {pool} serves {target}, "
+                "and with so few labelled images fine-tuning loses part of it."
+            )
+    return " ".join(parts)
+
+
+def controls(right):
+    """Whether the self-supervised features hold more than the controls do."""
+    names = {
+        "E": "a head on the frozen self-supervised features (E)",
+        "random": "the same head on a frozen random backbone",
+        "colour": "the same head on colour statistics alone",
+    }
+    return " ".join(compare("E", other, right, names) for other in ("random", "colour"))
+
+
+def embedding(numbers, setting):
+    """Whether classes are denser and more separate at the last epoch than at the first."""
+    first, last = numbers["silhouette_first"], numbers["silhouette_last"]
+    pure, purer = numbers["purity_first"], numbers["purity_last"]
+    denser = "denser and further apart" if last > first else "not denser or further apart"
+    neighbours = {True: "more", False: "fewer"}[purer > pure]
+    return (
+        f"From the first to the last epoch of setting {setting} the mean silhouette of the "
+        f"activations goes from {first:.3f} to {last:.3f}: the classes are {denser}. "
+        f"{_capital(neighbours)} of an image's nearest neighbours belong to its own class "
+        f"({percent(purer)} after {percent(pure)}). PCA's two axes hold "
+        f"{percent(numbers['pca_variance'])} of the variance; t-SNE keeps neighbourhoods with a "
+        f"trustworthiness of {numbers['trustworthiness_first']:.3f} and "
+        f"{numbers['trustworthiness_last']:.3f}, but its distances between clusters mean nothing."
+    )
+
+
+def segmentation(metrics, names, improved):
+    """Which model is best at its last epoch, by how much, and what is hard for it."""
+    last = {m: metrics[m]["miou_last"] for m in names}
+    order = sorted(last, key=lambda m: (-last[m], m))
+    best, second = order[:2]
+    text = (
+        f"At the last epoch {names[best]} is best with a mIoU of {last[best]:.3f}, "
+        f"{last[best] - last[second]:.3f} ahead of {names[second]}. "
+    )
+    gain = last[improved] - last["fcn32s"]
+    word = "above" if gain >= 0 else "below"
+    text += (
+        f"The improved model, {names[improved]}, is {abs(gain):.3f} {word} {names['fcn32s']}. "
+    )
+    control = metrics["colour"]["miou_last"]
+    above = [names[m] for m in order if last[m] > control]
+    text += f"A look-up table of colours alone reaches {control:.3f}; "
+    if above:
+        text += f"above it is {listed(above)}." if len(above) == 1 else f"above it are {listed(above)}."
+    else:
+        text += "no model is above it."
+    return text + " " + hardest(metrics[best]["iou"], names[best])
+
+
+def hardest(iou, name):
+    """The class with the lowest IoU, and the classes that do not occur."""
+    measured = {c: v for c, v in iou.items() if v is not None}
+    worst = min(measured, key=measured.get)
+    text = f"The hardest class for {name} is {worst} (IoU {measured[worst]:.3f})."
+    absent = [c for c in SCORED if c not in measured]
+    if absent:
+        text += (
+            f" {_capital(listed(absent))} occurs neither in these labels nor in its predictions "
+            "and is left out of its mean."
+        )
+    return text
+
+
+def stages(by_stage, name):
+    """How the mean of the shown images' mIoU moves from the early to the final stage."""
+    values = {stage: float(np.mean(scores)) for stage, scores in by_stage.items()}
+    path = ", ".join(f"{value:.3f} ({stage})" for stage, value in values.items())
+    grows = values["final"] > values["early"]
+    return (
+        f"Over these images the mean mIoU of {name} is {path}: it "
+        f"{'gains' if grows else 'does not gain'} from the early to the final stage."
+    )
+
+
+def everything(rows, names):
+    """What the everything masks are worth for land cover, method by method."""
+    parts = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+
+        def mean(key, mine=mine):
+            return float(np.mean([row[key] for row in mine]))
+
+        change = mean("vote_miou") - mean("model_miou")
+        word = "raises" if change > 0 else "lowers"
+        parts.append(
+            f"{names[method]} finds {mean('masks'):.0f} masks an image on average; if each took "
+            f"the right class, {percent(mean('asa'))} of the pixels would be right (an upper "
+            f"bound). Letting our own model vote inside each mask {word} its mIoU by "
+            f"{abs(change):.3f} on these images."
+        )
+    return " ".join(parts)
+
+
+def points(share):
+    """0.042 -> 4.2 percentage points."""
+    return f"{100 * share:.1f} percentage points"
+
+
+def p_value(p):
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def listed(items):
+    """A, B and C."""
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _capital(text):
+    return text[:1].upper() + text[1:]

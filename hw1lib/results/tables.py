@@ -1,0 +1,138 @@
+"""The report's tables as DataFrames, with the columns that users and checks rely on."""
+
+import pandas as pd
+
+from hw1lib import store
+from hw1lib.data.landcover import SCORED
+from hw1lib.results.statistics import wilson
+
+FINETUNE = [
+    "setting", "pretraining", "finetuning", "accuracy", "correct", "total", "ci_low", "ci_high",
+    "epoch", "accuracy_last",
+]
+SEEDS = ["setting", "seed", "accuracy", "accuracy_last"]
+SEGMENTATION = [
+    "model", "miou", "miou_last", *SCORED, "pixel_accuracy", "parameters", "epoch",
+]
+EVERYTHING = [
+    "method", "image", "masks", "coverage", "asa", "oracle_miou", "vote_miou",
+    "boundary_recall", "boundary_precision",
+]
+WHAT = {  # a row of the fine-tuning table: what it starts from, what is trained
+    "A": ("none (random weights)", "backbone and head"),
+    "B": ("supervised", "backbone and head"),
+    "C": ("self-supervised", "backbone and head"),
+    "D": ("supervised", "head; backbone frozen"),
+    "E": ("self-supervised", "head; backbone frozen"),
+    "random": ("none (random weights)", "head; backbone frozen"),
+    "knn": ("self-supervised", "nothing: k-NN on frozen features"),
+    "colour": ("none", "head on colour mean and deviation"),
+}
+
+
+def finetune(metrics, supervised_source):
+    """The table of settings and controls.
+
+    Args:
+        metrics: dict from setting or control to that step's metrics.
+        supervised_source: file or pool, where the backbone of B and D comes from.
+    """
+    origin = {"file": "supervised (the data's file)", "pool": "supervised (trained here)"}
+    rows = []
+    for setting, values in metrics.items():
+        low, high = wilson(values["correct"], values["total"])
+        pretraining, finetuning = WHAT[setting]
+        if pretraining == "supervised":
+            pretraining = origin[supervised_source]
+        rows.append(
+            {"setting": setting, "pretraining": pretraining, "finetuning": finetuning,
+             "ci_low": low, "ci_high": high, **values}
+        )
+    return pd.DataFrame(rows)[FINETUNE]
+
+
+def finetune_seeds(metrics, seed):
+    """Accuracy of each setting for each seed."""
+    rows = [{"setting": s, "seed": seed, **values} for s, values in metrics.items()]
+    return pd.DataFrame(rows)[SEEDS]
+
+
+def segmentation(metrics, parameters):
+    """The table of segmentation models and the colour control.
+
+    Args:
+        metrics: dict from model (or colour) to that step's metrics.
+        parameters: dict from model to the real network's number of parameters.
+    """
+    rows = [
+        {"model": model, **values, **values["iou"], "parameters": parameters.get(model)}
+        for model, values in metrics.items()
+    ]
+    table = pd.DataFrame(rows)[SEGMENTATION]
+    return table.astype({"parameters": "Int64"}).astype(dict.fromkeys(SCORED, "float64"))
+
+
+def everything(rows, images, sam_there):
+    """The table of everything masks; SAM's rows are empty where its weights are missing."""
+    if not sam_there:
+        rows = [{"method": "sam", "image": image} for image in images] + rows
+    return pd.DataFrame(rows, columns=EVERYTHING).astype({"masks": "Int64"})
+
+
+def timings(results):
+    """Seconds, device and start of each step."""
+    rows = [
+        {"step": r.step, "seconds": r.run["seconds"], "device": r.run["device"],
+         "started": r.run["started"]}
+        for r in results
+    ]
+    return pd.DataFrame(rows, columns=["step", "seconds", "device", "started"])
+
+
+def write_csv(path, table):
+    """Writes a table atomically: fractions with six digits, what was not measured empty."""
+    store.write_text(path, table.to_csv(index=False, float_format="%.6f"))
+
+
+def markdown(table, formats=None, names=None):
+    """A pipe table for pandoc.
+
+    Args:
+        table: DataFrame.
+        formats: dict from column to a function from a value to text; missing values become –.
+        names: dict from column to its heading; columns that are not in it keep their name.
+    """
+    formats, names = formats or {}, names or {}
+    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table]
+    lines = [
+        _line(names.get(column, column) for column in table),
+        _line("---:" if right else ":---" for right in numeric),
+    ]
+    for row in table.itertuples(index=False):
+        lines.append(
+            _line(
+                "–" if pd.isna(value) else escape(formats.get(column, str)(value))
+                for column, value in zip(table, row)
+            )
+        )
+    return "\n".join(lines)
+
+
+def _line(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def escape(text):
+    """Makes any text harmless inside Markdown: no markup, no HTML, one line."""
+    special = r"\`*_{}[]<>#|~^$@"
+    return "".join("\\" + c if c in special else c for c in " ".join(str(text).split()))
+
+
+def percent(share):
+    """0.4211 -> 42.1 %."""
+    return f"{100 * share:.1f} %"
+
+
+def fraction(value):
+    """0.68671 -> 0.687."""
+    return f"{value:.3f}"

@@ -1,0 +1,238 @@
+"""The steps: what each reads, what made it, and how it is run.
+
+A step's key is a hash of exactly its settings, its data, the keys of the steps it builds on, and
+a version number that is raised by hand when its code changes what it computes.
+"""
+
+import dataclasses
+import datetime
+import functools
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from hw1lib import profiles, store
+from hw1lib.data import layout
+from hw1lib.errors import UserError
+from hw1lib.loops import everything, finetune, pretrain, segment, training
+from hw1lib.models import weights
+from hw1lib.results import embedding
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work whose result is kept.
+
+    Attributes:
+        name: such as pretrain or finetune-C.
+        problem: 1 or 2.
+        reads: the settings that it depends on, whole groups or single ones.
+        data: the splits that it depends on, such as pool.
+        upstream: the steps whose results it needs.
+        run: function(draft, context); writes the results.
+        version: raised by hand when `run` computes something else.
+    """
+
+    name: str
+    problem: int
+    reads: tuple[str, ...]
+    data: tuple[str, ...]
+    upstream: tuple[str, ...]
+    run: Callable
+    version: int = 1
+
+
+def _all():
+    office = ("train", "val")
+    tiles = ("tiles_train", "tiles_validation")
+    yield Step(
+        "pretrain", 1, ("pretrain",), ("pool",), (),
+        lambda draft, c: pretrain.self_supervised(draft, c.data.problem1, c.profile, c.device),
+    )
+    yield Step(
+        "pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (),
+        lambda draft, c: pretrain.supervised(draft, c.data.problem1, c.profile, c.device),
+    )
+    for setting, (source, _) in finetune.PLAN.items():
+        control = setting in profiles.CONTROLS
+        run = _knn if setting == "knn" else _finetune(setting, source)
+        name = f"{'control' if control else 'finetune'}-{setting}"
+        yield Step(name, 1, ("finetune",), office, (source,) if source else (), run)
+    yield Step(
+        "control-colour", 1, ("finetune",), office, (),
+        lambda draft, c: finetune.colour(draft, c.data.problem1, c.profile, c.device),
+    )
+    yield Step("embed", 1, ("embed",), ("train",), ("finetune-{embed.setting}",), _embed)
+    for name in profiles.SEGMENTERS:
+        reads = (name, "segmentation.stage_images")
+        yield Step(f"segment-{name}", 2, reads, tiles, (), _segment(name))
+    yield Step(
+        "segment-colour", 2, (), tiles, (),
+        lambda draft, c: segment.colour(draft, c.data.problem2),
+    )
+    yield Step(
+        "everything", 2, ("everything",), ("tiles_validation", "sam_weights"),
+        ("segment-{segmentation.improved}",), _everything,
+    )
+
+
+def _finetune(setting, source):
+    def run(draft, context):
+        backbone = context.done(source).weights() if source else None
+        data, profile = context.data.problem1, context.profile
+        finetune.run(draft, data, profile, setting, backbone, context.device)
+    return run
+
+
+def _knn(draft, context):
+    backbone = context.done("pretrain").weights()
+    finetune.knn(draft, context.data.problem1, context.profile, backbone, context.device)
+
+
+def _segment(name):
+    def run(draft, context):
+        segment.run(draft, context.data.problem2, context.profile, name, context.device)
+    return run
+
+
+def _embed(draft, context):
+    settings = context.profile.embed
+    source = context.done(f"finetune-{settings.setting}")
+    plane, numbers = embedding.project(
+        source.array("activations_first"),
+        source.array("activations_last"),
+        context.data.problem1.train.labels,
+        settings.perplexity,
+        context.profile.seed,
+    )
+    for name, points in plane.items():
+        draft.array(name, points)
+    draft.history([])
+    draft.metrics(numbers)
+
+
+def _everything(draft, context):
+    model = context.done(f"segment-{context.profile.segmentation.improved}")
+    everything.run(
+        draft, context.data.problem2, context.profile, model.array("predictions"),
+        weights.find_sam(), context.device,
+    )
+
+
+class Steps:
+    """The steps of one profile on one data root: their keys, states and results.
+
+    Args:
+        profile: profiles.Profile.
+        data: layout.Layout.
+        results: store.Store.
+        device: torch device for what has to run.
+    """
+
+    def __init__(self, profile, data, results, device):
+        self.profile = profile
+        self.data = data
+        self.store = results
+        self.device = device
+        self._keys = {}
+        self._fingerprints = {}
+
+    @functools.cached_property
+    def all(self):
+        """The steps that this data allows, by name, each after those that it builds on."""
+        there = {1: self.data.problem1 is not None, 2: self.data.problem2 is not None}
+        return {step.name: self._filled(step) for step in _all() if there[step.problem]}
+
+    def _filled(self, step):
+        """Replaces settings in the names of upstream steps, as in finetune-{embed.setting}."""
+        groups = {f.name: getattr(self.profile, f.name) for f in dataclasses.fields(self.profile)}
+        names = tuple(name.format(**groups) for name in step.upstream)
+        return dataclasses.replace(step, upstream=names)
+
+    def step(self, name):
+        """A step by name.
+
+        Raises:
+            UserError: there is no such step, or this data has no such problem.
+        """
+        if name not in self.all:
+            raise UserError(
+                f"There is no step {name!r} for {self.data.root}; there are: "
+                f"{', '.join(self.all)}."
+            )
+        return self.all[name]
+
+    def config(self, name):
+        """Everything that a step's result follows from, as plain data."""
+        step = self.step(name)
+        settings = {name: _setting(self.profile, name) for name in step.reads}
+        shared = {"seed": self.profile.seed, "model_scale": self.profile.model_scale}
+        if step.problem == 1:
+            data = self.profile.data
+            shared |= {"image_size": data.image_size, "overhead": data.overhead}
+        return {
+            "step": name,
+            "version": step.version,
+            "settings": {"profile": shared, **settings},
+            "data": {split: self._fingerprint(split) for split in step.data},
+            "upstream": {other: self.key(other) for other in step.upstream},
+        }
+
+    def key(self, name):
+        if name not in self._keys:
+            self._keys[name] = store.key_of(self.config(name))
+        return self._keys[name]
+
+    def _fingerprint(self, split):
+        if split not in self._fingerprints:
+            one, two = self.data.problem1, self.data.problem2
+            if split == "sam_weights":
+                sam = weights.find_sam()
+                file = sam / "model.safetensors" if sam and sam.is_dir() else sam
+                value = store.file_hash(file) if file else None
+            elif split == "backbone_file":
+                file = one.supervised_backbone
+                value = store.file_hash(file) if file else None
+            elif split.startswith("tiles_"):
+                value = layout.fingerprint(getattr(two, split.removeprefix("tiles_")))
+            else:
+                value = layout.fingerprint(getattr(one, split))
+            self._fingerprints[split] = value
+        return self._fingerprints[split]
+
+    def status(self, name):
+        """done, to resume or to run."""
+        return self.store.status(name, self.key(name))
+
+    def done(self, name):
+        """The result of a step, which is run first if need be; so are the steps it builds on."""
+        step, key = self.step(name), self.key(name)
+        if self.store.done(name, key):
+            return self.store.result(name, key)
+        for other in step.upstream:
+            self.done(other)
+        with self.store.claimed(name, key, self.config(name)) as draft:
+            if draft is not None:
+                started = time.time()
+                training.say(f"{name}: {self.store.status(name, key)} on {self.device}")
+                step.run(draft, self)
+                store.write_json(draft.folder / "run.json", self._provenance(started))
+        return self.store.result(name, key)
+
+    def _provenance(self, started):
+        packages = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy")
+        return {
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
+            "seconds": round(time.time() - started, 3),
+            "device": str(self.device),
+            "bfloat16": training.autocast_dtype("auto", self.device) is not None,
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in packages},
+        }
+
+
+def _setting(profile, dotted):
+    value = functools.reduce(getattr, dotted.split("."), profile)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value

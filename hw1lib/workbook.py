@@ -1,0 +1,84 @@
+"""What a notebook imports: one object that runs or loads steps and shows their results."""
+
+from pathlib import Path
+
+from IPython.display import Image, Markdown
+
+from hw1lib import answers, gallery, paths, profiles
+from hw1lib.data import layout, sample
+from hw1lib.errors import UserError
+from hw1lib.loops import training
+from hw1lib.results import figures, tables
+from hw1lib.steps import Steps
+from hw1lib.store import Store
+
+
+class Workbook:
+    """One profile on one data root, with its build folder.
+
+    Args:
+        profile: smoke, demo, seed or strong.
+        data_root: folder with p1_data/ and p2_data/; empty for the Earth sample.
+        out: build folder; empty for report/build/<profile>/.
+        settings: dict of dotted settings that replace the profile's.
+        device: auto, cpu or another torch device.
+
+    Raises:
+        UserError: anything that the caller can mend.
+    """
+
+    def __init__(self, profile="smoke", data_root="", out="", settings=None, device="auto"):
+        self.profile = profiles.get(profile, settings)
+        self.is_sample = not data_root
+        if self.profile.needs_data and self.is_sample:
+            raise UserError(
+                f"Profile {profile} is for the real course data. Say where it is: "
+                f"make report PROFILE={profile} DATA=/path/to/hw1_data, or --data-root. "
+                "data/README.md shows its layout."
+            )
+        self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
+        self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
+        self.data = layout.find(self.root, self.profile.data)
+        self.device = training.choose_device(device)
+        self.steps = Steps(self.profile, self.data, Store(self.out), self.device)
+
+    def run(self, *names):
+        """Runs steps, or loads those that are done; prints their progress either way."""
+        for name in names:
+            done = self.steps.status(name) == "done"
+            result = self.steps.done(name)
+            if done:
+                rows = [row for row in result.history.to_dict("records") if "loss" in row]
+                for row in rows:
+                    training.say(training.line(name, row, len(rows)))
+
+    def result(self, name):
+        """The stored result of a step, which is run first if need be."""
+        return self.steps.done(name)
+
+    def metrics(self, name):
+        """The numbers of a step."""
+        return self.steps.done(name).metrics
+
+    def figure(self, name):
+        """Draws a figure by name, saves it as PNG and PDF, and shows the PNG."""
+        drawn = gallery.FIGURES[name](self)
+        path = self.out / "figures" / f"{name}.png"
+        figures.save(drawn, path)
+        figures.save(drawn, path.with_suffix(".pdf"))
+        return Image(filename=str(path), width=round(drawn.get_figwidth() * 110))
+
+    def table(self, name):
+        """Saves a table as CSV where it is one of the report's, and shows it."""
+        if any(name in saved for saved in answers.SAVED.values()):
+            table = answers.TABLES[name](self)
+            tables.write_csv(self.out / "tables" / f"{name}.csv", table)
+        return Markdown(answers.printed(self, name))
+
+    def code(self, *names):
+        """Shows generated code or a printed network."""
+        return Markdown("\n\n".join(f"```\n{answers.CODE[name](self)}\n```" for name in names))
+
+    def say(self, *names):
+        """Shows sentences that are computed from the results, a paragraph a name."""
+        return Markdown("\n\n".join(answers.SENTENCES[name](self) for name in names))
