@@ -356,6 +356,14 @@ SENTENCES = {
 }
 
 
+def networks():
+    """The segmentation networks: name, full name and paper."""
+    return [
+        {"name": m, "full": segmenters.NAMES[m], "paper": segmenters.PAPERS[m]}
+        for m in profiles.SEGMENTERS
+    ]
+
+
 # --- code and printed networks -----------------------------------------------------------
 
 

@@ -38,11 +38,9 @@ def office_images(book):
 
 def class_counts(book):
     problem = book.data.problem1
-    counts = {
-        name: dict(zip(split.classes, np.bincount(split.labels).tolist()))
-        for name, split in (("training", problem.train), ("validation", problem.val))
-    }
-    return one.class_counts(counts)
+    return one.class_counts(
+        {"training": problem.train.counts(), "validation": problem.val.counts()}
+    )
 
 
 def views(book):

@@ -15,6 +15,7 @@ from hw1lib.errors import UserError
 SETTINGS = ("A", "B", "C", "D", "E")
 CONTROLS = ("random", "knn", "colour")
 SEGMENTERS = ("fcn32s", "lraspp", "deeplabv3")
+FIXED = ("name", "about", "ours", "needs_data")  # no settings: they say what a profile is
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Profile:
     about: str
     ours: tuple[str, ...] = ()  # choices where the original is silent, for the report
     seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda …: where it runs, no part of what it computes
     checkpoint_every: float = 60.0  # seconds between checkpoints of a training step
     model_scale: float = 1.0  # 1: the real architectures; less shrinks width and depth (smoke)
     needs_data: bool = False  # True: only for real course data, --data-root must be given
@@ -267,8 +269,8 @@ def get(name, settings=None):
 
 def _replaced(part, dotted, names, value):
     kinds = typing.get_type_hints(type(part))
-    if names[0] not in kinds or names == ["name"]:
-        known = ", ".join(n for n in kinds if n not in ("name", "about", "ours"))
+    if names[0] not in kinds or names[0] in FIXED:
+        known = ", ".join(n for n in kinds if n not in FIXED)
         raise UserError(f"There is no setting {dotted!r}; at {names[0]!r} there are: {known}.")
     current = getattr(part, names[0])
     if len(names) > 1:

@@ -21,13 +21,12 @@ class Workbook:
         data_root: folder with p1_data/ and p2_data/; empty for the Earth sample.
         out: build folder; empty for report/build/<profile>/.
         settings: dict of dotted settings that replace the profile's.
-        device: auto, cpu or another torch device.
 
     Raises:
         UserError: anything that the caller can mend.
     """
 
-    def __init__(self, profile="smoke", data_root="", out="", settings=None, device="auto"):
+    def __init__(self, profile="smoke", data_root="", out="", settings=None):
         self.profile = profiles.get(profile, settings)
         self.is_sample = not data_root
         if self.profile.needs_data and self.is_sample:
@@ -39,7 +38,7 @@ class Workbook:
         self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data)
-        self.device = training.choose_device(device)
+        self.device = training.choose_device(self.profile.device)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device)
 
     def run(self, *names):
@@ -62,10 +61,11 @@ class Workbook:
 
     def figure(self, name):
         """Draws a figure by name, saves it as PNG and PDF, and shows the PNG."""
-        drawn = gallery.FIGURES[name](self)
         path = self.out / "figures" / f"{name}.png"
-        figures.save(drawn, path)
-        figures.save(drawn, path.with_suffix(".pdf"))
+        with figures.style():
+            drawn = gallery.FIGURES[name](self)
+            figures.save(drawn, path)
+            figures.save(drawn, path.with_suffix(".pdf"))
         return Image(filename=str(path), width=round(drawn.get_figwidth() * 110))
 
     def table(self, name):

@@ -33,6 +33,13 @@ class Split:
     def paths(self):
         return [self.folder / name for name in self.files]
 
+    def counts(self):
+        """Number of images of each class, by name; empty without labels."""
+        if self.labels is None:
+            return {}
+        numbers = np.bincount(self.labels, minlength=len(self.classes))
+        return dict(zip(self.classes, numbers.tolist()))
+
     def take(self, limit):
         """The split with at most `limit` files, evenly over it; 0 keeps all."""
         if not limit or limit >= len(self):

@@ -81,9 +81,10 @@ def pool(labels):
     chosen = [
         (*place, label) for label, places in fitting.items() for place in _mixed(places)[:POOL_CAP]
     ]
+    # Another hash than the one that chose: by that one, the rare classes would all come last.
     return [
         Window("p1_data/mini/train", f"{i:08d}.jpg", top, left, PATCH, label)
-        for i, (top, left, label) in enumerate(_mixed(chosen))
+        for i, (top, left, label) in enumerate(_mixed(chosen, salt="order"))
     ]
 
 
@@ -101,26 +102,27 @@ def office(labels):
     """
     fitting = _uniform(labels, OLD_WORLD, OFFICE_STRIDE)
     taken = np.zeros(labels.shape, dtype=bool)
-    chosen = {}  # (validation?, label): windows
+    chosen = {(split, label): [] for split in ("train", "val") for label in fitting}
     for label in sorted(fitting, key=lambda label: len(fitting[label])):  # the rarest first
         for top, left in fitting[label]:
             row, y = divmod(top + OFFICE_SHIFT[0], OFFICE_BLOCK)
             column, x = divmod(left + OFFICE_SHIFT[1], OFFICE_BLOCK)
-            validation = (row + column) % 2 == 1
-            margin = PATCH if validation else 0
+            split = ("train", "val")[(row + column) % 2]
+            margin = PATCH if split == "val" else 0
             inside = margin <= min(y, x) and max(y, x) + PATCH <= OFFICE_BLOCK - margin
             window = np.s_[top : top + PATCH, left : left + PATCH]
             if inside and not taken[window].any():
                 taken[window] = True
-                chosen.setdefault((validation, label), []).append((top, left))
+                chosen[split, label].append((top, left))
     windows = []
     for label, name in enumerate(PATCH_CLASSES):
         number = 0
-        for validation, split in enumerate(("train", "val")):
-            for top, left in _mixed(chosen.get((bool(validation), label), []))[:OFFICE_CAP]:
+        for split in ("train", "val"):
+            for top, left in _mixed(chosen[split, label])[:OFFICE_CAP]:
                 filename = f"{name}{number:05d}.jpg"
-                folder = f"p1_data/office/{split}"
-                windows.append(Window(folder, filename, top, left, PATCH, label))
+                windows.append(
+                    Window(f"p1_data/office/{split}", filename, top, left, PATCH, label)
+                )
                 number += 1
     return windows
 
@@ -201,10 +203,10 @@ def _count(mask, stride):
     return below[:, step:] - below[:, :-step] - above[:, step:] + above[:, :-step]
 
 
-def _mixed(places):
+def _mixed(places, salt=""):
     """Sorts by a hash of (top, left): looks random, and is the same everywhere and always."""
 
     def key(place):
-        return hashlib.sha256(f"{place[0]},{place[1]}".encode()).digest()
+        return hashlib.sha256(f"{salt}{place[0]},{place[1]}".encode()).digest()
 
     return sorted(places, key=key)

@@ -64,7 +64,7 @@ def _measure(masks, labels, truth, prediction, voted):
     def miou(predicted):
         return metrics.miou(metrics.confusion(truth, predicted, len(CLASSES)))
 
-    return {
+    measured = {
         "masks": len(masks),
         "coverage": segments.coverage(masks.masks),
         "asa": segments.asa(labels, truth),
@@ -74,6 +74,7 @@ def _measure(masks, labels, truth, prediction, voted):
         "boundary_recall": recall,
         "boundary_precision": precision,
     }
+    return {k: None if np.isnan(v) else v for k, v in measured.items()}  # nan: nothing to count
 
 
 def _save(draft, name, masks, labels, voted):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hw1lib import store
 from hw1lib.errors import UserError

@@ -109,7 +109,7 @@ def sam_everything(
         found.append((*(tensor.cpu().numpy() for tensor in tensors), points_xy))
 
     masks, scores, stability, points_xy = (np.concatenate(parts) for parts in zip(*found))
-    keep = _distinct(mask_boxes(masks), scores, box_nms_thresh)
+    keep = _distinct(masks, scores, box_nms_thresh)
     masks, scores, stability, points_xy = (
         part[keep] for part in (masks, scores, stability, points_xy)
     )
@@ -119,7 +119,7 @@ def sam_everything(
         # Cleaning can make two masks alike; then the one that needed none stays.
         untouched = np.array([not changed for _, changed in cleaned], dtype=np.float32)
         # NOTE: Meta takes the larger of this threshold and that for crops, which is 0.7.
-        keep = _distinct(mask_boxes(masks), untouched, max(box_nms_thresh, 0.7))
+        keep = _distinct(masks, untouched, max(box_nms_thresh, 0.7))
         masks, scores, stability, points_xy = (
             part[keep] for part in (masks, scores, stability, points_xy)
         )
@@ -181,11 +181,10 @@ def stability_scores(logits, offset):
     return (logits > offset).sum(dim=(1, 2)) / (logits > -offset).sum(dim=(1, 2))
 
 
-def _distinct(boxes_xyxy, scores, threshold):
+def _distinct(masks, scores, threshold):
     """Indices of the masks that box NMS keeps, best score first."""
-    boxes, scores = torch.from_numpy(boxes_xyxy).float(), torch.from_numpy(scores)
-    one_category = torch.zeros(len(scores))
-    return batched_nms(boxes, scores, one_category, threshold).numpy()
+    boxes, scores = torch.from_numpy(mask_boxes(masks)).float(), torch.from_numpy(scores)
+    return batched_nms(boxes, scores, torch.zeros(len(scores)), threshold).numpy()  # one category
 
 
 def mask_boxes(masks):

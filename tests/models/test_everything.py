@@ -89,10 +89,13 @@ def random_sam(image):
 def both(request, tmp_path_factory):
     """An image, Meta's SAM, and ours loaded from the .pth that Meta's would be loaded from."""
     image = LANDSCAPE if request.param == "landscape" else PORTRAIT
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # layers this small only wait for each other on a busy machine
     theirs = random_sam(image)
     path = tmp_path_factory.mktemp("weights") / "sam_vit_b_01ec64.pth"
     torch.save(theirs.state_dict(), path)
-    return image, theirs, weights.load_sam(path)
+    yield image, theirs, weights.load_sam(path)
+    torch.set_num_threads(threads)
 
 
 SETTINGS = {
