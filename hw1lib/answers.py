@@ -176,7 +176,9 @@ def printed(book, name):
         fraction,
     )
     formats |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
-    headings = {"miou": "mIoU", "accuracy_last": "last epoch", "miou_last": "last epoch"}
+    headings = {
+        "asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU", "accuracy_last": "last epoch", "miou_last": "last epoch",
+    }
     if name == "finetune":
         table = _finetune_for_reading(book, table)
     if name == "segmentation":

@@ -21,6 +21,9 @@ def main(argv=None):
     except UserError as error:
         print(f"\nhw1lib: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # as with `| head`; nothing more can be printed
+        sys.stdout = None
+        return 0
     except KeyboardInterrupt:
         print(
             "\nhw1lib: stopped. Finished steps are kept; the same command goes on from there.",
@@ -66,6 +69,11 @@ def _parser():
     weights = _command(commands, "weights", None, "optional weights, such as SAM's")
     what = weights.add_subparsers(dest="what", required=True, metavar="WHAT")
     _command(what, "list", _weights_list, "which are there, and how to get the others")
+
+    publish = _command(
+        commands, "publish", _publish, "copy a report as Markdown and PNG into report/<profile>"
+    )
+    _common(publish, "demo")
 
     figures = _command(commands, "figures", _figures, "export figures as PDF, SVG or PNG")
     figures.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
@@ -188,6 +196,12 @@ def _weights_list(arguments):
 
     found = weights.find_sam()
     print(f"SAM: {found}" if found else weights.SAM_HINT)
+
+
+def _publish(arguments):
+    from hw1lib import pipeline
+
+    print(pipeline.publish(_request(arguments)))
 
 
 def _figures(arguments):

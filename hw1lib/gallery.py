@@ -93,12 +93,14 @@ def confusion_best(book):
     return one.confusion(matrix, val.classes)
 
 
-def _embedding(method, epoch):
+def _embedding(method, name, shared):
     def draw(book):
-        train = book.data.problem1.train
-        points = book.result("embed").array(f"{method}_{epoch}")
-        title = {"pca": "PCA", "tsne": "t-SNE"}[method]
-        return one.embedding(points, train.labels, train.classes, f"{title}, {epoch} epoch")
+        train, result = book.data.problem1.train, book.result("embed")
+        planes = {
+            f"{name}, {epoch} epoch": result.array(f"{method}_{epoch}")
+            for epoch in ("first", "last")
+        }
+        return one.embedding(planes, train.labels, train.classes, shared)
     return draw
 
 
@@ -188,10 +190,8 @@ PROBLEM1 = {
     "finetune_curves": finetune_curves,
     "finetune_accuracy": finetune_accuracy,
     "confusion_best": confusion_best,
-    "pca_first": _embedding("pca", "first"),
-    "pca_last": _embedding("pca", "last"),
-    "tsne_first": _embedding("tsne", "first"),
-    "tsne_last": _embedding("tsne", "last"),
+    "pca": _embedding("pca", "PCA", shared=True),
+    "tsne": _embedding("tsne", "t-SNE", shared=False),
 }
 PROBLEM2 = {
     "tiles": tiles,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,9 @@ def run(request, only=None):
     sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
+    states = [book.steps.status(step) for step in book.steps.all]
+    undone = len(states) - states.count("done")
+    print(f"Steps   {len(states)}: {states.count('done')} done, {undone} to run")
     for name, problem in NOTEBOOKS.items():
         if problem == 0 or _has(book)[problem]:
             _execute(name, request, book)
@@ -286,6 +290,27 @@ def _note(question):
     text = path.read_text(encoding="utf-8").strip().replace("<", "&lt;")
     quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
     return f"> **The author's note.**\n>\n{quoted}"
+
+
+def publish(request):
+    """Copies report.md, its figures and its numbers to report/<profile>/, for a code host.
+
+    Returns:
+        That folder.
+    """
+    book = request.workbook()
+    source, target = book.out, paths.REPORT / book.profile.name
+    if not (source / "report.md").is_file():
+        raise UserError(f"There is no report in {source}. Make it first: make report.")
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "figures").mkdir(parents=True)
+    shutil.copytree(source / "tables", target / "tables")
+    for name in ("metrics.json", "run.json", "timings.csv"):
+        shutil.copy(source / name, target / name)
+    shutil.copy(source / "report.md", target / "README.md")
+    for figure in sorted((source / "figures").glob("*.png")):
+        shutil.copy(figure, target / "figures" / figure.name)
+    return target
 
 
 def export(request, names, formats, dpi, into):

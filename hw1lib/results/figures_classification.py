@@ -103,32 +103,35 @@ def finetune_accuracy(table):
     return figure
 
 
-def embedding(points, labels, classes, title):
-    """A plane of points, one colour and marker for each class.
+def embedding(planes, labels, classes, shared):
+    """Planes of points side by side, one colour and marker for each class.
 
     Args:
-        points: (N, 2) coordinates.
+        planes: dict from a panel's title to (N, 2) coordinates.
         labels: (N,) class numbers.
         classes: names of the classes.
-        title: of the picture.
+        shared: whether the panels have one coordinate frame.
     """
     few = len(classes) <= 10
-    figure, axes = canvas(1, 1, (5.4, 3.9) if few else (7.2, 5.6))
-    axis = axes[0]
+    figure, axes = canvas(
+        1, len(planes), (7.2, 3.9 if few else 5.6), sharex=shared, sharey=shared
+    )
     colours = PALETTE if few else seaborn.husl_palette(len(classes), s=0.85, l=0.55).as_hex()
-    # Neighbours on the colour circle differ in their marker.
-    for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):
-        chosen = labels == number
-        axis.scatter(
-            points[chosen, 0], points[chosen, 1], s=14 if few else 7, marker=marker,
-            color=colours[number % len(colours)], linewidths=0, alpha=0.8, label=classes[number],
-        )
-    axis.set_title(title)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    for axis, (title, points) in zip(axes, planes.items()):
+        # Neighbours on the colour circle differ in their marker.
+        for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):
+            chosen = labels == number
+            axis.scatter(
+                points[chosen, 0], points[chosen, 1], s=14 if few else 7, marker=marker,
+                color=colours[number], linewidths=0, alpha=0.8, label=classes[number],
+            )
+        axis.set_title(title)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
-        loc="outside right center", fontsize=8 if few else 4.5, markerscale=1.6,
-        ncols=1 if few else 2, handletextpad=0.2,
+        handles, names, loc="outside lower center", fontsize=8 if few else 4.5,
+        markerscale=1.6, ncols=4 if few else 11, handletextpad=0.2,
     )
     return figure
 
@@ -145,5 +148,5 @@ def confusion(matrix, classes):
     )
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.tick_params(labelsize=7 if few else 4)
+    axis.tick_params(labelsize=7 if few else 4, length=0)
     return figure

@@ -104,13 +104,13 @@ def architecture(blocks, title):
                         "shrinkB": 1},
         )
     axis.set_xlim(-1.0, left)
-    axis.set_ylim(-3.3, 2.4)
+    axis.set_ylim(-3.0, 2.4)
     axis.set_title(title)
     bare(axis)
     handles = [
         Patch(facecolor=colour, edgecolor=INK, label=part) for part, colour in PART_COLOURS.items()
     ]
-    axis.legend(handles=handles, loc="lower right", ncols=4, fontsize=7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 

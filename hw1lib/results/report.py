@@ -4,6 +4,7 @@ pandoc turns Markdown into HTML and typst, typst sets the PDF; both come with Py
 work offline.
 """
 
+import json
 import re
 import shutil
 import tempfile
@@ -81,18 +82,20 @@ def write(out, template, book):
     title = f"{book.facts['about']['title']} – {book.facts['about']['name']}"
     store.write_text(out / "report.md", markdown(template, book, "markdown"))
     options = {"format": MARKDOWN, "verify_format": False}
+    wide = "--columns=10000"  # else pandoc gives long tables columns of equal width
     with store.replacing(out / "report.html") as temporary:
         html = pypandoc.convert_text(
             markdown(template, book, "html"), "html5", **options,
             extra_args=[
-                "--standalone", "--embed-resources", f"--resource-path={out}",
+                wide, "--standalone", "--embed-resources", f"--resource-path={out}",
                 f"--metadata=pagetitle:{title}", "--metadata=lang:en", "--section-divs",
                 f"--css={template.parent / 'style.css'}",
             ],
         )
         temporary.write_text(html, encoding="utf-8")
-    body = pypandoc.convert_text(markdown(template, book, "pdf"), "typst", **options)
+    body = pypandoc.convert_text(markdown(template, book, "pdf"), "typst", extra_args=[wide], **options)
     body = re.sub(r'"figures/([\w-]+)\.png"', r'"figures/\1.pdf"', body)  # sharp at any size
+    body = f"#set document(title: {json.dumps(title)})\n{body}"
     page = (template.parent / "page.typ").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(dir=out) as folder:
         shutil.copytree(out / "figures", Path(folder) / "figures")

@@ -1,0 +1,94 @@
+"""Shared by all tests: one torch thread, and a small data folder in the course's layout."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from hw1lib.data import landcover
+
+torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
+
+SIDE = 32  # of every image of the small course folder
+OFFICE = ("Couch", "Alarm_Clock", "Mug")
+POOL = ("100", "200")  # labels of the pool, whose file names say nothing
+
+
+def picture(seed, size=(SIDE, SIDE), colour=None):
+    """A smooth random image with one prevailing colour, as Pillow image."""
+    random = np.random.default_rng(seed)
+    base = random.integers(40, 216, 3) if colour is None else np.array(colour)
+    small = base + random.integers(-30, 31, (4, 4, 3))
+    image = Image.fromarray(small.clip(0, 255).astype(np.uint8))
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def write_labelled(table, rows):
+    """Writes a CSV with columns id, filename, label."""
+    frame = pd.DataFrame(rows, columns=["filename", "label"])
+    frame.insert(0, "id", range(len(frame)))
+    table.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(table, index=False)
+
+
+def write_problem1(root, pool=12, train=4, val=2):
+    """p1_data with a labelled pool and `train` and `val` images of each of three classes."""
+    rows = []
+    for number in range(pool):
+        name = f"{number + 1:05d}.jpg"
+        rows.append((name, POOL[number % len(POOL)]))
+        _save(picture(number), root / "mini" / "train" / name)
+    write_labelled(root / "mini" / "train.csv", rows)
+    for split, count in (("train", train), ("val", val)):
+        rows = []
+        for label, name in enumerate(OFFICE):
+            for number in range(count):
+                file = f"{name}{number + (100 if split == 'val' else 1):05d}.jpg"
+                rows.append((file, label))
+                colour = np.roll((200, 120, 50), label)
+                seed = 1000 * label + number + (500 if split == "val" else 0)
+                _save(picture(seed, colour=colour), root / "office" / split / file)
+        write_labelled(root / "office" / f"{split}.csv", rows)
+
+
+# One colour for each class, in the middle of its bin of the colour control.
+GROUND = np.array(
+    [(200, 40, 40), (216, 200, 72), (152, 120, 56), (24, 88, 24), (24, 40, 136), (232, 232, 216),
+     (8, 8, 8)],
+    dtype=np.uint8,
+)
+
+
+def write_tile(folder, number, classes):
+    """A satellite tile whose colour tells its class, and its mask."""
+    _save(Image.fromarray(GROUND[classes]), folder / f"{number}_sat.jpg")
+    Image.fromarray(landcover.encode(classes)).save(folder / f"{number}_mask.png")
+
+
+def write_problem2(root, train=4, validation=3):
+    """p2_data with tiles of 8 × 8 pixel blocks of all classes, numbered from 0001."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("validation", validation)):
+        for number in range(count):
+            blocks = random.permutation(np.arange((SIDE // 8) ** 2) % 7)
+            blocks = blocks.reshape(SIDE // 8, SIDE // 8).astype(np.uint8)
+            write_tile(root / split, f"{number + 1:04d}", blocks.repeat(8, 0).repeat(8, 1))
+
+
+def _save(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=95, subsampling=0)
+
+
+@pytest.fixture
+def course_data(tmp_path):
+    """A data root of its own for each test: 12 pool, 12 + 6 Office images, 4 + 3 tiles."""
+    root = tmp_path / "hw1_data"
+    write_problem1(root / "p1_data")
+    write_problem2(root / "p2_data")
+    return root
