@@ -199,19 +199,19 @@ def _weights_list(arguments):
 
 
 def _publish(arguments):
-    from hw1lib import pipeline
+    from hw1lib import handin
 
-    print(pipeline.publish(_request(arguments)))
+    print(handin.publish(_request(arguments).workbook()))
 
 
 def _figures(arguments):
-    from hw1lib import pipeline
+    from hw1lib import handin
 
     formats = arguments.format.split(",")
     odd = set(formats) - {"pdf", "svg", "png"}
     if odd:
         raise UserError(f"--format {odd.pop()}: choose of pdf, svg and png.")
-    request = _request(arguments)
-    into = arguments.into or request.workbook().out / "figures" / "export"
-    for path in pipeline.export(request, arguments.names, formats, arguments.dpi, into):
+    book = _request(arguments).workbook()
+    into = arguments.into or book.out / "figures" / "export"
+    for path in handin.export(book, arguments.names, formats, arguments.dpi, into):
         print(path)

@@ -143,6 +143,14 @@ def stages(book):
     return two.stages(*answers.stage_rows(book))
 
 
+def _painted(result, method, number, width):
+    """The masks as a partition, -1 where there is none, and the (M, H, W) masks themselves."""
+    packed = result.array(f"{method}_{number}_masks")
+    masks = np.unpackbits(packed, axis=-1, count=width).astype(bool)
+    labels = result.array(f"{method}_{number}_labels")
+    return np.where(masks.any(axis=0), labels, -1), masks
+
+
 def everything_masks(book):
     result = book.result("everything")
     measured = result.metrics["rows"]
@@ -156,7 +164,7 @@ def everything_masks(book):
                 r["masks"] for r in measured if (r["method"], r["image"]) == (method, number)
             )
             row[method] = {
-                "labels": result.array(f"{method}_{number}_labels"),
+                "labels": _painted(result, method, number, truth.shape[1])[0],
                 "vote": result.array(f"{method}_{number}_vote"),
                 "masks": count,
             }
@@ -170,13 +178,12 @@ def everything_method(book):
     method = "sam" if result.metrics["sam"] else "slic"
     number = book.profile.everything.images[0]
     image, _, _ = image_files.load_tile(book.data.problem2.validation, number)
-    packed = result.array(f"{method}_{number}_masks")
-    masks = np.unpackbits(packed, axis=-1, count=image.shape[-1]).astype(bool)
+    labels, masks = _painted(result, method, number, image.shape[-1])
     return two.everything_method(
         _hwc(image),
         result.array(f"{method}_{number}_grid"),
         result.array(f"{method}_{number}_points"),
-        result.array(f"{method}_{number}_labels"),
+        labels,
         masks,
         f"{answers.METHODS[method]}, {number}_sat.jpg",
     )

@@ -1,5 +1,6 @@
 """Every folder of the project, named once, from the repository root."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,7 +14,7 @@ EARTH = DATA / "earth"  # the Earth sample, in the layout of the course data
 WEIGHTS = DATA / "weights"  # downloaded model weights, such as SAM's
 
 REPORT = ROOT / "report"
-BUILD = REPORT / "build"  # one folder a profile
+BUILD = Path(os.environ.get("HW1_BUILD") or REPORT / "build")  # one folder a profile
 ORIGINAL = REPORT / "original.toml"  # the original report's numbers
 TEMPLATE = REPORT / "report.md.j2"
 ABOUT = REPORT / "about.toml"

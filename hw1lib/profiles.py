@@ -186,9 +186,10 @@ def _smoke():
 def _seed():
     """The original report's settings to the letter."""
     tiles = dict(
-        optimizer="adam", lr=1e-4, batch_size=8, epochs=50, pretrained=True,
-        augmentation="none", norm_momentum=0.0,
+        optimizer="adam", lr=1e-4, batch_size=8, epochs=50, precision="float32",
+        pretrained=True, augmentation="none", norm_momentum=0.0,
     )
+    images = dict(optimizer="adam", precision="float32", augmentation="original")
     return Profile(
         name="seed",
         about="the original report's settings to the letter",
@@ -201,15 +202,11 @@ def _seed():
             "frozen backbones stay in eval mode (the original's did not)",
         ),
         needs_data=True,
-        pretrain=Pretrain(
-            epochs=10, batch_size=64, optimizer="adam", lr=1e-3, augmentation="original",
-        ),
-        supervised=Supervised(
-            epochs=10, batch_size=64, optimizer="adam", lr=1e-3, augmentation="original",
-        ),
+        pretrain=Pretrain(epochs=10, batch_size=64, lr=1e-3, **images),
+        supervised=Supervised(epochs=10, batch_size=64, lr=1e-3, **images),
         finetune=Finetune(
-            epochs=200, batch_size=128, optimizer="adam", lr=1e-4, weight_decay=1e-4,
-            augmentation="original", standardise=False, augment_frozen=True,
+            epochs=200, batch_size=128, lr=1e-4, weight_decay=1e-4,
+            standardise=False, augment_frozen=True, **images,
         ),
         fcn32s=Segment(**tiles),
         lraspp=Segment(**tiles),

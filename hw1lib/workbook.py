@@ -4,7 +4,7 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown
 
-from hw1lib import answers, gallery, paths, profiles
+from hw1lib import answers, gallery, paths, profiles, prose
 from hw1lib.data import layout, sample
 from hw1lib.errors import UserError
 from hw1lib.loops import training
@@ -41,6 +41,11 @@ class Workbook:
         self.device = training.choose_device(self.profile.device)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device)
 
+    @property
+    def has(self):
+        """Which of the two problems the data holds: dict from 1, 2 to bool."""
+        return {1: self.data.problem1 is not None, 2: self.data.problem2 is not None}
+
     def run(self, *names):
         """Runs steps, or loads those that are done; prints their progress either way."""
         for name in names:
@@ -61,6 +66,10 @@ class Workbook:
 
     def figure(self, name):
         """Draws a figure by name, saves it as PNG and PDF, and shows the PNG."""
+        problem = 1 if name in gallery.PROBLEM1 else 2
+        if not self.has[problem]:
+            text = f"*Problem {problem} is absent: the data folder holds no p{problem}_data.*"
+            return Markdown(text)
         path = self.out / "figures" / f"{name}.png"
         with figures.style():
             drawn = gallery.FIGURES[name](self)
@@ -77,8 +86,8 @@ class Workbook:
 
     def code(self, *names):
         """Shows generated code or a printed network."""
-        return Markdown("\n\n".join(f"```\n{answers.CODE[name](self)}\n```" for name in names))
+        return Markdown("\n\n".join(f"```\n{prose.CODE[name](self)}\n```" for name in names))
 
     def say(self, *names):
         """Shows sentences that are computed from the results, a paragraph a name."""
-        return Markdown("\n\n".join(answers.SENTENCES[name](self) for name in names))
+        return Markdown("\n\n".join(prose.SENTENCES[name](self) for name in names))

@@ -92,3 +92,6 @@ def course_data(tmp_path):
     write_problem1(root / "p1_data")
     write_problem2(root / "p2_data")
     return root
+
+
+from tests.smoke import smoke_run  # noqa: E402, F401  (a fixture for all tests)

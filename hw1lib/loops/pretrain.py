@@ -55,7 +55,7 @@ def self_supervised(draft, problem1, profile, device):
 
 def supervised(draft, problem1, profile, device):
     """Step `pretrain-supervised`: the data's own backbone, else one trained on the pool's labels."""
-    settings, data = profile.supervised, profile.data
+    settings = profile.supervised
     if problem1.supervised_backbone is not None and settings.source == "auto":
         draft.weights(weights.load_backbone(problem1.supervised_backbone))
         draft.history([])

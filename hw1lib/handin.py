@@ -1,0 +1,184 @@
+"""Builds the report's files from a workbook's stored results, and copies of them for others."""
+
+import dataclasses
+import datetime
+import platform
+import shutil
+import subprocess
+import time
+import tomllib
+from importlib.metadata import version
+
+import torch
+
+from hw1lib import answers, gallery, paths, prose, store
+from hw1lib.errors import UserError
+from hw1lib.results import figures, report, tables
+
+
+def write(book, started):
+    """Writes tables, metrics.json, run.json, timings.csv and the three forms of the report."""
+    out, has = book.out, book.has
+    for problem, names in answers.SAVED.items():
+        for name in names if has[problem] else ():
+            tables.write_csv(out / "tables" / f"{name}.csv", answers.TABLES[name](book))
+    done = {name: book.result(name) for name in book.steps.all}
+    store.write_json(out / "metrics.json", _metrics(book, done))
+    tables.write_csv(out / "timings.csv", answers.timings(book))
+    _draw_timing(book)
+    store.write_json(out / "run.json", _run(book, done, started))
+    report.write(out, paths.TEMPLATE, _book(book, has))
+
+
+def _draw_timing(book):
+    with figures.style():
+        drawn = figures.timing(answers.timings(book))
+        for ending in ("png", "pdf"):
+            figures.save(drawn, book.out / "figures" / f"timing-steps.{ending}")
+
+
+def _metrics(book, done):
+    """Every number of the report but times: free of host, date and version."""
+    return {
+        "profile": book.profile.name,
+        "settings": dataclasses.asdict(book.profile) | {"device": None},
+        "steps": {name: {"key": r.key, **r.metrics} for name, r in done.items()},
+    }
+
+
+def _run(book, done, started):
+    """Where and how this report came about."""
+    names = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "matplotlib", "papermill")
+    return {
+        "profile": book.profile.name,
+        "data_root": str(book.root),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds_total": round(time.time() - started, 1),
+        "seconds": {name: result.run["seconds"] for name, result in done.items()},
+        "device": str(book.device),
+        "device_name": _device_name(book.device),
+        "threads": torch.get_num_threads(),
+        "host": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in names},
+        "commit": _commit(),
+    }
+
+
+def _device_name(device):
+    if device.type == "cpu":
+        try:
+            lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()
+        except OSError:
+            return platform.processor() or "CPU"
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return f"{names[0]}, {len(names)} cores" if names else "CPU"
+    return torch.get_device_module(device).get_device_name(device)
+
+
+def _commit():
+    """The commit that the code is at, with + where files differ from it; empty outside git."""
+    def git(*words):
+        done = subprocess.run(
+            ["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short", "HEAD")
+        return commit + "+" if commit and git("status", "--porcelain") else commit
+    except FileNotFoundError:
+        return ""
+
+
+def _book(book, has):
+    def fenced(name):
+        return f"```\n{prose.CODE[name](book)}\n```"
+
+    facts = {
+        "about": about(),
+        "profile": book.profile,
+        "run": store.read_json(book.out / "run.json"),
+        "is_sample": book.is_sample,
+        "networks": prose.networks(),
+    }
+    return report.Book(
+        table=lambda name: answers.printed(book, name),
+        say=lambda name: prose.SENTENCES[name](book),
+        code=fenced,
+        note=_note,
+        figure_folder=book.out / "figures",
+        has=has,
+        facts=facts,
+    )
+
+
+def about():
+    """Name, student ID and title, from report/about.toml."""
+    try:
+        given = tomllib.loads(paths.ABOUT.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{paths.ABOUT} cannot be read: {error}. It needs title, name and id.") \
+            from error
+    missing = {"title", "name", "id"} - set(given)
+    if missing:
+        raise UserError(f"{paths.ABOUT} lacks {', '.join(sorted(missing))}.")
+    return {key: tables.escape(value) for key, value in given.items()}
+
+
+def _note(question):
+    """The author's own paragraphs on a question, from report/notes/<question>.md, marked so."""
+    path = paths.NOTES / f"{question}.md"
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8").strip().replace("<", "&lt;")
+    quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+    return f"> **The author's note.**\n>\n{quoted}"
+
+
+def publish(book):
+    """Copies report.md, its figures and its numbers to report/<profile>/, for a code host.
+
+    Returns:
+        That folder.
+    """
+    source, target = book.out, paths.REPORT / book.profile.name
+    if not (source / "report.md").is_file():
+        raise UserError(f"There is no report in {source}. Make it first: make report.")
+    shutil.rmtree(target, ignore_errors=True)
+    (target / "figures").mkdir(parents=True)
+    shutil.copytree(source / "tables", target / "tables")
+    for name in ("metrics.json", "run.json", "timings.csv"):
+        shutil.copy(source / name, target / name)
+    shutil.copy(source / "report.md", target / "README.md")
+    for figure in sorted((source / "figures").glob("*.png")):
+        shutil.copy(figure, target / "figures" / figure.name)
+    return target
+
+
+def export(book, names, formats, dpi, into):
+    """Writes figures in other formats.
+
+    Args:
+        names: of gallery.FIGURES; empty for all that the data allows.
+        formats: of png, pdf, svg.
+        dpi: of PNG.
+        into: folder.
+
+    Returns:
+        The written paths.
+    """
+    has = book.has
+    known = (gallery.PROBLEM1 if has[1] else {}) | (gallery.PROBLEM2 if has[2] else {})
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"There is no figure {unknown[0]!r}; there are: {', '.join(known)}.")
+    written = []
+    for name in names or known:
+        with figures.style():
+            drawn = known[name](book)
+            for kind in formats:
+                path = into / f"{name}.{kind}"
+                figures.save(drawn, path, dpi)
+                written.append(path)
+    return written

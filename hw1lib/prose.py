@@ -1,0 +1,191 @@
+"""Every sentence and every piece of printed code of the report by name, from a workbook."""
+
+import dataclasses
+import functools
+
+from hw1lib import profiles
+from hw1lib.answers import METHODS, comparable, original, right, stage_rows
+from hw1lib.loops import augment
+from hw1lib.models import byol, segmenters, weights
+from hw1lib.results import sentences
+from hw1lib.results.tables import fraction, percent
+
+
+def _data_names(book):
+    if book.is_sample:
+        return "the Americas", "the other continents"
+    return "Mini-ImageNet", "Office-Home"
+
+
+def data_text(book):
+    """What the data holds, counted."""
+    parts = []
+    pool_name, target_name = _data_names(book)
+    if book.data.problem1:
+        one = book.data.problem1
+        labelled = "with labels" if one.pool.labels is not None else "without labels"
+        parts.append(
+            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool_name} ({labelled}) and "
+            f"fine-tunes on {len(one.train):,} training and {len(one.val):,} validation images "
+            f"of {target_name} in {len(one.classes)} classes, at {book.profile.data.image_size} × "
+            f"{book.profile.data.image_size} pixels."
+        )
+    if book.data.problem2:
+        two = book.data.problem2
+        parts.append(
+            f"Problem 2 has {len(two.train):,} training and {len(two.validation):,} validation "
+            "tiles."
+        )
+    return " ".join(parts)
+
+
+def compare_original_text(book):
+    """Whether the original's numbers may stand beside ours."""
+    if comparable(book, 1):
+        baseline = original()["problem1"]["baseline"]
+        return (
+            "The column *original* holds the original report's numbers on the same validation "
+            f"images; the course's baselines for setting C are {percent(baseline['simple'])} "
+            f"(simple) and {percent(baseline['strong'])} (strong)."
+        )
+    return (
+        "These images are not the course's, so the original's numbers do not compare; they are "
+        "listed at the end."
+    )
+
+
+def compare_original_segmentation_text(book):
+    if comparable(book, 2):
+        baseline = original()["problem2"]["baseline"]
+        return (
+            "The column *original* holds the original report's numbers on the same tiles; the "
+            f"course's baselines are {fraction(baseline['simple'])} (simple) and "
+            f"{fraction(baseline['strong'])} (strong)."
+        )
+    return (
+        "These tiles are not the course's, so the original's numbers do not compare; they are "
+        "listed at the end."
+    )
+
+
+def supervised_text(book):
+    """Where the backbone of settings B and D comes from."""
+    made = book.metrics("pretrain-supervised")
+    if made["source"] == "file":
+        return f"The supervised backbone of settings B and D is the data's own {made['file']}."
+    return (
+        "The data ships no supervised backbone, so that of settings B and D was trained here on "
+        f"the pool's {made['images']:,} images and their {made['classes']} labels."
+    )
+
+
+def collapse_text(book):
+    """Whether the self-supervised embeddings are spread out or have collapsed."""
+    last = book.metrics("pretrain")
+    spread = last["deviation"]
+    verdict = "has collapsed" if spread < 0.1 else "has not collapsed"
+    return (
+        f"The loss of the last epoch is {last['loss']:.3f} (from 0 to 8; lower is not better by "
+        "itself, a collapsed network reaches 0). The embedding "
+        f"{verdict}: its deviation times √d is {spread:.2f} (0 for a collapsed one, 1 for one "
+        "spread evenly over the sphere)."
+    )
+
+
+def models_text(book):
+    """How the improved model differs, from the modules themselves."""
+    improved = book.profile.segmentation.improved
+    counts = {m: segmenters.parameters(m) for m in (improved, "fcn32s")}
+    ratio = counts["fcn32s"] / counts[improved]
+    stride = segmenters.STRIDE
+    return (
+        f"{segmenters.NAMES[improved]} has {counts[improved]:,} parameters, "
+        f"{segmenters.NAMES['fcn32s']} {counts['fcn32s']:,}: {ratio:.1f} times as many. Its "
+        f"finest scores stand for {stride[improved]} × {stride[improved]} pixels, those of "
+        f"FCN32s for {stride['fcn32s']} × {stride['fcn32s']}, which one transposed convolution "
+        f"enlarges in one step. {segmenters.DIFFERENCE[improved]}"
+    )
+
+
+def segmentation_text(book):
+    metrics = {m: book.metrics(f"segment-{m}") for m in (*profiles.SEGMENTERS, "colour")}
+    return sentences.segmentation(metrics, segmenters.NAMES, book.profile.segmentation.improved)
+
+
+def stages_text(book):
+    shown, at = stage_rows(book)
+    by_stage = {stage: [row["miou"][stage] for row in shown] for stage in at}
+    return sentences.stages(by_stage, segmenters.NAMES[book.profile.segmentation.improved])
+
+
+def everything_text(book):
+    found = book.metrics("everything")
+    text = sentences.everything(found["rows"], METHODS)
+    if not found["sam"]:
+        text = (
+            "**SAM was not measured**, its rows are empty. " + weights.SAM_HINT
+            + " The two classical segmenters need no weights. " + text
+        )
+    return text
+
+
+SENTENCES = {
+    "data": data_text,
+    "supervised": supervised_text,
+    "collapse": collapse_text,
+    "ranking": lambda book: sentences.ranking(right(book)),
+    "pretraining": lambda book: sentences.pretraining(right(book)),
+    "domains": lambda book: sentences.domains(right(book), *_data_names(book)),
+    "controls": lambda book: sentences.controls(right(book)),
+    "compare_original": compare_original_text,
+    "embedding": lambda book: sentences.embedding(
+        book.metrics("embed"), book.profile.embed.setting
+    ),
+    "models": models_text,
+    "segmentation": segmentation_text,
+    "compare_original_segmentation": compare_original_segmentation_text,
+    "stages": stages_text,
+    "everything": everything_text,
+}
+
+
+def networks():
+    """The segmentation networks: name, full name and paper."""
+    return [
+        {"name": m, "full": segmenters.NAMES[m], "paper": segmenters.PAPERS[m]}
+        for m in profiles.SEGMENTERS
+    ]
+
+
+def byol_call(book):
+    return byol.call_text(book.profile.data.image_size, book.profile.pretrain)
+
+
+def optimizer_call(book):
+    """The optimizer as code."""
+    settings = book.profile.pretrain
+    names = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+    decay = f", weight_decay={settings.weight_decay:g}" if settings.weight_decay else ""
+    return f"optimizer = {names[settings.optimizer]}(learner.parameters(), lr={settings.lr:g}{decay})"
+
+
+def transforms(book, group="pretrain"):
+    """The augmentation as code: the original's transforms, or the recipe drawn per image."""
+    if getattr(book.profile, group).augmentation == "original":
+        return str(augment.original(book.profile.data.image_size))
+    recipe = {"pretrain": augment.BYOL_VIEW, "finetune": augment.CLASSIFY}[group]
+    recipe = dataclasses.replace(recipe, overhead=book.profile.data.overhead)
+    lines = [f"    {k} = {v}," for k, v in dataclasses.asdict(recipe).items()]
+    return "\n".join(["Recipe(", *lines, ")"])
+
+
+CODE = {
+    "byol_call": byol_call,
+    "optimizer_call": optimizer_call,
+    "pretrain_transforms": lambda book: transforms(book, "pretrain"),
+    "finetune_transforms": lambda book: transforms(book, "finetune"),
+    **{
+        f"network_{m}": functools.partial(lambda book, m: str(segmenters.real(m)), m=m)
+        for m in profiles.SEGMENTERS
+    },
+}

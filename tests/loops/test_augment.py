@@ -1,0 +1,226 @@
+"""Augmentation: each batched operation is torchvision's, drawn for each image by itself."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import functional as reference
+
+from hw1lib.data.landcover import CLASSES
+from hw1lib.loops import augment
+
+FACTORS = [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]
+SHIFTS = [-0.5, -0.2, -0.03, 0.0, 0.1, 0.5]
+
+
+def batch(count, size=24, seed=0):
+    """Random images in [0, 1]; one of them gray, one black, one of pure colours."""
+    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    images[1 % count] = images[1 % count].mean(0)
+    images[2 % count] = 0
+    images[3 % count] = (images[3 % count] > 0.5).float()
+    return images
+
+
+def per_image(values):
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colour_operations_are_torchvisions(name):
+    """All strengths in one batch: each image must get its own."""
+    images = batch(len(FACTORS))
+    ours = getattr(augment, f"adjust_{name}")(images, per_image(FACTORS))
+    theirs = [getattr(reference, f"adjust_{name}")(i, f) for i, f in zip(images, FACTORS)]
+    torch.testing.assert_close(ours, torch.stack(theirs), atol=2e-6, rtol=0)
+
+
+def test_hue_is_torchvisions():
+    images = batch(len(SHIFTS))
+    ours = augment.adjust_hue(images, per_image(SHIFTS))
+    theirs = torch.stack([reference.adjust_hue(i, f) for i, f in zip(images, SHIFTS)])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_hue_turns_all_the_way_round():
+    images = batch(4)
+    once = augment.adjust_hue(images, per_image([1.0] * 4))
+    torch.testing.assert_close(once, images, atol=1e-5, rtol=0)
+    there = augment.adjust_hue(images, per_image([0.15] * 4))
+    back = augment.adjust_hue(there, per_image([-0.15] * 4))
+    torch.testing.assert_close(back, images, atol=1e-5, rtol=0)
+
+
+def test_gray_is_torchvisions():
+    images = batch(4)
+    theirs = reference.rgb_to_grayscale(images)
+    torch.testing.assert_close(augment.gray(images), theirs, atol=1e-6, rtol=0)
+
+
+def test_blur_is_torchvisions():
+    sigmas, radius = [0.1, 0.7, 2.0, 5.0], 3
+    images = batch(len(sigmas))
+    ours = augment.blur(images, torch.tensor(sigmas), radius)
+    side = 2 * radius + 1
+    theirs = [reference.gaussian_blur(i, [side, side], [s, s]) for i, s in zip(images, sigmas)]
+    torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-5, rtol=0)
+
+
+def test_solarize_is_torchvisions():
+    images = batch(5)
+    recipe = augment.Recipe(jitter=(0, 0, 0, 0), jitter_p=0, grayscale_p=0, solarize_p=1)
+    theirs = reference.solarize(images, 0.5)
+    torch.testing.assert_close(augment.recolour(images, recipe), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("chance", ["jitter_p", "grayscale_p", "blur_p", "solarize_p"])
+def test_a_chance_hits_its_share_of_the_images_each_by_itself(chance):
+    images = batch(400, size=8)[4:].clamp(0.05, 0.95)
+    off = augment.Recipe(jitter_p=0, grayscale_p=0, blur_p=0, solarize_p=0)
+    torch.manual_seed(0)
+    changed = augment.recolour(images, dataclasses.replace(off, **{chance: 0.25}))
+    share = ((changed - images).abs().flatten(1).amax(1) > 1e-6).float().mean()
+    assert 0.15 < share < 0.35  # 4.6 standard deviations
+    assert torch.equal(augment.recolour(images, off), images)
+
+
+# --- views
+
+
+@pytest.mark.parametrize("recipe", [augment.BYOL_VIEW, augment.CLASSIFY, augment.TILE])
+@pytest.mark.parametrize("size", [16, 32])
+def test_a_view_has_its_size_and_stays_in_range(recipe, size):
+    torch.manual_seed(0)
+    images = (batch(32, 24) * 255).to(torch.uint8)
+    view = augment.Views(size, recipe)(images)
+    assert view.shape == (32, 3, size, size) and view.dtype == torch.float32
+    low, high = augment.normalise(torch.zeros(1, 3, 1, 1)), augment.normalise(torch.ones(1, 3, 1, 1))
+    assert (view >= low - 1e-5).all() and (view <= high + 1e-5).all()
+
+
+def test_draws_differ_between_the_images_of_a_batch():
+    torch.manual_seed(0)
+    same = (batch(5)[4:] * 255).to(torch.uint8).repeat(16, 1, 1, 1)
+    views = augment.Views(24, augment.BYOL_VIEW)(same).flatten(1)
+    distances = torch.cdist(views, views) + 1e9 * torch.eye(16)
+    assert distances.min() > 1e-2
+
+
+def test_the_same_seed_draws_the_same_and_another_another():
+    images = (batch(6) * 255).to(torch.uint8)
+    views = augment.Views(24, augment.BYOL_VIEW, overhead=True)
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return views(images)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_a_view_leaves_its_images_alone():
+    images = (batch(6) * 255).to(torch.uint8)
+    before = images.clone()
+    augment.Views(24, augment.BYOL_VIEW)(images)
+    assert torch.equal(images, before)
+
+
+# --- geometry
+
+
+def symmetries(image):
+    """The eight symmetries of a square image, (8, C, S, S); the first two keep it upright."""
+    upright = [image, image.flip(-1)]
+    return torch.stack([torch.rot90(i, turn, (-2, -1)) for turn in range(4) for i in upright])
+
+
+@pytest.mark.parametrize(("overhead", "count"), [(True, 8), (False, 2)])
+def test_without_a_crop_there_are_exactly_the_symmetries(overhead, count):
+    torch.manual_seed(0)
+    image = torch.rand(3, 12, 12)
+    recipe = augment.Recipe(crop_scale=1.0, aspect=1.0, overhead=overhead)
+    moved = augment.warp(image.expand(200, 3, 12, 12), augment.geometry(200, recipe), 12)
+    distances = (moved[:, None] - symmetries(image)).abs().flatten(2).amax(2)  # (200, 8)
+    assert (distances.min(dim=1).values < 1e-4).all()
+    seen = distances.argmin(dim=1).bincount(minlength=8)
+    assert (seen[:count] > 200 / count / 3).all() and (seen[count:] == 0).all()
+
+
+@pytest.mark.parametrize("recipe", [augment.BYOL_VIEW, augment.CLASSIFY, augment.TILE])
+@pytest.mark.parametrize("overhead", [True, False])
+def test_crops_lie_inside_the_image_and_keep_their_share(recipe, overhead):
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(recipe, overhead=overhead)
+    theta = augment.geometry(2000, recipe)
+    corners = torch.tensor([[-1, -1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, 1]]).float().T
+    assert (theta @ corners).abs().max() <= 1 + 1e-5
+    area = torch.linalg.det(theta[:, :, :2]).abs()
+    assert area.min() >= recipe.crop_scale - 1e-5
+    assert area.min() < recipe.crop_scale + 0.05 and area.max() > 0.9  # and use all of it
+    sides = theta[:, :, :2].norm(dim=2)  # half extents along y and x of the input
+    ratio = sides[:, 0] / sides[:, 1]
+    assert ratio.max() <= recipe.aspect + 1e-4 and ratio.min() >= 1 / recipe.aspect - 1e-4
+
+
+def test_a_crop_is_what_torchvision_would_cut_out():
+    """The same window, cut and resized; bilinear without antialias, as it enlarges."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 32, 32)
+    theta = torch.tensor([[[0.5, 0.0, 0.25], [0.0, 0.25, -0.5]]])  # x: 12…28, y: 4…12
+    ours = augment.warp(image, theta, 32)
+    theirs = reference.resized_crop(image, 4, 12, 8, 16, [32, 32], antialias=False)
+    inner = np.s_[..., 4:-4, 2:-2]  # at its edge a cut-out cannot see its neighbours
+    torch.testing.assert_close(ours[inner], theirs[inner], atol=1e-5, rtol=0)
+
+
+def test_image_and_mask_move_together():
+    """Of an image whose colour is its class, nearest sampling is the mask's."""
+    torch.manual_seed(0)
+    mask = torch.randint(len(CLASSES), (16, 1, 4, 4)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    image = mask.float() / 10
+    recipe = dataclasses.replace(augment.TILE, crop_scale=0.3)
+    theta = augment.geometry(16, recipe)
+    moved = augment.warp(mask.float(), theta, 32, mode="nearest")
+    assert set(moved.unique().tolist()) <= set(mask.unique().tolist())  # no class is made up
+    nearest = augment.warp(image, theta, 32, mode="nearest")
+    torch.testing.assert_close(nearest, moved / 10)
+    smooth = augment.warp(image, theta, 32)
+    around = F.max_pool2d(moved, 5, 1) + F.max_pool2d(-moved, 5, 1)
+    inside = around == 0  # one class as far as two pixels around
+    assert inside.float().mean() > 0.1
+    here = np.s_[:, :, 2:-2, 2:-2]
+    torch.testing.assert_close(smooth[here][inside], moved[here][inside] / 10)
+
+
+# --- normalisation
+
+
+def test_denormalise_undoes_normalise():
+    images = batch(4)
+    torch.testing.assert_close(
+        augment.denormalise(augment.normalise(images)), images, atol=1e-6, rtol=0
+    )
+
+
+def test_normalise_is_torchvisions_and_bytes_are_shares():
+    pixels = (batch(4) * 255).to(torch.uint8)
+    theirs = reference.normalize(pixels.float() / 255, augment.MEAN, augment.DEVIATION)
+    torch.testing.assert_close(augment.normalise(pixels), theirs)
+    torch.testing.assert_close(augment.normalise(pixels.float() / 255), theirs)
+
+
+def test_the_originals_transforms_give_one_normalised_image():
+    torch.manual_seed(0)
+    image = Image.fromarray((torch.rand(50, 40, 3).numpy() * 255).astype(np.uint8))
+    draw = augment.original(32)
+    first, second = draw(image), draw(image)
+    assert first.shape == (3, 32, 32) and first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    names = [type(step).__name__ for step in draw.transforms]
+    assert names == [
+        "Resize", "RandomCrop", "RandomHorizontalFlip", "RandomVerticalFlip",
+        "TrivialAugmentWide", "ToTensor", "Normalize",
+    ]

@@ -1,0 +1,159 @@
+"""The whole pipeline at smoke size: every file of the interface, and that they agree."""
+
+import hashlib
+import json
+import re
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hw1lib import gallery, handin, paths, pipeline, profiles
+from hw1lib.results import tables
+from tests.smoke import hw1lib
+
+STEPS = [step for shown in pipeline.SHOWS.values() for step in shown]
+
+
+@pytest.fixture(scope="module")
+def metrics(smoke_run):
+    return json.loads((smoke_run / "metrics.json").read_text())["steps"]
+
+
+def test_every_promised_file_is_there(smoke_run):
+    expected = ["report.html", "report.pdf", "report.md", "metrics.json", "run.json", "timings.csv"]
+    expected += [f"figures/{name}.{kind}" for name in gallery.FIGURES for kind in ("png", "pdf")]
+    expected += [f"notebooks/{name}.ipynb" for name in pipeline.NOTEBOOKS]
+    expected += [f"tables/{n}.csv" for n in ("finetune", "finetune_seeds", "segmentation",
+                                             "everything")]
+    empty = [n for n in expected if not (smoke_run / n).is_file()
+             or (smoke_run / n).stat().st_size < 50]
+    assert not empty
+    for step in STEPS:
+        assert list((smoke_run / "steps" / step).glob("*/done.json")), step
+
+
+def test_metrics_hold_every_step_and_no_time(smoke_run, metrics):
+    assert set(metrics) == set(STEPS)
+    text = (smoke_run / "metrics.json").read_text()
+    assert "seconds" not in text and "host" not in text and "NaN" not in text
+
+
+def test_finetune_table_agrees_with_metrics(smoke_run, metrics):
+    table = pd.read_csv(smoke_run / "tables" / "finetune.csv")
+    assert list(table.columns) == tables.FINETUNE
+    assert list(table["setting"]) == [*profiles.SETTINGS, *profiles.CONTROLS]
+    for row in table.itertuples():
+        kind = "control" if row.setting in profiles.CONTROLS else "finetune"
+        step = metrics[f"{kind}-{row.setting}"]
+        assert row.correct == step["correct"] and row.total == step["total"] == 96
+        assert row.accuracy == pytest.approx(row.correct / row.total, abs=1e-6)
+        assert row.accuracy_last == pytest.approx(step["accuracy_last"], abs=1e-6)
+        assert row.ci_low <= row.accuracy <= row.ci_high
+        assert row.accuracy >= row.accuracy_last
+
+
+def test_segmentation_table_agrees_with_metrics(smoke_run, metrics):
+    table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
+    assert list(table.reset_index().columns) == tables.SEGMENTATION
+    assert table.loc["fcn32s", "parameters"] == 184_671_054  # the real model's, at any size
+    for model, row in table.iterrows():
+        step = metrics[f"segment-{model}"]
+        assert row["miou"] == pytest.approx(step["miou"], abs=1e-6)
+        classes = row[list(tables.SCORED)]
+        assert row["miou"] == pytest.approx(classes.mean(), abs=1e-6)  # absent ones left out
+
+
+def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):
+    table = pd.read_csv(smoke_run / "tables" / "everything.csv", dtype={"image": str})
+    assert list(table.columns) == tables.EVERYTHING
+    images = profiles.get("smoke").everything.images
+    assert set(zip(table["method"], table["image"])) == {
+        (method, image) for method in ("sam", "slic", "felzenszwalb") for image in images
+    }
+    sam = table[table["method"] == "sam"].drop(columns=["method", "image"])
+    if metrics["everything"]["sam"] is None:
+        assert sam.isna().all(axis=None)
+        assert "SAM was not measured" in (smoke_run / "report.md").read_text()
+    rest = table[table["method"] != "sam"]
+    assert (rest["coverage"] == 1).all() and (rest["asa"] > 0).all()
+
+
+def test_report_prints_the_tables_numbers(smoke_run):
+    text = (smoke_run / "report.md").read_text()
+    table = pd.read_csv(smoke_run / "tables" / "finetune.csv")
+    for row in table.itertuples():
+        cells = (row.setting, tables.percent(row.accuracy), f"{row.correct} / {row.total}")
+        assert re.search(r"\| " + r" \|.*".join(map(re.escape, cells)) + r" \|", text)
+
+
+def test_report_stands_alone(smoke_run):
+    html = (smoke_run / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']+""", html)
+    assert html.count("data:image/png") == len(gallery.FIGURES) + 1  # and the timing figure
+    assert (smoke_run / "report.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_figures_hold_a_picture(smoke_run):
+    for path in (smoke_run / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 24)) > 20, path
+
+
+def test_executed_notebooks_have_no_error_and_no_warning(smoke_run):
+    for name in pipeline.NOTEBOOKS:
+        notebook = nbformat.read(smoke_run / "notebooks" / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", ()):
+                assert output["output_type"] != "error"
+                assert output.get("name") != "stderr", output["text"]
+
+
+def test_a_second_call_runs_nothing(smoke_run):
+    def state():
+        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in smoke_run.rglob("*")
+                if p.is_file() and p.name != "run.json" and p.suffix not in (".html", ".pdf", ".md")}
+    before = state()
+    done = hw1lib("report", "--profile", "smoke", "--out", smoke_run)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(STEPS)} done, 0 to run" in done.stdout
+    assert done.stdout.count("nothing to do") == len(pipeline.NOTEBOOKS)
+    assert state() == before
+
+
+def test_one_half_alone_names_the_other_as_absent(smoke_run, tmp_path):
+    out = tmp_path / "half"
+    shutil.copytree(smoke_run, out)
+    done = hw1lib("report", "--profile", "smoke", "--only", "problem2", "--out", out)
+    assert done.returncode == 0, done.stderr
+    text = (out / "report.md").read_text()
+    assert "Problem 1 is absent" in text and "## Problem 2" in text
+    assert "## Problem 1" not in text
+
+
+def test_verify_names_what_was_altered(smoke_run, tmp_path):
+    assert hw1lib("verify", "--profile", "smoke", "--out", smoke_run).returncode == 0
+    out = tmp_path / "copy"
+    shutil.copytree(smoke_run, out)
+    victim = next(out.glob("steps/embed/*/pca_first.npy"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    done = hw1lib("verify", "--profile", "smoke", "--out", out)
+    assert done.returncode == 1 and "pca_first.npy was altered" in done.stderr
+
+
+def test_figures_export(smoke_run, tmp_path):
+    done = hw1lib("figures", "tsne", "--format", "svg,pdf", "--profile", "smoke",
+                  "--out", smoke_run, "--into", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tsne.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "tsne.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_author_notes_are_included_and_marked(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "NOTES", tmp_path)
+    (tmp_path / "problem1-2.md").write_text("Mine & <script>alert(1)</script>")
+    assert handin._note("problem1-3") == ""
+    assert handin._note("problem1-2").startswith("> **The author's note.**")
+    assert "<script>" not in handin._note("problem1-2")

@@ -1,0 +1,241 @@
+"""Steps: keys change with what a step depends on and with nothing else; each runs once."""
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from hw1lib import profiles, steps, store
+from hw1lib.data import layout
+from hw1lib.errors import UserError
+from hw1lib.models import weights
+
+PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}
+TUNED = {
+    *(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "control-colour", "embed",
+}
+PROBLEM1 = {"pretrain", "pretrain-supervised", *TUNED}
+ON_BYOL = {"finetune-C", "finetune-E", "control-knn", "embed"}  # embed shows setting C
+ON_LABELS = {"finetune-B", "finetune-D"}
+
+
+@pytest.fixture(autouse=True)
+def no_sam(monkeypatch):
+    """Whether this machine has SAM's weights must not matter."""
+    monkeypatch.setattr(weights, "find_sam", lambda: None)
+
+
+def make(root, out="unused", **settings):
+    profile = profiles.get("smoke", {k.replace("__", "."): v for k, v in settings.items()})
+    data = layout.find(root, profile.data)
+    return steps.Steps(profile, data, store.Store(out), torch.device("cpu"))
+
+
+def keys(made):
+    return {name: made.key(name) for name in made.all}
+
+
+def changed(before, after):
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_the_steps_are_those_of_the_two_problems(course_data):
+    assert set(make(course_data).all) == PROBLEM1 | PROBLEM2
+
+
+def test_every_key_is_one_of_its_own(course_data):
+    found = keys(make(course_data))
+    assert len(set(found.values())) == len(found)
+
+
+def test_keys_are_the_same_again(course_data, tmp_path):
+    assert keys(make(course_data)) == keys(make(course_data, tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("seed", 1, PROBLEM1 | PROBLEM2),
+        ("model_scale", 0.5, PROBLEM1 | PROBLEM2),
+        ("device", "cpu", set()),
+        ("checkpoint_every", 1.0, set()),
+        ("data.image_size", 24, PROBLEM1),
+        ("data.overhead", False, PROBLEM1),
+        ("data.pool_limit", 8, {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS),
+        ("data.office_limit", 5, TUNED),
+        ("data.tile_limit", 2, PROBLEM2),
+        ("data.pool_limit", 10_000, set()),  # more than there are: nothing changes
+        ("pretrain.epochs", 9, {"pretrain"} | ON_BYOL),
+        ("pretrain.use_momentum", False, {"pretrain"} | ON_BYOL),
+        ("supervised.lr", 1.0, {"pretrain-supervised"} | ON_LABELS),
+        ("finetune.lr", 1.0, TUNED),
+        ("finetune.hidden", 17, TUNED),
+        ("embed.perplexity", 7.0, {"embed"}),
+        ("embed.setting", "B", {"embed"}),
+        ("fcn32s.lr", 1.0, {"segment-fcn32s"}),
+        ("lraspp.lr", 1.0, {"segment-lraspp", "everything"}),  # smoke's improved model
+        ("deeplabv3.lr", 1.0, {"segment-deeplabv3"}),
+        ("segmentation.improved", "deeplabv3", {"everything"}),
+        ("everything.points_per_side", 3, {"everything"}),
+        ("everything.images", "0001", {"everything"}),
+    ],
+)
+def test_a_setting_changes_exactly_the_steps_that_depend_on_it(
+    course_data, setting, value, expected
+):
+    before, after = make(course_data), make(course_data, **{setting.replace(".", "__"): value})
+    assert changed(keys(before), keys(after)) == expected
+
+
+def test_everything_follows_the_improved_model(course_data):
+    """The other side of lraspp.lr: with another improved model it is not `everything`'s."""
+    made = make(course_data, segmentation__improved="deeplabv3")
+    after = make(course_data, segmentation__improved="deeplabv3", lraspp__lr=1.0)
+    assert changed(keys(made), keys(after)) == {"segment-lraspp"}
+
+
+def test_every_setting_counts_for_some_step(course_data):
+    """But those that only say where and how often: a forgotten one would load stale results."""
+    before = keys(make(course_data))
+    other = {"embed.setting": "A", "segmentation.improved": "fcn32s", "data.overhead": False,
+             "supervised.source": "pool", "pretrain.use_momentum": False}
+    for field in dataclasses.fields(profiles.Profile):
+        group = getattr(profiles.get("smoke"), field.name)
+        if not dataclasses.is_dataclass(group):
+            continue
+        for inner in dataclasses.fields(group):
+            name, value = f"{field.name}.{inner.name}", getattr(group, inner.name)
+            if isinstance(value, bool):
+                value = not value
+            elif isinstance(value, (int, float)):
+                value = 3 if name.startswith("data.") else value + 1
+            elif isinstance(value, tuple):
+                value = (*value, "0009")
+            else:
+                value = other.get(name, "another")
+            after = keys(make(course_data, **{name.replace(".", "__"): value}))
+            assert changed(before, after), name
+
+
+# --- data
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("p1_data/mini/train/00001.jpg",
+         {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS),
+        ("p1_data/office/train/Mug00001.jpg", TUNED),
+        ("p1_data/office/val/Mug00100.jpg", TUNED),
+        ("p2_data/train/0001_sat.jpg", PROBLEM2),  # everything: through its model
+        ("p2_data/validation/0001_mask.png", PROBLEM2),
+    ],
+)
+def test_an_image_changes_exactly_the_steps_that_see_it(course_data, file, expected):
+    before = keys(make(course_data))
+    with Image.open(course_data / file) as image:
+        other = Image.new(image.mode, image.size)
+    other.save(course_data / file)
+    assert changed(before, keys(make(course_data))) == expected
+
+
+def test_a_moved_label_changes_what_reads_labels(course_data):
+    before = keys(make(course_data))
+    table = course_data / "p1_data" / "mini" / "train.csv"
+    text = table.read_text()
+    table.write_text(text.replace("00001.jpg,100", "00001.jpg,200"))
+    assert table.read_text() != text
+    assert changed(before, keys(make(course_data))) >= {"pretrain-supervised"} | ON_LABELS
+
+
+def test_the_courses_backbone_changes_what_builds_on_it(course_data):
+    before = keys(make(course_data))
+    (course_data / "p1_data" / "pretrain_model_SL.pt").write_bytes(b"weights")
+    assert changed(before, keys(make(course_data))) == {"pretrain-supervised"} | ON_LABELS
+
+
+def test_sams_weights_change_only_everything(course_data, tmp_path, monkeypatch):
+    before = keys(make(course_data))
+    file = tmp_path / "sam.pth"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(weights, "find_sam", lambda: file)
+    assert changed(before, keys(make(course_data))) == {"everything"}
+
+
+def test_the_same_data_elsewhere_has_the_same_keys(course_data, tmp_path):
+    before = keys(make(course_data))
+    assert keys(make(course_data.rename(tmp_path / "moved"))) == before
+
+
+@pytest.mark.parametrize(("gone", "left"), [("p1_data", PROBLEM2), ("p2_data", PROBLEM1)])
+def test_with_one_problem_alone_its_keys_stay(course_data, tmp_path, gone, left):
+    before = keys(make(course_data))
+    (course_data / gone).rename(tmp_path / "away")
+    made = make(course_data)
+    assert keys(made) == {name: before[name] for name in left}
+    with pytest.raises(UserError, match="There is no step"):
+        made.key((PROBLEM1 | PROBLEM2).difference(left).pop())
+
+
+# --- running
+
+
+def faked(made, ran, broken=()):
+    """The same steps, but each only notes that it ran."""
+    def fake(name):
+        def run(draft, context):
+            if name in broken:
+                raise RuntimeError(name)
+            ran.append(name)
+            draft.metrics({"step": name})
+            draft.history([])
+        return run
+
+    made.all = {n: dataclasses.replace(step, run=fake(n)) for n, step in made.all.items()}
+    return made
+
+
+def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
+    ran = []
+    made = faked(make(course_data, tmp_path / "out"), ran)
+    assert made.done("embed").metrics == {"step": "embed"}
+    assert ran == ["pretrain", "finetune-C", "embed"]
+    made.done("embed")
+    faked(make(course_data, tmp_path / "out"), ran).done("finetune-E")  # as a new process would
+    assert ran == ["pretrain", "finetune-C", "embed", "finetune-E"]
+
+
+def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
+    ran = []
+    made = faked(make(course_data, tmp_path / "out"), ran, broken={"finetune-C"})
+    with pytest.raises(RuntimeError):
+        made.done("embed")
+    assert made.status("pretrain") == "done"
+    assert made.status("finetune-C") == made.status("embed") == "to run"
+    faked(make(course_data, tmp_path / "out"), ran).done("embed")
+    assert ran == ["pretrain", "finetune-C", "embed"]
+
+
+def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
+    made = faked(make(course_data, tmp_path / "out"), [])
+    result = made.done("segment-colour")
+    assert result.run["device"] == "cpu" and result.run["seconds"] >= 0
+    again = faked(make(course_data, tmp_path / "again"), []).done("segment-colour")
+    for path in result.folder.iterdir():
+        if path.name not in ("run.json", "done.json", ".lock"):
+            assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
+
+
+def test_the_real_colour_step_runs_and_is_loaded(course_data, tmp_path):
+    first = make(course_data, tmp_path / "out").done("segment-colour")
+    assert first.metrics["miou"] > 0.9  # the folder's colours tell its classes
+    stamp = (first.folder / "done.json").stat().st_mtime_ns
+    again = make(course_data, tmp_path / "out").done("segment-colour")
+    assert (again.folder / "done.json").stat().st_mtime_ns == stamp
+
+
+def test_a_misspelt_upstream_setting_is_a_clear_error(course_data):
+    with pytest.raises(UserError, match="finetune-Z"):
+        make(course_data, embed__setting="Z").key("embed")
