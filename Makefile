@@ -32,7 +32,7 @@ lab: setup
 # Runs the committed notebooks in place, with the smoke profile, so that they show its outputs.
 notebooks: setup
 	@cd "$(here)" && .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
-		--log-level=WARN notebooks/*.ipynb
+		--log-level=WARN --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 # Copies the demo report into report/demo, as it is committed.
 publish: setup

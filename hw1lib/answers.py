@@ -186,6 +186,8 @@ def printed(book, name):
             formats["original"] = fraction
     if name == "everything":
         table["method"] = [METHODS[m] for m in table["method"]]
+        counts = ["not measured" if pd.isna(n) else str(n) for n in table["masks"]]
+        table["masks"] = counts
     headings |= {column: column.replace("_", " ") for column in table if column not in headings}
     return tables.markdown(table, formats, headings)
 

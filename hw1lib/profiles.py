@@ -86,7 +86,8 @@ class Segment(Optimization):
 
     pretrained: bool = False  # start from torchvision's ImageNet or COCO weights
     norm_momentum: float = 0.1  # BatchNorm; MobileNetV3's 0.01 needs thousands of steps
-    crop_scale: float = 1.0  # smallest share of a tile that a training crop covers
+    crop: int = 0  # side of the training crops in pixels; 0: the whole tile
+    crop_scale: float = 1.0  # whole tiles: smallest share of the area that is enlarged to fill it
 
 
 @dataclass(frozen=True)
@@ -136,26 +137,26 @@ class Profile:
 
 def _demo():
     """The Earth sample, the real architectures from scratch, 15 minutes on two CPU cores."""
-    tiles = dict(optimizer="adamw", schedule="cosine", batch_size=16, crop_scale=0.5)
+    tiles = dict(optimizer="adamw", schedule="cosine", batch_size=16)
     return Profile(
         name="demo",
         about="the Earth sample, real architectures from scratch, minutes on a laptop",
         data=Data(image_size=32, overhead=True),
         pretrain=Pretrain(
-            epochs=5, batch_size=128, optimizer="adamw", lr=1e-3,
-            weight_decay=1e-4, schedule="cosine", warmup_epochs=0.5, use_momentum=True,
+            epochs=4, batch_size=128, optimizer="adamw", lr=1e-3,
+            weight_decay=1e-4, schedule="cosine", warmup_epochs=0.5,
         ),
         supervised=Supervised(
-            epochs=4, batch_size=128, optimizer="adamw", lr=1e-3, weight_decay=1e-2,
+            epochs=3, batch_size=128, optimizer="adamw", lr=1e-3, weight_decay=1e-2,
             schedule="cosine", warmup_epochs=0.5,
         ),
         finetune=Finetune(
-            epochs=16, batch_size=32, optimizer="adamw", lr=5e-4, weight_decay=1e-2,
+            epochs=12, batch_size=32, optimizer="adamw", lr=5e-4, weight_decay=1e-2,
             schedule="cosine", warmup_epochs=1,
         ),
-        fcn32s=Segment(epochs=2, lr=1e-4, **tiles),
-        lraspp=Segment(epochs=16, lr=2e-3, precision="float32", **tiles),
-        deeplabv3=Segment(epochs=2, lr=5e-4, **tiles),
+        fcn32s=Segment(epochs=3, lr=1e-4, crop=64, **tiles),
+        lraspp=Segment(epochs=16, lr=2e-3, precision="float32", crop_scale=0.5, **tiles),
+        deeplabv3=Segment(epochs=4, lr=5e-4, crop=64, **tiles),
         segmentation=Segmentation(improved="lraspp"),
     )
 

@@ -45,14 +45,17 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["metrics.json"]
 
 
-def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path):
+def test_the_old_file_stands_until_the_new_one_takes_its_place(tmp_path):
+    """Nothing is ever written into it: who has it open reads it to its end."""
     path = tmp_path / "metrics.json"
     store.write_text(path, "old")
-    with store.replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-        assert temporary.parent == path.parent  # else the last move would not be atomic
-    assert path.read_text() == "new"
+    with open(path) as reader:
+        with store.replacing(path) as temporary:
+            temporary.write_text("new")
+            assert path.read_text() == "old"
+            assert temporary.parent == path.parent  # else the last move would not be atomic
+        assert path.read_text() == "new"
+        assert reader.read() == "old"
 
 
 def test_files_are_ordinary_ones(tmp_path):

@@ -38,6 +38,7 @@ class Recipe:
     """How strongly one view is changed."""
 
     crop_scale: float = 0.2  # smallest share of the area that a random resized crop keeps
+    crop_most: float = 1.0  # largest share
     aspect: float = 4 / 3  # largest aspect ratio of the crop, and its inverse the smallest
     overhead: bool = False  # also vertical flips and quarter turns
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness … hue
@@ -78,7 +79,7 @@ def geometry(batch, recipe):
     Returns:
         (B, 2, 3) affine matrices from output to input coordinates, both in [-1, 1].
     """
-    area = recipe.crop_scale + (1 - recipe.crop_scale) * torch.rand(batch)
+    area = recipe.crop_scale + (recipe.crop_most - recipe.crop_scale) * torch.rand(batch)
     stretch = torch.exp((2 * torch.rand(batch) - 1) * 0.5 * math.log(recipe.aspect))
     width = (area.sqrt() * stretch).clamp(max=1)  # half extents, as the image spans [-1, 1]
     height = (area.sqrt() / stretch).clamp(max=1)

@@ -112,11 +112,15 @@ def summary(history, stray):
 
 
 def _batches(images, masks, profile, settings, device):
-    size = images.shape[-1]
-    recipe = dataclasses.replace(augment.TILE, crop_scale=settings.crop_scale)
+    size = settings.crop or images.shape[-1]
+    least, most = settings.crop_scale, 1.0
+    if settings.crop:  # a crop keeps the tile's resolution
+        least = most = (size / images.shape[-1]) ** 2
+    recipe = dataclasses.replace(augment.TILE, crop_scale=least, crop_most=most)
+    square = images.shape[-1] == images.shape[-2]  # only squares can take a quarter turn
 
     def prepare(images, masks):
-        if settings.augmentation == "none" or images.shape[-1] != images.shape[-2]:
+        if settings.augmentation == "none" or not square:
             return augment.normalise(images), masks
         theta = augment.geometry(len(images), recipe)
         images = augment.warp(images.float() / 255, theta, size)

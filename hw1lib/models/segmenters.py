@@ -104,10 +104,25 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
 
 
 def _fcn32s(scale, pretrained):
+    if pretrained and scale == 1:
+        return VGG16_FCN32s(vgg16(weights="IMAGENET1K_V1").features)
     if scale == 1:
-        return VGG16_FCN32s(vgg16(weights="IMAGENET1K_V1" if pretrained else None).features)
-    layers = [c if c == "M" else max(8, int(c * scale)) for c in cfgs["D"]]
-    return VGG16_FCN32s(make_layers(layers), width=max(16, int(4096 * scale / 8)))
+        network = VGG16_FCN32s(vgg16(weights=None).features)
+    else:
+        layers = [c if c == "M" else max(8, int(c * scale)) for c in cfgs["D"]]
+        network = VGG16_FCN32s(make_layers(layers), width=max(16, int(4096 * scale / 8)))
+    # From scratch and without BatchNorm nothing would train from torch's own small weights: He's
+    # for what ReLUs follow (He et al. 2015), and scores that are at first only repeated 32-fold
+    # (Long et al. start from interpolation, too).
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module is not network.score_pred:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    nn.init.zeros_(network.upsample.bias)
+    with torch.no_grad():
+        identity = torch.eye(len(CLASSES))[:, :, None, None]
+        network.upsample.weight.copy_(identity.expand_as(network.upsample.weight))
+    return network
 
 
 def _lraspp(scale, pretrained):

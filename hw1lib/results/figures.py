@@ -60,6 +60,8 @@ def canvas(rows=1, columns=1, size=(6.4, 3.6), **options):
 def show(axes, image, title="", size=8):
     axes.imshow(image, interpolation="nearest")
     bare(axes)
+    for spine in axes.spines.values():  # so that white masks end somewhere
+        spine.set(visible=True, linewidth=0.4, edgecolor=MUTED)
     axes.set_title(title, fontsize=size)
 
 

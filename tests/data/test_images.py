@@ -148,7 +148,8 @@ def test_load_keeps_the_order_of_the_split(tmp_path):
         )
     loaded = images.load(layout.Split(tmp_path, files), 8)
     assert loaded.shape == (3, 3, 8, 8) and loaded.dtype == np.uint8
-    assert loaded[:, 0, 4, 4].tolist() == [3, 1, 2] and loaded[:, 2, 0, 0].tolist() == [252, 254, 253]
+    assert loaded[:, 0, 4, 4].tolist() == [3, 1, 2]
+    assert loaded[:, 2, 0, 0].tolist() == [252, 254, 253]
 
 
 def test_load_names_the_one_damaged_file(tmp_path):

@@ -97,7 +97,7 @@ def test_a_view_has_its_size_and_stays_in_range(recipe, size):
     images = (batch(32, 24) * 255).to(torch.uint8)
     view = augment.Views(size, recipe)(images)
     assert view.shape == (32, 3, size, size) and view.dtype == torch.float32
-    low, high = augment.normalise(torch.zeros(1, 3, 1, 1)), augment.normalise(torch.ones(1, 3, 1, 1))
+    low, high = (augment.normalise(torch.full((1, 3, 1, 1), v)) for v in (0.0, 1.0))
     assert (view >= low - 1e-5).all() and (view <= high + 1e-5).all()
 
 
@@ -179,7 +179,8 @@ def test_a_crop_is_what_torchvision_would_cut_out():
 def test_image_and_mask_move_together():
     """Of an image whose colour is its class, nearest sampling is the mask's."""
     torch.manual_seed(0)
-    mask = torch.randint(len(CLASSES), (16, 1, 4, 4)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    blocks = torch.randint(len(CLASSES), (16, 1, 4, 4))
+    mask = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
     image = mask.float() / 10
     recipe = dataclasses.replace(augment.TILE, crop_scale=0.3)
     theta = augment.geometry(16, recipe)

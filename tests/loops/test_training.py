@@ -1,0 +1,408 @@
+"""THE loop: what an interrupted run resumes to, rates, decay, and its errors."""
+
+import itertools
+import math
+import random
+import re
+import resource
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hw1lib import profiles, steps, store
+from hw1lib.data import layout
+from hw1lib.errors import UserError
+from hw1lib.loops import training
+from hw1lib.loops.batches import ArrayBatches
+from hw1lib.profiles import Optimization
+
+CPU = torch.device("cpu")
+
+
+class Small(nn.Module):
+    """Everything that a state can hide in: weights, running statistics, dropout's draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
+            nn.Linear(4 * 36, 3),
+        )
+
+    def forward(self, images):
+        return self.body(images)
+
+
+def settings(**changes):
+    plain = dict(epochs=4, batch_size=8, lr=1e-2, precision="float32")
+    return Optimization(**{**plain, **changes})
+
+
+def data():
+    generator = torch.Generator().manual_seed(7)
+    images = torch.rand(20, 3, 8, 8, generator=generator)
+    return images, torch.arange(20) % 3
+
+
+def fit(chosen, *, weights_seed=0, seed=5, checkpoint=None, stop=None, every=-1.0, **options):
+    """Trains a small module; `stop` is called with (epoch, step) before each step.
+
+    The batches are noised from the global generator, as augmentation draws from it.
+    """
+    torch.manual_seed(weights_seed)
+    module, place = Small(), [0, 0]
+    images, labels = data()
+
+    def loss(batch, targets):
+        place[1] += 1
+        if stop:
+            stop(*place)
+        return F.cross_entropy(module(batch + 0.1 * torch.rand_like(batch)), targets)
+
+    arrays = ArrayBatches([images, labels], chosen.batch_size, seed, CPU)
+
+    class Batches:
+        def __len__(self):
+            return len(arrays)
+
+        def __call__(self, epoch):
+            place[:] = [epoch, 0]
+            return arrays(epoch)
+
+    def evaluate(epoch):
+        assert not module.training
+        correct = (module(images).argmax(1) == labels).float()
+        return {"accuracy": float(correct.mean()), "noise": float(torch.rand(())),
+                "nested": [epoch, [1, 2]]}
+
+    options = {"evaluate": evaluate, "name": "finetune-A"} | options
+    history = training.train(
+        module, loss, Batches(), chosen, CPU,
+        seed=seed, checkpoint=checkpoint, checkpoint_every=every, **options,
+    )
+    return module.state_dict(), history
+
+
+def assert_same(one, two):
+    assert one[1] == two[1]
+    assert one[0].keys() == two[0].keys()
+    assert all(torch.equal(one[0][name], two[0][name]) for name in one[0])
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(epoch, step):
+    def stop(*now):
+        if now == (epoch, step):
+            raise Stopped
+    return stop
+
+
+# --- resuming
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("place", [(2, 1), (3, 2), (4, 1)])
+def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, place):
+    chosen = settings(
+        optimizer=optimizer, schedule="cosine", warmup_epochs=1.5, weight_decay=0.1
+    )
+    whole = fit(chosen)
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stopped):
+        fit(chosen, checkpoint=checkpoint, stop=stop_at(*place))
+    assert checkpoint.is_file()
+    taken = []
+    resumed = fit(
+        chosen, weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now)
+    )
+    assert_same(resumed, whole)
+    assert taken[0] == (place[0], 1)  # nothing that was finished ran again
+
+
+def test_a_run_may_be_stopped_again_and_again(tmp_path):
+    checkpoint = tmp_path / "checkpoint.pt"
+    for epoch in (2, 3, 4):
+        with pytest.raises(Stopped):
+            fit(settings(), checkpoint=checkpoint, stop=stop_at(epoch, 2))
+    assert_same(fit(settings(), checkpoint=checkpoint), fit(settings()))
+
+
+def test_stopped_while_evaluating_the_epoch_is_done_again(tmp_path):
+    checkpoint = tmp_path / "checkpoint.pt"
+
+    def broken(epoch):
+        if epoch == 3:
+            raise Stopped
+        return {}
+
+    with pytest.raises(Stopped):
+        fit(settings(), checkpoint=checkpoint, evaluate=broken)
+    assert_same(
+        fit(settings(), checkpoint=checkpoint, evaluate=None),
+        fit(settings(), evaluate=None),
+    )
+
+
+def test_checkpoints_do_not_change_what_is_trained(tmp_path):
+    assert_same(fit(settings(), checkpoint=tmp_path / "checkpoint.pt"), fit(settings()))
+
+
+def test_no_checkpoint_is_written_before_its_time(tmp_path):
+    fit(settings(), checkpoint=tmp_path / "checkpoint.pt", every=1e6)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    """And the last good checkpoint stays."""
+    monkeypatch.setattr(training, "say", lambda line: None)  # no output may meet the limit
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stopped):
+        fit(settings(), checkpoint=checkpoint, stop=stop_at(2, 1))
+    before = checkpoint.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(UserError, match="could not be written"):
+            fit(settings(), checkpoint=checkpoint)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+# --- determinism
+
+
+def test_the_seed_alone_says_what_is_drawn():
+    first = fit(settings())
+    torch.manual_seed(123), torch.rand(5)
+    assert_same(fit(settings()), first)
+    assert fit(settings(), seed=6)[1] != first[1]
+
+
+def test_seeding_reaches_python_numpy_and_torch():
+    def draws(*numbers):
+        training.seed_everything(*numbers)
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    assert draws(3, 4) == draws(3, 4)
+    for other in ((4, 3), (3, 5), (34,)):
+        assert all(a != b for a, b in zip(draws(3, 4), draws(*other)))
+
+
+# --- what an epoch does
+
+
+def test_history_has_a_row_an_epoch_with_the_mean_loss():
+    seen = []
+    module = nn.Linear(1, 1)
+
+    def loss(x):
+        value = module(x).pow(2).mean()
+        seen.append(value.item())
+        return value
+
+    batches = ArrayBatches([torch.linspace(0, 1, 12).view(-1, 1)], 4, 0, CPU)
+    history = training.train(
+        module, loss, batches, settings(epochs=3), CPU, seed=0, name="pretrain"
+    )
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    for number, row in enumerate(history):
+        mean = sum(seen[3 * number : 3 * number + 3]) / 3
+        assert row["loss"] == pytest.approx(mean, rel=1e-6)
+        assert row["lr"] == 1e-2
+
+
+def test_after_step_is_called_once_a_step_after_it():
+    module = nn.Linear(1, 1, bias=False)
+    weights = [module.weight.item()]
+    batches = ArrayBatches([torch.ones(12, 1)], 4, 0, CPU)
+    training.train(
+        module, lambda x: module(x).mean(), batches, settings(epochs=2, optimizer="sgd"), CPU,
+        seed=0, name="pretrain", after_step=lambda: weights.append(module.weight.item()),
+    )
+    assert len(weights) == 1 + 2 * 3
+    assert all(later < sooner for sooner, later in itertools.pairwise(weights))
+
+
+def test_the_module_trains_in_train_mode_whatever_evaluate_left(tmp_path):
+    modes = []
+    module = Small()
+    images, labels = data()
+
+    def loss(batch, targets):
+        modes.append(module.training)
+        return F.cross_entropy(module(batch), targets)
+
+    training.train(
+        module, loss, ArrayBatches([images, labels], 10, 0, CPU), settings(epochs=2), CPU,
+        seed=0, name="finetune-A", evaluate=lambda epoch: module.eval() and {},
+    )
+    assert modes == [True] * 4
+
+
+def test_what_is_frozen_is_left_alone():
+    module = Small()
+    module.body[0].requires_grad_(False)
+    before = module.body[0].weight.clone()
+    images, labels = data()
+    training.train(
+        module, lambda x, y: F.cross_entropy(module(x), y),
+        ArrayBatches([images, labels], 10, 0, CPU),
+        settings(epochs=1, optimizer="adamw", weight_decay=0.5), CPU, seed=0, name="finetune-A",
+    )
+    assert torch.equal(module.body[0].weight, before)
+
+
+# --- rates
+
+
+def test_warm_up_is_linear_and_meets_the_rate():
+    chosen = settings(lr=0.2, epochs=10, warmup_epochs=2)
+    assert [training.rate(p, chosen) for p in (0, 0.5, 1, 2)] == pytest.approx([0, 0.05, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("warm", [0, 0.5, 3])
+def test_cosine_falls_from_the_rate_to_zero(warm):
+    chosen = settings(lr=0.2, epochs=10, warmup_epochs=warm, schedule="cosine")
+    values = [training.rate(warm + (10 - warm) * i / 100, chosen) for i in range(101)]
+    assert values[0] == pytest.approx(0.2) and values[-1] == pytest.approx(0, abs=1e-12)
+    assert values[50] == pytest.approx(0.1)
+    assert all(later < sooner for sooner, later in itertools.pairwise(values))
+
+
+def test_constant_stays():
+    assert {training.rate(p, settings(lr=0.2)) for p in (0, 0.1, 3.9, 4)} == {0.2}
+
+
+def test_warm_up_longer_than_the_run_is_no_fault():
+    chosen = settings(epochs=2, warmup_epochs=5, schedule="cosine", lr=1.0)
+    assert training.rate(2, chosen) == pytest.approx(0.4)
+    assert training.rate(5, chosen) == pytest.approx(1.0)
+
+
+def test_each_step_has_its_own_rate():
+    rates = []
+    module = nn.Linear(1, 1)
+    batches = ArrayBatches([torch.ones(8, 1)], 2, 0, CPU)
+    chosen = settings(epochs=2, schedule="cosine", warmup_epochs=1, optimizer="sgd")
+    real = training.make_optimizer
+
+    def spied(*words):
+        optimizer = real(*words)
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+        return optimizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_optimizer", spied)
+        training.train(module, lambda x: module(x).mean(), batches, chosen, CPU, seed=0, name="x")
+    assert rates == [training.rate((i + 1) / 4, chosen) for i in range(8)]
+
+
+# --- optimizers
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_decay_spares_biases_and_norms(name):
+    module = Small()
+    optimizer = training.make_optimizer(module, settings(optimizer=name, weight_decay=0.3))
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    for name, parameter in module.named_parameters():
+        is_kernel = name in ("body.0.weight", "body.5.weight")
+        assert decay.pop(id(parameter)) == (0.3 if is_kernel else 0.0), name
+    assert not decay
+
+
+def test_adam_decays_as_the_original_did():
+    """Adam with weight_decay is L2 on everything, so the group is one."""
+    optimizer = training.make_optimizer(Small(), settings(optimizer="adam", weight_decay=1e-4))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"optimizer": "lion"}, ("optimizer=lion", "adamw")),
+     ({"schedule": "step"}, ("schedule=step", "cosine")),
+     ({"precision": "float8"}, ("precision=float8", "float32"))],
+)
+def test_an_unknown_choice_is_a_clear_error(changes, words):
+    with pytest.raises(UserError) as caught:
+        fit(settings(**changes))
+    assert all(word in str(caught.value) for word in words)
+
+
+# --- faults
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_explodes_is_a_clear_error(value):
+    module = nn.Linear(1, 1)
+    batches = ArrayBatches([torch.ones(4, 1)], 2, 0, CPU)
+    with pytest.raises(UserError, match=r"--set pretrain\.lr=0\.001"):
+        training.train(
+            module, lambda x: module(x).mean() * value, batches, settings(), CPU, seed=0,
+            name="pretrain",
+        )
+
+
+def test_the_setting_that_an_exploding_step_names_is_its_own(course_data):
+    """For every step that trains: the setting exists, and it changes that step."""
+    def made(changes=None):
+        profile = profiles.get("smoke", changes)
+        found = layout.find(course_data, profile.data)
+        return steps.Steps(profile, found, store.Store("unused"), CPU)
+
+    untrained = {"control-knn", "embed", "segment-colour", "everything"}
+    module, plain, wrong = nn.Linear(1, 1), made(), []
+    for name in sorted(plain.all.keys() - untrained):
+        with pytest.raises(UserError) as caught:
+            training.train(
+                module, lambda x: module(x).mean() * math.nan,
+                ArrayBatches([torch.ones(4, 1)], 2, 0, CPU), settings(), CPU, seed=0, name=name,
+            )
+        setting = re.search(r"--set (\S+)=", str(caught.value)).group(1)
+        try:
+            changed = made({setting: 0.5}).key(name) != plain.key(name)
+        except UserError:  # there is no such setting
+            changed = False
+        if not changed:
+            wrong.append(f"{name}: {setting}")
+    assert not wrong
+
+
+# --- device and precision
+
+
+def test_float32_is_never_autocast():
+    for device in ("cpu", "cuda", "mps"):
+        assert training.autocast_dtype("float32", torch.device(device)) is None
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16),
+     ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
+)
+def test_auto_takes_bfloat16_where_the_cpu_is_fast_at_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert training.autocast_dtype("auto", CPU) is expected
+    assert training.autocast_dtype("auto", torch.device("cuda")) is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["tpu9000", "", "cuda:99", "cpu:x"])
+def test_a_device_that_cannot_be_used_is_a_clear_error(name):
+    with pytest.raises(UserError, match=f"--device {name} .*--device cpu"):
+        training.choose_device(name)
+
+
+def test_auto_takes_the_cpu_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    assert training.choose_device("auto") == CPU == training.choose_device("cpu")

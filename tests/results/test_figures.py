@@ -1,0 +1,254 @@
+"""Figures: the same to the byte, in three formats, for the smallest and the largest results."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+
+from hw1lib.models import segmenters
+from hw1lib.results import figures, tables
+from hw1lib.results import figures_classification as one
+from hw1lib.results import figures_segmentation as two
+
+METHODS = {"sam": "SAM ViT-B", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
+
+
+def classes(count):
+    return tuple(f"Class_{number}" for number in range(count))
+
+
+def image(side=24, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
+
+
+def land(side=24, seed=0):
+    blocks = np.random.default_rng(seed).integers(0, 7, (3, 3)).astype(np.uint8)
+    return blocks.repeat(side // 3, 0).repeat(side // 3, 1)
+
+
+def history(epochs, **columns):
+    random = np.random.default_rng(0)
+    table = {name: random.random(epochs) for name in ("loss", "deviation", "accuracy", "miou")}
+    return pd.DataFrame({"epoch": np.arange(1, epochs + 1), **table, **columns})
+
+
+def tuned(rows):
+    metrics = {"correct": 5, "total": 9, "epoch": 1, "accuracy": 5 / 9, "accuracy_last": 4 / 9}
+    return tables.finetune({row: metrics for row in rows}, "pool")
+
+
+def stage_rows(count):
+    return [
+        {"number": f"{n:04d}", "image": image(seed=n), "truth": land(seed=n),
+         "early": land(seed=n + 1), "middle": land(seed=n + 2), "final": land(seed=n + 3),
+         "miou": {"early": 0.1, "middle": 0.2, "final": 0.3}}
+        for n in range(count)
+    ]
+
+
+def mask_rows(count, methods):
+    part = {"labels": land().astype(int), "vote": land(), "masks": 9}
+    return [
+        {"number": f"{n:04d}", "image": image(), "truth": land(), **dict.fromkeys(methods, part)}
+        for n in range(count)
+    ]
+
+
+def method(masks, labels, points):
+    def draw():
+        grid = np.array([(4.0, 4.0), (12.0, 12.0)])
+        return two.everything_method(image(), grid, points, labels, masks, "SLIC")
+    return draw
+
+
+PARTS = np.stack([land() == c for c in np.unique(land())])
+NONE = np.zeros((0, 24, 24), dtype=bool)
+
+DRAWN = {
+    "image_grid-1": lambda: figures.image_grid({"a": [image()]}),
+    "image_grid-ragged": lambda: figures.image_grid({"a": [image()], "b": [image()] * 12}),
+    "image_grid-12": lambda: figures.image_grid({c: [image(8)] for c in classes(12)}),
+    "timing-1": lambda: figures.timing(pd.DataFrame({"step": ["pretrain"], "seconds": [0.0]})),
+    "timing-19": lambda: figures.timing(
+        pd.DataFrame({"step": classes(19), "seconds": np.geomspace(0.1, 1e5, 19)})
+    ),
+    "class_counts-1": lambda: one.class_counts({"training": {"Couch": 1}}),
+    "class_counts-65": lambda: one.class_counts(
+        {split: dict.fromkeys(classes(65), 10) for split in ("training", "validation")}
+    ),
+    "pretraining-1": lambda: one.pretraining_curves(history(1)),
+    "pretraining-both": lambda: one.pretraining_curves(history(9), history(9)),
+    "pretraining-file": lambda: one.pretraining_curves(history(9), pd.DataFrame()),
+    "finetune_curves-1": lambda: one.finetune_curves({"A": history(1)}),
+    "finetune_curves": lambda: one.finetune_curves({s: history(200) for s in "ABCDE"}),
+    "finetune_accuracy-1": lambda: one.finetune_accuracy(tuned("A")),
+    "finetune_accuracy": lambda: one.finetune_accuracy(
+        tuned((*"ABCDE", "random", "knn", "colour"))
+    ),
+    "embedding-2": lambda: one.embedding(
+        {"t-SNE, first epoch": np.eye(2)}, np.array([0, 1]), classes(2), False
+    ),
+    "embedding-65": lambda: one.embedding(
+        {epoch: np.random.default_rng(0).random((130, 2)) for epoch in ("first", "last")},
+        np.arange(130) % 65, classes(65), True,
+    ),
+    "embedding-gap": lambda: one.embedding({"a": np.eye(2)}, np.array([0, 0]), classes(3), False),
+    "confusion-1": lambda: one.confusion(np.array([[1]]), classes(1)),
+    "confusion-65": lambda: one.confusion(np.eye(65, dtype=int), classes(65)),
+    "confusion-empty-row": lambda: one.confusion(np.array([[2, 1], [0, 0]]), classes(2)),
+    "tiles-1": lambda: two.tiles([("0001", image(), land())]),
+    "tiles": lambda: two.tiles([(f"{n:04d}", image(), land(seed=n)) for n in range(6)]),
+    "pixel_shares": lambda: two.pixel_shares(
+        {"train": np.full(7, 1 / 7), "validation": np.eye(7)[6]}
+    ),
+    **{
+        f"architecture-{name}": lambda name=name: two.architecture(segmenters.outline(name), name)
+        for name in segmenters.NAMES
+    },
+    "segmentation_curves-1": lambda: two.segmentation_curves(
+        {"lraspp": history(1)}, segmenters.NAMES
+    ),
+    "segmentation_curves": lambda: two.segmentation_curves(
+        {name: history(50) for name in segmenters.NAMES}, segmenters.NAMES
+    ),
+    "stages-1": lambda: two.stages(stage_rows(1), {"early": 1, "middle": 1, "final": 1}),
+    "stages": lambda: two.stages(stage_rows(3), {"early": 1, "middle": 25, "final": 50}),
+    "everything_masks-1": lambda: two.everything_masks(mask_rows(1, ["slic"]), {"slic": "SLIC"}),
+    "everything_masks": lambda: two.everything_masks(mask_rows(3, METHODS), METHODS),
+    "everything_method": method(PARTS, land().astype(int), np.ones((len(PARTS), 2))),
+    "everything_method-none": method(NONE, np.full((24, 24), -1), np.zeros((0, 2))),
+}
+
+
+@pytest.fixture(autouse=True)
+def house_style():
+    with figures.style():
+        yield
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_picture_draws_at_its_extremes(name, tmp_path):
+    drawn = DRAWN[name]()
+    figures.save(drawn, tmp_path / "figure.png", dpi=40)
+    pixels = pyplot.imread(tmp_path / "figure.png")
+    assert pixels.ndim == 3 and min(pixels.shape[:2]) > 20
+    assert pixels[..., :3].std() > 0.01  # not an empty sheet
+    assert drawn.get_figwidth() <= 7.2  # as wide as the page's text
+    assert not pyplot.get_fignums()  # none is left in pyplot's hands
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+@pytest.mark.parametrize(
+    "name", ["finetune_accuracy", "confusion-1", "stages-1", "everything_method"]
+)
+def test_two_drawings_are_the_same_file_to_the_byte(name, kind, tmp_path):
+    """Dates, versions and random names are the usual leaks."""
+    written = []
+    for number in (1, 2):
+        path = tmp_path / str(number) / f"figure.{kind}"
+        figures.save(DRAWN[name](), path, dpi=60)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    head = {"png": b"\x89PNG", "pdf": b"%PDF-", "svg": b"<?xml"}[kind]
+    assert written[0].startswith(head)
+    assert matplotlib.__version__.encode() not in written[0].replace(b"svg11.dtd", b"")
+
+
+def test_saving_twice_gives_the_same_file(tmp_path):
+    drawn = DRAWN["tiles-1"]()
+    for kind in ("png", "pdf", "svg"):
+        figures.save(drawn, tmp_path / f"a.{kind}", dpi=60)
+        figures.save(drawn, tmp_path / f"b.{kind}", dpi=60)
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_fonts_in_a_pdf_are_outlines_that_can_be_searched(tmp_path):
+    figures.save(DRAWN["timing-1"](), tmp_path / "a.pdf")
+    assert b"/Type3" not in (tmp_path / "a.pdf").read_bytes()
+
+
+def test_the_style_is_left_behind():
+    inside = matplotlib.rcParams["svg.hashsalt"]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        before = dict(matplotlib.rcParams)
+        with figures.style():
+            assert matplotlib.rcParams["svg.hashsalt"] == inside != before["svg.hashsalt"]
+        assert dict(matplotlib.rcParams) == before
+
+
+# --- what the pictures show
+
+
+def test_bars_are_as_long_as_the_accuracies():
+    table = tuned("AB")
+    table["accuracy"] = [0.25, 0.75]
+    axis = one.finetune_accuracy(table).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [0.25, 0.75]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["A", "B"]
+
+
+def test_rows_of_a_confusion_matrix_are_shares_of_their_class():
+    drawn = one.confusion(np.array([[3, 1], [0, 0]]), classes(2))
+    shown = [text.get_text() for text in drawn.axes[0].texts]
+    assert shown == ["0.75", "0.25", "0.00", "0.00"]
+
+
+def test_every_point_of_an_embedding_is_drawn_in_its_classes_colour():
+    points = np.random.default_rng(0).random((65 * 2, 2))
+    labels = np.arange(65 * 2) % 65
+    drawn = one.embedding({"a": points}, labels, classes(65), False)
+    groups = drawn.axes[0].collections
+    found = np.concatenate([group.get_offsets() for group in groups])
+    assert len(groups) == 65 and len(found) == len(points)
+    for number, group in enumerate(groups):
+        np.testing.assert_allclose(np.asarray(group.get_offsets()), points[labels == number])
+    looks = {(tuple(g.get_facecolor()[0]), g.get_paths()[0].vertices.tobytes()) for g in groups}
+    assert len(looks) == 65
+
+
+def test_an_overlay_colours_each_segment_and_leaves_gaps_alone():
+    labels = np.full((12, 12), -1)
+    labels[2:6, 2:6], labels[6:10, 2:6] = 0, 1
+    picture = image(12)
+    mixed = two.outlined(picture, labels)
+    assert mixed.shape == (12, 12, 3) and mixed.min() >= 0 and mixed.max() <= 1
+    np.testing.assert_allclose(mixed[8:, 8:], picture[8:, 8:] / 255)
+    assert (mixed[2, 2:6] == 1).all() and (mixed[6, 2:6] == 1).all()  # outlines are white
+    tints = [(mixed - 0.55 * picture / 255)[row, 4] for row in (4, 8)]
+    assert np.abs(tints[0] - tints[1]).max() > 0.1
+    assert np.array_equal(mixed, two.outlined(picture, labels))
+
+
+def test_cut_outs_are_the_largest_masks_on_white():
+    picture = np.full((30, 30, 3), 7, dtype=np.uint8)
+    masks = np.zeros((12, 30, 30), dtype=bool)
+    for number in range(12):
+        masks[number, number, : number + 1] = True  # the first three are left out
+    sheet = two.cut_outs(picture, masks)
+    assert sheet.shape == (30, 30, 3)
+    filled = (sheet == 7).all(axis=-1)
+    assert (filled | (sheet == 255).all(axis=-1)).all()
+    per_cell = filled.reshape(3, 10, 3, 10).any(axis=(1, 3))
+    assert per_cell.all()
+    assert not (two.cut_outs(picture, masks[:0]) != 255).any()
+
+
+@pytest.mark.parametrize("side", [16, 33, 128])
+def test_cut_outs_fit_their_cells(side):
+    """However long and thin a mask is."""
+    masks = np.zeros((3, side, side), dtype=bool)
+    masks[0, 0], masks[1, :, 1], masks[2] = True, True, True
+    sheet = two.cut_outs(np.zeros((side, side, 3), dtype=np.uint8), masks)
+    cell = side // 3
+    for number in range(3):
+        inside = sheet[:cell, number * cell : (number + 1) * cell]
+        assert (inside == 0).any() and (inside[0] == 255).all() and (inside[:, -1] == 255).all()
+
+
+def test_the_largest_share_is_written_on_its_bar():
+    axis = two.pixel_shares({"train": np.array([0.5, 0.03, 0.47, 0, 0, 0, 0])}).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["50%", "47%"]
+
+

@@ -1,0 +1,101 @@
+"""The course's measures against brute force and scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
+
+from hw1lib.data.landcover import UNKNOWN
+from hw1lib.results import metrics
+
+
+def masks(seed, shape=(3, 16, 16), absent=()):
+    """Truth and prediction with unknown in both, noisy; `absent` classes occur in neither."""
+    random = np.random.default_rng(seed)
+    there = [c for c in range(7) if c not in absent]
+    truth = random.choice(there, shape).astype(np.uint8)
+    wrong = random.choice(there, shape).astype(np.uint8)
+    return truth, np.where(random.random(shape) < 0.6, truth, wrong).astype(np.uint8)
+
+
+SEEDS = range(5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_confusion_is_scikit_learns(seed):
+    truth, predicted = masks(seed)
+    expected = confusion_matrix(truth.ravel(), predicted.ravel(), labels=range(7))
+    assert np.array_equal(metrics.confusion(truth, predicted), expected)
+
+
+def test_confusion_counts_beyond_the_range_of_its_input():
+    """Masks are uint8: 6 · 7 + 6 fits, but 64 · 65 + 64 would not."""
+    numbers = np.arange(65, dtype=np.uint8)
+    assert np.array_equal(metrics.confusion(numbers, numbers, 65), np.eye(65))
+    many = np.zeros(70_000, dtype=np.uint8)
+    assert metrics.confusion(many, many)[0, 0] == 70_000
+
+
+def test_confusions_of_parts_add_up():
+    truth, predicted = masks(0)
+    parts = sum(metrics.confusion(t, p) for t, p in zip(truth, predicted))
+    assert np.array_equal(parts, metrics.confusion(truth, predicted))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_iou_by_brute_force_and_by_scikit_learn(seed):
+    """The course's script: predictions on unknown pixels are false positives."""
+    truth, predicted = masks(seed)
+    found = metrics.iou(metrics.confusion(truth, predicted))
+    for number in range(UNKNOWN):
+        hit = np.sum((truth == number) & (predicted == number))
+        positives, there = np.sum(predicted == number), np.sum(truth == number)
+        assert found[number] == pytest.approx(hit / (positives + there - hit))
+    expected = jaccard_score(truth.ravel(), predicted.ravel(), labels=range(6), average=None)
+    np.testing.assert_allclose(found, expected)
+    assert metrics.miou(metrics.confusion(truth, predicted)) == pytest.approx(expected.mean())
+
+
+def test_answers_where_the_truth_is_unknown_cost_iou():
+    truth = np.array([0, 0, 6, 6])
+    right, cautious = np.array([0, 0, 0, 0]), np.array([0, 0, 6, 6])
+    assert metrics.iou(metrics.confusion(truth, right))[0] == 0.5
+    assert metrics.iou(metrics.confusion(truth, cautious))[0] == 1
+
+
+@pytest.mark.parametrize("absent", [(2,), (0, 5), (1, 2, 3, 4, 5)])
+def test_an_absent_class_has_no_iou_and_is_left_out(absent):
+    truth, predicted = masks(1, absent=absent)
+    matrix = metrics.confusion(truth, predicted)
+    found = metrics.iou(matrix)
+    assert np.flatnonzero(np.isnan(found)).tolist() == list(absent)
+    there = [c for c in range(6) if c not in absent]
+    expected = jaccard_score(truth.ravel(), predicted.ravel(), labels=there, average="macro")
+    assert metrics.miou(matrix) == pytest.approx(expected)
+
+
+def test_a_class_that_is_only_predicted_counts_as_zero():
+    truth, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
+    assert metrics.iou(metrics.confusion(truth, predicted))[2] == 0
+    assert metrics.miou(metrics.confusion(truth, predicted)) == pytest.approx((0.5 + 1 + 0) / 3)
+
+
+def test_without_any_scored_class_there_is_no_mean():
+    unknown = np.full(4, UNKNOWN)
+    assert np.isnan(metrics.miou(metrics.confusion(unknown, unknown)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pixel_accuracy_is_over_known_pixels(seed):
+    truth, predicted = masks(seed)
+    known = truth != UNKNOWN
+    expected = accuracy_score(truth[known], predicted[known])
+    assert metrics.pixel_accuracy(metrics.confusion(truth, predicted)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_renaming_classes_renames_their_iou(seed):
+    truth, predicted = masks(seed)
+    names = np.append(np.random.default_rng(seed).permutation(6), 6)
+    one = metrics.iou(metrics.confusion(truth, predicted))
+    two = metrics.iou(metrics.confusion(names[truth], names[predicted]))
+    np.testing.assert_allclose(two[names[:6]], one)

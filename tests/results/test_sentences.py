@@ -1,0 +1,294 @@
+"""Sentences: whatever the results, none may contradict them."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from hw1lib.data.landcover import SCORED
+from hw1lib.results import sentences, tables
+from hw1lib.results.statistics import mcnemar
+
+ROWS = (*"ABCDE", "random", "colour", "knn")
+
+
+def results(seed, images=60):
+    """What each row got right: shares from poor to good, some rows nearly alike."""
+    random = np.random.default_rng(seed)
+    base = random.random(images) < random.uniform(0.1, 0.9)
+    right = {}
+    for row in ROWS:
+        flips = random.random(images) < random.choice([0.0, 0.02, 0.1, 0.5])
+        better = random.random(images) < random.uniform(0, 1)
+        right[row] = np.where(flips, better, base)
+    return right
+
+
+SEEDS = range(30)
+
+
+def told_apart(one, two):
+    return mcnemar(one, two) < 0.05
+
+
+def percents(text):
+    return [float(number) for number in re.findall(r"(\d+\.\d) %", text)]
+
+
+# --- comparisons
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_better_is_said_only_where_the_test_supports_it(seed):
+    right = results(seed)
+    for one, two in itertools.permutations("ABC", 2):
+        text = sentences.compare(one, two, right)
+        gap = right[one].mean() - right[two].mean()
+        said = [w for w in ("better", "worse", "no difference") if w in text]
+        if told_apart(right[one], right[two]):
+            assert said == ["better" if gap > 0 else "worse"]
+            assert f"{abs(gap) * 100:.1f} percentage points" in text
+        else:
+            assert said == ["no difference"]
+        assert percents(text)[:2] == [round(right[r].mean() * 100, 1) for r in (one, two)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_other_way_round_says_the_opposite(seed):
+    right = results(seed)
+    there, back = (sentences.compare(*pair, right) for pair in ("AB", "BA"))
+    opposite = {"better": "worse", "worse": "better"}
+    said = [re.search("better|worse|no difference", text).group() for text in (there, back)]
+    assert said[1] == opposite.get(said[0], said[0])
+    assert re.findall(r"p [<=] [\d.]+", there) == re.findall(r"p [<=] [\d.]+", back)
+
+
+CLOSE = [(25, 42), (57, 81), (27, 44), (3, 12)]  # p is 0.0498, 0.0498, 0.057, 0.035
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second"), [*itertools.product(range(12), (0, 3, 9, 21, 26, 40)), *CLOSE]
+)
+def test_the_printed_p_agrees_with_the_verdict(only_first, only_second):
+    """Also close to 5 %, where rounding could turn it."""
+    one = np.array([True] * only_first + [False] * only_second + [True] * 5)
+    two = np.array([False] * only_first + [True] * only_second + [True] * 5)
+    text = sentences.compare("A", "B", {"A": one, "B": two})
+    printed = float(re.search(r"p [<=] ([\d.]+)", text).group(1))
+    assert ("better" in text or "worse" in text) == (printed < 0.05)
+
+
+def test_the_smallest_p_are_not_printed_as_zero():
+    assert sentences.p_value(1e-12) == "p < 0.001"
+    assert sentences.p_value(0.001) == "p = 0.001"
+
+
+# --- rankings
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_ranking_is_that_of_the_shares(seed):
+    right = results(seed)
+    text = sentences.ranking(right)
+    shares = {s: right[s].mean() for s in "ABCDE"}
+    best = re.search("setting ([A-E]) has the highest", text).group(1)
+    assert shares[best] == max(shares.values())
+    order = re.search(r"the order is ([A-E](?:, [A-E]){4})\.", text).group(1).split(", ")
+    assert sorted(order) == list("ABCDE") and order[0] == best
+    ranked = [shares[s] for s in order]
+    assert ranked == sorted(ranked, reverse=True)
+    same = {s for s in order[1:] if not told_apart(right[best], right[s])}
+    named = re.search(r"cannot tell it from (.*?) \(", text)
+    assert set(re.findall(r"\b[A-E]\b", named.group(1)) if named else []) == same
+    assert ("tells it from each of the others" in text) == (not same)
+
+
+def test_controls_are_never_ranked():
+    right = {s: np.zeros(50, bool) for s in "ABCDE"} | {"random": np.ones(50, bool)}
+    right["C"][:3] = True
+    assert "setting C has the highest" in sentences.ranking(right)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_swapping_two_settings_swaps_their_roles(seed):
+    right = results(seed)
+    swapped = right | {"A": right["B"], "B": right["A"]}
+    exchange = str.maketrans("AB", "BA")
+
+    def verdicts(text, names):
+        found = re.findall(r"Setting ([A-E]) .*? is (better|worse) than setting ([A-E])", text)
+        opposite = {"better": "worse", "worse": "better"}
+        plain = {(one.translate(names), word, two.translate(names)) for one, word, two in found}
+        return plain | {(two, opposite[word], one) for one, word, two in plain}
+
+    before = verdicts(sentences.compare("A", "B", right), exchange)
+    assert before == verdicts(sentences.compare("A", "B", swapped), {})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pretraining_and_controls_say_what_each_pair_says(seed):
+    right = results(seed)
+    text = sentences.pretraining(right)
+    for pair in (("B", "A"), ("C", "A"), ("C", "B")):
+        assert sentences.compare(*pair, right) in text
+    text = sentences.controls(right)
+    for other in ("random", "colour"):
+        p = sentences.p_value(mcnemar(right["E"], right[other]))
+        assert p in text
+    count = sum(told_apart(right["E"], right[other]) for other in ("random", "colour"))
+    assert len(re.findall(" is (?:better|worse) than ", text)) == count
+
+
+# --- domains
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_domains_say_what_freezing_does(seed):
+    right = results(seed)
+    text = sentences.domains(right, "the Americas", "the other continents")
+    parts = re.split(r"(?<=[.]) (?=Freezing|The frozen)", text)
+    assert len(parts) == 2
+    for part, frozen, free in zip(parts, "DE", "BC"):
+        gap = right[free].mean() - right[frozen].mean()
+        if not told_apart(right[free], right[frozen]):
+            assert "changes nothing" in part and "as it is" in part
+        elif gap > 0:
+            assert f"costs {100 * gap:.1f} percentage points" in part and "do not carry" in part
+        else:
+            assert f"even {-100 * gap:.1f} percentage points better" in part
+        assert re.findall(r"\b[B-E]\b", part)[0] == frozen
+        assert "the Americas" in part and "the other continents" in part
+
+
+# --- embedding
+
+
+def numbers(**changes):
+    plain = dict(
+        silhouette_first=0.1, silhouette_last=0.2, purity_first=0.3, purity_last=0.4,
+        pca_variance=0.5, trustworthiness_first=0.9, trustworthiness_last=0.95,
+    )
+    return plain | changes
+
+
+@pytest.mark.parametrize("change", [-0.5, -0.001, 0.0, 0.001, 0.5])
+def test_denser_is_said_only_where_the_silhouette_rises(change):
+    text = sentences.embedding(numbers(silhouette_last=0.1 + change), "C")
+    assert ("not denser" in text) == (change <= 0)
+    assert f"from 0.100 to {0.1 + change:.3f}" in text
+
+
+@pytest.mark.parametrize("change", [-0.2, -0.002, 0.0, 0.002, 0.2])
+def test_more_and_fewer_neighbours_follow_the_purity(change):
+    text = sentences.embedding(numbers(purity_last=0.3 + change), "C")
+    assert ("More of an" in text) == (change > 0)
+    assert ("Fewer of an" in text) == (change < 0)
+    assert f"{30 + 100 * change:.1f} % after 30.0 %" in text
+
+
+# --- segmentation
+
+
+def model(last, iou=None):
+    return {"miou_last": last, "iou": dict(zip(SCORED, iou or (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))}
+
+
+NAMES = {"fcn32s": "FCN", "lraspp": "LRASPP", "deeplabv3": "DEEPLAB"}
+
+
+@pytest.mark.parametrize("values", list(itertools.permutations((0.2, 0.4, 0.6, 0.5))))
+def test_segmentation_says_who_is_best_by_how_much_and_above_what(values):
+    metrics = {name: model(value) for name, value in zip((*NAMES, "colour"), values)}
+    text = sentences.segmentation(metrics, NAMES, "lraspp")
+    order = sorted(NAMES, key=lambda name: -metrics[name]["miou_last"])
+    first, second = (metrics[name]["miou_last"] for name in order[:2])
+    assert f"{NAMES[order[0]]} is best with a mIoU of {first:.3f}, {first - second:.3f}" in text
+    gain = values[1] - values[0]
+    assert f"LRASPP, is {abs(gain):.3f} {'above' if gain > 0 else 'below'} FCN" in text
+    above = {NAMES[name] for name in NAMES if metrics[name]["miou_last"] > values[3]}
+    said = re.search(r"alone reaches [\d.]+; (.*?)\.", text).group(1)
+    assert set(re.findall("[A-Z]{3,}", said)) == above
+    assert ("no model" in said) == (not above)
+
+
+def test_the_hardest_class_is_the_one_with_the_lowest_iou():
+    for worst in SCORED:
+        iou = dict.fromkeys(SCORED, 0.5) | {worst: 0.123}
+        text = sentences.hardest(iou, "FCN")
+        assert f"is {worst} (IoU 0.123)" in text
+        assert not any(name in text for name in SCORED if name != worst)
+
+
+def test_absent_classes_are_listed_and_never_the_hardest():
+    iou = dict.fromkeys(SCORED, 0.5) | {"urban": None, "water": None, "barren": 0.2}
+    text = sentences.hardest(iou, "FCN")
+    assert "is barren" in text and "Urban and water occur neither" in text
+    assert "left out of" in text
+    one = sentences.hardest(dict.fromkeys(SCORED, 0.5) | {"urban": None}, "FCN")
+    assert "Urban occurs neither" in one
+
+
+def test_a_class_with_no_hit_is_hardest_not_absent():
+    text = sentences.hardest(dict.fromkeys(SCORED, 0.5) | {"water": 0.0}, "FCN")
+    assert "is water (IoU 0.000)" in text and "left out" not in text
+
+
+@pytest.mark.parametrize("final", [0.1, 0.3, 0.5])
+def test_stages_gain_only_where_the_last_is_higher(final):
+    by_stage = {"early": [0.2, 0.4], "middle": [0.9, 0.9], "final": [final] * 2}
+    text = sentences.stages(by_stage, "FCN")
+    assert "0.300 (early), 0.900 (middle)" in text and f"{final:.3f} (final)" in text
+    assert ("does not gain" in text) == (final <= 0.3)
+
+
+# --- everything
+
+
+def mask_rows(*votes, model=0.5, **changes):
+    return [
+        {"method": "slic", "image": str(i), "masks": 10 * (i + 1), "asa": 0.8, "vote_miou": vote,
+         "model_miou": model, **changes}
+        for i, vote in enumerate(votes)
+    ]
+
+
+@pytest.mark.parametrize(("votes", "word"), [((0.4, 0.7), "raises"), ((0.4, 0.5), "lowers")])
+def test_the_vote_raises_or_lowers_on_the_mean(votes, word):
+    text = sentences.everything(mask_rows(*votes), {"slic": "SLIC"})
+    assert f"{word} its mIoU by 0.050" in text
+    assert "SLIC finds 15 masks" in text and "80.0 %" in text
+
+
+def test_a_vote_that_changes_nothing_neither_raises_nor_lowers():
+    text = sentences.everything(mask_rows(0.5, 0.5), {"slic": "SLIC"})
+    assert "raises" not in text and "lowers" not in text
+
+
+def test_an_image_without_known_pixels_is_left_out_of_the_mean():
+    """Its achievable accuracy is not measured: None."""
+    rows = mask_rows(0.5, 0.7)
+    rows[1]["asa"] = None
+    assert "80.0 %" in sentences.everything(rows, {"slic": "SLIC"})
+
+
+def test_each_method_has_its_own_sentence():
+    rows = mask_rows(0.6) + [row | {"method": "sam", "masks": 99} for row in mask_rows(0.4)]
+    text = sentences.everything(rows, {"slic": "SLIC", "sam": "SAM"})
+    assert re.search("SLIC finds 10 masks.*raises.*SAM finds 99 masks.*lowers", text)
+
+
+# --- words
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [("A", "A"), ("AB", "A and B"), ("ABC", "A, B and C"), (("x", "y"), "x and y")],
+)
+def test_lists_are_read_aloud(items, text):
+    assert sentences.listed(items) == sentences.listed(iter(items)) == text
+
+
+def test_points_are_a_hundred_of_a_share():
+    assert sentences.points(0.042) == "4.2 percentage points"
+    assert tables.percent(0.042) == "4.2 %"

@@ -1,0 +1,83 @@
+"""setup.sh: what goes wrong on a fresh machine is said in one clear paragraph."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from hw1lib import paths
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The files that setup.sh reads, in a folder with a space, and a folder of stand-ins."""
+    folder = tmp_path / "my homework"
+    folder.mkdir()
+    for name in ("setup.sh", "requirements.txt", "requirements-dev.txt", "pyproject.toml"):
+        shutil.copy(paths.ROOT / name, folder / name)
+    (tmp_path / "bin").mkdir()
+    return folder
+
+
+def stand_in(clone, name, script):
+    """Puts a shell script under a program's name before the real one."""
+    path = clone.parent / "bin" / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def setup(clone, **variables):
+    path = f"{clone.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [clone / "setup.sh"], capture_output=True, text=True, cwd="/",
+        env=os.environ | {"PATH": path} | variables,
+    )
+
+
+def fails_with(done, *words):
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert all(word in said for word in words), said
+    paragraph = done.stderr.rpartition("\n\n")[2] or done.stderr
+    assert all(len(line) <= 81 for line in paragraph.splitlines())
+
+
+def test_no_python(clone):
+    fails_with(setup(clone, PYTHON="python9"), "There is no python9", "PYTHON=")
+
+
+def test_old_python(clone):
+    python = stand_in(clone, "python3", '[ "$1" = -V ] && echo Python 3.8.1; exit 1')
+    fails_with(setup(clone, PYTHON=str(python)), "Python 3.8.1", "3.11 or newer")
+
+
+def test_python_without_venv(clone):
+    python = stand_in(clone, "python3", 'case "$2" in *venv*) exit 1;; *) exit 0;; esac')
+    fails_with(setup(clone, PYTHON=str(python)), "venv", "python3-venv")
+
+
+def test_too_little_disk(clone):
+    stand_in(clone, "df", "echo head; echo /dev/sda 9 9 2097152 9% /")
+    fails_with(setup(clone), "2 GB are free", "10 GB are needed")
+
+
+def test_no_network(clone):
+    fails_with(
+        setup(clone, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0",
+              PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull),
+        "could not be installed", "network", "same command again",
+    )
+    assert not (clone / ".venv" / ".installed").exists()
+
+
+def test_installed_already_does_nothing(clone):
+    """With the stamp in place not even Python is looked for."""
+    stamp = clone / ".venv" / ".installed"
+    stamp.parent.mkdir()
+    files = ("requirements.txt", "pyproject.toml")
+    text = "".join((clone / name).read_text() for name in files)
+    stamp.write_text(subprocess.run(["cksum"], input=text, capture_output=True, text=True).stdout)
+    done = setup(clone, PYTHON="python9")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
