@@ -58,9 +58,8 @@ def stage_rows(book):
         image, truth, _ = image_files.load_tile(book.data.problem2.validation, number)
         masks = {stage: predicted[stage][i] for stage in at}
         miou = {s: metrics.miou(metrics.confusion(truth, mask)) for s, mask in masks.items()}
-        rows.append(
-            {"number": number, "image": image.transpose(1, 2, 0), "truth": truth, "miou": miou, **masks}
-        )
+        image = image.transpose(1, 2, 0)
+        rows.append({"number": number, "image": image, "truth": truth, "miou": miou, **masks})
     return rows, at
 
 
@@ -173,12 +172,14 @@ def printed(book, name):
     )
     formats |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
     headings = {
-        "asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU", "accuracy_last": "last epoch", "miou_last": "last epoch",
+        "asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU",
+        "accuracy_last": "last epoch", "miou_last": "last epoch",
     }
     if name == "finetune":
         table = _finetune_for_reading(book, table)
     if name == "segmentation":
-        table["model"] = [segmenters.NAMES.get(m, "colour look-up (control)") for m in table["model"]]
+        names = segmenters.NAMES | {"colour": "colour look-up (control)"}
+        table["model"] = [names[model] for model in table["model"]]
         if comparable(book, 2):
             seed = original()["problem2"]
             names = {segmenters.NAMES[m]: v for m, v in seed["miou"].items()}
@@ -195,7 +196,8 @@ def printed(book, name):
 def _finetune_for_reading(book, table):
     """The interval in one column, the original's value beside ours where it compares."""
     interval = [
-        f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(table["ci_low"], table["ci_high"])
+        f"{100 * low:.1f} – {100 * high:.1f}"
+        for low, high in zip(table["ci_low"], table["ci_high"])
     ]
     shown = pd.DataFrame(
         {

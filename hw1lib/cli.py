@@ -145,7 +145,9 @@ def _plan(arguments):
 
 
 def _run(arguments):
-    _request(arguments).workbook().run(arguments.step)
+    book = _request(arguments).workbook()
+    book.run(arguments.step)
+    print(book.result(arguments.step).folder)
 
 
 def _verify(arguments):

@@ -18,30 +18,40 @@ SEGMENTERS = ("fcn32s", "lraspp", "deeplabv3")
 FIXED = ("name", "about", "ours", "needs_data")  # no settings: they say what a profile is
 
 
+def within(default, low, high=float("inf")):
+    """A number between `low` and `high`, both allowed."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def one_of(default, *choices):
+    """One of a few words."""
+    return field(default=default, metadata={"choices": (default, *choices)})
+
+
 @dataclass(frozen=True)
 class Data:
     """How much of the data is used, and at what size; a limit of 0 means all of it."""
 
-    image_size: int = 128  # Problem 1: shorter side after resizing, then a square crop
+    image_size: int = within(128, 8)  # Problem 1: shorter side after resizing, then a square crop
     overhead: bool = False  # seen from above: vertical flips and quarter turns change nothing
-    pool_limit: int = 0  # images of the pre-training pool
-    office_limit: int = 0  # images of each Office split, evenly over the classes
-    tile_limit: int = 0  # satellite tiles of each split
+    pool_limit: int = within(0, 0)  # images of the pre-training pool
+    office_limit: int = within(0, 0)  # images of each Office split, evenly over the classes
+    tile_limit: int = within(0, 0)  # satellite tiles of each split
 
 
 @dataclass(frozen=True)
 class Optimization:
     """What every training step has."""
 
-    epochs: int = 10
-    batch_size: int = 64
-    optimizer: str = "adam"  # adam, adamw or sgd (momentum 0.9)
-    lr: float = 1e-3
-    weight_decay: float = 0.0  # adamw and sgd: not on biases and norms
-    schedule: str = "constant"  # constant or cosine (to zero)
-    warmup_epochs: float = 0.0
-    precision: str = "auto"  # auto: bfloat16 autocast where the device is fast at it; float32
-    augmentation: str = "batched"  # batched: drawn per image, on the device; original: the seed's
+    epochs: int = within(10, 1)
+    batch_size: int = within(64, 2)
+    optimizer: str = one_of("adam", "adamw", "sgd")  # sgd: momentum 0.9
+    lr: float = within(1e-3, 0)
+    weight_decay: float = within(0.0, 0)  # adamw and sgd: not on biases and norms
+    schedule: str = one_of("constant", "cosine")  # cosine: to zero
+    warmup_epochs: float = within(0.0, 0)
+    precision: str = one_of("auto", "float32")  # auto: bfloat16 where the device is fast at it
+    augmentation: str = one_of("batched", "original")  # drawn per image, or the original's own
 
 
 @dataclass(frozen=True)
@@ -49,52 +59,59 @@ class Pretrain(Optimization):
     """BYOL through the byol-pytorch package; names are those of its constructor."""
 
     use_momentum: bool = False
-    moving_average_decay: float = 0.99
-    projection_size: int = 256
-    projection_hidden_size: int = 4096
+    moving_average_decay: float = within(0.99, 0, 1)
+    projection_size: int = within(256, 1)
+    projection_hidden_size: int = within(4096, 1)
 
 
 @dataclass(frozen=True)
 class Supervised(Optimization):
     """Supervised pre-training on the labelled pool, where the data ships no backbone."""
 
-    source: str = "auto"  # auto: the data's pretrain_model_SL.pt, else trained on the pool
+    source: str = one_of("auto", "pool")  # auto: the data's pretrain_model_SL.pt if there
 
 
 @dataclass(frozen=True)
 class Finetune(Optimization):
     """Fine-tuning on Office: one head and one schedule for all settings."""
 
-    hidden: int = 256
-    dropout: float = 0.5
+    hidden: int = within(256, 1)
+    dropout: float = within(0.5, 0, 1)
     standardise: bool = True  # frozen settings: features to zero mean and unit deviation
     augment_frozen: bool = False  # frozen settings: draw augmentation each epoch, as the seed did
-    knn: int = 5  # neighbours of the k-NN control
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the settings A–E must beat, beside the same head on weaker inputs."""
+
+    knn: int = within(5, 1)  # neighbours of the k-NN control
 
 
 @dataclass(frozen=True)
 class Embed:
     """PCA and t-SNE of one setting's second-last layer."""
 
-    setting: str = "C"
-    perplexity: float = 30.0
+    setting: str = one_of("C", "A", "B", "D", "E")
+    perplexity: float = within(30.0, 1)
 
 
 @dataclass(frozen=True)
 class Segment(Optimization):
     """Training of one segmentation model."""
 
+    augmentation: str = one_of("batched", "none")
     pretrained: bool = False  # start from torchvision's ImageNet or COCO weights
-    norm_momentum: float = 0.1  # BatchNorm; MobileNetV3's 0.01 needs thousands of steps
-    crop: int = 0  # side of the training crops in pixels; 0: the whole tile
-    crop_scale: float = 1.0  # whole tiles: smallest share of the area that is enlarged to fill it
+    norm_momentum: float = within(0.1, 0, 1)  # BatchNorm; 0: torchvision's
+    crop: int = within(0, 0)  # side of the training crops in pixels; 0: the whole tile
+    crop_scale: float = within(1.0, 0.01, 1)  # whole tiles: smallest share enlarged to fill it
 
 
 @dataclass(frozen=True)
 class Segmentation:
     """What is shown of Problem 2."""
 
-    improved: str = "deeplabv3"  # the improved model: stages and predictions use it
+    improved: str = one_of("deeplabv3", "lraspp", "fcn32s")  # shown in stages
     stage_images: tuple[str, ...] = ("0013", "0062", "0104")
 
 
@@ -103,12 +120,12 @@ class Everything:
     """SAM's automatic mask generation, and the classical segmenters beside it."""
 
     images: tuple[str, ...] = ("0001", "0002", "0003")
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    box_nms_thresh: float = 0.7
-    segments: int = 0  # of the classical segmenters; 0: side / 2, so 64 at 128 px, 256 at 512 px
+    points_per_side: int = within(32, 1)
+    points_per_batch: int = within(64, 1)
+    pred_iou_thresh: float = within(0.88, 0, 1)
+    stability_score_thresh: float = within(0.95, 0, 1)
+    box_nms_thresh: float = within(0.7, 0, 1)
+    segments: int = within(0, 0)  # of the classical segmenters; 0: half the tile's side
 
 
 @dataclass(frozen=True)
@@ -118,15 +135,16 @@ class Profile:
     name: str
     about: str
     ours: tuple[str, ...] = ()  # choices where the original is silent, for the report
-    seed: int = 0
+    seed: int = within(0, 0)
     device: str = "auto"  # auto, cpu, cuda …: where it runs, no part of what it computes
-    checkpoint_every: float = 60.0  # seconds between checkpoints of a training step
-    model_scale: float = 1.0  # 1: the real architectures; less shrinks width and depth (smoke)
+    checkpoint_every: float = within(60.0, 0)  # seconds between checkpoints of a training step
+    model_scale: float = within(1.0, 0.05, 1)  # 1: real; less shrinks width and depth
     needs_data: bool = False  # True: only for real course data, --data-root must be given
     data: Data = field(default_factory=Data)
     pretrain: Pretrain = field(default_factory=Pretrain)
     supervised: Supervised = field(default_factory=Supervised)
     finetune: Finetune = field(default_factory=Finetune)
+    controls: Controls = field(default_factory=Controls)
     embed: Embed = field(default_factory=Embed)
     fcn32s: Segment = field(default_factory=Segment)
     lraspp: Segment = field(default_factory=Segment)
@@ -152,7 +170,7 @@ def _demo():
         ),
         finetune=Finetune(
             epochs=12, batch_size=32, optimizer="adamw", lr=5e-4, weight_decay=1e-2,
-            schedule="cosine", warmup_epochs=1,
+            schedule="cosine", warmup_epochs=1.0,
         ),
         fcn32s=Segment(epochs=3, lr=1e-4, crop=64, **tiles),
         lraspp=Segment(epochs=16, lr=2e-3, precision="float32", crop_scale=0.5, **tiles),
@@ -218,7 +236,7 @@ def _seed():
 def _strong():
     """Our best recipe for a GPU and the real course data; a first version."""
     tiles = dict(
-        optimizer="adamw", lr=1e-4, weight_decay=1e-2, schedule="cosine", warmup_epochs=1,
+        optimizer="adamw", lr=1e-4, weight_decay=1e-2, schedule="cosine", warmup_epochs=1.0,
         batch_size=8, epochs=60, pretrained=True, crop_scale=0.5, norm_momentum=0.0,
     )
     return Profile(
@@ -228,15 +246,15 @@ def _strong():
         data=Data(image_size=32, overhead=True),
         pretrain=Pretrain(
             epochs=500, batch_size=256, optimizer="adamw", lr=3e-4, weight_decay=1e-4,
-            schedule="cosine", warmup_epochs=10, use_momentum=True, moving_average_decay=0.996,
+            schedule="cosine", warmup_epochs=10.0, use_momentum=True, moving_average_decay=0.996,
         ),
         supervised=Supervised(
             epochs=100, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=5e-2,
-            schedule="cosine", warmup_epochs=5,
+            schedule="cosine", warmup_epochs=5.0,
         ),
         finetune=Finetune(
             epochs=300, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=5e-2,
-            schedule="cosine", warmup_epochs=10,
+            schedule="cosine", warmup_epochs=10.0,
         ),
         fcn32s=Segment(**tiles),
         lraspp=Segment(**{**tiles, "lr": 5e-4}),
@@ -280,12 +298,15 @@ def _replaced(part, dotted, names, value):
         raise UserError(f"{dotted!r} is a group of settings; name one of {inside}.")
     else:
         new = _converted(kinds[names[0]], dotted, value)
+        _check(type(part).__dataclass_fields__[names[0]].metadata, dotted, new)
     return dataclasses.replace(part, **{names[0]: new})
 
 
 def _converted(kind, dotted, value):
     """Turns text or JSON into the setting's own type."""
     if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+        if not isinstance(value, (str, list, tuple)):
+            raise UserError(f"Setting {dotted}={value}: give a list of texts.")
         items = value.split(",") if isinstance(value, str) else value
         return tuple(str(item).strip() for item in items)
     text = str(value).strip()
@@ -299,3 +320,14 @@ def _converted(kind, dotted, value):
         except ValueError:
             pass
     raise UserError(f"Setting {dotted}={value}: this is not a value of type {kind.__name__}.")
+
+
+def _check(allowed, dotted, value):
+    """Holds a value against what its field allows."""
+    choices = allowed.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"Setting {dotted}={value}: choose one of {', '.join(choices)}.")
+    low, high = allowed.get("low"), allowed.get("high")
+    if low is not None and not low <= value <= high:  # nan is in no range
+        most = f" and at most {high:g}" if high < float("inf") else ""
+        raise UserError(f"Setting {dotted}={value}: it must be at least {low:g}{most}.")

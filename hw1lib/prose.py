@@ -166,7 +166,8 @@ def optimizer_call(book):
     settings = book.profile.pretrain
     names = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
     decay = f", weight_decay={settings.weight_decay:g}" if settings.weight_decay else ""
-    return f"optimizer = {names[settings.optimizer]}(learner.parameters(), lr={settings.lr:g}{decay})"
+    name = names[settings.optimizer]
+    return f"optimizer = {name}(learner.parameters(), lr={settings.lr:g}{decay})"
 
 
 def transforms(book, group="pretrain"):

@@ -59,7 +59,8 @@ def _all():
         control = setting in profiles.CONTROLS
         run = _knn if setting == "knn" else _finetune(setting, source)
         name = f"{'control' if control else 'finetune'}-{setting}"
-        yield Step(name, 1, ("finetune",), office, (source,) if source else (), run)
+        reads = ("controls",) if setting == "knn" else ("finetune",)
+        yield Step(name, 1, reads, office, (source,) if source else (), run)
     yield Step(
         "control-colour", 1, ("finetune",), office, (),
         lambda draft, c: finetune.colour(draft, c.data.problem1, c.profile, c.device),

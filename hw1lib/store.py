@@ -21,7 +21,7 @@ from hw1lib.errors import UserError
 
 DONE = "done.json"
 CHECKPOINT = "checkpoint.pt"
-UNHASHED = {DONE, CHECKPOINT, ".lock"}
+LOCK = ".lock"
 
 
 def key_of(parts):
@@ -57,11 +57,11 @@ def replacing(path):
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; ours are ordinary
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
         raise UserError(
-            f"{path} could not be written: {error.strerror or error}. Free some disk space or "
-            "mend the permissions of its folder, then run the same command again; what was "
-            "finished before is kept."
+            f"{path} could not be written: {getattr(error, 'strerror', None) or error}. Free some "
+            "disk space or mend the permissions of its folder, then run the same command again; "
+            "what was finished before is kept."
         ) from error
     finally:
         if temporary is not None:
@@ -185,7 +185,7 @@ class Store:
                 f"The folder {folder} cannot be made: {error.strerror}. Choose another one "
                 "with --out, or mend its permissions."
             ) from error
-        with filelock.FileLock(folder / ".lock"):
+        with filelock.FileLock(folder / LOCK):
             if self.done(step, key):
                 yield None
                 return
@@ -193,19 +193,27 @@ class Store:
             draft = Draft(step, folder)
             yield draft
             draft.checkpoint.unlink(missing_ok=True)
-            hashes = {
-                path.name: file_hash(path)
-                for path in sorted(folder.iterdir())
-                if path.is_file() and path.name not in UNHASHED
-            }
+            for path in folder.glob(".*"):  # half written by a run that was killed
+                if path.name != LOCK:
+                    path.unlink()
+            results = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            hashes = {path.name: file_hash(path) for path in results if path.name != DONE}
             write_json(folder / DONE, {"files": hashes})
 
     def verify(self):
         """Re-hashes every finished step; returns one line for each file that is not as written."""
         problems = []
-        for marker in sorted(self.out.glob(f"steps/*/*/{DONE}")):
+        markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
+        if not markers:
+            raise UserError(f"{self.out} holds no finished step yet. Run the report first.")
+        for marker in markers:
             name = "/".join(marker.parent.parts[-2:])
-            for file, expected in read_json(marker)["files"].items():
+            try:
+                files = read_json(marker)["files"]
+            except (ValueError, KeyError, TypeError):
+                problems.append(f"{name}/{DONE} is damaged")
+                continue
+            for file, expected in files.items():
                 path = marker.parent / file
                 if not path.is_file():
                     problems.append(f"{name}/{file} is missing")

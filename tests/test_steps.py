@@ -10,6 +10,7 @@ from hw1lib import profiles, steps, store
 from hw1lib.data import layout
 from hw1lib.errors import UserError
 from hw1lib.models import weights
+from tests.settings import leaves, other
 
 PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}
 TUNED = {
@@ -68,10 +69,11 @@ def test_keys_are_the_same_again(course_data, tmp_path):
         ("data.tile_limit", 2, PROBLEM2),
         ("data.pool_limit", 10_000, set()),  # more than there are: nothing changes
         ("pretrain.epochs", 9, {"pretrain"} | ON_BYOL),
-        ("pretrain.use_momentum", False, {"pretrain"} | ON_BYOL),
+        ("pretrain.use_momentum", True, {"pretrain"} | ON_BYOL),
         ("supervised.lr", 1.0, {"pretrain-supervised"} | ON_LABELS),
-        ("finetune.lr", 1.0, TUNED),
-        ("finetune.hidden", 17, TUNED),
+        ("finetune.lr", 1.0, TUNED - {"control-knn"}),
+        ("finetune.hidden", 17, TUNED - {"control-knn"}),
+        ("controls.knn", 3, {"control-knn"}),
         ("embed.perplexity", 7.0, {"embed"}),
         ("embed.setting", "B", {"embed"}),
         ("fcn32s.lr", 1.0, {"segment-fcn32s"}),
@@ -99,22 +101,9 @@ def test_everything_follows_the_improved_model(course_data):
 def test_every_setting_counts_for_some_step(course_data):
     """But those that only say where and how often: a forgotten one would load stale results."""
     before = keys(make(course_data))
-    other = {"embed.setting": "A", "segmentation.improved": "fcn32s", "data.overhead": False,
-             "supervised.source": "pool", "pretrain.use_momentum": False}
-    for field in dataclasses.fields(profiles.Profile):
-        group = getattr(profiles.get("smoke"), field.name)
-        if not dataclasses.is_dataclass(group):
-            continue
-        for inner in dataclasses.fields(group):
-            name, value = f"{field.name}.{inner.name}", getattr(group, inner.name)
-            if isinstance(value, bool):
-                value = not value
-            elif isinstance(value, (int, float)):
-                value = 3 if name.startswith("data.") else value + 1
-            elif isinstance(value, tuple):
-                value = (*value, "0009")
-            else:
-                value = other.get(name, "another")
+    for name, value in leaves(profiles.get("smoke")):
+        if "." in name:
+            value = 3 if name.endswith("_limit") else other(name, value)
             after = keys(make(course_data, **{name.replace(".", "__"): value}))
             assert changed(before, after), name
 
@@ -237,5 +226,5 @@ def test_the_real_colour_step_runs_and_is_loaded(course_data, tmp_path):
 
 
 def test_a_misspelt_upstream_setting_is_a_clear_error(course_data):
-    with pytest.raises(UserError, match="finetune-Z"):
+    with pytest.raises(UserError, match="embed.setting"):
         make(course_data, embed__setting="Z").key("embed")

@@ -202,8 +202,11 @@ def _labelled(table, folder):
         raise UserError(f"{table} must have a filename and a label in every row. {LAYOUT_HINT}")
     try:
         labels = rows["label"].astype("int64")
-    except ValueError as error:
-        raise UserError(f"{table}: a label is not a whole number ({error}).") from error
+        whole = (labels == rows["label"]).all()
+    except (ValueError, TypeError, OverflowError):
+        whole = False
+    if not whole:
+        raise UserError(f"{table}: a label is not a whole number. Labels are class numbers.")
     outside = [name for name in rows["filename"] if Path(name).name != name]
     if outside:
         raise UserError(f"{table}: {outside[0]!r} is not a plain file name inside {folder}.")
@@ -214,10 +217,10 @@ def _labelled(table, folder):
             "Add them or take their rows away."
         )
     numbers, classes = np.unique(labels, return_inverse=True)
-    names = tuple(
-        _class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)
-    )
-    return Split(folder, tuple(rows["filename"]), classes.astype(np.int64), names)
+    names = [_class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)]
+    if len(set(names)) < len(names):  # letters that say nothing, as in img001.jpg
+        names = [str(n) for n in numbers]
+    return Split(folder, tuple(rows["filename"]), classes.astype(np.int64), tuple(names))
 
 
 def _class_name(number, files):

@@ -92,7 +92,8 @@ def knn(draft, problem1, profile, backbone_weights, device):
         F.normalize(features_of(network, torch.from_numpy(image_files.load(s, size)), device))
         for s in (problem1.train, problem1.val)
     )
-    model = KNeighborsClassifier(profile.finetune.knn, metric="cosine", algorithm="brute")
+    neighbours = min(profile.controls.knn, len(train))
+    model = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute")
     predicted = model.fit(train, problem1.train.labels).predict(val)
     _finish(draft, [{"epoch": 0, "predictions": predicted.tolist()}], problem1)
 
@@ -127,10 +128,10 @@ def _fit(draft, module, loss, batches, inputs, problem1, profile, device, model=
         return head.activations(features)
 
     def evaluate(epoch):
-        if epoch in (1, settings.epochs):
-            parts = [second_last(part).float().cpu() for part in inputs[0].split(256)]
-            name = "activations_last" if epoch == settings.epochs else "activations_first"
-            draft.array(name, torch.cat(parts).numpy())
+        for name, at in (("activations_first", 1), ("activations_last", settings.epochs)):
+            if epoch == at:
+                parts = [second_last(part).float().cpu() for part in inputs[0].split(256)]
+                draft.array(name, torch.cat(parts).numpy())
         parts = [head.linear(second_last(part)).float() for part in inputs[1].split(256)]
         logits = torch.cat(parts).cpu()
         labels = torch.from_numpy(problem1.val.labels)

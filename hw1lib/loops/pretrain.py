@@ -54,7 +54,7 @@ def self_supervised(draft, problem1, profile, device):
 
 
 def supervised(draft, problem1, profile, device):
-    """Step `pretrain-supervised`: the data's own backbone, else one trained on the pool's labels."""
+    """Step `pretrain-supervised`: the data's own backbone, else one trained on the pool."""
     settings = profile.supervised
     if problem1.supervised_backbone is not None and settings.source == "auto":
         draft.weights(weights.load_backbone(problem1.supervised_backbone))

@@ -98,16 +98,23 @@ def summary(history, stray):
     scores = [row["miou"] for row in history]
     best = int(np.nanargmax(scores))
     matrix = np.array(history[best]["confusion"])
-    per_class = [None if np.isnan(v) else float(v) for v in metrics.iou(matrix)]
     return {
         "miou": scores[best],
         "miou_last": scores[-1],
         "epoch": history[best]["epoch"],
-        "iou": dict(zip(CLASSES, per_class)),
+        "iou": _by_class(matrix),
+        "iou_last": _by_class(np.array(history[-1]["confusion"])),
         "pixel_accuracy": metrics.pixel_accuracy(matrix),
         "confusion": history[best]["confusion"],
         "confusion_last": history[-1]["confusion"],
         "stray_pixels": stray,
+    }
+
+
+def _by_class(matrix):
+    return {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(CLASSES, metrics.iou(matrix))
     }
 
 

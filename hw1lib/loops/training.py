@@ -73,15 +73,17 @@ def make_optimizer(module, settings):
     """Adam, AdamW or SGD over what is trained; the last two spare biases and norms from decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if settings.optimizer == "adam":
-        return torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(
+            trained, settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, settings.lr)
+        return torch.optim.AdamW(groups, settings.lr, fused=True)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=0.9)
+        return torch.optim.SGD(groups, settings.lr, momentum=0.9, fused=True)
     raise UserError(f"optimizer={settings.optimizer}: choose adam, adamw or sgd.")
 
 
@@ -176,7 +178,12 @@ def _progress(batches, total, name, epoch):
 def _group(name):
     """The group of settings that a step reads: finetune-A -> finetune, segment-lraspp -> lraspp."""
     first, _, rest = name.partition("-")
-    return {"segment": rest, "pretrain": "supervised" if rest else "pretrain"}.get(first, first)
+    groups = {
+        "segment": rest,
+        "pretrain": "supervised" if rest else "pretrain",
+        "control": "finetune",
+    }
+    return groups.get(first, first)
 
 
 def line(name, row, epochs):

@@ -90,7 +90,9 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
     builders = {"fcn32s": _fcn32s, "lraspp": _lraspp, "deeplabv3": _deeplabv3}
     try:
         network = builders[name](scale, pretrained)
-    except OSError as error:  # URLError is one
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; torch's wrong hash is not
+        if not pretrained:
+            raise
         raise UserError(
             f"The pretrained weights of {NAMES[name]} could not be downloaded ({error}). Train "
             f"from scratch with --set {name}.pretrained=false, or put the file into torch's cache "

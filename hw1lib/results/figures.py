@@ -46,6 +46,9 @@ def style():
 def save(figure, path, dpi=160):
     """Writes a figure as PNG, PDF or SVG, by the path's ending, without date or version."""
     kind = path.suffix.removeprefix(".")
+    if figure.get_layout_engine() is not None:  # laid out once: each saving would move things
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     with store.replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
 

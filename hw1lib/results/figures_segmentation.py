@@ -208,10 +208,8 @@ def everything_masks(rows, methods):
             show(line[2 + 2 * place], landcover.encode(part["vote"]),
                   "model's vote" if row == 0 else "", 7)
         show(line[-1], landcover.encode(data["truth"]), "truth" if row == 0 else "", 7)
-    known = np.concatenate(
-        [np.unique(r["truth"]) for r in rows] + [np.unique(r[m]["vote"]) for r in rows for m in methods]
-    )
-    class_legend(figure, sorted(set(known.tolist())))
+    pictures = [r["truth"] for r in rows] + [r[m]["vote"] for r in rows for m in methods]
+    class_legend(figure, sorted(set(np.unique(pictures).tolist())))
     return figure
 
 

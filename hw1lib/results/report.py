@@ -93,7 +93,9 @@ def write(out, template, book):
             ],
         )
         temporary.write_text(html, encoding="utf-8")
-    body = pypandoc.convert_text(markdown(template, book, "pdf"), "typst", extra_args=[wide], **options)
+    body = pypandoc.convert_text(
+        markdown(template, book, "pdf"), "typst", extra_args=[wide], **options
+    )
     body = re.sub(r'"figures/([\w-]+)\.png"', r'"figures/\1.pdf"', body)  # sharp at any size
     body = f"#set document(title: {json.dumps(title)})\n{body}"
     page = (template.parent / "page.typ").read_text(encoding="utf-8")

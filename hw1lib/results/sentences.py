@@ -43,10 +43,11 @@ def ranking(right):
     order = sorted(shares, key=lambda s: (-shares[s], s))
     best = order[0]
     same = [s for s in order[1:] if mcnemar(right[best], right[s]) >= LEVEL]
+    lead = shares[best] - shares[order[1]]
+    ahead = f"{points(lead)} ahead of" if lead > 0 else "level with"
     text = (
         f"At the last epoch setting {best} has the highest validation accuracy, "
-        f"{percent(shares[best])}, {points(shares[best] - shares[order[1]])} ahead of setting "
-        f"{order[1]}; the order is {', '.join(order)}."
+        f"{percent(shares[best])}, {ahead} setting {order[1]}; the order is {', '.join(order)}."
     )
     if same:
         return text + (
@@ -86,7 +87,7 @@ def domains(right, pool, target):
             parts.append(
                 f"The frozen {kind} backbone ({frozen}) is even {points(-gap)} better than the "
                 f"fine-tuned one ({free}; {p_value(p)}): what it learnt on {pool} serves {target}, "
-                "and with so few labelled images fine-tuning loses part of it."
+                "and fine-tuning on these few labelled images loses part of it."
             )
     return " ".join(parts)
 
@@ -106,7 +107,7 @@ def embedding(numbers, setting):
     first, last = numbers["silhouette_first"], numbers["silhouette_last"]
     pure, purer = numbers["purity_first"], numbers["purity_last"]
     denser = "denser and further apart" if last > first else "not denser or further apart"
-    neighbours = {True: "more", False: "fewer"}[purer > pure]
+    neighbours = "more" if purer > pure else "fewer" if purer < pure else "as many"
     return (
         f"From the first to the last epoch of setting {setting} the mean silhouette of the "
         f"activations goes from {first:.3f} to {last:.3f}: the classes are {denser}. "
@@ -127,19 +128,19 @@ def segmentation(metrics, names, improved):
         f"At the last epoch {names[best]} is best with a mIoU of {last[best]:.3f}, "
         f"{last[best] - last[second]:.3f} ahead of {names[second]}. "
     )
-    gain = last[improved] - last["fcn32s"]
-    word = "above" if gain >= 0 else "below"
-    text += (
-        f"The improved model, {names[improved]}, is {abs(gain):.3f} {word} {names['fcn32s']}. "
-    )
+    if improved != "fcn32s":
+        gain = last[improved] - last["fcn32s"]
+        word = "above" if gain >= 0 else "below"
+        text += f"The improved model, {names[improved]}, is {abs(gain):.3f} {word} "
+        text += f"{names['fcn32s']}. "
     control = metrics["colour"]["miou_last"]
     above = [names[m] for m in order if last[m] > control]
     text += f"A look-up table of colours alone reaches {control:.3f}; "
     if above:
-        text += f"above it is {listed(above)}." if len(above) == 1 else f"above it are {listed(above)}."
+        text += f"above it {'is' if len(above) == 1 else 'are'} {listed(above)}."
     else:
         text += "no model is above it."
-    return text + " " + hardest(metrics[best]["iou"], names[best])
+    return text + " " + hardest(metrics[best]["iou_last"], names[best])
 
 
 def hardest(iou, name):
@@ -149,9 +150,10 @@ def hardest(iou, name):
     text = f"The hardest class for {name} is {worst} (IoU {measured[worst]:.3f})."
     absent = [c for c in SCORED if c not in measured]
     if absent:
+        one = len(absent) == 1
         text += (
-            f" {_capital(listed(absent))} occurs neither in these labels nor in its predictions "
-            "and is left out of its mean."
+            f" {_capital(listed(absent))} {'occurs' if one else 'occur'} neither in these labels "
+            f"nor in its predictions and {'is' if one else 'are'} left out of its mean."
         )
     return text
 
@@ -174,15 +176,16 @@ def everything(rows, names):
         mine = [row for row in rows if row["method"] == method]
 
         def mean(key, mine=mine):
-            return float(np.mean([row[key] for row in mine]))
+            return float(np.mean([row[key] for row in mine if row[key] is not None]))
 
         change = mean("vote_miou") - mean("model_miou")
-        word = "raises" if change > 0 else "lowers"
+        effect = f"{'raises' if change > 0 else 'lowers'} its mIoU by {abs(change):.3f}"
+        if abs(change) < 0.0005:
+            effect = "leaves its mIoU as it is"
         parts.append(
             f"{names[method]} finds {mean('masks'):.0f} masks an image on average; if each took "
             f"the right class, {percent(mean('asa'))} of the pixels would be right (an upper "
-            f"bound). Letting our own model vote inside each mask {word} its mIoU by "
-            f"{abs(change):.3f} on these images."
+            f"bound). Letting our own model vote inside each mask {effect} on these images."
         )
     return " ".join(parts)
 
@@ -193,7 +196,10 @@ def points(share):
 
 
 def p_value(p):
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """Three digits, and four where three would hide on which side of the level it is."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.4f}" if abs(p - LEVEL) < 0.0005 else f"p = {p:.3f}"
 
 
 def listed(items):

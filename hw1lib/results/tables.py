@@ -124,7 +124,7 @@ def _line(cells):
 
 def escape(text):
     """Makes any text harmless inside Markdown: no markup, no HTML, one line."""
-    special = r"\`*_{}[]<>#|~^$@"
+    special = r"\`*_{}[]<>#|~^$@&"
     return "".join("\\" + c if c in special else c for c in " ".join(str(text).split()))
 
 

@@ -208,7 +208,7 @@ def test_features_do_not_depend_on_their_batch_and_leave_the_mode(backbone):
 
 def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1, backbone):
     draft = store.Draft("control-knn", tmp_path)
-    finetune.knn(draft, problem1, profile(finetune__knn=3), backbone, CPU)
+    finetune.knn(draft, problem1, profile(controls__knn=3), backbone, CPU)
     network = classifier.backbone(0.125)
     network.load_state_dict(backbone, strict=False)
     train, val = (

@@ -191,7 +191,7 @@ def test_more_and_fewer_neighbours_follow_the_purity(change):
 
 
 def model(last, iou=None):
-    return {"miou_last": last, "iou": dict(zip(SCORED, iou or (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))}
+    return {"miou_last": last, "iou_last": dict(zip(SCORED, iou or (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)))}
 
 
 NAMES = {"fcn32s": "FCN", "lraspp": "LRASPP", "deeplabv3": "DEEPLAB"}
