@@ -161,7 +161,7 @@ def _demo():
         about="the Earth sample, real architectures from scratch, minutes on a laptop",
         data=Data(image_size=32, overhead=True),
         pretrain=Pretrain(
-            epochs=4, batch_size=128, optimizer="adamw", lr=1e-3,
+            epochs=4, batch_size=128, optimizer="adamw", lr=3e-4,
             weight_decay=1e-4, schedule="cosine", warmup_epochs=0.5,
         ),
         supervised=Supervised(
