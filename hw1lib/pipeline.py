@@ -75,7 +75,7 @@ def run(request, only=None):
     for name, problem in NOTEBOOKS.items():
         if problem == 0 or book.has[problem]:
             _execute(name, request, book)
-    handin.write(book, started)
+    handin.write(book, started, ran=undone > 0)
     print(f"\nReport  {book.out / 'report.html'}\n        {book.out / 'report.pdf'}")
     return book.out
 

@@ -118,11 +118,13 @@ def test_a_second_call_runs_nothing(smoke_run):
                 if p.is_file() and p.name not in timed}
 
     before = state()
+    seconds = json.loads((smoke_run / "run.json").read_text())["seconds_total"]
     done = hw1lib("report", "--profile", "smoke", "--out", smoke_run)
     assert done.returncode == 0, done.stderr
     assert f"{len(STEPS)} done, 0 to run" in done.stdout
     assert done.stdout.count("nothing to do") == len(pipeline.NOTEBOOKS)
     assert state() == before
+    assert json.loads((smoke_run / "run.json").read_text())["seconds_total"] == seconds
 
 
 def test_one_half_alone_names_the_other_as_absent(smoke_run, tmp_path):

@@ -74,8 +74,8 @@ def domains(right, pool, target):
             parts.append(
                 f"Freezing the {kind} backbone ({frozen} against {free}) changes nothing that "
                 f"{len(right[free])} images can show ({percent(right[frozen].mean())} against "
-                f"{percent(right[free].mean())}, {p_value(p)}): what it learnt on {pool} serves "
-                f"{target} as it is."
+                f"{percent(right[free].mean())}, {p_value(p)}): no sign here that {pool} and "
+                f"{target} ask for other features."
             )
         elif gap > 0:
             parts.append(
@@ -86,8 +86,8 @@ def domains(right, pool, target):
         else:
             parts.append(
                 f"The frozen {kind} backbone ({frozen}) is even {points(-gap)} better than the "
-                f"fine-tuned one ({free}; {p_value(p)}): what it learnt on {pool} serves {target}, "
-                "and fine-tuning on these few labelled images loses part of it."
+                f"fine-tuned one ({free}; {p_value(p)}): its features of {pool} serve {target} "
+                "better as they are than after fine-tuning on these few labelled images."
             )
     return " ".join(parts)
 
