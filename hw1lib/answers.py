@@ -162,9 +162,8 @@ TABLES = {
 SAVED = {1: ("finetune", "finetune_seeds"), 2: ("segmentation", "everything")}
 
 
-def printed(book, name):
-    """A table by name as Markdown, for notebooks and report."""
-    table = TABLES[name](book)
+def printed(book, name, table):
+    """A table of that name as Markdown, for notebooks and report."""
     formats = dict.fromkeys(("accuracy", "accuracy_last"), percent)
     formats |= dict.fromkeys(
         ("miou", "miou_last", "pixel_accuracy", "first", "last", *tables.EVERYTHING[3:], *SCORED),

@@ -111,7 +111,7 @@ def _book(book, has):
         "networks": prose.networks(),
     }
     return report.Book(
-        table=lambda name: answers.printed(book, name),
+        table=lambda name: answers.printed(book, name, answers.TABLES[name](book)),
         say=lambda name: prose.SENTENCES[name](book),
         code=fenced,
         note=_note,

@@ -39,33 +39,28 @@ def data_text(book):
     return " ".join(parts)
 
 
-def compare_original_text(book):
-    """Whether the original's numbers may stand beside ours."""
-    if comparable(book, 1):
-        baseline = original()["problem1"]["baseline"]
-        return (
-            "The column *original* holds the original report's numbers on the same validation "
-            f"images; the course's baselines for setting C are {percent(baseline['simple'])} "
-            f"(simple) and {percent(baseline['strong'])} (strong)."
-        )
-    return (
-        "These images are not the course's, so the original's numbers do not compare; they are "
-        "listed at the end."
-    )
+def compare_original_text(problem, things, baselines, form):
+    """Whether the original's numbers may stand beside ours, as a function of the workbook.
 
-
-def compare_original_segmentation_text(book):
-    if comparable(book, 2):
-        baseline = original()["problem2"]["baseline"]
+    Args:
+        problem: 1 or 2.
+        things: what was validated on, such as tiles.
+        baselines: what the course's baselines are called.
+        form: function from a baseline to text.
+    """
+    def text(book):
+        if comparable(book, problem):
+            baseline = original()[f"problem{problem}"]["baseline"]
+            return (
+                "The column *original* holds the original report's numbers on the same "
+                f"validation {things}; the course's {baselines} are {form(baseline['simple'])} "
+                f"(simple) and {form(baseline['strong'])} (strong)."
+            )
         return (
-            "The column *original* holds the original report's numbers on the same tiles; the "
-            f"course's baselines are {fraction(baseline['simple'])} (simple) and "
-            f"{fraction(baseline['strong'])} (strong)."
+            f"These {things} are not the course's, so the original's numbers do not compare; they "
+            "are listed at the end."
         )
-    return (
-        "These tiles are not the course's, so the original's numbers do not compare; they are "
-        "listed at the end."
-    )
+    return text
 
 
 def supervised_text(book):
@@ -137,13 +132,13 @@ SENTENCES = {
     "pretraining": lambda book: sentences.pretraining(right(book)),
     "domains": lambda book: sentences.domains(right(book), *_data_names(book)),
     "controls": lambda book: sentences.controls(right(book)),
-    "compare_original": compare_original_text,
+    "compare_original": compare_original_text(1, "images", "baselines for setting C", percent),
     "embedding": lambda book: sentences.embedding(
         book.metrics("embed"), book.profile.embed.setting
     ),
     "models": models_text,
     "segmentation": segmentation_text,
-    "compare_original_segmentation": compare_original_segmentation_text,
+    "compare_original_segmentation": compare_original_text(2, "tiles", "baselines", fraction),
     "stages": stages_text,
     "everything": everything_text,
 }

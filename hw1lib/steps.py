@@ -143,8 +143,8 @@ class Steps:
     @functools.cached_property
     def all(self):
         """The steps that this data allows, by name, each after those that it builds on."""
-        there = {1: self.data.problem1 is not None, 2: self.data.problem2 is not None}
-        return {step.name: self._filled(step) for step in _all() if there[step.problem]}
+        has = self.data.has
+        return {step.name: self._filled(step) for step in _all() if has[step.problem]}
 
     def _filled(self, step):
         """Replaces settings in the names of upstream steps, as in finetune-{embed.setting}."""

@@ -44,7 +44,7 @@ class Workbook:
     @property
     def has(self):
         """Which of the two problems the data holds: dict from 1, 2 to bool."""
-        return {1: self.data.problem1 is not None, 2: self.data.problem2 is not None}
+        return self.data.has
 
     def run(self, *names):
         """Runs steps, or loads those that are done; prints their progress either way."""
@@ -79,10 +79,10 @@ class Workbook:
 
     def table(self, name):
         """Saves a table as CSV where it is one of the report's, and shows it."""
+        table = answers.TABLES[name](self)
         if any(name in saved for saved in answers.SAVED.values()):
-            table = answers.TABLES[name](self)
             tables.write_csv(self.out / "tables" / f"{name}.csv", table)
-        return Markdown(answers.printed(self, name))
+        return Markdown(answers.printed(self, name, table))
 
     def code(self, *names):
         """Shows generated code or a printed network."""

@@ -115,6 +115,11 @@ class Layout:
     problem1: Problem1 | None
     problem2: Problem2 | None
 
+    @property
+    def has(self):
+        """Which of the two problems there is: dict from 1, 2 to bool."""
+        return {1: self.problem1 is not None, 2: self.problem2 is not None}
+
 
 def find(root, limits):
     """Reads the layout under `root`.

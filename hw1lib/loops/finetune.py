@@ -42,23 +42,21 @@ def run(draft, problem1, profile, setting, backbone_weights, device):
     )
     model = classifier.Classifier(network, head, frozen)
     model.to(device, memory_format=torch.channels_last)
-    train_images = torch.from_numpy(image_files.load(problem1.train, data.image_size))
-    val_images = torch.from_numpy(image_files.load(problem1.val, data.image_size))
-    if not frozen:
-        module, loss = model, _loss(model)
-        batches = labelled_batches(problem1.train, profile, settings, device)
-        inputs = (train_images, val_images)
-    else:  # the features never change, so they are computed once
-        inputs = tuple(features_of(network, x, device) for x in (train_images, val_images))
+    inputs = tuple(
+        torch.from_numpy(image_files.load(split, data.image_size))
+        for split in (problem1.train, problem1.val)
+    )
+    if frozen:  # the features never change, so they are computed once
+        inputs = tuple(features_of(network, images, device) for images in inputs)
         if settings.standardise:
             head.standardise_by(inputs[0].to(device))
-        if settings.augment_frozen:
-            module, loss = model, _loss(model)
-            batches = labelled_batches(problem1.train, profile, settings, device)
-        else:
-            module, loss = head, _loss(head)
-            batches = _feature_batches(inputs[0], problem1.train, profile, device)
-    history = _fit(draft, module, loss, batches, inputs, problem1, profile, device, model)
+    if frozen and not settings.augment_frozen:
+        module = head
+        batches = _feature_batches(inputs[0], problem1.train, profile, device)
+    else:
+        module = model
+        batches = labelled_batches(problem1.train, profile, settings, device)
+    history = _fit(draft, module, batches, inputs, problem1, profile, device, model)
     draft.weights(model)
     _finish(draft, history, problem1)
 
@@ -78,7 +76,7 @@ def colour(draft, problem1, profile, device):
     head.standardise_by(inputs[0])
     head.to(device)
     batches = _feature_batches(inputs[0], problem1.train, profile, device)
-    history = _fit(draft, head, _loss(head), batches, inputs, problem1, profile, device)
+    history = _fit(draft, head, batches, inputs, problem1, profile, device)
     _finish(draft, history, problem1)
 
 
@@ -115,7 +113,7 @@ def _feature_batches(features, split, profile, device):
     )
 
 
-def _fit(draft, module, loss, batches, inputs, problem1, profile, device, model=None):
+def _fit(draft, module, batches, inputs, problem1, profile, device, model=None):
     """Trains, and notes after each epoch the validation predictions; keeps two activations."""
     settings = profile.finetune
     frozen = inputs[0].dtype != torch.uint8
@@ -143,7 +141,7 @@ def _fit(draft, module, loss, batches, inputs, problem1, profile, device, model=
         }
 
     return training.train(
-        module, loss, batches, settings, device,
+        module, _loss(module), batches, settings, device,
         seed=profile.seed, name=draft.step, evaluate=evaluate,
         checkpoint=draft.checkpoint, checkpoint_every=profile.checkpoint_every,
     )

@@ -3,6 +3,8 @@
 Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores through `scores`.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -180,6 +182,7 @@ def real(name):
         return build(name)
 
 
+@functools.cache
 def parameters(name):
     """Number of parameters of the real network."""
     return sum(p.numel() for p in real(name).parameters())
