@@ -10,9 +10,11 @@ from hw1lib import paths, profiles
 from hw1lib.data import images as image_files
 from hw1lib.data.landcover import SCORED
 from hw1lib.models import segmenters
-from hw1lib.results import metrics, tables
+from hw1lib.results import metrics, sentences, statistics, tables
+from hw1lib.results.sentences import ranked
 from hw1lib.results.tables import fraction, percent
 
+PAIRS = 5  # most confused pairs of classes that are shown
 METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
 
 
@@ -31,20 +33,31 @@ def comparable(book, problem):
     return len(book.data.problem2.validation) == counts["validation"]
 
 
-def step_of(row):
-    """The step behind a row of the fine-tuning table."""
-    return f"{'control' if row in profiles.CONTROLS else 'finetune'}-{row}"
-
-
 def rows():
     """The rows of the fine-tuning table: settings, then controls."""
     return (*profiles.SETTINGS, *profiles.CONTROLS)
 
 
+def step_of(row):
+    """The step behind a row of the fine-tuning table."""
+    return f"{'control' if row in profiles.CONTROLS else 'finetune'}-{row}"
+
+
+REPEATED = ("pretrain", "pretrain-supervised", *map(step_of, rows()))  # with each seed
+
+
 def right(book):
-    """Which validation images each row gets right at its last epoch: dict of (N,) bool."""
+    """Which validation images each row gets right at its last epoch: dict of (N,) bool.
+
+    knn-random is k-NN on a random backbone's features. Rows whose pre-training collapsed are left
+    out, so that none of them wins a comparison.
+    """
+    predicted = {row: book.result(step_of(row)).array("predictions")[-1] for row in rows()}
+    predicted["knn-random"] = book.result("control-knn").array("predictions_random")[-1]
+    if book.metrics("pretrain")["collapsed"]:
+        predicted = {row: p for row, p in predicted.items() if row not in ("C", "E", "knn")}
     labels = book.data.problem1.val.labels
-    return {row: book.result(step_of(row)).array("predictions")[-1] == labels for row in rows()}
+    return {row: values == labels for row, values in predicted.items()}
 
 
 def stage_rows(book):
@@ -63,14 +76,80 @@ def stage_rows(book):
     return rows, at
 
 
+def most_confused(book):
+    """The best setting at the last epoch, its confusion matrix and its most confused pairs."""
+    best = ranked(right(book))[0]
+    val = book.data.problem1.val
+    predicted = book.result(step_of(best)).array("predictions")[-1]
+    matrix = metrics.confusion(val.labels, predicted, len(val.classes))
+    return best, predicted, matrix, metrics.confused_pairs(matrix, PAIRS)
+
+
+def confused(book):
+    """The most confused pairs as a table."""
+    classes = book.data.problem1.classes
+    matrix, pairs = most_confused(book)[2:]
+    return pd.DataFrame(
+        [
+            {
+                "classes": f"{classes[i]} – {classes[j]}",
+                "taken for the second": f"{matrix[i, j]} of {matrix[i].sum()}",
+                "taken for the first": f"{matrix[j, i]} of {matrix[j].sum()}",
+            }
+            for i, j in pairs
+        ]
+    )
+
+
+def mcnemar(book):
+    """Exact McNemar tests between all rows at the last epoch: p-values, the lower half."""
+    hits = right(book)
+    names = list(hits)
+    table = pd.DataFrame({"setting": names[1:]})
+    for column, one in enumerate(names[:-1]):
+        table[one] = [
+            sentences.p_number(statistics.mcnemar(hits[one], hits[two])) if row >= column else ""
+            for row, two in enumerate(names[1:])
+        ]
+    return table
+
+
+def over_seeds(book):
+    return tables.over_seeds(finetune_seeds(book))
+
+
 def finetune(book):
     metrics = {row: book.metrics(step_of(row)) for row in rows()}
     return tables.finetune(metrics, book.metrics("pretrain-supervised")["source"])
 
 
 def finetune_seeds(book):
-    metrics = {s: book.metrics(step_of(s)) for s in profiles.SETTINGS}
-    return tables.finetune_seeds(metrics, book.profile.seed)
+    return tables.finetune_seeds(
+        {
+            seed: {row: steps.done(step_of(row)).metrics for row in rows()}
+            for seed, steps in book.seeds.items()
+        }
+    )
+
+
+def defects(book):
+    """Which of the original recipe's known defects this run contains."""
+    as_original = book.profile.pretrain.augmentation == "original"
+    known = {
+        "one draw of the package's augmentation for a whole batch": as_original,
+        "images normalised twice, and clamped to 0…1 in between": as_original,
+        "the checkpoint of the lowest self-supervised loss is kept, which rewards collapse": False,
+        "frozen backbones in training mode: BatchNorm statistics drift": False,
+        "frozen features are not standardised": not book.profile.finetune.standardise,
+        "validation images are augmented": False,
+        "the text contradicts its table": False,
+    }
+    return pd.DataFrame(
+        [
+            {"defect": d, "original": "yes", "this run": "yes" if here else "no"}
+            for d, here in known.items()
+        ]
+    )
 
 
 def segmentation(book):
@@ -136,17 +215,24 @@ def original_segmentation(book):
 
 def steps(book):
     """Every step with its key: where each number comes from."""
-    names = book.steps.all
-    return pd.DataFrame([{"step": name, "key": book.steps.key(name)} for name in names])
+    return pd.DataFrame(
+        [{"step": label, "key": steps.key(name)} for label, steps, name in book.planned()]
+    )
 
 
 def timings(book):
-    return tables.timings([book.result(name) for name in book.steps.all])
+    return tables.timings(
+        {label: steps.done(name).run for label, steps, name in book.planned()}
+    )
 
 
 TABLES = {
     "finetune": finetune,
     "finetune_seeds": finetune_seeds,
+    "over_seeds": over_seeds,
+    "mcnemar": mcnemar,
+    "confused": confused,
+    "defects": defects,
     "segmentation": segmentation,
     "everything": everything,
     "embedding": embedding,

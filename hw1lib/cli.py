@@ -45,7 +45,7 @@ def _parser():
         "--only", choices=("problem1", "problem2"), help="one half of the homework alone"
     )
 
-    plan = _command(commands, "plan", _plan, "the steps and whether they are done")
+    plan = _command(commands, "plan", _plan, "the steps, whether they are done, what they cost")
     _common(plan, "demo")
 
     run = _command(commands, "run", _run, "one step without a notebook")
@@ -104,6 +104,10 @@ def _common(parser, default):
     parser.add_argument(
         "--out", default="", metavar="O", help="build folder (default: report/build/<profile>)"
     )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N",
+        help="repeat pre-training and fine-tuning with N seeds (default: 1)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps … (default: auto)")
     parser.add_argument(
         "--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
@@ -120,6 +124,8 @@ def _request(arguments):
         if not equals:
             raise UserError(f"--set {pair}: write it as NAME=VALUE, such as pretrain.epochs=20.")
         settings[name] = value
+    if arguments.seeds is not None:
+        settings["seeds"] = arguments.seeds
     if arguments.device != "auto":
         settings["device"] = arguments.device
     profiles.get(arguments.profile, settings)  # wrong names end here, before anything starts
@@ -136,12 +142,30 @@ def _report(arguments):
 
 
 def _plan(arguments):
-    book = _request(arguments).workbook()
-    print(f"{'step':<22}{'state':<12}{'key':<18}{'seconds':>8}")
-    for name in book.steps.all:
-        status = book.steps.status(name)
-        seconds = f"{book.result(name).run['seconds']:.0f}" if status == "done" else "–"
-        print(f"{name:<22}{status:<12}{book.steps.key(name):<18}{seconds:>8}")
+    from hw1lib import answers, cost
+
+    request = _request(arguments)
+    profile = profiles.get(request.profile, request.settings)
+    if profile.needs_data and not request.data_root:
+        print("No --data-root is given: the cost on the course's data, by its counts.\n")
+        operations = cost.flops(profile, cost.of_course(answers.original()))
+        print(f"{'step':<30}{'PFLOP':>10}")
+        for name, number in operations.items():
+            print(f"{name:<30}{number / 1e15:>10.3f}")
+    else:
+        book = request.workbook()
+        operations = cost.flops(book.profile, cost.of_data(book.data))
+        print(f"{'step':<30}{'state':<11}{'PFLOP':>9}{'seconds':>9}  key")
+        for label, steps, name in book.planned():
+            status = steps.status(name)
+            seconds = f"{steps.done(name).run['seconds']:.0f}" if status == "done" else "–"
+            count = f"{operations[name] / 1e15:.3f}" if name in operations else "–"
+            print(f"{label:<30}{status:<11}{count:>9}{seconds:>9}  {steps.key(name)}")
+    total = sum(operations.values())
+    print(
+        f"\nTraining once: {total / 1e15:.2f} PFLOP, about {cost.hours(total):.2g} hours on a "
+        f"GPU that\nsustains {cost.SUSTAINED / 1e12:.0f} TFLOP/s, as an RTX 4090 does."
+    )
 
 
 def _run(arguments):

@@ -8,7 +8,7 @@ from hw1lib.data import images as image_files
 from hw1lib.data.landcover import CLASSES
 from hw1lib.loops import augment, training
 from hw1lib.models import segmenters
-from hw1lib.results import figures, metrics
+from hw1lib.results import figures
 from hw1lib.results import figures_classification as one
 from hw1lib.results import figures_segmentation as two
 
@@ -56,8 +56,8 @@ def views(book):
             for _ in range(2)
         ]
     else:
-        view = augment.Views(size, augment.BYOL_VIEW, profile.data.overhead)
-        drawn = [view(torch.from_numpy(images)) for _ in range(2)]
+        pair = augment.two_views(size, profile.pretrain, profile.data.overhead)
+        drawn = [view(torch.from_numpy(images)) for view in pair]
     rows = {"image": [_hwc(image) for image in images]}
     for number, batch in enumerate(drawn, start=1):
         pixels = (augment.denormalise(batch) * 255).round().to(torch.uint8).numpy()
@@ -66,9 +66,10 @@ def views(book):
 
 
 def pretraining_curves(book):
-    supervised = book.result("pretrain-supervised")
+    supervised, pretrain = book.result("pretrain-supervised"), book.result("pretrain")
     return one.pretraining_curves(
-        book.result("pretrain").history,
+        pretrain.history,
+        pretrain.metrics["before"],
         supervised.history if supervised.metrics["source"] == "pool" else None,
     )
 
@@ -85,22 +86,34 @@ def finetune_accuracy(book):
 
 def confusion_best(book):
     """The confusion matrix of the setting with the highest accuracy at the last epoch."""
-    results = {s: book.result(f"finetune-{s}") for s in profiles.SETTINGS}
-    best = max(results, key=lambda s: results[s].metrics["accuracy_last"])
-    val = book.data.problem1.val
-    predicted = results[best].array("predictions")[-1]
-    matrix = metrics.confusion(val.labels, predicted, len(val.classes))
-    return one.confusion(matrix, val.classes)
+    best, _, matrix, _ = answers.most_confused(book)
+    return one.confusion(matrix, book.data.problem1.classes, f"setting {best}, last epoch")
 
 
-def _embedding(method, name, shared):
+def confused_pairs(book):
+    """Validation images of the most confused pairs of classes, taken for each other."""
+    _, predicted, matrix, pairs = answers.most_confused(book)
+    val, size = book.data.problem1.val, book.profile.data.image_size
+    rows = []
+    for pair in pairs:
+        for truth, taken in (pair, pair[::-1]):
+            chosen = np.flatnonzero((val.labels == truth) & (predicted == taken))[:SHOWN]
+            images = [
+                _hwc(image_files.square(image_files.open_rgb(val.paths[i]), size)) for i in chosen
+            ]
+            names = val.classes[truth], val.classes[taken]
+            rows.append((*names, int(matrix[truth, taken]), images))
+    return one.confused_pairs(rows, SHOWN)
+
+
+def _embedding(method, name):
     def draw(book):
         train, result = book.data.problem1.train, book.result("embed")
         planes = {
             f"{name}, {epoch} epoch": result.array(f"{method}_{epoch}")
             for epoch in ("first", "last")
         }
-        return one.embedding(planes, train.labels, train.classes, shared)
+        return one.embedding(planes, train.labels, train.classes)
     return draw
 
 
@@ -197,8 +210,9 @@ PROBLEM1 = {
     "finetune_curves": finetune_curves,
     "finetune_accuracy": finetune_accuracy,
     "confusion_best": confusion_best,
-    "pca": _embedding("pca", "PCA", shared=True),
-    "tsne": _embedding("tsne", "t-SNE", shared=False),
+    "confused_pairs": confused_pairs,
+    "pca": _embedding("pca", "PCA"),
+    "tsne": _embedding("tsne", "t-SNE"),
 }
 PROBLEM2 = {
     "tiles": tiles,

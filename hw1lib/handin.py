@@ -27,7 +27,7 @@ def write(book, started, ran=True):
     for problem, names in answers.SAVED.items():
         for name in names if has[problem] else ():
             tables.write_csv(out / "tables" / f"{name}.csv", answers.TABLES[name](book))
-    done = {name: book.result(name) for name in book.steps.all}
+    done = {label: steps.done(name) for label, steps, name in book.planned()}
     store.write_json(out / "metrics.json", _metrics(book, done))
     tables.write_csv(out / "timings.csv", answers.timings(book))
     _draw_timing(book)

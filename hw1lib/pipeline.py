@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import sys
 import textwrap
 import time
@@ -67,7 +68,7 @@ def run(request, only=None):
     sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
-    states = [book.steps.status(step) for step in book.steps.all]
+    states = [steps.status(name) for _, steps, name in book.planned()]
     undone = len(states) - states.count("done")
     print(f"Steps   {len(states)}: {states.count('done')} done, {undone} to run")
     for name, problem in NOTEBOOKS.items():
@@ -91,6 +92,7 @@ def _execute(name, request, book):
     started = time.time()
     _listen()
     target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["HW1_HEADLESS"] = "1"  # the kernel inherits it: no live figures
     parameters = dataclasses.asdict(request) | {"out": str(book.out)}
     if request.data_root:
         parameters["data_root"] = str(book.root)
@@ -117,7 +119,7 @@ def _execute(name, request, book):
             "from their last checkpoint. For less memory lower a batch size, for example --set "
             "fcn32s.batch_size=4."
         ) from error
-    undone = [s for s in SHOWS[name] if s in book.steps.all and book.steps.status(s) != "done"]
+    undone = [label for label, steps, step in _shown(name, book) if steps.status(step) != "done"]
     if undone:  # an output notebook alone proves nothing
         raise UserError(
             f"Notebook {name} ended, but {', '.join(undone)} did not finish. Run it again."
@@ -132,8 +134,16 @@ def _made_of(source, name, book):
     for path in sorted((paths.ROOT / "hw1lib").rglob("*.py")):
         total.update(path.read_bytes())
     cells = [cell["source"] for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]]
-    keys = {s: book.steps.key(s) for s in SHOWS[name] if s in book.steps.all}
+    keys = {label: steps.key(step) for label, steps, step in _shown(name, book)}
     return {"source": store.key_of(cells), "library": total.hexdigest(), "steps": keys}
+
+
+def _shown(name, book):
+    """Those of the planned steps that a notebook shows; 02 shows the other seeds', too."""
+    for label, steps, step in book.planned():
+        repeated = label != step
+        if name == "02_finetuning" if repeated else step in SHOWS[name]:
+            yield label, steps, step
 
 
 def _listen():

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from hw1lib import profiles
-from hw1lib.answers import METHODS, comparable, original, right, stage_rows
+from hw1lib.answers import METHODS, comparable, finetune_seeds, original, right, stage_rows
 from hw1lib.loops import augment
 from hw1lib.models import byol, segmenters, weights
 from hw1lib.results import sentences
@@ -68,23 +68,41 @@ def supervised_text(book):
     made = book.metrics("pretrain-supervised")
     if made["source"] == "file":
         return f"The supervised backbone of settings B and D is the data's own {made['file']}."
+    if made["source"] == "imagenet":
+        return (
+            f"**Not allowed by the course:** the supervised backbone of settings B and D is "
+            f"torchvision's {made['file']}, trained on ImageNet. Its rows B and D are no answer "
+            "to the homework."
+        )
     return (
-        "The data ships no supervised backbone, so that of settings B and D was trained here on "
+        "The supervised backbone of settings B and D was trained here on "
         f"the pool's {made['images']:,} images and their {made['classes']} labels."
+    )
+
+
+def forward_text(book):
+    """Which forward pass trains, and how the target follows."""
+    settings = book.profile.pretrain
+    if not settings.one_pass:
+        return "It is trained through the package's own forward pass."
+    text = (
+        "It is trained through a forward pass of our own on the package's networks, which takes "
+        "each projection once and the cosines in float32; loss and gradients equal the package's."
+    )
+    if settings.use_momentum:
+        return text + (
+            " The target network follows the online one, BatchNorm statistics included, with a "
+            f"decay that rises from {settings.moving_average_decay:g} to 1 along a cosine."
+        )
+    return text + (
+        " Without momentum the target is the online network itself, without gradient (SimSiam; "
+        "Chen and He 2020)."
     )
 
 
 def collapse_text(book):
     """Whether the self-supervised embeddings are spread out or have collapsed."""
-    last = book.metrics("pretrain")
-    spread = last["deviation"]
-    verdict = "has collapsed" if spread < 0.1 else "has not collapsed"
-    return (
-        f"The loss of the last epoch is {last['loss']:.3f} (from 0 to 8; lower is not better by "
-        "itself, a collapsed network reaches 0). The embedding "
-        f"{verdict}: its deviation times √d is {spread:.2f} (0 for a collapsed one, 1 for one "
-        "spread evenly over the sphere)."
-    )
+    return sentences.collapse(book.metrics("pretrain"))
 
 
 def models_text(book):
@@ -128,6 +146,8 @@ SENTENCES = {
     "data": data_text,
     "supervised": supervised_text,
     "collapse": collapse_text,
+    "forward": forward_text,
+    "seeds": lambda book: sentences.seeds(finetune_seeds(book)),
     "ranking": lambda book: sentences.ranking(right(book)),
     "pretraining": lambda book: sentences.pretraining(right(book)),
     "domains": lambda book: sentences.domains(right(book), *_data_names(book)),
@@ -167,12 +187,21 @@ def optimizer_call(book):
 
 def transforms(book, group="pretrain"):
     """The augmentation as code: the original's transforms, or the recipe drawn per image."""
-    if getattr(book.profile, group).augmentation == "original":
+    settings = getattr(book.profile, group)
+    if settings.augmentation == "original":
         return str(augment.original(book.profile.data.image_size))
-    recipe = {"pretrain": augment.BYOL_VIEW, "finetune": augment.CLASSIFY}[group]
-    recipe = dataclasses.replace(recipe, overhead=book.profile.data.overhead)
-    lines = [f"    {k} = {v}," for k, v in dataclasses.asdict(recipe).items()]
-    return "\n".join(["Recipe(", *lines, ")"])
+    recipes = augment.recipes(settings) if group == "pretrain" else (augment.CLASSIFY,)
+    if len(set(recipes)) == 1:
+        recipes = recipes[:1]
+    printed = []
+    for recipe in recipes:
+        recipe = dataclasses.replace(recipe, overhead=book.profile.data.overhead)
+        lines = [
+            f"    {k} = {v:.4g}," if isinstance(v, float) else f"    {k} = {v},"
+            for k, v in dataclasses.asdict(recipe).items()
+        ]
+        printed.append("\n".join(["Recipe(", *lines, ")"]))
+    return "\n".join(printed)
 
 
 CODE = {

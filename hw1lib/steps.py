@@ -50,6 +50,7 @@ def _all():
     yield Step(
         "pretrain", 1, ("pretrain",), ("pool",), (),
         lambda draft, c: pretrain.self_supervised(draft, c.data.problem1, c.profile, c.device),
+        version=2,
     )
     yield Step(
         "pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (),
@@ -60,12 +61,14 @@ def _all():
         run = _knn if setting == "knn" else _finetune(setting, source)
         name = f"{'control' if control else 'finetune'}-{setting}"
         reads = ("controls",) if setting == "knn" else ("finetune",)
-        yield Step(name, 1, reads, office, (source,) if source else (), run)
+        # Version 2 of k-NN measures the random backbone, too.
+        version = 2 if setting == "knn" else 1
+        yield Step(name, 1, reads, office, (source,) if source else (), run, version)
     yield Step(
         "control-colour", 1, ("finetune",), office, (),
         lambda draft, c: finetune.colour(draft, c.data.problem1, c.profile, c.device),
     )
-    yield Step("embed", 1, ("embed",), ("train",), ("finetune-{embed.setting}",), _embed)
+    yield Step("embed", 1, ("embed",), ("train",), ("finetune-{embed.setting}",), _embed, version=2)
     for name in profiles.SEGMENTERS:
         reads = (name, "segmentation.stage_images")
         yield Step(f"segment-{name}", 2, reads, tiles, (), _segment(name))
@@ -130,13 +133,15 @@ class Steps:
         data: layout.Layout.
         results: store.Store.
         device: torch device for what has to run.
+        watch: function(step's name, history), called after each epoch of training; or None.
     """
 
-    def __init__(self, profile, data, results, device):
+    def __init__(self, profile, data, results, device, watch=None):
         self.profile = profile
         self.data = data
         self.store = results
         self.device = device
+        self.watch = watch
         self._keys = {}
         self._fingerprints = {}
 
@@ -217,6 +222,8 @@ class Steps:
         with self.store.claimed(name, key, self.config(name)) as draft:
             if draft is not None:
                 started = time.time()
+                if self.watch is not None:
+                    draft.watch = functools.partial(self.watch, name)
                 step.run(draft, self)
                 store.write_json(draft.folder / "run.json", self._provenance(started))
         return self.store.result(name, key)

@@ -127,6 +127,7 @@ class Draft:
         self.step = step
         self.folder = Path(folder)
         self.checkpoint = self.folder / CHECKPOINT
+        self.watch = None  # function(history), called after each epoch
 
     def metrics(self, data):
         write_json(self.folder / "metrics.json", data)

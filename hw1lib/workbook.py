@@ -1,8 +1,12 @@
 """What a notebook imports: one object that runs or loads steps and shows their results."""
 
+import dataclasses
+import functools
+import os
 from pathlib import Path
 
-from IPython.display import Image, Markdown
+from IPython import get_ipython
+from IPython.display import Image, Markdown, display
 
 from hw1lib import answers, gallery, paths, profiles, prose
 from hw1lib.data import layout, sample
@@ -39,7 +43,36 @@ class Workbook:
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data)
         self.device = training.choose_device(self.profile.device)
-        self.steps = Steps(self.profile, self.data, Store(self.out), self.device)
+        watch = _live() if get_ipython() and "HW1_HEADLESS" not in os.environ else None
+        self.steps = Steps(self.profile, self.data, Store(self.out), self.device, watch)
+
+    @functools.cached_property
+    def seeds(self):
+        """The steps of each seed: dict from seed to Steps, the report's own first."""
+        first, count = self.profile.seed, self.profile.seeds if self.has[1] else 1
+        return {first: self.steps} | {
+            seed: Steps(
+                dataclasses.replace(self.profile, seed=seed), self.data, self.steps.store,
+                self.device, self.steps.watch,
+            )
+            for seed in range(first + 1, first + count)
+        }
+
+    def planned(self):
+        """Everything that this profile runs: (label, Steps, name of the step), in order."""
+        first, *others = self.seeds
+        yield from ((name, self.steps, name) for name in self.steps.all)
+        for seed in others:
+            names = [n for n in self.steps.all if n in answers.REPEATED]
+            yield from ((f"{name}, seed {seed}", self.seeds[seed], name) for name in names)
+
+    def repeat(self):
+        """Runs or loads pre-training, fine-tuning and controls with the other seeds."""
+        first, *others = self.seeds
+        for seed in others:
+            for name in answers.REPEATED:
+                self.seeds[seed].done(name)
+        print(f"Seeds: {', '.join(map(str, self.seeds))}")
 
     @property
     def has(self):
@@ -91,3 +124,18 @@ class Workbook:
     def say(self, *names):
         """Shows sentences that are computed from the results, a paragraph a name."""
         return Markdown("\n\n".join(prose.SENTENCES[name](self) for name in names))
+
+
+def _live():
+    """A figure for each training step that grows while one looks at it; not drawn headless."""
+    shown = {}
+
+    def watch(step, history):
+        with figures.style():
+            picture = Image(figures.png(figures.progress(step, history)))
+        if step in shown:
+            shown[step].update(picture)
+        else:
+            shown[step] = display(picture, display_id=True)
+
+    return watch

@@ -85,6 +85,14 @@ def _save(image, path):
     image.save(path, quality=95, subsampling=0)
 
 
+def save_oddly(folder):
+    """Saves two images of a folder again: one in shades of gray, one in printing inks."""
+    for path, mode in zip(sorted(folder.glob("*.jpg")), ("L", "CMYK")):
+        Image.open(path).convert(mode).save(path)
+        with Image.open(path) as saved:
+            assert saved.mode == mode
+
+
 @pytest.fixture
 def course_data(tmp_path):
     """A data root of its own for each test: 12 pool, 12 + 6 Office images, 4 + 3 tiles."""

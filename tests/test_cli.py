@@ -1,6 +1,7 @@
 """The command line: help, exit codes, and errors of one paragraph without a traceback."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from hw1lib import cli, paths, profiles, store
 from hw1lib.data import sample
 from hw1lib.models import weights
 
-COMMON = ("--profile", "--data-root", "--out", "--device", "--set")
+COMMON = ("--profile", "--data-root", "--out", "--seeds", "--device", "--set")
 COMMANDS = {
     "report": (*COMMON, "--only"),
     "plan": COMMON,
@@ -86,7 +87,8 @@ def test_it_runs_as_a_module():
     "words",
     [(), ("nonsense",), ("report", "--nonsense"), ("run",), ("data",), ("data", "nonsense"),
      ("report", "--only", "problem3"), ("report", "--profile"), ("report", "--set"),
-     ("figures", "--dpi", "high"), ("plan", "extra"), ("weights",)],
+     ("plan", "--seeds", "two"), ("plan", "--seeds"), ("figures", "--dpi", "high"),
+     ("plan", "extra"), ("weights",)],
 )
 def test_wrong_usage_ends_with_2(capsys, words):
     code, out, text = run(capsys, *words)
@@ -108,13 +110,21 @@ def test_wrong_usage_ends_with_2(capsys, words):
         (("--set", "=3"), "''"),
         (("--set", "seed=1", "seed=x"), "seed=x"),
         (("--data-root", "/nowhere/at/all"), "/nowhere/at/all"),
-        (("--profile", "seed"), "DATA="),
-        (("--profile", "strong"), "--data-root"),
+        (("--seeds", "0"), "seeds=0: it must be at least 1"),
+        (("--seeds", "-3"), "seeds=-3"),
     ],
 )
 def test_a_wrong_option_is_named(capsys, command, options, word):
     step = ["pretrain"] if command == "run" else []
     assert word in fails(capsys, command, *step, *options)
+
+
+@pytest.mark.parametrize("command", ["report", "verify", "publish", "figures", "run"])
+@pytest.mark.parametrize(("profile", "word"), [("seed", "DATA="), ("strong", "--data-root")])
+def test_a_profile_for_the_course_data_asks_for_it(capsys, command, profile, word):
+    """But for `plan`, which then counts on the course's numbers."""
+    step = ["pretrain"] if command == "run" else []
+    assert word in fails(capsys, command, *step, "--profile", profile)
 
 
 def test_a_wrong_device_is_named(capsys, course_data):
@@ -175,6 +185,89 @@ def test_stopping_it_is_no_traceback(capsys, monkeypatch, course_data):
     assert code == 130 and "Finished steps are kept" in text and "Traceback" not in text
 
 
+# --- plan
+
+HEADING = re.compile(r"step +state +PFLOP +seconds +key")
+LINE = re.compile(
+    r"(?P<label>\S.*?) +(?P<state>done|to run|to resume) +(?P<flops>\d+\.\d{3}|–) +"
+    r"(?P<seconds>\d+|–) +(?P<key>[0-9a-f]{16})"
+)
+
+
+def plan(capsys, *words):
+    """The printed table: dict from label to its cells."""
+    code, out, _ = run(capsys, "plan", *words)
+    assert code == 0
+    head, *lines = out.splitlines()
+    assert HEADING.fullmatch(head)
+    table = lines[: lines.index("")]
+    found = [LINE.fullmatch(line) for line in table]
+    assert all(found), table
+    assert len({match["label"] for match in found}) == len(found)
+    return {match["label"]: match.groupdict() for match in found}
+
+
+@pytest.mark.parametrize("profile", ["seed", "strong"])
+def test_without_data_a_plan_counts_on_the_courses(capsys, profile):
+    """What a run will cost is asked before the data is fetched."""
+    code, out, error = run(capsys, "plan", "--profile", profile)
+    assert code == 0 and error == "" and "No --data-root is given" in out
+    rows = dict(re.findall(r"^(\S+) +(\d+\.\d{3})$", out, re.M))
+    assert set(rows) == {
+        "pretrain", "pretrain-supervised", *(f"finetune-{s}" for s in profiles.SETTINGS),
+        *(f"segment-{m}" for m in profiles.SEGMENTERS),
+    }
+    assert all(float(number) > 0 for number in rows.values())
+    total = float(re.search(r"Training once: ([\d.]+) PFLOP", out).group(1))
+    assert total == pytest.approx(sum(map(float, rows.values())), abs=0.02)
+    hours = re.search(r"about (\S+) hours", out).group(1)
+    assert "e" not in hours  # no power of ten in a sentence
+    assert float(hours) == pytest.approx(total * 1e15 / 40e12 / 3600, rel=0.06)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_hours_of_a_long_plan_are_written_out(capsys):
+    out = run(capsys, "plan", "--profile", "strong", "--set", "pretrain.epochs=40000")[1]
+    assert re.search(r"about [\d,]+ hours", out)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "strong"])
+def test_a_plan_fits_a_terminal(capsys, course_data, tmp_path, profile):
+    words = ("--profile", profile, "--data-root", course_data, "--out", tmp_path / "out",
+             "--seeds", 12)
+    assert max(map(len, run(capsys, "plan", *words)[1].splitlines())) <= 80
+    cells = plan(capsys, *words)
+    dear = {label for label, row in cells.items() if row["flops"] != "–"}
+    assert {"pretrain", "pretrain, seed 11", "segment-fcn32s"} <= dear
+    assert not [n for n in dear if n.startswith("control") or n in ("embed", "segment-colour")]
+    assert {row["seconds"] for row in cells.values()} == {"–"}
+
+
+def test_other_seeds_repeat_problem_1_and_nothing_else(capsys, course_data, tmp_path):
+    words = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
+    one, two = plan(capsys, *words), plan(capsys, *words, "--seeds", 2)
+    repeated = {n for n in one if n.startswith(("pretrain", "finetune", "control"))}
+    assert len(repeated) == 10
+    assert two.keys() == one.keys() | {f"{name}, seed 1" for name in repeated}
+    assert {label: two[label] for label in one} == one  # the report's own stay as they are
+    assert not [n for n in two if n.startswith(("segment", "embed")) and "seed" in n]
+    alone = plan(capsys, *words, "--set", "seed=1")
+    assert {n: two[f"{n}, seed 1"]["key"] for n in repeated} == {
+        n: alone[n]["key"] for n in repeated
+    }
+    last = plan(capsys, *words, "--set", "seeds=5", "--seeds", 2)
+    assert last == two
+
+
+@pytest.mark.parametrize("half", ["p1_data", "p2_data"])
+def test_half_of_the_data_has_a_plan(capsys, course_data, tmp_path, half):
+    (course_data / half).rename(tmp_path / "away")
+    found = plan(
+        capsys, "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"
+    )
+    assert ("pretrain" in found) == (half == "p2_data") != ("segment-lraspp" in found)
+
+
 # --- what works
 
 
@@ -183,10 +276,7 @@ def test_plan_run_and_verify(capsys, course_data, tmp_path):
               "--device", "cpu")
 
     def states():
-        code, out, _ = run(capsys, "plan", *common)
-        assert code == 0
-        rows = [line.split("  ") for line in out.splitlines()[1:]]
-        return {row[0]: [cell.strip() for cell in row if cell.strip()][1] for row in rows}
+        return {label: cells["state"] for label, cells in plan(capsys, *common).items()}
 
     before = states()
     assert set(before.values()) == {"to run"} and "segment-colour" in before
@@ -203,9 +293,8 @@ def test_plan_run_and_verify(capsys, course_data, tmp_path):
 
 def test_settings_reach_the_steps(capsys, course_data, tmp_path):
     def keys(*more):
-        words = ("plan", "--profile", "smoke", "--data-root", course_data, *more)
-        rows = [line.split() for line in run(capsys, *words)[1].splitlines()[1:]]
-        return {row[0]: row[-2] for row in rows}
+        found = plan(capsys, "--profile", "smoke", "--data-root", course_data, *more)
+        return {label: cells["key"] for label, cells in found.items()}
 
     plain = keys()
     one = keys("--set", "embed.perplexity=7", "lraspp.lr=0.5")

@@ -152,6 +152,8 @@ def test_seed_has_the_values_of_the_original_report():
     assert (tuned.hidden, tuned.dropout) == (256, 0.5)
     assert tuned.augment_frozen and not tuned.standardise  # the head alone, as it was
     assert tuned.augmentation == "original"
+    assert not seed.pretrain.one_pass  # the package's own forward
+    assert not seed.pretrain.hold_out and not seed.zero_init_residual  # torchvision's own start
     assert not seed.pretrain.use_momentum  # "turn off momentum in the target encoder"
     assert seed.data.image_size == 128 and not seed.data.overhead
     assert seed.data.pool_limit == seed.data.office_limit == seed.data.tile_limit == 0
@@ -178,7 +180,9 @@ def test_only_profiles_for_real_data_need_it():
         "data.tile_limit=-1", "model_scale=0", "model_scale=-1", "lraspp.crop_scale=-1",
         "finetune.lr=nan", "pretrain.warmup_epochs=-1", "pretrain.augmentation=bached",
         "pretrain.augmentation=none", "fcn32s.augmentation=original", "supervised.source=pol",
-        "embed.setting=knn", "segmentation.improved=unet",
+        "embed.setting=knn", "segmentation.improved=unet", "pretrain.views=simclr",
+        "seeds=0", "seeds=-1", "seeds=1.5", "pretrain.crop_scale=0", "pretrain.crop_scale=1.1",
+        "zero_init_residual=maybe", "pretrain.moving_average_decay=1.1",
     ],
 )
 def test_a_value_that_can_mean_nothing_is_named(setting):

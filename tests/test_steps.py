@@ -62,6 +62,8 @@ def test_keys_are_the_same_again(course_data, tmp_path):
         ("model_scale", 0.5, PROBLEM1 | PROBLEM2),
         ("device", "cpu", set()),
         ("checkpoint_every", 1.0, set()),
+        ("seeds", 3, set()),  # how often, not what
+        ("zero_init_residual", False, PROBLEM1),  # Problem 2 has networks of its own
         ("data.image_size", 24, PROBLEM1),
         ("data.overhead", False, PROBLEM1),
         ("data.pool_limit", 8, {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS),
@@ -70,6 +72,10 @@ def test_keys_are_the_same_again(course_data, tmp_path):
         ("data.pool_limit", 10_000, set()),  # more than there are: nothing changes
         ("pretrain.epochs", 9, {"pretrain"} | ON_BYOL),
         ("pretrain.use_momentum", True, {"pretrain"} | ON_BYOL),
+        ("pretrain.one_pass", False, {"pretrain"} | ON_BYOL),
+        ("pretrain.hold_out", False, {"pretrain"} | ON_BYOL),
+        ("pretrain.views", "geometry", {"pretrain"} | ON_BYOL),
+        ("pretrain.crop_scale", 0.5, {"pretrain"} | ON_BYOL),
         ("supervised.lr", 1.0, {"pretrain-supervised"} | ON_LABELS),
         ("finetune.lr", 1.0, TUNED - {"control-knn"}),
         ("finetune.hidden", 17, TUNED - {"control-knn"}),
@@ -223,6 +229,52 @@ def test_the_real_colour_step_runs_and_is_loaded(course_data, tmp_path):
     stamp = (first.folder / "done.json").stat().st_mtime_ns
     again = make(course_data, tmp_path / "out").done("segment-colour")
     assert (again.folder / "done.json").stat().st_mtime_ns == stamp
+
+
+def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
+    """Those that it builds on under theirs; a step that is done is not watched again."""
+    made = make(course_data, tmp_path / "out")
+    seen = []
+    made.watch = lambda step, history: seen.append((step, len(history)))
+
+    def run(draft, context):
+        history = []
+        for epoch in (1, 2):
+            history.append({"epoch": epoch})
+            draft.watch(history)
+        draft.metrics({})
+
+    made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
+    made.done("embed")
+    names = ("pretrain", "finetune-C", "embed")
+    assert seen == [(name, epoch) for name in names for epoch in (1, 2)]
+    made.done("embed")
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("name", ["control-colour", "segment-lraspp"])
+def test_a_real_step_is_watched_epoch_by_epoch(course_data, tmp_path, name):
+    made = make(
+        course_data, tmp_path / "out", model_scale=0.125, finetune__epochs=3, lraspp__epochs=3,
+        lraspp__batch_size=2, segmentation__stage_images="0001",
+    )
+    seen = []
+    made.watch = lambda step, history: seen.append((step, [row["epoch"] for row in history]))
+    made.done(name)
+    assert seen == [(name, [1]), (name, [1, 2]), (name, [1, 2, 3])]
+
+
+def test_without_a_watch_a_draft_has_none(course_data, tmp_path):
+    made = make(course_data, tmp_path / "out")
+    drafts = []
+
+    def run(draft, context):
+        drafts.append(draft.watch)
+        draft.metrics({})
+
+    made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
+    made.done("pretrain")
+    assert drafts == [None]
 
 
 def test_a_misspelt_upstream_setting_is_a_clear_error(course_data):

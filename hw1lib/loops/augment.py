@@ -48,7 +48,12 @@ class Recipe:
     solarize_p: float = 0.0
 
 
-BYOL_VIEW = Recipe(blur_p=0.5, solarize_p=0.1)  # Grill et al. 2020, table 6, both views averaged
+VIEWS = {  # the two views of self-supervised pre-training, by the profile's `views`
+    # Grill et al. 2020, table 6, but for the crop scale: the views differ in blur and solarize.
+    "byol": (Recipe(blur_p=1.0), Recipe(blur_p=0.1, solarize_p=0.2)),
+    # For land cover, which is told by its colours: they stay.
+    "geometry": (Recipe(jitter_p=0.0, grayscale_p=0.0),) * 2,
+}
 CLASSIFY = Recipe(crop_scale=0.5, jitter=(0.2, 0.2, 0.2, 0.02), grayscale_p=0.0)
 TILE = Recipe(aspect=1.0, overhead=True, jitter=(0.2, 0.2, 0.2, 0.02), grayscale_p=0.0)
 
@@ -71,6 +76,22 @@ class Views(nn.Module):
         theta = geometry(len(images), self.recipe)
         images = warp(images.float() / 255, theta, self.size)
         return normalise(recolour(images, self.recipe))
+
+
+def two_views(size, settings, overhead):
+    """The two views that pre-training draws of each image, a pair of `Views`.
+
+    Args:
+        size: side of a view in pixels.
+        settings: profiles.Pretrain.
+        overhead: see `Views`.
+    """
+    return tuple(Views(size, recipe, overhead) for recipe in recipes(settings))
+
+
+def recipes(settings):
+    """The recipes of the two views, with the profile's own crop scale."""
+    return tuple(replace(r, crop_scale=settings.crop_scale) for r in VIEWS[settings.views])
 
 
 def geometry(batch, recipe):

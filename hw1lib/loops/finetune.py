@@ -3,12 +3,11 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.neighbors import KNeighborsClassifier
 
 from hw1lib.data import images as image_files
-from hw1lib.loops import augment, training
+from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches
-from hw1lib.loops.pretrain import features_of, labelled_batches
+from hw1lib.loops.pretrain import labelled_batches
 from hw1lib.models import classifier
 
 # What each row of the table starts from, and whether its backbone is frozen.
@@ -33,10 +32,7 @@ def run(draft, problem1, profile, setting, backbone_weights, device):
     """
     settings, data = profile.finetune, profile.data
     frozen = PLAN[setting][1]
-    training.seed_everything(profile.seed, 0)
-    network = classifier.backbone(profile.model_scale)
-    if backbone_weights is not None:
-        network.load_state_dict(backbone_weights, strict=False)  # all but fc
+    network = _backbone(profile, backbone_weights)
     head = classifier.Head(
         len(problem1.classes), hidden=settings.hidden, dropout=settings.dropout
     )
@@ -47,7 +43,7 @@ def run(draft, problem1, profile, setting, backbone_weights, device):
         for split in (problem1.train, problem1.val)
     )
     if frozen:  # the features never change, so they are computed once
-        inputs = tuple(features_of(network, images, device) for images in inputs)
+        inputs = tuple(features.extract(network, images, device) for images in inputs)
         if settings.standardise:
             head.standardise_by(inputs[0].to(device))
     if frozen and not settings.augment_frozen:
@@ -66,7 +62,7 @@ def colour(draft, problem1, profile, device):
     training.seed_everything(profile.seed, 0)
     size = profile.data.image_size
     inputs = tuple(
-        colour_statistics(image_files.load(split, size))
+        features.colour_statistics(torch.from_numpy(image_files.load(split, size)))
         for split in (problem1.train, problem1.val)
     )
     settings = profile.finetune
@@ -81,25 +77,36 @@ def colour(draft, problem1, profile, device):
 
 
 def knn(draft, problem1, profile, backbone_weights, device):
-    """Step `control-knn`: k-NN by cosine on the frozen self-supervised features; no training."""
-    network = classifier.backbone(profile.model_scale)
-    network.load_state_dict(backbone_weights, strict=False)
-    network.to(device, memory_format=torch.channels_last)
+    """Step `control-knn`: k-NN by cosine on frozen features; no training.
+
+    On the self-supervised features and, to know what they are worth, on those of the random
+    backbone that setting A starts from.
+    """
     size = profile.data.image_size
-    train, val = (
-        F.normalize(features_of(network, torch.from_numpy(image_files.load(s, size)), device))
-        for s in (problem1.train, problem1.val)
+    splits = (problem1.train, problem1.val)
+    images = [torch.from_numpy(image_files.load(split, size)) for split in splits]
+    found = {}
+    for source, state in (("pretrain", backbone_weights), ("random", None)):
+        network = _backbone(profile, state).to(device, memory_format=torch.channels_last)
+        train, val = (features.extract(network, part, device) for part in images)
+        found[source] = features.nearest_class(
+            train, problem1.train.labels, val, profile.controls.knn
+        )
+    draft.array("predictions_random", found["random"].astype(np.int16)[None])
+    right = int((found["random"] == problem1.val.labels).sum())
+    _finish(
+        draft, [{"epoch": 0, "predictions": found["pretrain"].tolist()}], problem1,
+        correct_random=right, accuracy_random=right / len(problem1.val),
     )
-    neighbours = min(profile.controls.knn, len(train))
-    model = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute")
-    predicted = model.fit(train, problem1.train.labels).predict(val)
-    _finish(draft, [{"epoch": 0, "predictions": predicted.tolist()}], problem1)
 
 
-def colour_statistics(images):
-    """Mean and deviation of each channel: (N, 3, S, S) uint8 -> (N, 6) float32."""
-    pixels = torch.from_numpy(images).float().flatten(2) / 255
-    return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+def _backbone(profile, state):
+    """A backbone with these weights; without any, the random one of the profile's seed."""
+    training.seed_everything(profile.seed, 0)
+    network = classifier.backbone(profile.model_scale)
+    if state is not None:
+        network.load_state_dict(state, strict=False)  # all but fc
+    return network
 
 
 def _loss(module):
@@ -144,10 +151,11 @@ def _fit(draft, module, batches, inputs, problem1, profile, device, model=None):
         module, _loss(module), batches, settings, device,
         seed=profile.seed, name=draft.step, evaluate=evaluate,
         checkpoint=draft.checkpoint, checkpoint_every=profile.checkpoint_every,
+        watch=draft.watch,
     )
 
 
-def _finish(draft, history, problem1):
+def _finish(draft, history, problem1, **more):
     """Saves the predictions of every epoch, and the accuracy of the best and of the last one."""
     predictions = np.array([row.pop("predictions") for row in history], dtype=np.int16)
     correct = (predictions == problem1.val.labels).sum(axis=1)  # (epochs,)
@@ -163,5 +171,6 @@ def _finish(draft, history, problem1):
             "accuracy": int(correct[best]) / total,
             "correct_last": int(correct[-1]),
             "accuracy_last": int(correct[-1]) / total,
+            **more,
         }
     )

@@ -8,65 +8,101 @@ from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, training
 from hw1lib.loops.batches import ArrayBatches, FileBatches
+from hw1lib.loops.probe import probe_of
 from hw1lib.models import byol, classifier, weights
-
-WATCHED = 512  # pool images whose embeddings are watched for collapse
+from hw1lib.results import representation
 
 
 def self_supervised(draft, problem1, profile, device):
     """Step `pretrain`: BYOL on the unlabelled pool; keeps the last backbone, not the best loss."""
-    settings, data = profile.pretrain, profile.data
-    if len(problem1.pool) < 2:
-        raise UserError(f"{problem1.pool.folder} needs at least two images for pre-training.")
+    settings, size = profile.pretrain, profile.data.image_size
+    pool = problem1.pool
+    if len(pool) < 2:
+        raise UserError(f"{pool.folder} needs at least two images for pre-training.")
+    probe, rest = probe_of(pool, size, device)
+    pool = rest if settings.hold_out else pool
     training.seed_everything(profile.seed, 0)
-    backbone = classifier.backbone(profile.model_scale)
+    backbone = classifier.backbone(profile.model_scale, settings.zero_init_residual)
     backbone.to(device, memory_format=torch.channels_last)
+    before = probe(backbone)
     if settings.augmentation == "original":
-        batches, views = _file_batches(problem1.pool, profile, settings, device), None
+        batches, views = _file_batches(pool, profile, settings, device), None
     else:
-        views = augment.Views(data.image_size, augment.BYOL_VIEW, data.overhead)
-        images = torch.from_numpy(image_files.load(problem1.pool, data.image_size))
+        views = augment.two_views(size, settings, profile.data.overhead)
+        images = torch.from_numpy(image_files.load(pool, size))
         batches = ArrayBatches([images], settings.batch_size, profile.seed, device)
-    learner = byol.learner(backbone, data.image_size, settings, views).to(device)
-    watched = image_files.load(problem1.pool.take(WATCHED), data.image_size)
-    watched = torch.from_numpy(watched)
+    learner = byol.learner(backbone, size, settings, views).to(device)
 
-    def evaluate(epoch):
-        embedded = F.normalize(features_of(backbone, watched, device), dim=1)
-        return {"deviation": float(embedded.std(dim=0).mean() * embedded.shape[1] ** 0.5)}
+    def follow(share):
+        if settings.one_pass:
+            byol.follow(learner, byol.decay(settings.moving_average_decay, share))
+        else:
+            learner.update_moving_average()
 
     history = training.train(
         learner,
-        lambda images, *_: learner(images),
+        lambda images, *_: byol.loss(learner, images) if settings.one_pass else learner(images),
         batches,
         settings,
         device,
         seed=profile.seed,
         name=draft.step,
-        evaluate=evaluate,
-        after_step=learner.update_moving_average if settings.use_momentum else None,
+        evaluate=lambda epoch: probe(backbone),
+        after_step=follow if settings.use_momentum else None,
         checkpoint=draft.checkpoint,
         checkpoint_every=profile.checkpoint_every,
+        watch=draft.watch,
     )
     draft.weights(without_fc(backbone))
     draft.history(history)
-    draft.metrics({"source": "byol", "images": len(problem1.pool), **history[-1]})
+    last = history[-1]
+    draft.metrics(
+        {
+            "source": "byol",
+            "images": len(pool),
+            "queries": len(probe.held_out) if probe.asks else 0,
+            "before": before,
+            "collapsed": representation.collapsed(last),
+            **last,
+        }
+    )
 
 
 def supervised(draft, problem1, profile, device):
-    """Step `pretrain-supervised`: the data's own backbone, else one trained on the pool."""
-    settings = profile.supervised
-    if problem1.supervised_backbone is not None and settings.source == "auto":
-        draft.weights(weights.load_backbone(problem1.supervised_backbone))
-        draft.history([])
-        draft.metrics({"source": "file", "file": problem1.supervised_backbone.name})
+    """Step `pretrain-supervised`: the backbone of B and D, from where the profile says."""
+    settings, file = profile.supervised, problem1.supervised_backbone
+    source = settings.source
+    if source == "auto":
+        source = "file" if file is not None and profile.model_scale == 1 else "pool"
+    if source == "pool":
+        _supervised_on_pool(draft, problem1.pool, profile, device)
         return
-    pool = problem1.pool
+    if profile.model_scale != 1:
+        raise UserError(
+            f"supervised.source={source} is a whole ResNet50, but profile {profile.name} shrinks "
+            f"it (model_scale={profile.model_scale}). Choose --set supervised.source=pool."
+        )
+    if source == "file":
+        if file is None:
+            raise UserError(
+                f"supervised.source=file: {problem1.pool.folder.parent.parent} has no "
+                "pretrain_model_SL.pt. Put it there, or choose --set supervised.source=pool."
+            )
+        state, name = weights.load_backbone(file), file.name
+    else:
+        state, name = weights.imagenet_backbone()
+    draft.weights(state)
+    draft.history([])
+    draft.metrics({"source": source, "file": name})
+
+
+def _supervised_on_pool(draft, pool, profile, device):
+    settings = profile.supervised
     if pool.labels is None:
         raise UserError(
             f"Settings B and D need a supervised backbone, but {pool.folder.parent.parent} has "
-            "neither pretrain_model_SL.pt nor labels of the pool in mini/train.csv. Add one of "
-            "the two (data/README.md)."
+            "neither pretrain_model_SL.pt (profiles with whole networks use it) nor labels of "
+            "the pool in mini/train.csv. Add one of the two (data/README.md)."
         )
     training.seed_everything(profile.seed, 0)
     backbone = classifier.backbone(profile.model_scale)
@@ -82,6 +118,7 @@ def supervised(draft, problem1, profile, device):
         name=draft.step,
         checkpoint=draft.checkpoint,
         checkpoint_every=profile.checkpoint_every,
+        watch=draft.watch,
     )
     draft.weights(without_fc(backbone))
     draft.history(history)
@@ -104,19 +141,6 @@ def labelled_batches(split, profile, settings, device):
 def _file_batches(split, profile, settings, device):
     transform = augment.original(profile.data.image_size)
     return FileBatches(split, transform, settings.batch_size, profile.seed, device)
-
-
-@torch.no_grad()
-def features_of(backbone, images, device, batch=256):
-    """Frozen features without augmentation: (N, 3, S, S) uint8 -> (N, 2048) float32 on the CPU."""
-    was_training = backbone.training
-    backbone.eval()
-    parts = [
-        classifier.features(backbone, augment.normalise(part.to(device))).float().cpu()
-        for part in images.split(batch)
-    ]
-    backbone.train(was_training)
-    return torch.cat(parts)
 
 
 def without_fc(backbone):

@@ -54,6 +54,7 @@ def run(draft, problem2, profile, name, device):
         evaluate=evaluate,
         checkpoint=draft.checkpoint,
         checkpoint_every=profile.checkpoint_every,
+        watch=draft.watch,
     )
     draft.weights(network)
     draft.history(history)

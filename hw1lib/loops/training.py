@@ -102,7 +102,7 @@ def rate(progress, settings):
 
 def train(
     module, loss, batches, settings, device, *,
-    seed, name, evaluate=None, after_step=None, checkpoint=None, checkpoint_every=60.0,
+    seed, name, evaluate=None, after_step=None, checkpoint=None, checkpoint_every=60.0, watch=None,
 ):
     """THE loop.
 
@@ -118,9 +118,11 @@ def train(
         seed: whole number.
         name: of the step, for the progress lines.
         evaluate: function(epoch) -> dict of plain numbers (lists allowed), after each epoch.
-        after_step: called after each optimizer step, such as a target network's update.
+        after_step: function(share of the training that is done, up to 1), called after each
+            optimizer step, such as a target network's update.
         checkpoint: path that a checkpoint is written to and resumed from.
         checkpoint_every: seconds between two of them; they fall on ends of epochs.
+        watch: function(history so far), called after each epoch, such as a live figure.
 
     Returns:
         One dict an epoch: epoch, loss (mean over its batches), lr (at its end) and what
@@ -145,7 +147,7 @@ def train(
             value.backward()
             optimizer.step()
             if after_step is not None:
-                after_step()
+                after_step((epoch - 1 + (step + 1) / len(batches)) / settings.epochs)
             total += value.detach()
         row = {"epoch": epoch, "loss": float(total) / len(batches), "lr": group["lr"]}
         if not math.isfinite(row["loss"]):
@@ -159,6 +161,8 @@ def train(
                 row.update(evaluate(epoch))
         history.append(row)
         say(line(name, row, settings.epochs))
+        if watch is not None:
+            watch(history)
         if checkpoint and epoch < settings.epochs and time.monotonic() - saved > checkpoint_every:
             _save(checkpoint, module, optimizer, history)
             saved = time.monotonic()
@@ -188,8 +192,9 @@ def _group(name):
 
 def line(name, row, epochs):
     """One epoch of progress as text: what `train` prints, and what a loaded step shows again."""
-    shown = {k: v for k, v in row.items() if isinstance(v, float) and k != "lr"}
-    numbers = "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
+    short = {"effective_rank": "rank"}  # a line has 80 columns
+    shown = {short.get(k, k): v for k, v in row.items() if isinstance(v, float)}
+    numbers = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
     return f"{name}  epoch {row['epoch']}/{epochs}  {numbers}"
 
 

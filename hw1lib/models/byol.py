@@ -1,5 +1,16 @@
-"""BYOL (Grill et al. 2020, arXiv:2006.07733) through the byol-pytorch package."""
+"""BYOL (Grill et al. 2020) and SimSiam (Chen & He 2020) on byol-pytorch's networks.
 
+The package's learner stays the reference: it builds every network, and the profile `seed` trains
+through its own forward. `loss` is the same loss with the same gradients, each projection computed
+once and the cosines taken in float32; `follow` moves the target network.
+
+arXiv:2006.07733 (BYOL), arXiv:2011.10566 (SimSiam).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
 from byol_pytorch import BYOL
 from torch import nn
 
@@ -14,11 +25,11 @@ def learner(backbone, image_size, settings, views=None):
         backbone: ResNet50; its `avgpool` output is the representation.
         image_size: side of the views in pixels.
         settings: profiles.Pretrain.
-        views: module that draws one augmented view of a batch; None takes the package's own,
-            which draws one augmentation for the whole batch.
+        views: two modules that each draw one augmented view of a batch; None takes the package's
+            own, which draws one augmentation for the whole batch.
 
     Returns:
-        The learner; `learner(images)` is the symmetric loss in [0, 8].
+        The learner; `learner(images)` is the package's symmetric loss in [0, 8].
     """
     byol = BYOL(
         backbone,
@@ -32,8 +43,67 @@ def learner(backbone, image_size, settings, views=None):
         use_simplicial_embeddings=False,
     )
     if views is not None:  # set afterwards: the constructor tries the learner on random noise
-        byol.augment1 = byol.augment2 = views
+        byol.augment1, byol.augment2 = views
     return byol
+
+
+def loss(learner, images):
+    """The symmetric loss in one pass: equal to `learner(images)`, and so are its gradients.
+
+    Without momentum the target's projections are the online ones without gradient (the stop
+    gradient of SimSiam), so the package's second pass through the same network is spared. Its
+    BatchNorm statistics are then updated once a step, not twice. Under autocast the networks run
+    in its type, the cosines in float32.
+
+    Args:
+        learner: what `learner()` gave.
+        images: a batch, as its two views take it.
+
+    Returns:
+        Scalar in [0, 8]: eq. 2 of BYOL, both ways round, averaged over the batch.
+    """
+    views = torch.cat([learner.augment1(images), learner.augment2(images)])  # (2B, 3, S, S)
+    projection, _ = learner.online_encoder(views)  # (2B, D)
+    prediction = learner.online_predictor(projection)
+    target = projection.detach()
+    if learner.use_momentum:
+        with torch.no_grad():
+            target, _ = learner.target_encoder(views)
+    return regression(prediction, target.roll(len(images), dims=0))
+
+
+def regression(prediction, target):
+    """Four times the mean of 1 - cos: the loss of both views together, each 2 - 2·cos.
+
+    Args:
+        prediction: (2B, D) online predictions of both views, any scale.
+        target: (2B, D) target projections of the other view each; no gradient flows into them.
+    """
+    cosine = F.cosine_similarity(prediction.float(), target.float(), dim=1)
+    return 4 * (1 - cosine).mean()
+
+
+def decay(base, share):
+    """The target's decay after `share` of the training: `base`, raised to 1 along a cosine.
+
+    BYOL, section 3.3: 1 - (1 - base) · (cos(π · share) + 1) / 2.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * share) + 1) / 2
+
+
+@torch.no_grad()
+def follow(learner, decay):
+    """Moves the target network: decay · target + (1 - decay) · online.
+
+    NOTE: BatchNorm's running statistics follow, too; the package moves parameters only. Counters
+    are copied.
+    """
+    target = learner.target_encoder.state_dict()
+    for name, online in learner.online_encoder.state_dict().items():
+        if online.is_floating_point():
+            target[name].lerp_(online, 1 - decay)
+        else:
+            target[name].copy_(online)
 
 
 def call_text(image_size, settings):
@@ -54,6 +124,7 @@ def call_text(image_size, settings):
         if getattr(settings, name) != default:
             lines.append(f"    {name} = {getattr(settings, name)},")
     if settings.augmentation == "batched":
-        lines.append("    augment_fn = views,    # drawn for each image by itself")
+        lines.append("    augment_fn = views[0],     # each drawn for each image by itself")
+        lines.append("    augment_fn2 = views[1],")
     lines += ["    use_simplicial_embeddings = False,", ")"]
     return "\n".join(lines)

@@ -4,22 +4,30 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet, resnet50
 
+from hw1lib.models import convolution
+
 FEATURES = 2048  # channels that ResNet50's average pooling gives
 
 
-def backbone(scale=1.0):
+def backbone(scale=1.0, zero_init_residual=False):
     """A ResNet50 with random weights.
 
     Args:
         scale: 1 for the real network; less gives one block a stage and narrower bottlenecks
             with the same 2048 outputs, for tests.
+        zero_init_residual: whether the last BatchNorm of each block starts at zero, so that the
+            block begins as identity (Goyal et al. 2017; the SimSiam authors' code has it, too).
 
     Returns:
         torchvision's ResNet with its own fc layer, which only byol-pytorch's call runs through.
     """
+    options = {"zero_init_residual": zero_init_residual}
     if scale == 1:
-        return resnet50(weights=None)
-    return ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=max(8, int(64 * scale)))
+        return convolution.quicken(resnet50(weights=None, **options))
+    width = max(8, int(64 * scale))
+    return convolution.quicken(
+        ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=width, **options)
+    )
 
 
 def features(network, images):

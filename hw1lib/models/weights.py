@@ -1,4 +1,4 @@
-"""Optional weights: where they lie and how they load. Nothing here ever uses the network.
+"""Optional weights: where they lie and how they load. Only `imagenet_backbone` may download.
 
 SAM comes as a Hugging Face folder or as one of Meta's own .pth files; the course hands out a
 supervised ResNet50. Every file is read without running code from it.
@@ -6,6 +6,7 @@ supervised ResNet50. Every file is read without running code from it.
 
 import json
 import re
+from pathlib import Path
 
 import torch
 
@@ -202,8 +203,8 @@ def load_backbone(path):
 
     remedy = (
         "It must be the state dict of torchvision's resnet50, saved as "
-        "torch.save(model.state_dict(), path); get the course's file again, or remove it: then "
-        "a supervised backbone is trained on the labelled pool."
+        "torch.save(model.state_dict(), path); get the file again, or remove it and have a "
+        "supervised backbone trained on the labelled pool: --set supervised.source=pool."
     )
     try:
         state = _read_pickle(path)
@@ -233,6 +234,32 @@ def load_backbone(path):
             f"The backbone in {path} cannot be used: {_reason(error)}. {remedy}"
         ) from error
     return tensors
+
+
+def imagenet_backbone():
+    """Loads torchvision's ImageNet ResNet50, from torch's cache or else from its server.
+
+    Returns:
+        What `load_backbone` gives, and the file's name.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
+    from torchvision.models import ResNet50_Weights
+
+    url = ResNet50_Weights.DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        digest = path.stem.rpartition("-")[2]  # the file's name ends in its hash's first digits
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is not
+            raise UserError(
+                f"supervised.source=imagenet: {url} could not be downloaded ({error}). Put that "
+                f"file into {path.parent}, or choose --set supervised.source=pool."
+            ) from error
+    return load_backbone(path), path.name
 
 
 def _read_pickle(path):

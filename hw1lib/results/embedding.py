@@ -13,7 +13,8 @@ NEIGHBOURS = 10
 def project(first, last, labels, perplexity, seed):
     """Projects the activations of the first and the last epoch to the plane.
 
-    Both epochs share one frame: PCA is fitted on both together, and t-SNE of each starts from it.
+    Both epochs share one frame, for either method: PCA is fitted on both together, and t-SNE lays
+    out both together, starting from it.
 
     Args:
         first, last: (N, D) activations of the same images in the same order.
@@ -29,23 +30,26 @@ def project(first, last, labels, perplexity, seed):
     """
     first, last = np.float64(first), np.float64(last)
     with threadpool_limits(1):  # sums in one order, so that the picture is the same anywhere
-        pca = PCA(2, svd_solver="full").fit(np.concatenate([first, last]))
-        plane = {"pca_first": pca.transform(first), "pca_last": pca.transform(last)}
+        both = np.concatenate([first, last])
+        pca = PCA(2, svd_solver="full").fit(both)
+        start = pca.transform(both)
+        tsne = TSNE(
+            perplexity=min(perplexity, (len(both) - 1) / 3),
+            init=start / max(start[:, 0].std(), 1e-12) * 1e-4, random_state=seed, n_jobs=1,
+        )
+        flat = tsne.fit_transform(both)
+        plane = {
+            f"{method}_{epoch}": part
+            for method, points in (("pca", start), ("tsne", flat))
+            for epoch, part in zip(("first", "last"), np.split(points, 2))
+        }
         numbers = {"pca_variance": float(pca.explained_variance_ratio_.sum())}
+        near = min(NEIGHBOURS, len(first) // 2 - 1)
         for epoch, values in (("first", first), ("last", last)):
-            start = plane[f"pca_{epoch}"]
-            start = start / max(start[:, 0].std(), 1e-12) * 1e-4
-            tsne = TSNE(
-                perplexity=min(perplexity, (len(values) - 1) / 3),
-                init=start, random_state=seed, n_jobs=1,
-            )
-            flat = tsne.fit_transform(values)
-            plane[f"tsne_{epoch}"] = flat
-            near = min(NEIGHBOURS, len(values) // 2 - 1)
             numbers[f"silhouette_{epoch}"] = float(silhouette_score(values, labels))
             numbers[f"purity_{epoch}"] = purity(values, labels, near)
             numbers[f"trustworthiness_{epoch}"] = float(
-                trustworthiness(values, flat, n_neighbors=near)
+                trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near)
             )
     return plane, numbers
 

@@ -4,6 +4,8 @@ A figure is a function from plain results to a matplotlib Figure; none touches a
 global state. Files are the same to the byte for the same results and the same matplotlib.
 """
 
+import io
+
 import matplotlib
 import seaborn
 from matplotlib.figure import Figure
@@ -53,6 +55,13 @@ def save(figure, path, dpi=160):
         figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
 
 
+def png(figure, dpi=80):
+    """A figure as the bytes of a PNG."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=dpi, metadata=METADATA["png"])
+        return file.getvalue()
+
+
 def canvas(rows=1, columns=1, size=(6.4, 3.6), **options):
     """A figure in the house style with its axes as a flat list."""
     figure = Figure(figsize=size, layout="constrained")
@@ -93,6 +102,23 @@ def image_grid(rows, title_size=8):
         axes[row * columns].set_ylabel(
             name, rotation=0, ha="right", va="center", fontsize=title_size
         )
+    return figure
+
+
+def progress(step, history):
+    """The numbers of a training step so far, a panel each.
+
+    Args:
+        step: its name.
+        history: list of a dict an epoch, with epoch and any plain numbers.
+    """
+    names = [k for k, v in history[-1].items() if isinstance(v, float) and k != "lr"]
+    figure, axes = canvas(1, len(names), (1.9 * len(names) + 0.6, 1.9))
+    for axis, name in zip(axes, names):
+        axis.plot([r["epoch"] for r in history], [r[name] for r in history], marker="o", ms=3)
+        axis.set_title(name)
+        epochs(axis)
+    figure.suptitle(step, fontsize=9, color=INK)
     return figure
 
 

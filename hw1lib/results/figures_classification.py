@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import seaborn
 
-from hw1lib.results.figures import INK, MUTED, PALETTE, canvas, epochs
+from hw1lib.results.figures import INK, MUTED, PALETTE, bare, canvas, epochs, show
 
 SETTING_COLOURS = dict(zip("ABCDE", (PALETTE[7], PALETTE[0], PALETTE[2], PALETTE[9], PALETTE[1])))
 MARKERS = "osD^vP*X<>hdp"
@@ -28,28 +28,37 @@ def class_counts(counts):
     return figure
 
 
-def pretraining_curves(history, supervised=None):
-    """Loss and embedding spread of self-supervised pre-training, and the supervised loss.
+def pretraining_curves(history, before, supervised=None):
+    """What tells whether pre-training learns, epoch by epoch.
 
     Args:
-        history: DataFrame with epoch, loss and deviation.
-        supervised: DataFrame with epoch and loss, or None where a file was given.
+        history: DataFrame with epoch, loss, lr, deviation, effective_rank and, where the pool has
+            labels, knn.
+        before: dict of the last three before any training, the random backbone's.
+        supervised: DataFrame with epoch and loss, or None where the backbone was not trained here.
     """
-    with_labels = supervised is not None and len(supervised)
-    figure, axes = canvas(1, 3 if with_labels else 2, (7.2 if with_labels else 5.2, 2.4))
-    axes[0].plot(history["epoch"], history["loss"], color=PALETTE[2], marker="o", markersize=3)
-    axes[0].set_title("self-supervised loss")
-    axes[1].plot(
-        history["epoch"], history["deviation"], color=PALETTE[2], marker="o", markersize=3
-    )
-    axes[1].set_ylim(0, 1.05)
-    axes[1].set_title("embedding deviation × √d\n(0: collapse, 1: spread out)", fontsize=9)
-    if with_labels:
-        axes[2].plot(
-            supervised["epoch"], supervised["loss"], color=PALETTE[0], marker="o", markersize=3
-        )
-        axes[2].set_title("supervised loss")
-    for axis in axes:
+    panels = [
+        (history, "loss", "self-supervised loss (0…8)"),
+        (history, "knn", "k-NN probe inside the pool"),
+        (history, "deviation", "embedding deviation × √d"),
+        (history, "effective_rank", "effective rank"),
+        (history, "lr", "learning rate"),
+        (supervised, "loss", "supervised loss"),
+    ]
+    panels = [p for p in panels if p[0] is not None and p[1] in p[0]]
+    figure, axes = canvas(2, 3, (7.2, 4.2))
+    for axis in axes[len(panels):]:
+        axis.set_visible(False)
+    for axis, (table, column, title) in zip(axes, panels):
+        colour = PALETTE[0] if table is supervised else PALETTE[2]
+        axis.plot(table["epoch"], table[column], color=colour, marker="o", markersize=3)
+        axis.set_title(title, fontsize=9)
+        axis.set_ylim(bottom=0, top=1.05 if column == "deviation" else None)
+        if table is history and column in before:
+            axis.axhline(before[column], color=MUTED, linestyle=":", label="before training")
+            axis.legend(fontsize=7)
+        if column == "knn":
+            axis.yaxis.set_major_formatter("{x:.0%}")
         epochs(axis)
     return figure
 
@@ -103,19 +112,16 @@ def finetune_accuracy(table):
     return figure
 
 
-def embedding(planes, labels, classes, shared):
-    """Planes of points side by side, one colour and marker for each class.
+def embedding(planes, labels, classes):
+    """Planes of points side by side in one frame, one colour and marker for each class.
 
     Args:
         planes: dict from a panel's title to (N, 2) coordinates.
         labels: (N,) class numbers.
         classes: names of the classes.
-        shared: whether the panels have one coordinate frame.
     """
     few = len(classes) <= 10
-    figure, axes = canvas(
-        1, len(planes), (7.2, 3.9 if few else 5.6), sharex=shared, sharey=shared
-    )
+    figure, axes = canvas(1, len(planes), (7.2, 3.9 if few else 5.6), sharex=True, sharey=True)
     colours = PALETTE if few else seaborn.husl_palette(len(classes), s=0.85, l=0.55).as_hex()
     for axis, (title, points) in zip(axes, planes.items()):
         # Neighbours on the colour circle differ in their marker.
@@ -136,7 +142,7 @@ def embedding(planes, labels, classes, shared):
     return figure
 
 
-def confusion(matrix, classes):
+def confusion(matrix, classes, title=""):
     """A confusion matrix, each row as shares of its true class."""
     figure, axes = canvas(1, 1, (5.2, 4.4))
     axis = axes[0]
@@ -149,4 +155,29 @@ def confusion(matrix, classes):
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     axis.tick_params(labelsize=7 if few else 4, length=0)
+    axis.set_title(title)
+    return figure
+
+
+def confused_pairs(rows, columns):
+    """Example images of classes that are taken for each other, a row for each direction.
+
+    Args:
+        rows: list of (true class, predicted class, number of such images, example images).
+        columns: examples in a row at most.
+    """
+    if not rows:
+        figure, axes = canvas(1, 1, (6.4, 0.6))
+        bare(axes[0])
+        axes[0].text(0.5, 0.5, "no image is taken for another class", ha="center", va="center")
+        return figure
+    figure, axes = canvas(len(rows), columns, (7.2, 0.66 * len(rows)))
+    for axis in axes:
+        bare(axis)
+    for row, (truth, taken, count, images) in enumerate(rows):
+        for column, image in enumerate(images):
+            show(axes[row * columns + column], image)
+        axes[row * columns].set_ylabel(
+            f"{truth}\ntaken for {taken}: {count}", rotation=0, ha="right", va="center", fontsize=7
+        )
     return figure

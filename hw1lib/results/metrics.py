@@ -18,6 +18,22 @@ def confusion(truth, prediction, classes=len(CLASSES)):
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
+def confused_pairs(matrix, count):
+    """The pairs of classes that are most often taken for each other, in either direction.
+
+    Args:
+        matrix: (C, C) confusion matrix.
+        count: of pairs at most; pairs that are never confused do not count.
+
+    Returns:
+        List of (i, j) with i < j, the most confused first; equally confused ones by number.
+    """
+    both = np.triu(matrix + matrix.T, k=1)
+    order = np.argsort(-both, axis=None, kind="stable")[:count]
+    pairs = zip(*np.unravel_index(order, both.shape))
+    return [(int(i), int(j)) for i, j in pairs if both[i, j] > 0]
+
+
 def iou(matrix):
     """IoU of the six scored classes from a confusion matrix over all seven.
 

@@ -13,16 +13,46 @@ from hw1lib.results.tables import percent
 LEVEL = 0.05
 
 
+def collapse(pretrain):
+    """Whether pre-training learnt something, and whether its embedding collapsed.
+
+    Args:
+        pretrain: metrics of that step.
+    """
+    verdict = "**has collapsed**" if pretrain["collapsed"] else "has not collapsed"
+    before = pretrain["before"]
+    text = (
+        f"The loss of the last epoch is {pretrain['loss']:.3f} (from 0 to 8; lower is not better by "
+        f"itself, a collapsed network reaches 0). The embedding {verdict}: its deviation times √d "
+        f"is {pretrain['deviation']:.2f} (0 for a collapsed one; before training "
+        f"{before['deviation']:.2f}), its effective rank {pretrain['effective_rank']:.0f} (before "
+        f"training {before['effective_rank']:.0f})."
+    )
+    if "knn" in pretrain:
+        text += (
+            f" The k-NN probe inside the pool gets {percent(pretrain['knn'])} of "
+            f"{pretrain['queries']} images right, before training {percent(before['knn'])}."
+        )
+    return text
+
+
 def compare(first, second, right, names=None):
     """Says whether `first` differs from `second`.
 
     Args:
         first, second: rows of the table.
-        right: dict from row to (N,) bool, which validation images it got right.
+        right: dict from row to (N,) bool, which validation images it got right. A row that is
+            not there rests on pre-training that collapsed; it wins no comparison.
         names: dict from row to how the sentence calls it.
     """
     names = names or {}
     one, two = names.get(first, f"setting {first}"), names.get(second, f"setting {second}")
+    out = [text for row, text in ((first, one), (second, two)) if row not in right]
+    if out:
+        return (
+            f"{_capital(one)} and {two} are not compared: the pre-training behind {listed(out)} "
+            "has collapsed."
+        )
     share, other = right[first].mean(), right[second].mean()
     p = mcnemar(right[first], right[second])
     if p >= LEVEL:
@@ -40,7 +70,7 @@ def compare(first, second, right, names=None):
 def ranking(right):
     """Names the best of the settings A–E and what it can be told apart from."""
     shares = {s: r.mean() for s, r in right.items() if s in "ABCDE"}
-    order = sorted(shares, key=lambda s: (-shares[s], s))
+    order = ranked(right)
     best = order[0]
     same = [s for s in order[1:] if mcnemar(right[best], right[s]) >= LEVEL]
     lead = shares[best] - shares[order[1]]
@@ -49,11 +79,19 @@ def ranking(right):
         f"At the last epoch setting {best} has the highest validation accuracy, "
         f"{percent(shares[best])}, {ahead} setting {order[1]}; the order is {', '.join(order)}."
     )
+    absent = [s for s in "ABCDE" if s not in shares]
+    if absent:
+        text += f" {listed(absent)} rest on pre-training that collapsed and take no part."
     if same:
         return text + (
             f" {len(right[best])} images cannot tell it from {listed(same)} (exact McNemar test)."
         )
     return text + " The exact McNemar test tells it from each of the others."
+
+
+def ranked(right):
+    """The settings A–E that may be compared, the best first."""
+    return sorted((s for s in right if s in "ABCDE"), key=lambda s: (-right[s].mean(), s))
 
 
 def pretraining(right):
@@ -68,6 +106,9 @@ def domains(right, pool, target):
     """What frozen against unfrozen says about the two domains."""
     parts = []
     for frozen, free, kind in (("D", "B", "supervised"), ("E", "C", "self-supervised")):
+        if free not in right:
+            parts.append(f"The {kind} pre-training has collapsed, so {frozen} and {free} say nothing.")
+            continue
         gap = right[free].mean() - right[frozen].mean()
         p = mcnemar(right[free], right[frozen])
         if p >= LEVEL:
@@ -98,8 +139,38 @@ def controls(right):
         "E": "a head on the frozen self-supervised features (E)",
         "random": "the same head on a frozen random backbone",
         "colour": "the same head on colour statistics alone",
+        "knn": "k-NN on the self-supervised features",
+        "knn-random": "k-NN on those of a random backbone",
     }
-    return " ".join(compare("E", other, right, names) for other in ("random", "colour"))
+    pairs = (("E", "random"), ("E", "colour"), ("knn", "knn-random"))
+    return " ".join(compare(*pair, right, names) for pair in pairs)
+
+
+def seeds(table):
+    """What remains of the differences when everything is repeated with other seeds.
+
+    Args:
+        table: DataFrame as in tables/finetune_seeds.csv.
+    """
+    last = table.pivot(index="seed", columns="setting", values="accuracy_last")
+    count = len(last)
+    if count == 1:
+        return (
+            "One seed was run, so how much these numbers move from seed to seed was not measured; "
+            "`--seeds 3` repeats pre-training, fine-tuning and controls with two more."
+        )
+    parts = []
+    for one, two in (("C", "A"), ("E", "random"), ("E", "colour")):
+        change = last[one] - last[two]
+        sign = "each time" if (change > 0).all() else f"{int((change > 0).sum())} times of {count}"
+        parts.append(
+            f"{one} − {two} is {100 * change.mean():+.1f} ± {100 * change.std():.1f} points, "
+            f"above zero {sign}"
+        )
+    return (
+        f"Over {count} seeds, each with a pre-training of its own (mean ± standard deviation, last "
+        f"epoch): {'; '.join(parts)}."
+    )
 
 
 def embedding(numbers, setting):
@@ -196,10 +267,16 @@ def points(share):
 
 
 def p_value(p):
+    """p = 0.042, or p < 0.001."""
+    number = p_number(p)
+    return f"p {number}" if number.startswith("<") else f"p = {number}"
+
+
+def p_number(p):
     """Three digits, and four where three would hide on which side of the level it is."""
     if p < 0.001:
-        return "p < 0.001"
-    return f"p = {p:.4f}" if abs(p - LEVEL) < 0.0005 else f"p = {p:.3f}"
+        return "< 0.001"
+    return f"{p:.4f}" if abs(p - LEVEL) < 0.0005 else f"{p:.3f}"
 
 
 def listed(items):

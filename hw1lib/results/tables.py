@@ -35,9 +35,13 @@ def finetune(metrics, supervised_source):
 
     Args:
         metrics: dict from setting or control to that step's metrics.
-        supervised_source: file or pool, where the backbone of B and D comes from.
+        supervised_source: file, pool or imagenet: where the backbone of B and D comes from.
     """
-    origin = {"file": "supervised (the data's file)", "pool": "supervised (trained here)"}
+    origin = {
+        "file": "supervised (the data's file)",
+        "pool": "supervised (trained here)",
+        "imagenet": "supervised (ImageNet weights, which the course forbids)",
+    }
     rows = []
     for setting, values in metrics.items():
         low, high = wilson(values["correct"], values["total"])
@@ -51,10 +55,40 @@ def finetune(metrics, supervised_source):
     return pd.DataFrame(rows)[FINETUNE]
 
 
-def finetune_seeds(metrics, seed):
-    """Accuracy of each setting for each seed."""
-    rows = [{"setting": s, "seed": seed, **values} for s, values in metrics.items()]
-    return pd.DataFrame(rows)[SEEDS]
+def finetune_seeds(metrics):
+    """Accuracy of each row of the fine-tuning table for each seed.
+
+    Args:
+        metrics: dict from seed to a dict from row to that step's metrics.
+    """
+    rows = [
+        {"setting": row, "seed": seed, **values}
+        for seed, of_seed in metrics.items()
+        for row, values in of_seed.items()
+    ]
+    return pd.DataFrame(rows)[SEEDS].sort_values("setting", key=_order, kind="stable")
+
+
+def over_seeds(table):
+    """Mean ± sample deviation in percent over the seeds of each row: a table for reading."""
+    groups = table.groupby("setting", sort=False)
+
+    def spread(values):
+        deviation = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
+        return f"{100 * values.mean():.1f}{deviation} %"
+
+    return pd.DataFrame(
+        {
+            "setting": list(groups.groups),
+            "seeds": groups.size().to_numpy(),
+            "best epoch": groups["accuracy"].agg(spread).to_numpy(),
+            "last epoch": groups["accuracy_last"].agg(spread).to_numpy(),
+        }
+    )
+
+
+def _order(settings):
+    return settings.map(list(WHAT).index)
 
 
 def segmentation(metrics, parameters):
@@ -79,14 +113,15 @@ def everything(rows, images, sam_there):
     return pd.DataFrame(rows, columns=EVERYTHING).astype({"masks": "Int64"})
 
 
-def timings(results):
-    """Seconds, device and start of each step."""
-    rows = [
-        {"step": r.step, "seconds": r.run["seconds"], "device": r.run["device"],
-         "started": r.run["started"]}
-        for r in results
-    ]
-    return pd.DataFrame(rows, columns=["step", "seconds", "device", "started"])
+def timings(runs):
+    """Seconds, device and start of each step.
+
+    Args:
+        runs: dict from step to how it ran, with these three.
+    """
+    columns = ["seconds", "device", "started"]
+    rows = [{"step": step, **{c: run[c] for c in columns}} for step, run in runs.items()]
+    return pd.DataFrame(rows, columns=["step", *columns])
 
 
 def write_csv(path, table):

@@ -114,6 +114,39 @@ def test_a_limit_keeps_that_many_evenly(course_data, limit):
         assert max(cut.counts().values()) - min(cut.counts().values()) <= 1
 
 
+def by_file(split):
+    return dict(zip(split.files, split.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("limit", [1, 5, 11])
+def test_a_part_and_what_is_without_it_are_the_split(course_data, limit):
+    """No file is in both or in none; each keeps its label, and the order stays."""
+    full = find(course_data).problem1.train
+    part = full.take(limit)
+    rest = full.without(part)
+    assert len(part) == limit and len(rest) == len(full) - limit
+    assert not set(part.files) & set(rest.files)
+    assert by_file(part) | by_file(rest) == by_file(full)
+    assert list(rest.files) == [name for name in full.files if name in set(rest.files)]
+    assert rest.classes == full.classes and rest.labels.dtype == full.labels.dtype
+    assert all(path.is_file() for path in rest.paths)
+
+
+def test_a_split_without_all_or_nothing_of_it(course_data):
+    full = find(course_data).problem1.train
+    assert len(full.without(full)) == 0 == len(full.without(full).labels)
+    none = full.without(full)
+    assert by_file(full.without(none)) == by_file(full)
+
+
+def test_a_split_without_labels_is_cut_alike(course_data):
+    pool = find(course_data).problem1.pool
+    bare = layout.Split(pool.folder, pool.files)
+    assert bare.take(3).files == pool.take(3).files
+    rest = bare.without(bare.take(3))
+    assert rest.labels is None and rest.files == pool.without(pool.take(3)).files
+
+
 def test_limits_cut_only_their_own_part(course_data):
     found = find(course_data, pool_limit=2, tile_limit=3)
     assert len(found.problem1.pool) == 2 and len(found.problem1.train) == 12

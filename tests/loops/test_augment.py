@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as reference
 
+from hw1lib import profiles
 from hw1lib.data.landcover import CLASSES
 from hw1lib.loops import augment
 
 FACTORS = [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]
 SHIFTS = [-0.5, -0.2, -0.03, 0.0, 0.1, 0.5]
+BYOL = augment.VIEWS["byol"]
+RECIPES = [*BYOL, augment.VIEWS["geometry"][0], augment.CLASSIFY, augment.TILE]
 
 
 def batch(count, size=24, seed=0):
@@ -90,7 +93,7 @@ def test_a_chance_hits_its_share_of_the_images_each_by_itself(chance):
 # --- views
 
 
-@pytest.mark.parametrize("recipe", [augment.BYOL_VIEW, augment.CLASSIFY, augment.TILE])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("size", [16, 32])
 def test_a_view_has_its_size_and_stays_in_range(recipe, size):
     torch.manual_seed(0)
@@ -104,14 +107,14 @@ def test_a_view_has_its_size_and_stays_in_range(recipe, size):
 def test_draws_differ_between_the_images_of_a_batch():
     torch.manual_seed(0)
     same = (batch(5)[4:] * 255).to(torch.uint8).repeat(16, 1, 1, 1)
-    views = augment.Views(24, augment.BYOL_VIEW)(same).flatten(1)
+    views = augment.Views(24, BYOL[1])(same).flatten(1)
     distances = torch.cdist(views, views) + 1e9 * torch.eye(16)
     assert distances.min() > 1e-2
 
 
 def test_the_same_seed_draws_the_same_and_another_another():
     images = (batch(6) * 255).to(torch.uint8)
-    views = augment.Views(24, augment.BYOL_VIEW, overhead=True)
+    views = augment.Views(24, BYOL[1], overhead=True)
 
     def draw(seed):
         torch.manual_seed(seed)
@@ -124,8 +127,47 @@ def test_the_same_seed_draws_the_same_and_another_another():
 def test_a_view_leaves_its_images_alone():
     images = (batch(6) * 255).to(torch.uint8)
     before = images.clone()
-    augment.Views(24, augment.BYOL_VIEW)(images)
+    augment.Views(24, BYOL[1])(images)
     assert torch.equal(images, before)
+
+
+# --- the two views of pre-training
+
+
+@pytest.mark.parametrize("name", augment.VIEWS)
+@pytest.mark.parametrize("overhead", [True, False])
+def test_two_views_are_those_that_the_profile_names(name, overhead):
+    chosen = profiles.Pretrain(views=name, crop_scale=0.35)
+    views = augment.two_views(16, chosen, overhead)
+    expected = [
+        dataclasses.replace(recipe, crop_scale=0.35, overhead=overhead)
+        for recipe in augment.VIEWS[name]
+    ]
+    assert [view.recipe for view in views] == expected
+    assert [view.size for view in views] == [16, 16] and views[0] is not views[1]
+
+
+def test_every_choice_of_views_is_there():
+    choices = profiles.Pretrain.__dataclass_fields__["views"].metadata["choices"]
+    assert set(choices) == set(augment.VIEWS)
+
+
+def test_byols_views_are_the_papers():
+    """Grill et al. 2020, table 6; the two differ in blur and solarize only."""
+    first, second = BYOL
+    assert (first.blur_p, second.blur_p) == (1.0, 0.1)
+    assert (first.solarize_p, second.solarize_p) == (0.0, 0.2)
+    assert dataclasses.replace(first, blur_p=0.1, solarize_p=0.2) == second
+    assert first.jitter == (0.4, 0.4, 0.2, 0.1)
+    assert (first.jitter_p, first.grayscale_p) == (0.8, 0.2)
+
+
+def test_geometry_leaves_the_colours():
+    """A view of one flat colour is that colour."""
+    torch.manual_seed(0)
+    flat = torch.tensor([30, 120, 210], dtype=torch.uint8).view(1, 3, 1, 1).expand(8, 3, 16, 16)
+    for view in augment.two_views(16, profiles.Pretrain(views="geometry"), True):
+        torch.testing.assert_close(view(flat), augment.normalise(flat), atol=1e-5, rtol=0)
 
 
 # --- geometry
@@ -149,7 +191,7 @@ def test_without_a_crop_there_are_exactly_the_symmetries(overhead, count):
     assert (seen[:count] > 200 / count / 3).all() and (seen[count:] == 0).all()
 
 
-@pytest.mark.parametrize("recipe", [augment.BYOL_VIEW, augment.CLASSIFY, augment.TILE])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("overhead", [True, False])
 def test_crops_lie_inside_the_image_and_keep_their_share(recipe, overhead):
     torch.manual_seed(0)

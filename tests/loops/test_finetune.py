@@ -10,9 +10,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hw1lib import profiles, store
 from hw1lib.data import images, layout
-from hw1lib.loops import augment, finetune, pretrain, training
+from hw1lib.loops import augment, features, finetune, pretrain, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.models import classifier
+from tests.conftest import save_oddly
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -170,7 +171,7 @@ def test_training_on_features_is_training_on_images(problem1, backbone, standard
         network.load_state_dict(backbone, strict=False)
         made = classifier.Classifier(network, classifier.Head(3, hidden=16), frozen=True)
         if standardise:
-            made.head.standardise_by(pretrain.features_of(network, pixels, CPU))
+            made.head.standardise_by(features.extract(network, pixels, CPU))
         return made
 
     def train(module, tensors, prepare=None):
@@ -180,53 +181,55 @@ def test_training_on_features_is_training_on_images(problem1, backbone, standard
         )
 
     whole, short = model(), model()
-    features = pretrain.features_of(short.backbone, pixels, CPU)
+    extracted = features.extract(short.backbone, pixels, CPU)
     on_images = train(whole, [pixels, labels], lambda x, y: (augment.normalise(x), y))
-    on_features = train(short.head, [features, labels])
+    on_features = train(short.head, [extracted, labels])
     losses = [row["loss"] for row in on_images]
     assert [row["loss"] for row in on_features] == pytest.approx(losses, abs=1e-5)
     with torch.no_grad():
         expected = whole.eval()(augment.normalise(pixels))
-        torch.testing.assert_close(short.head.eval()(features), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(short.head.eval()(extracted), expected, atol=1e-5, rtol=1e-5)
     assert not torch.equal(short.head.linear.weight, model().head.linear.weight)  # it did train
-
-
-def test_features_do_not_depend_on_their_batch_and_leave_the_mode(backbone):
-    network = classifier.backbone(0.125)
-    network.load_state_dict(backbone, strict=False)
-    pixels = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-    for mode in (True, False):
-        network.train(mode)
-        one, many = (pretrain.features_of(network, pixels, CPU, batch) for batch in (2, 100))
-        torch.testing.assert_close(one, many, atol=1e-5, rtol=1e-5)
-        assert network.training is mode and network.bn1.training is mode
-    assert torch.equal(network.bn1.running_mean, backbone["bn1.running_mean"])
 
 
 # --- controls
 
 
-def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1, backbone):
-    draft = store.Draft("control-knn", tmp_path)
-    finetune.knn(draft, problem1, profile(controls__knn=3), backbone, CPU)
+def neighbours(problem1, state, seed=0):
+    """3-NN by scikit-learn alone, on this backbone's features or on those of a random one."""
+    training.seed_everything(seed, 0)
     network = classifier.backbone(0.125)
-    network.load_state_dict(backbone, strict=False)
+    if state is not None:
+        network.load_state_dict(state, strict=False)
     train, val = (
-        pretrain.features_of(network, torch.from_numpy(images.load(s, 32)), CPU).double().numpy()
+        features.extract(network, torch.from_numpy(images.load(s, 32)), CPU).double().numpy()
         for s in (problem1.train, problem1.val)
     )
-    reference = KNeighborsClassifier(3, metric="cosine").fit(train, problem1.train.labels)
+    return KNeighborsClassifier(3, metric="cosine").fit(train, problem1.train.labels).predict(val)
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1, backbone, seed):
+    """On the pre-trained features, and on those of the random backbone that setting A starts from.
+
+    Labels are shuffled, else their colours would tell the classes apart in any features.
+    """
+    labels = np.random.default_rng(0).permutation(problem1.train.labels)
+    problem1 = dataclasses.replace(
+        problem1, train=dataclasses.replace(problem1.train, labels=labels)
+    )
+    draft = store.Draft("control-knn", tmp_path)
+    finetune.knn(draft, problem1, profile(controls__knn=3, seed=seed), backbone, CPU)
     result = store.Result("control-knn", tmp_path)
-    assert result.array("predictions")[0].tolist() == reference.predict(val).tolist()
-    assert result.metrics["accuracy"] == result.metrics["accuracy_last"]
-
-
-def test_colour_statistics_by_hand():
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 5, 5)).astype(np.uint8)
-    found = finetune.colour_statistics(pixels).numpy()
-    flat = pixels.reshape(3, 3, 25) / 255
-    expected = np.concatenate([flat.mean(2), flat.std(2, ddof=1)], axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    metrics, truth = result.metrics, problem1.val.labels
+    for suffix, state in (("", backbone), ("_random", None)):
+        found = result.array(f"predictions{suffix}")
+        assert found.shape == (1, len(truth)) and found.dtype == np.int16
+        assert found[0].tolist() == neighbours(problem1, state, seed).tolist()
+        assert metrics[f"correct{suffix}"] == (found[0] == truth).sum()
+        assert metrics[f"accuracy{suffix}"] == (found[0] == truth).mean()
+    assert metrics["accuracy"] == metrics["accuracy_last"]
+    assert not np.array_equal(result.array("predictions"), result.array("predictions_random"))
 
 
 def test_the_colour_control_learns_what_colour_tells(tmp_path, problem1):
@@ -234,3 +237,17 @@ def test_the_colour_control_learns_what_colour_tells(tmp_path, problem1):
     draft = store.Draft("control-colour", tmp_path)
     finetune.colour(draft, problem1, profile(finetune__epochs=30, finetune__lr=0.01), CPU)
     assert store.Result("control-colour", tmp_path).metrics["accuracy_last"] == 1
+
+
+# --- odd images
+
+
+@pytest.mark.parametrize("setting", ["A", "E"])
+def test_gray_images_and_printing_inks_are_learnt_from(tmp_path, problem1, backbone, setting):
+    """Office-Home's are of every kind; training and validation images alike."""
+    for split in (problem1.train, problem1.val):
+        save_oddly(split.folder)
+    weights = backbone if setting == "E" else None
+    result = fit(tmp_path / setting, problem1, setting, weights, finetune__epochs=1)
+    assert np.isfinite(result.history[["loss", "val_loss"]]).all(axis=None)
+    assert np.isfinite(result.array("activations_last")).all()

@@ -221,14 +221,72 @@ def test_history_has_a_row_an_epoch_with_the_mean_loss():
 
 def test_after_step_is_called_once_a_step_after_it():
     module = nn.Linear(1, 1, bias=False)
-    weights = [module.weight.item()]
+    weights, shares = [module.weight.item()], []
+
+    def after_step(share):
+        weights.append(module.weight.item())
+        shares.append(share)
+
     batches = ArrayBatches([torch.ones(12, 1)], 4, 0, CPU)
     training.train(
         module, lambda x: module(x).mean(), batches, settings(epochs=2, optimizer="sgd"), CPU,
-        seed=0, name="pretrain", after_step=lambda: weights.append(module.weight.item()),
+        seed=0, name="pretrain", after_step=after_step,
     )
     assert len(weights) == 1 + 2 * 3
     assert all(later < sooner for sooner, later in itertools.pairwise(weights))
+    assert shares == pytest.approx([step / 6 for step in range(1, 7)])
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(12, 7), (13, 3), (2, 1)])
+def test_the_share_of_the_training_rises_to_exactly_one(images, epochs):
+    """Also where a batch is left over, and where all images are one batch."""
+    module, shares = nn.Linear(1, 1), []
+    training.train(
+        module, lambda x: module(x).mean(), ArrayBatches([torch.ones(images, 1)], 4, 0, CPU),
+        settings(epochs=epochs), CPU, seed=0, name="pretrain", after_step=shares.append,
+    )
+    assert len(shares) == epochs * max(1, images // 4)
+    assert all(later > sooner > 0 for sooner, later in itertools.pairwise(shares))
+    assert shares[-1] == 1.0
+
+
+def test_a_resumed_run_goes_on_at_its_share(tmp_path):
+    """A target's decay would otherwise start anew."""
+    chosen, checkpoint = settings(epochs=4), tmp_path / "checkpoint.pt"
+    whole, before, after = [], [], []
+    fit(chosen, after_step=whole.append)
+    with pytest.raises(Stopped):
+        fit(chosen, checkpoint=checkpoint, stop=stop_at(3, 1), after_step=before.append)
+    fit(chosen, checkpoint=checkpoint, after_step=after.append)
+    assert before + after == whole
+
+
+def test_watch_is_called_once_an_epoch_with_the_history_so_far():
+    """With what `evaluate` gave, too; and looking on changes nothing."""
+    seen = []
+    watched = fit(settings(), watch=lambda history: seen.append([dict(row) for row in history]))
+    assert [len(history) for history in seen] == [1, 2, 3, 4]
+    assert seen == [watched[1][: n + 1] for n in range(4)]
+    assert all("accuracy" in history[-1] and "loss" in history[-1] for history in seen)
+    assert_same(watched, fit(settings()))
+
+
+def test_a_resumed_run_is_watched_from_where_it_goes_on(tmp_path):
+    """The history is whole: a figure then starts at the first epoch."""
+    checkpoint, seen = tmp_path / "checkpoint.pt", []
+    with pytest.raises(Stopped):
+        fit(settings(), checkpoint=checkpoint, stop=stop_at(3, 1))
+    fit(settings(), checkpoint=checkpoint,
+        watch=lambda history: seen.append([row["epoch"] for row in history]))
+    assert seen == [[1, 2, 3], [1, 2, 3, 4]]
+
+
+def test_watch_comes_after_the_epochs_line(monkeypatch):
+    """In a notebook the figure stands below it."""
+    order = []
+    monkeypatch.setattr(training, "say", lambda line: order.append("line"))
+    fit(settings(epochs=2), watch=lambda history: order.append("figure"))
+    assert order == ["line", "figure"] * 2
 
 
 def test_the_module_trains_in_train_mode_whatever_evaluate_left(tmp_path):

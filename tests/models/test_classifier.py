@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import Bottleneck, resnet50
 
 from hw1lib.models import classifier
 
@@ -40,6 +41,35 @@ def test_the_real_backbone_is_resnet50():
         made = classifier.backbone()
     assert sum(p.numel() for p in made.parameters()) == 25_557_032
     assert [len(getattr(made, f"layer{i}")) for i in (1, 2, 3, 4)] == [3, 4, 6, 3]
+
+
+@pytest.mark.parametrize("scale", [0.125, 1.0])
+def test_blocks_may_begin_as_identity(scale):
+    """The last BatchNorm of each starts at zero: only the way past the block is left."""
+    torch.manual_seed(0)
+    made = classifier.backbone(scale, zero_init_residual=True)
+    blocks = [m for m in made.modules() if isinstance(m, Bottleneck)]
+    assert len(blocks) == (16 if scale == 1 else 4)
+    assert all((block.bn3.weight == 0).all() for block in blocks)
+    block = next((b for b in blocks if b.downsample is None), blocks[0])
+    x = torch.randn(4, block.conv1.in_channels, 4, 4)
+    for mode in (True, False):
+        block.train(mode)
+        past = x if block.downsample is None else block.downsample(x)
+        torch.testing.assert_close(block(x), past.relu(), atol=0, rtol=0)
+
+
+def test_else_the_weights_are_those_that_torchvision_draws():
+    """The same from the same seed, but for the zeros where they are asked for."""
+    states = []
+    for made in (resnet50, classifier.backbone, lambda: classifier.backbone(1.0, True)):
+        torch.manual_seed(0)
+        states.append(made().state_dict())
+    expected, plain, zeroed = states
+    assert list(expected) == list(plain) == list(zeroed)
+    differ = {name for name, v in zeroed.items() if not torch.equal(v, expected[name])}
+    assert all(torch.equal(v, expected[name]) for name, v in plain.items())
+    assert len(differ) == 16 and all(name.endswith(".bn3.weight") for name in differ)
 
 
 def test_the_head_is_the_four_printed_layers():

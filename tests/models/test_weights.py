@@ -1,10 +1,16 @@
+"""Optional weights: what loads, from where, and what is refused."""
+
+import email.message
+import io
 import json
 import socket
+import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import resnet18, resnet50
+from torchvision.models import ResNet50_Weights, resnet18, resnet50
 from transformers import SamConfig, SamModel
 
 from hw1lib.errors import UserError
@@ -190,3 +196,87 @@ def test_a_wrong_or_damaged_backbone_is_named(backbone, tmp_path):
         weights.load_backbone(path)
     with pytest.raises(UserError, match="No such file"):
         weights.load_backbone(tmp_path / "nothing" / "pretrain_model_SL.pt")
+
+
+# ---- ImageNet's backbone -------------------------------------------------------------------------
+
+
+IMAGENET = Path(ResNet50_Weights.DEFAULT.url).name
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of torch's cache that weights lie in, not yet there."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    return tmp_path / "cache" / "hub" / "checkpoints"
+
+
+def test_imagenets_backbone_comes_from_the_cache_without_network(backbone, cache, no_network):
+    cache.mkdir(parents=True)
+    torch.save(backbone, cache / IMAGENET)
+    tensors, name = weights.imagenet_backbone()
+    assert name == IMAGENET
+    assert tensors.keys() == {name for name in backbone if not name.startswith("fc.")}
+    assert all(torch.equal(tensor, backbone[name]) for name, tensor in tensors.items())
+
+
+def test_another_network_or_a_cut_file_in_the_cache_is_named(backbone, cache, no_network):
+    cache.mkdir(parents=True)
+    path = cache / IMAGENET
+    torch.save(resnet18().state_dict(), path)
+    with pytest.raises(UserError, match="its layer1.0.*supervised.source=pool") as caught:
+        weights.imagenet_backbone()
+    assert f"{path} cannot be used" in str(caught.value)
+    torch.save(backbone, path)
+    path.write_bytes(path.read_bytes()[: 10**6])
+    with pytest.raises(UserError, match="is damaged"):
+        weights.imagenet_backbone()
+
+
+def answer(monkeypatch, reply):
+    """Has torch's downloads answered by `reply`, and returns the addresses that were asked for."""
+    asked = []
+
+    def urlopen(request, *words, **options):
+        asked.append(request.full_url)
+        return reply()
+
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
+    return asked
+
+
+def offline():
+    raise urllib.error.URLError("no network in tests")
+
+
+class Page(io.BytesIO):
+    """What a login page of a guest network would be: an answer, but not the file."""
+
+    def __init__(self):
+        super().__init__(b"<html>log in first</html>")
+
+    def info(self):
+        return email.message.Message()
+
+
+@pytest.mark.parametrize(("reply", "word"), [(offline, "no network"), (Page, "invalid hash value")])
+def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatch, reply, word):
+    """Neither network nor a wrong answer: what lies in the cache is trusted by the next run."""
+    asked = answer(monkeypatch, reply)
+    with pytest.raises(UserError) as caught:
+        weights.imagenet_backbone()
+    message = str(caught.value)
+    assert asked == [ResNet50_Weights.DEFAULT.url]
+    for part in (*asked, word, str(cache), "--set supervised.source=pool"):
+        assert part in message
+    assert "\n" not in message and list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made_is_a_clear_error(cache, monkeypatch):
+    """A file stands where the folder should be."""
+    cache.parent.parent.write_text("")
+    asked = answer(monkeypatch, offline)
+    with pytest.raises(UserError, match="supervised.source=imagenet"):
+        weights.imagenet_backbone()
+    assert asked == []

@@ -18,7 +18,8 @@ def test_nbval_finds_the_committed_outputs(smoke_run):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q",
          "-p", "no:cacheprovider", *map(str, NOTEBOOKS)],
-        env=os.environ | {"HW1_BUILD": str(smoke_run.parent)}, capture_output=True, text=True,
+        env=os.environ | {"HW1_BUILD": str(smoke_run.parent), "HW1_HEADLESS": "1"},
+        capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stdout[-8000:]
 

@@ -1,11 +1,17 @@
 """PCA and t-SNE: one frame, honest numbers, the same to the bit."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
+from hw1lib import paths
 from hw1lib.results import embedding
 
 LABELS = np.arange(60) % 3
@@ -38,30 +44,58 @@ def test_both_epochs_share_one_pca_frame(projected):
     assert numbers["pca_variance"] == pytest.approx(variance)
 
 
+def nearest(points, count=10):
+    """Each point's nearest others, as sets."""
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    return [set(row) for row in distances.argsort(axis=1)[:, :count]]
+
+
 def test_the_same_activations_lie_on_the_same_places():
+    """Exactly with PCA; with t-SNE an image and its twin are the closest of neighbours."""
     same = activations(2.0)
     plane, numbers = embedding.project(same, same, LABELS, 10.0, 0)
     assert np.array_equal(plane["pca_first"], plane["pca_last"])
-    assert np.array_equal(plane["tsne_first"], plane["tsne_last"])
-    for name in ("silhouette", "purity", "trustworthiness"):
+    both = np.concatenate([plane["tsne_first"], plane["tsne_last"]])
+    twins = np.linalg.norm(plane["tsne_first"] - plane["tsne_last"], axis=1)
+    assert np.median(twins) < 0.05 * both.std()
+    shared = [
+        len(a & b) / 10 for a, b in zip(nearest(plane["tsne_first"]), nearest(plane["tsne_last"]))
+    ]
+    assert np.mean(shared) > 0.8
+    for name in ("silhouette", "purity"):
         assert numbers[f"{name}_first"] == numbers[f"{name}_last"]
+    trust = [numbers[f"trustworthiness_{epoch}"] for epoch in ("first", "last")]
+    assert trust[0] == pytest.approx(trust[1], abs=0.02)
 
 
-def test_tsne_starts_from_the_pca_of_its_epoch(monkeypatch):
+def test_tsne_lays_both_epochs_out_at_once_from_their_pca(monkeypatch):
     """Small enough for t-SNE to move it: the first axis has a deviation of 1e-4."""
-    starts = []
+    seen = []
 
     class Noted(embedding.TSNE):
         def fit_transform(self, values):
-            starts.append(self.init)
+            seen.append((self.init, values))
             return super().fit_transform(values)
 
     monkeypatch.setattr(embedding, "TSNE", Noted)
-    plane, _ = embedding.project(activations(8.0), activations(0.5, 1), LABELS, 10.0, 0)
-    for start, name in zip(starts, ("pca_first", "pca_last"), strict=True):
-        assert start[:, 0].std() == pytest.approx(1e-4)
-        scale = plane[name][:, 0].std() / 1e-4
-        np.testing.assert_allclose(start * scale, plane[name], atol=1e-9)
+    first, last = activations(8.0), activations(0.5, 1)
+    plane, _ = embedding.project(first, last, LABELS, 10.0, 0)
+    ((start, values),) = seen
+    assert np.array_equal(values, np.concatenate([first, last]).astype(np.float64))
+    assert start[:, 0].std() == pytest.approx(1e-4)
+    pca = np.concatenate([plane["pca_first"], plane["pca_last"]])
+    np.testing.assert_allclose(start * pca[:, 0].std() / 1e-4, pca, atol=1e-9)
+
+
+def test_what_did_not_move_stays_where_it_was():
+    """One layout for both epochs: a class that training leaves alone keeps its place."""
+    first = activations(0.5)
+    last = first.copy()
+    last[LABELS == 2] += 30 * np.eye(12, dtype=np.float32)[5]
+    plane, _ = embedding.project(first, last, LABELS, 10.0, 0)
+    moved = np.linalg.norm(plane["tsne_last"] - plane["tsne_first"], axis=1)
+    assert np.median(moved[LABELS == 2]) > 5 * np.median(moved[LABELS != 2])
 
 
 def test_denser_clusters_have_higher_numbers(projected):
@@ -88,6 +122,43 @@ def test_the_same_to_the_bit_for_any_number_of_threads(projected):
             )
         assert numbers == projected[1]
         assert all(np.array_equal(plane[name], projected[0][name]) for name in plane)
+
+
+ALONE = """
+import hashlib, json
+import numpy as np
+from hw1lib.results import embedding
+random = np.random.default_rng(0)
+first, last = random.standard_normal((2, 120, 256)).astype(np.float32)
+plane, numbers = embedding.project(first, last, np.arange(120) % 3, 10.0, 0)
+digest = {name: hashlib.sha256(points.tobytes()).hexdigest() for name, points in plane.items()}
+print(json.dumps([digest, numbers]))
+"""
+
+
+def test_the_same_to_the_bit_in_processes_with_other_threads():
+    """Large enough for a library to share it out, and limited from its start."""
+    said = set()
+    for threads in ("1", "2"):
+        limits = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE], env=os.environ | limits, cwd=paths.ROOT,
+            capture_output=True, text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout)
+    assert len(said) == 1 and len(json.loads(said.pop())[0]) == 4
+
+
+def test_the_seed_is_that_of_tsne():
+    """PCA draws nothing."""
+    values = activations(8.0), activations(4.0, 1)
+    one, two = (embedding.project(*values, LABELS, 10.0, seed)[0] for seed in (0, 0))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    other = embedding.project(*values, LABELS, 10.0, 1)[0]
+    assert np.array_equal(one["pca_last"], other["pca_last"])
 
 
 def test_purity_by_brute_force():

@@ -29,7 +29,8 @@ def land(side=24, seed=0):
 
 def history(epochs, **columns):
     random = np.random.default_rng(0)
-    table = {name: random.random(epochs) for name in ("loss", "deviation", "accuracy", "miou")}
+    names = ("loss", "deviation", "accuracy", "miou", "effective_rank", "lr")
+    table = {name: random.random(epochs) for name in names}
     return pd.DataFrame({"epoch": np.arange(1, epochs + 1), **table, **columns})
 
 
@@ -65,6 +66,9 @@ def method(masks, labels, points):
 PARTS = np.stack([land() == c for c in np.unique(land())])
 NONE = np.zeros((0, 24, 24), dtype=bool)
 
+BEFORE = {"deviation": 0.05, "effective_rank": 3.0}
+ROW = {"epoch": 1, "loss": 1.5, "lr": 0.1, "knn": 0.4, "deviation": 0.1, "confusion": [[1]]}
+
 DRAWN = {
     "image_grid-1": lambda: figures.image_grid({"a": [image()]}),
     "image_grid-ragged": lambda: figures.image_grid({"a": [image()], "b": [image()] * 12}),
@@ -77,9 +81,22 @@ DRAWN = {
     "class_counts-65": lambda: one.class_counts(
         {split: dict.fromkeys(classes(65), 10) for split in ("training", "validation")}
     ),
-    "pretraining-1": lambda: one.pretraining_curves(history(1)),
-    "pretraining-both": lambda: one.pretraining_curves(history(9), history(9)),
-    "pretraining-file": lambda: one.pretraining_curves(history(9), pd.DataFrame()),
+    "pretraining-1": lambda: one.pretraining_curves(history(1), BEFORE),
+    "pretraining-both": lambda: one.pretraining_curves(
+        history(9, knn=np.linspace(0.2, 0.6, 9)), BEFORE | {"knn": 0.3}, history(9)
+    ),
+    "pretraining-file": lambda: one.pretraining_curves(history(9), BEFORE, None),
+    "progress-1": lambda: figures.progress("pretrain", [ROW]),
+    "progress-800": lambda: figures.progress(
+        "control-random", [{"epoch": n, "loss": 1 / n, "lr": 0.1} for n in range(1, 801)]
+    ),
+    "confused_pairs-none": lambda: one.confused_pairs([], 8),
+    "confused_pairs-one-sided": lambda: one.confused_pairs(
+        [("Mug", "Alarm_Clock", 1, [image()]), ("Alarm_Clock", "Mug", 0, [])], 8
+    ),
+    "confused_pairs-full": lambda: one.confused_pairs(
+        [("Evergreen broadleaf forests", "Cropland and its mosaics", 400, [image()] * 8)] * 10, 8
+    ),
     "finetune_curves-1": lambda: one.finetune_curves({"A": history(1)}),
     "finetune_curves": lambda: one.finetune_curves({s: history(200) for s in "ABCDE"}),
     "finetune_accuracy-1": lambda: one.finetune_accuracy(tuned("A")),
@@ -87,13 +104,13 @@ DRAWN = {
         tuned((*"ABCDE", "random", "knn", "colour"))
     ),
     "embedding-2": lambda: one.embedding(
-        {"t-SNE, first epoch": np.eye(2)}, np.array([0, 1]), classes(2), False
+        {"t-SNE, first epoch": np.eye(2)}, np.array([0, 1]), classes(2)
     ),
     "embedding-65": lambda: one.embedding(
         {epoch: np.random.default_rng(0).random((130, 2)) for epoch in ("first", "last")},
-        np.arange(130) % 65, classes(65), True,
+        np.arange(130) % 65, classes(65),
     ),
-    "embedding-gap": lambda: one.embedding({"a": np.eye(2)}, np.array([0, 0]), classes(3), False),
+    "embedding-gap": lambda: one.embedding({"a": np.eye(2)}, np.array([0, 0]), classes(3)),
     "confusion-1": lambda: one.confusion(np.array([[1]]), classes(1)),
     "confusion-65": lambda: one.confusion(np.eye(65, dtype=int), classes(65)),
     "confusion-empty-row": lambda: one.confusion(np.array([[2, 1], [0, 0]]), classes(2)),
@@ -134,13 +151,15 @@ def test_every_picture_draws_at_its_extremes(name, tmp_path):
     pixels = pyplot.imread(tmp_path / "figure.png")
     assert pixels.ndim == 3 and min(pixels.shape[:2]) > 20
     assert pixels[..., :3].std() > 0.01  # not an empty sheet
-    assert drawn.get_figwidth() <= 7.2  # as wide as the page's text
+    assert drawn.get_figwidth() <= 7.2 or name.startswith("progress")  # the page's text is so wide
     assert not pyplot.get_fignums()  # none is left in pyplot's hands
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 @pytest.mark.parametrize(
-    "name", ["finetune_accuracy", "confusion-1", "stages-1", "everything_method"]
+    "name",
+    ["finetune_accuracy", "confusion-1", "stages-1", "everything_method", "pretraining-both",
+     "confused_pairs-one-sided"],
 )
 def test_two_drawings_are_the_same_file_to_the_byte(name, kind, tmp_path):
     """Dates, versions and random names are the usual leaks."""
@@ -198,7 +217,7 @@ def test_rows_of_a_confusion_matrix_are_shares_of_their_class():
 def test_every_point_of_an_embedding_is_drawn_in_its_classes_colour():
     points = np.random.default_rng(0).random((65 * 2, 2))
     labels = np.arange(65 * 2) % 65
-    drawn = one.embedding({"a": points}, labels, classes(65), False)
+    drawn = one.embedding({"a": points}, labels, classes(65))
     groups = drawn.axes[0].collections
     found = np.concatenate([group.get_offsets() for group in groups])
     assert len(groups) == 65 and len(found) == len(points)
@@ -252,3 +271,98 @@ def test_the_largest_share_is_written_on_its_bar():
     assert [text.get_text() for text in axis.texts] == ["50%", "47%"]
 
 
+# --- pre-training
+
+
+def panels(drawn):
+    """The visible axes by title."""
+    return {axis.get_title(): axis for axis in drawn.axes if axis.get_visible()}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+def test_pretraining_has_a_panel_for_what_was_measured(labelled, trained):
+    """No probe without labels; no supervised loss where the backbone came from a file."""
+    columns = {"knn": np.linspace(0.2, 0.6, 4)} if labelled else {}
+    own = history(4)
+    drawn = one.pretraining_curves(
+        history(4, **columns), BEFORE | ({"knn": 0.3} if labelled else {}),
+        own if trained else None,
+    )
+    found = panels(drawn)
+    assert len(found) == 4 + labelled + trained
+    assert any("k-NN" in title for title in found) == labelled
+    assert any("supervised loss" == title for title in found) == trained
+    for title, axis in found.items():
+        assert axis.lines[0].get_xdata().tolist() == [1, 2, 3, 4], title
+        assert axis.get_ylim()[0] == 0
+    if labelled:
+        (axis,) = (axis for title, axis in found.items() if "k-NN" in title)
+        assert axis.lines[0].get_ydata() == pytest.approx(columns["knn"])
+
+
+@pytest.mark.parametrize("start", [0.01, 0.9, 400.0])
+def test_the_random_backbones_line_is_inside_its_panel(start):
+    """Also where training only loses what was there, as a collapse does."""
+    before = {"deviation": min(start, 1.0), "effective_rank": start, "knn": min(start, 1.0)}
+    falling = history(4, effective_rank=[9.0, 4, 2, 1.5], knn=[0.5, 0.4, 0.3, 0.2])
+    drawn = one.pretraining_curves(falling, before)
+    dotted = 0
+    for title, axis in panels(drawn).items():
+        low, high = axis.get_ylim()
+        for line in axis.lines:
+            assert low <= min(line.get_ydata()) <= max(line.get_ydata()) <= high, title
+        dotted += axis.get_legend() is not None
+    assert dotted == 3
+
+
+def test_progress_draws_every_number_but_the_rate_and_the_epoch():
+    rows = [ROW | {"epoch": n, "loss": 1 / n} for n in (1, 2, 3)]
+    drawn = figures.progress("pretrain", rows)
+    assert set(panels(drawn)) == {"loss", "knn", "deviation"}
+    line = panels(drawn)["loss"].lines[0]
+    assert line.get_xdata().tolist() == [1, 2, 3]
+    assert line.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3])
+    assert drawn.get_suptitle() == "pretrain"
+
+
+@pytest.mark.parametrize("name", ["progress-1", "confused_pairs-none", "tiles-1"])
+def test_a_picture_of_bytes_is_a_png_and_the_same_again(name):
+    first, second = (figures.png(DRAWN[name](), dpi=40) for _ in range(2))
+    assert first == second and first.startswith(b"\x89PNG")
+    assert matplotlib.__version__.encode() not in first
+
+
+# --- confused pairs and embeddings
+
+
+def test_confused_pairs_have_a_row_for_each_direction():
+    rows = [("Mug", "Couch", 5, [image()] * 3), ("Couch", "Mug", 1, [image()]),
+            ("Mug", "Fan", 0, [])]
+    drawn = one.confused_pairs(rows, 4)
+    shown = [[bool(axis.images) for axis in drawn.axes[4 * row : 4 * row + 4]] for row in range(3)]
+    assert [sum(row) for row in shown] == [3, 1, 0]
+    labels = [drawn.axes[4 * row].get_ylabel() for row in range(3)]
+    for (truth, taken, count, _), label in zip(rows, labels):
+        assert " ".join(label.split()) == f"{truth} taken for {taken}: {count}"
+
+
+def test_without_confusion_it_says_so():
+    drawn = one.confused_pairs([], 8)
+    assert not any(axis.images for axis in drawn.axes)
+    assert "no image" in drawn.axes[0].texts[0].get_text()
+
+
+def test_panels_of_an_embedding_share_one_frame():
+    """A distance means the same in both, and no point is cut off."""
+    random = np.random.default_rng(0)
+    planes = {"first": random.random((30, 2)), "last": 5 + 20 * random.random((30, 2))}
+    drawn = one.embedding(planes, np.arange(30) % 3, classes(3))
+    first, last = drawn.axes[:2]
+    assert first.get_shared_x_axes().joined(first, last)
+    assert first.get_shared_y_axes().joined(first, last)
+    drawn.draw_without_rendering()
+    assert first.get_xlim() == last.get_xlim() and first.get_ylim() == last.get_ylim()
+    points = np.concatenate(list(planes.values()))
+    for side, (low, high) in enumerate((first.get_xlim(), first.get_ylim())):
+        assert low < points[:, side].min() and points[:, side].max() < high

@@ -99,3 +99,45 @@ def test_renaming_classes_renames_their_iou(seed):
     one = metrics.iou(metrics.confusion(truth, predicted))
     two = metrics.iou(metrics.confusion(names[truth], names[predicted]))
     np.testing.assert_allclose(two[names[:6]], one)
+
+
+# --- confused pairs
+
+
+def by_brute_force(matrix):
+    """Every pair that is confused at all, by how often; equal ones by their numbers."""
+    found = [
+        (int(matrix[i, j] + matrix[j, i]), i, j)
+        for i in range(len(matrix)) for j in range(i + 1, len(matrix))
+    ]
+    return [(i, j) for times, i, j in sorted(found, key=lambda f: (-f[0], *f[1:])) if times]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("highest", [1, 3, 1000])  # few values: many ties and zeros
+def test_confused_pairs_by_brute_force(seed, highest):
+    random = np.random.default_rng(seed)
+    matrix = random.integers(0, highest + 1, (9, 9))
+    expected = by_brute_force(matrix)
+    for count in (1, 5, 36, 100):
+        found = metrics.confused_pairs(matrix, count)
+        assert found == expected[:count]
+        assert all(type(number) is int for pair in found for number in pair)
+    assert metrics.confused_pairs(matrix.T, 36) == expected  # either direction counts alike
+    right = matrix + np.diag(random.integers(0, 9999, 9))
+    assert metrics.confused_pairs(right, 36) == expected  # what is right is no confusion
+
+
+def test_equally_confused_pairs_come_by_number():
+    assert metrics.confused_pairs(np.ones((4, 4), int), 4) == [(0, 1), (0, 2), (0, 3), (1, 2)]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 65])
+def test_without_confusion_there_is_no_pair(classes):
+    assert metrics.confused_pairs(7 * np.eye(classes, dtype=int), 5) == []
+
+
+def test_fewer_pairs_than_asked_for_are_all():
+    matrix = np.diag([5, 5, 5])
+    matrix[2, 0] = 1
+    assert metrics.confused_pairs(matrix, 5) == [(0, 2)]

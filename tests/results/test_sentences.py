@@ -4,13 +4,16 @@ import itertools
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 from hw1lib.data.landcover import SCORED
-from hw1lib.results import sentences, tables
+from hw1lib.results import representation, sentences, tables
 from hw1lib.results.statistics import mcnemar
 
-ROWS = (*"ABCDE", "random", "colour", "knn")
+ROWS = (*"ABCDE", "random", "colour", "knn", "knn-random")
+BEHIND = ("C", "E", "knn")  # rows that rest on self-supervised pre-training
 
 
 def results(seed, images=60):
@@ -84,6 +87,29 @@ def test_the_smallest_p_are_not_printed_as_zero():
     assert sentences.p_value(0.001) == "p = 0.001"
 
 
+@pytest.mark.parametrize("images", [range(1, 200), range(200, 420)])
+def test_no_p_that_there_may_be_is_printed_on_the_wrong_side(images):
+    """Every p-value of up to 419 images that differ, as many as the course's validation has."""
+    wrong = []
+    for count in images:
+        tails = stats.binom.cdf(np.arange(count // 2 + 1), count, 0.5)
+        for p in np.minimum(1, 2 * tails):
+            if abs(p - sentences.LEVEL) < 0.01:
+                text = sentences.p_number(p)
+                printed = float(text.removeprefix("<"))
+                if (printed < sentences.LEVEL) != (p < sentences.LEVEL):
+                    wrong.append((count, p, text))
+    assert not wrong
+
+
+@pytest.mark.parametrize("p", [1e-300, 9.99e-4, 1e-3, 0.0123, 0.0494, 0.0496, 0.0499, 0.0501, 1.0])
+def test_p_with_and_without_its_letter_say_the_same(p):
+    number = sentences.p_number(p)
+    assert sentences.p_value(p) == (f"p {number}" if "<" in number else f"p = {number}")
+    assert float(number.removeprefix("< ")) == pytest.approx(p, abs=1e-3)
+    assert len(number) <= 7
+
+
 # --- rankings
 
 
@@ -133,11 +159,148 @@ def test_pretraining_and_controls_say_what_each_pair_says(seed):
     for pair in (("B", "A"), ("C", "A"), ("C", "B")):
         assert sentences.compare(*pair, right) in text
     text = sentences.controls(right)
-    for other in ("random", "colour"):
-        p = sentences.p_value(mcnemar(right["E"], right[other]))
-        assert p in text
-    count = sum(told_apart(right["E"], right[other]) for other in ("random", "colour"))
+    pairs = [(right["E"], right["random"]), (right["E"], right["colour"]),
+             (right["knn"], right["knn-random"])]
+    assert all(sentences.p_value(mcnemar(*pair)) in text for pair in pairs)
+    count = sum(told_apart(*pair) for pair in pairs)
     assert len(re.findall(" is (?:better|worse) than ", text)) == count
+    assert len(re.findall(r"p [<=] [\d.]+", text)) == len(pairs)
+
+
+# --- pre-training that collapsed
+
+
+def without_collapsed(seed):
+    """What `answers.right` leaves, and the rows it leaves out had won everything."""
+    return {row: hits for row, hits in results(seed).items() if row not in BEHIND}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_collapsed_setting_is_never_ranked(seed):
+    right = without_collapsed(seed)
+    text = sentences.ranking(right)
+    shares = {s: right[s].mean() for s in "ABD"}
+    best, second = re.search(
+        r"setting (\w) has the highest .*? (?:ahead of|level with) setting (\w);", text
+    ).groups()
+    assert {best, second} < set("ABD") and shares[best] == max(shares.values())
+    order = re.search(r"the order is (.*?)\.", text).group(1).split(", ")
+    assert sorted(order) == list("ABD") and order == sentences.ranked(right)
+    assert "C and E rest on pre-training that collapsed and take no part." in text
+    named = re.search(r"cannot tell it from (.*?) \(", text)
+    same = {s for s in order[1:] if not told_apart(right[best], right[s])}
+    assert set(re.findall(r"\b[A-E]\b", named.group(1)) if named else []) == same
+
+
+@pytest.mark.parametrize("pair", [("C", "A"), ("B", "C"), ("C", "E"), ("E", "random")])
+def test_a_collapsed_setting_is_not_compared(pair):
+    """Neither better nor worse nor level: no number is said at all."""
+    text = sentences.compare(*pair, without_collapsed(0))
+    assert "are not compared" in text and text.endswith("has collapsed.")
+    assert not re.search(r"better|worse|difference|\d", text)
+    behind = re.search("behind (.*) has collapsed", text).group(1)
+    assert set(re.findall(r"setting ([A-E])", behind)) == set(pair) & set(BEHIND)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_collapse_leaves_the_other_sentences_as_they_are(seed):
+    right, whole = without_collapsed(seed), results(seed)
+    text = sentences.pretraining(right)
+    assert sentences.compare("B", "A", whole) in text
+    assert text.count("are not compared") == 2
+    assert sentences.controls(right).count("are not compared") == 3
+    assert not re.search(r"\d", sentences.controls(right))
+    text, before = (sentences.domains(r, "the Americas", "elsewhere") for r in (right, whole))
+    end = "The self-supervised pre-training has collapsed, so E and C say nothing."
+    assert text.endswith(end) and before.startswith(text.removesuffix(end))
+
+
+def pretrained(loss=1.2, deviation=0.3, effective_rank=40.0, knn=None, **before):
+    """Metrics of that step as loops/pretrain writes them."""
+    found = {"loss": loss, "deviation": deviation, "effective_rank": effective_rank}
+    start = {"deviation": 0.05, "effective_rank": 12.0}
+    if knn is not None:
+        found |= {"knn": knn, "queries": 200}
+        start |= {"knn": 0.25}
+    return found | {"before": start | before, "collapsed": representation.collapsed(found)}
+
+
+SPREADS = [0.0, 0.0199, 0.02, 0.0201, 0.5]
+RANKS = [0.0, 1.0, 1.99, 2.0, 2.01, 90.0]
+
+
+@pytest.mark.parametrize(("spread", "rank"), itertools.product(SPREADS, RANKS))
+def test_collapse_is_said_exactly_where_the_numbers_say_so(spread, rank):
+    metrics = pretrained(deviation=spread, effective_rank=rank)
+    text = sentences.collapse(metrics)
+    fallen = spread < representation.COLLAPSED or rank < representation.LEAST_RANK
+    assert metrics["collapsed"] == fallen
+    assert ("**has collapsed**" in text) == fallen == ("has not collapsed" not in text)
+    assert f"is {spread:.2f} (" in text and f"rank {rank:.0f} (" in text
+
+
+@pytest.mark.parametrize("knn", [None, 0.0, 0.4321, 1.0])
+def test_the_probe_is_named_only_where_it_was_asked(knn):
+    """A pool without labels has none."""
+    text = sentences.collapse(pretrained(knn=knn))
+    assert ("probe" in text) == ("k-NN" in text) == (knn is not None)
+    if knn is not None:
+        assert percents(text) == [round(100 * knn, 1), 25.0] and "of 200 images" in text
+    assert "before training 0.05" in text and "before training 12" in text
+    assert "1.200 (from 0 to 8" in text
+
+
+# --- seeds
+
+
+def by_seed(values):
+    """A table as tables/finetune_seeds.csv from {row: last accuracies by seed}."""
+    return pd.DataFrame(
+        [
+            {"setting": row, "seed": seed, "accuracy": 0.99, "accuracy_last": value}
+            for row, shares in values.items() for seed, value in enumerate(shares)
+        ]
+    )
+
+
+CLAIM = re.compile(
+    r"(\w+) − (\w+) is ([+-]\d+\.\d) ± (\d+\.\d) points, "
+    r"above zero (each time|(\d+) times? of (\d+))"
+)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_seeds_say_is_what_the_table_says(count, seed):
+    """Every number parsed back: means, sample deviations, and how often."""
+    random = np.random.default_rng(seed)
+    values = {row: random.integers(0, 407, count) / 406 for row in ROWS[:-1]}
+    if seed == 0:
+        values |= {"C": values["A"], "E": values["random"] + 0.001}  # all equal; always above
+    text = sentences.seeds(by_seed(values))
+    claims = CLAIM.findall(text)
+    assert [claim[:2] for claim in claims] == [("C", "A"), ("E", "random"), ("E", "colour")]
+    assert f"Over {count} seeds" in text and "nan" not in text
+    for one, two, mean, deviation, often, times, of in claims:
+        change = values[one] - values[two]
+        assert float(mean) == pytest.approx(100 * change.mean(), abs=0.051)
+        assert float(deviation) == pytest.approx(100 * change.std(ddof=1), abs=0.051)
+        above = int((change > 0).sum())
+        assert (often == "each time") == (above == count)
+        if often != "each time":
+            assert (int(times), int(of)) == (above, count)
+
+
+def test_one_seed_claims_no_spread():
+    text = sentences.seeds(by_seed({row: [0.5] for row in ROWS[:-1]}))
+    assert text.startswith("One seed was run") and "--seeds" in text
+    assert not re.search(r"±|−|nan|above zero", text)
+
+
+def test_the_order_of_the_seeds_table_does_not_matter():
+    random = np.random.default_rng(0)
+    table = by_seed({row: random.random(3) for row in ROWS[:-1]})
+    assert sentences.seeds(table.sample(frac=1, random_state=0)) == sentences.seeds(table)
 
 
 # --- domains

@@ -54,9 +54,15 @@ def test_columns_of_finetune():
 
 
 def test_columns_of_finetune_seeds():
-    table = tables.finetune_seeds({"A": tuned(), "B": tuned(2)}, 4)
+    """A row for each row of the fine-tuning table and each seed, a setting's seeds together."""
+    table = tables.finetune_seeds(
+        {4: {"A": tuned(), "B": tuned(2)}, 5: {"A": tuned(3), "B": tuned(4)}}
+    )
     assert ",".join(table) == "setting,seed,accuracy,accuracy_last"
-    assert table.values.tolist() == [["A", 4, 7 / 9, 1 / 9], ["B", 4, 2 / 9, 1 / 9]]
+    assert table.values.tolist() == [
+        ["A", 4, 7 / 9, 1 / 9], ["A", 5, 3 / 9, 1 / 9],
+        ["B", 4, 2 / 9, 1 / 9], ["B", 5, 4 / 9, 1 / 9],
+    ]
 
 
 def test_columns_of_segmentation():
@@ -84,6 +90,72 @@ def test_every_row_that_there_may_be_has_its_words():
     assert set(table.index[table["pretraining"].str.contains("trained here")]) == {"B", "D"}
     other = tables.finetune({"B": tuned(), "D": tuned()}, "file")
     assert other["pretraining"].str.contains("the data's file").all()
+    foreign = tables.finetune({"A": tuned(), "B": tuned(), "C": tuned()}, "imagenet")
+    assert foreign["pretraining"].str.contains("forbids").tolist() == [False, True, False]
+
+
+# --- seeds
+
+ROWS = (*"ABCDE", "random", "knn", "colour")
+
+
+def seeded(seeds, order=ROWS):
+    """Metrics of every row, another accuracy for each."""
+    return {
+        seed: {row: tuned(1 + (3 * ROWS.index(row) + seed) % 8) for row in order} for seed in seeds
+    }
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2), (7, 8)])
+@pytest.mark.parametrize("order", [ROWS, ROWS[::-1]])
+def test_every_row_has_every_seed_settings_first(seeds, order, tmp_path):
+    found = seeded(seeds, order)
+    table = tables.finetune_seeds(found)
+    pairs = list(zip(table["setting"], table["seed"]))
+    assert pairs == [(row, seed) for row in ROWS for seed in seeds]
+    for line in table.itertuples():
+        assert line.accuracy == found[line.seed][line.setting]["accuracy"]
+        assert line.accuracy_last == found[line.seed][line.setting]["accuracy_last"]
+    text = csv(table, tmp_path)
+    assert len(text.splitlines()) == 1 + len(pairs) and ",," not in text and "nan" not in text
+
+
+def test_mean_and_sample_deviation_by_hand():
+    """0.5, 0.6, 0.7: mean 0.6, squares 0.01 + 0 + 0.01 over two: deviation 0.1."""
+    values = {0: 0.5, 1: 0.6, 2: 0.7}
+    table = tables.over_seeds(
+        tables.finetune_seeds(
+            {s: {"knn": tuned() | {"accuracy": v, "accuracy_last": 0.25},
+                 "B": tuned() | {"accuracy": 0.9, "accuracy_last": v}}
+             for s, v in values.items()}
+        )
+    )
+    assert table.to_dict("list") == {
+        "setting": ["B", "knn"], "seeds": [3, 3],
+        "best epoch": ["90.0 ± 0.0 %", "60.0 ± 10.0 %"],
+        "last epoch": ["60.0 ± 10.0 %", "25.0 ± 0.0 %"],
+    }
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (3, 4, 5, 6)])
+def test_over_seeds_is_the_mean_of_the_seeds_table(seeds):
+    table = tables.finetune_seeds(seeded(seeds))
+    short = tables.over_seeds(table)
+    assert list(short["setting"]) == list(ROWS) and set(short["seeds"]) == {len(seeds)}
+    for column, source in (("best epoch", "accuracy"), ("last epoch", "accuracy_last")):
+        for row, text in zip(short["setting"], short[column]):
+            values = table.loc[table["setting"] == row, source]
+            mean, deviation = 100 * np.mean(values), 100 * np.std(values, ddof=1)
+            assert text == f"{mean:.1f} ± {deviation:.1f} %"
+
+
+def test_one_seed_has_no_deviation():
+    """A sample deviation of one value does not exist; none is printed, nor nan."""
+    table = tables.over_seeds(tables.finetune_seeds(seeded((0,))))
+    text = tables.markdown(table)
+    assert "±" not in text and "nan" not in text.lower() and "–" not in text
+    assert set(table["seeds"]) == {1} and len(table) == len(ROWS)
+    assert table["best epoch"].str.fullmatch(r"\d+\.\d %").all()
 
 
 # --- CSV
@@ -174,10 +246,10 @@ def test_percent_and_fraction_round_half_as_printf_does():
 
 
 def test_timings_are_a_row_a_step():
-    class Result:
-        step, run = "pretrain", {"seconds": 1.5, "device": "cpu", "started": "now", "python": "3"}
-
-    assert tables.timings([Result]).to_dict("list") == {
-        "step": ["pretrain"], "seconds": [1.5], "device": ["cpu"], "started": ["now"],
+    run = {"seconds": 1.5, "device": "cpu", "started": "now", "python": "3"}
+    table = tables.timings({"pretrain": run, "pretrain, seed 1": run | {"seconds": 2.5}})
+    assert table.to_dict("list") == {
+        "step": ["pretrain", "pretrain, seed 1"], "seconds": [1.5, 2.5], "device": ["cpu"] * 2,
+        "started": ["now"] * 2,
     }
-    assert list(tables.timings([])) == ["step", "seconds", "device", "started"]
+    assert list(tables.timings({})) == ["step", "seconds", "device", "started"]
