@@ -89,16 +89,15 @@ def confused(book):
     """The most confused pairs as a table."""
     classes = book.data.problem1.classes
     matrix, pairs = most_confused(book)[2:]
-    return pd.DataFrame(
-        [
-            {
-                "classes": f"{classes[i]} – {classes[j]}",
-                "taken for the second": f"{matrix[i, j]} of {matrix[i].sum()}",
-                "taken for the first": f"{matrix[j, i]} of {matrix[j].sum()}",
-            }
-            for i, j in pairs
-        ]
-    )
+    rows = [
+        (
+            f"{classes[i]} – {classes[j]}",
+            f"{matrix[i, j]} of {matrix[i].sum()}",
+            f"{matrix[j, i]} of {matrix[j].sum()}",
+        )
+        for i, j in pairs
+    ]
+    return pd.DataFrame(rows, columns=["classes", "taken for the second", "taken for the first"])
 
 
 def mcnemar(book):

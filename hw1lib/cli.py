@@ -162,8 +162,10 @@ def _plan(arguments):
             count = f"{operations[name] / 1e15:.3f}" if name in operations else "–"
             print(f"{label:<30}{status:<11}{count:>9}{seconds:>9}  {steps.key(name)}")
     total = sum(operations.values())
+    hours = cost.hours(total)
+    hours = f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"
     print(
-        f"\nTraining once: {total / 1e15:.2f} PFLOP, about {cost.hours(total):.2g} hours on a "
+        f"\nTraining once: {total / 1e15:.2f} PFLOP, about {hours} hours on a "
         f"GPU that\nsustains {cost.SUSTAINED / 1e12:.0f} TFLOP/s, as an RTX 4090 does."
     )
 

@@ -65,18 +65,29 @@ def flops(profile, counts):
     Returns:
         Dict from step to its number of floating-point operations.
     """
-    data, scale = profile.data, profile.model_scale
-    forward = _forward(scale, data.image_size)
-    costs = {"pretrain": profile.pretrain.epochs * counts.pool * _byol(profile)}
-    costs["pretrain-supervised"] = 3 * forward * profile.supervised.epochs * counts.pool
-    epochs = profile.finetune.epochs
+    return _problem1(profile, counts) | _problem2(profile, counts)
+
+
+def _problem1(profile, counts):
+    if not counts.pool:
+        return {}
+    forward = _forward(profile.model_scale, profile.data.image_size)
+    costs = {
+        "pretrain": profile.pretrain.epochs * counts.pool * _byol(profile),
+        "pretrain-supervised": 3 * forward * profile.supervised.epochs * counts.pool,
+    }
     for setting in profiles.SETTINGS:
         frozen = finetune.PLAN[setting][1]
-        passes = 1 if frozen and not profile.finetune.augment_frozen else epochs
+        once = frozen and not profile.finetune.augment_frozen
         images = (1 if frozen else 3) * counts.train + counts.val  # forward; forward and backward
-        costs[f"finetune-{setting}"] = forward * passes * images
-    for name in profiles.SEGMENTERS:
-        settings = getattr(profile, name)
+        costs[f"finetune-{setting}"] = forward * images * (1 if once else profile.finetune.epochs)
+    return costs
+
+
+def _problem2(profile, counts):
+    costs = {}
+    for name in profiles.SEGMENTERS if counts.tiles_train else ():
+        settings, scale = getattr(profile, name), profile.model_scale
         crop = settings.crop or counts.tile_size
         train = 3 * _segmenter(name, scale, crop) * counts.tiles_train
         validate = _segmenter(name, scale, counts.tile_size) * counts.tiles_validation

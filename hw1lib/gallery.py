@@ -102,7 +102,8 @@ def confused_pairs(book):
                 _hwc(image_files.square(image_files.open_rgb(val.paths[i]), size)) for i in chosen
             ]
             names = val.classes[truth], val.classes[taken]
-            rows.append((*names, int(matrix[truth, taken]), images))
+            if images:
+                rows.append((*names, int(matrix[truth, taken]), images))
     return one.confused_pairs(rows, SHOWN)
 
 

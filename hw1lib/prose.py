@@ -100,6 +100,14 @@ def forward_text(book):
     )
 
 
+def seeds_text(book):
+    """What remains of the differences over the seeds."""
+    collapsed = [
+        seed for seed, steps in book.seeds.items() if steps.done("pretrain").metrics["collapsed"]
+    ]
+    return sentences.seeds(finetune_seeds(book), collapsed)
+
+
 def collapse_text(book):
     """Whether the self-supervised embeddings are spread out or have collapsed."""
     return sentences.collapse(book.metrics("pretrain"))
@@ -147,7 +155,7 @@ SENTENCES = {
     "supervised": supervised_text,
     "collapse": collapse_text,
     "forward": forward_text,
-    "seeds": lambda book: sentences.seeds(finetune_seeds(book)),
+    "seeds": seeds_text,
     "ranking": lambda book: sentences.ranking(right(book)),
     "pretraining": lambda book: sentences.pretraining(right(book)),
     "domains": lambda book: sentences.domains(right(book), *_data_names(book)),

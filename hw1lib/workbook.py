@@ -43,19 +43,20 @@ class Workbook:
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data)
         self.device = training.choose_device(self.profile.device)
-        watch = _live() if get_ipython() and "HW1_HEADLESS" not in os.environ else None
-        self.steps = Steps(self.profile, self.data, Store(self.out), self.device, watch)
+        self.steps = self._steps(self.profile)
+
+    def _steps(self, profile):
+        looked_at = get_ipython() and not os.environ.get("HW1_HEADLESS")
+        watch = _live() if looked_at else None
+        return Steps(profile, self.data, Store(self.out), self.device, watch)
 
     @functools.cached_property
     def seeds(self):
         """The steps of each seed: dict from seed to Steps, the report's own first."""
         first, count = self.profile.seed, self.profile.seeds if self.has[1] else 1
+        others = range(first + 1, first + count)
         return {first: self.steps} | {
-            seed: Steps(
-                dataclasses.replace(self.profile, seed=seed), self.data, self.steps.store,
-                self.device, self.steps.watch,
-            )
-            for seed in range(first + 1, first + count)
+            seed: self._steps(dataclasses.replace(self.profile, seed=seed)) for seed in others
         }
 
     def planned(self):

@@ -147,7 +147,7 @@ def test_without_any_confusion_the_table_is_still_one():
 
 
 def test_shown_images_are_those_that_were_taken_for_another(course_data, monkeypatch):
-    """In the order of the validation set, at most as many as fit."""
+    """In the order of the validation set; a direction that nothing went has no row."""
     val = layout.find(course_data, profiles.Data()).problem1.val
     guessed = val.labels.copy()
     guessed[[0, 1]] = 2  # both Couches are taken for Mugs
@@ -160,14 +160,11 @@ def test_shown_images_are_those_that_were_taken_for_another(course_data, monkeyp
     monkeypatch.setattr(gallery.one, "confused_pairs", lambda found, columns: rows.extend(found))
     gallery.confused_pairs(shown)
     labels = [row[:3] for row in rows]
-    assert labels == [
-        ("Couch", "Mug", 2), ("Mug", "Couch", 0), ("Alarm_Clock", "Mug", 0),
-        ("Mug", "Alarm_Clock", 1),
-    ]
-    assert [len(row[3]) for row in rows] == [2, 0, 0, 1]
+    assert labels == [("Couch", "Mug", 2), ("Mug", "Alarm_Clock", 1)]
+    assert [len(row[3]) for row in rows] == [2, 1]
     assert all(image.shape == (32, 32, 3) for row in rows for image in row[3])
     matrix = metrics.confusion(val.labels, guessed, 3)
-    assert [row[2] for row in rows] == [matrix[0, 2], matrix[2, 0], matrix[1, 2], matrix[2, 1]]
+    assert [row[2] for row in rows] == [matrix[0, 2], matrix[2, 1]]
 
 
 def test_the_pictures_of_a_flawless_setting_are_drawn():

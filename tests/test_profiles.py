@@ -153,7 +153,7 @@ def test_seed_has_the_values_of_the_original_report():
     assert tuned.augment_frozen and not tuned.standardise  # the head alone, as it was
     assert tuned.augmentation == "original"
     assert not seed.pretrain.one_pass  # the package's own forward
-    assert not seed.pretrain.hold_out and not seed.zero_init_residual  # torchvision's own start
+    assert not seed.pretrain.hold_out and not seed.pretrain.zero_init_residual
     assert not seed.pretrain.use_momentum  # "turn off momentum in the target encoder"
     assert seed.data.image_size == 128 and not seed.data.overhead
     assert seed.data.pool_limit == seed.data.office_limit == seed.data.tile_limit == 0
@@ -182,7 +182,7 @@ def test_only_profiles_for_real_data_need_it():
         "pretrain.augmentation=none", "fcn32s.augmentation=original", "supervised.source=pol",
         "embed.setting=knn", "segmentation.improved=unet", "pretrain.views=simclr",
         "seeds=0", "seeds=-1", "seeds=1.5", "pretrain.crop_scale=0", "pretrain.crop_scale=1.1",
-        "zero_init_residual=maybe", "pretrain.moving_average_decay=1.1",
+        "pretrain.zero_init_residual=maybe", "pretrain.moving_average_decay=1.1",
     ],
 )
 def test_a_value_that_can_mean_nothing_is_named(setting):

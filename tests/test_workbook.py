@@ -68,7 +68,7 @@ def test_the_course_has_a_cost_with_one_half_alone(course_data, tmp_path):
     shutil.rmtree(course_data / "p2_data")
     book = Workbook("strong", course_data, tmp_path / "out", SMALL)
     found = cost.flops(book.profile, cost.of_data(book.data))
-    assert found["pretrain"] > 0 == found["segment-lraspp"]
+    assert found["pretrain"] > 0 and "segment-lraspp" not in found
 
 
 # --- seeds
@@ -247,9 +247,11 @@ def test_another_seeds_figure_is_one_of_its_own(course_data, tmp_path, displayed
     assert [len(place) for place in displayed] == [3, 3]
 
 
-@pytest.mark.parametrize("value", ["1", ""])
-def test_headless_there_is_no_live_figure(course_data, tmp_path, displayed, monkeypatch, value):
-    monkeypatch.setenv("HW1_HEADLESS", value)
+def test_headless_there_is_no_live_figure(course_data, tmp_path, displayed, monkeypatch):
+    """An empty value is as good as none."""
+    monkeypatch.setenv("HW1_HEADLESS", "")
+    assert small(course_data, tmp_path / "out").steps.watch is not None
+    monkeypatch.setenv("HW1_HEADLESS", "1")
     book = small(course_data, tmp_path / "out", seeds=2)
     assert all(steps.watch is None for steps in book.seeds.values())
     watched(book, "pretrain")

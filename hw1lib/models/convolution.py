@@ -18,7 +18,8 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d; on a CPU, 1 × 1 kernels and small maps are computed as matrix products."""
 
     def forward(self, images):
-        if images.device.type == "cpu" and self.groups == 1 and self.dilation == (1, 1):
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        if plain and images.device.type == "cpu" and isinstance(self.padding, tuple):
             if self.kernel_size == (1, 1) and self.padding == (0, 0):
                 return self._pointwise(images)
             if self.kernel_size == (3, 3) and images.shape[2] * images.shape[3] <= SMALL:
@@ -38,12 +39,13 @@ class Conv2d(nn.Conv2d):
         kernel = kernel.view(rows * columns, height * width, self.out_channels, channels)
         kernel = kernel.transpose(1, 2).reshape(rows * columns * self.out_channels, -1)
         pixels = images.permute(0, 2, 3, 1).reshape(batch, -1)  # (B, Q·C)
-        out = F.linear(pixels, kernel).view(batch, rows, columns, self.out_channels)
-        out = out if self.bias is None else out + self.bias
+        bias = None if self.bias is None else self.bias.repeat(rows * columns)
+        out = F.linear(pixels, kernel, bias).view(batch, rows, columns, self.out_channels)
         return out.permute(0, 3, 1, 2)
 
 
 @functools.cache
+@torch.inference_mode(False)  # what is kept must serve training, too
 def _taps(height, width, stride, padding):
     """Which of a 3 × 3 kernel's taps leads from each input pixel to each output pixel.
 

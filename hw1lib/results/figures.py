@@ -129,7 +129,7 @@ def epochs(axis):
 
 def timing(table):
     """Seconds of each step."""
-    figure, axes = canvas(1, 1, (6.4, 0.24 * len(table) + 0.8))
+    figure, axes = canvas(1, 1, (6.4, min(0.24 * len(table) + 0.8, 9)))
     axis = axes[0]
     axis.barh(table["step"], table["seconds"], color=PALETTE[0])
     for place, seconds in enumerate(table["seconds"]):

@@ -53,10 +53,12 @@ def pretraining_curves(history, before, supervised=None):
         colour = PALETTE[0] if table is supervised else PALETTE[2]
         axis.plot(table["epoch"], table[column], color=colour, marker="o", markersize=3)
         axis.set_title(title, fontsize=9)
-        axis.set_ylim(bottom=0, top=1.05 if column == "deviation" else None)
         if table is history and column in before:
             axis.axhline(before[column], color=MUTED, linestyle=":", label="before training")
             axis.legend(fontsize=7)
+        axis.set_ylim(bottom=0)
+        if column == "lr":
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         if column == "knn":
             axis.yaxis.set_major_formatter("{x:.0%}")
         epochs(axis)

@@ -146,30 +146,39 @@ def controls(right):
     return " ".join(compare(*pair, right, names) for pair in pairs)
 
 
-def seeds(table):
+def seeds(table, collapsed=()):
     """What remains of the differences when everything is repeated with other seeds.
 
     Args:
         table: DataFrame as in tables/finetune_seeds.csv.
+        collapsed: seeds whose pre-training has collapsed; they take no part.
     """
+    total = table["seed"].nunique()
+    table = table[~table["seed"].isin(collapsed)]
     last = table.pivot(index="seed", columns="setting", values="accuracy_last")
     count = len(last)
-    if count == 1:
+    left_out = (
+        f" Left out, as its pre-training collapsed: seed {listed(map(str, collapsed))}."
+        if collapsed else ""
+    )
+    if total == 1:
         return (
             "One seed was run, so how much these numbers move from seed to seed was not measured; "
             "`--seeds 3` repeats pre-training, fine-tuning and controls with two more."
         )
+    if count < 2:
+        return f"Too few of the {total} seeds are left for a comparison.{left_out}"
     parts = []
     for one, two in (("C", "A"), ("E", "random"), ("E", "colour")):
         change = last[one] - last[two]
-        sign = "each time" if (change > 0).all() else f"{int((change > 0).sum())} times of {count}"
+        sign = "each time" if (change > 0).all() else f"{int((change > 0).sum())} of {count} times"
         parts.append(
             f"{one} − {two} is {100 * change.mean():+.1f} ± {100 * change.std():.1f} points, "
             f"above zero {sign}"
         )
     return (
         f"Over {count} seeds, each with a pre-training of its own (mean ± standard deviation, last "
-        f"epoch): {'; '.join(parts)}."
+        f"epoch): {'; '.join(parts)}.{left_out}"
     )
 
 
@@ -273,10 +282,13 @@ def p_value(p):
 
 
 def p_number(p):
-    """Three digits, and four where three would hide on which side of the level it is."""
+    """Three digits, and more where three would hide on which side of the level it is."""
     if p < 0.001:
         return "< 0.001"
-    return f"{p:.4f}" if abs(p - LEVEL) < 0.0005 else f"{p:.3f}"
+    digits = 3
+    while p != LEVEL and round(p, digits) == LEVEL:
+        digits += 1
+    return f"{p:.{digits}f}"
 
 
 def listed(items):

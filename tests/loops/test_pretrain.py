@@ -189,8 +189,9 @@ def test_the_numbers_are_those_of_the_last_epoch(tmp_path, problem1):
 
 
 def test_the_numbers_before_training_are_those_of_the_random_backbone(tmp_path, problem1):
-    """The one that setting A starts from, so that both are held against the same."""
-    before = train(tmp_path / "run", problem1).metrics["before"]
+    """The one that setting A starts from, where blocks do not begin as identity."""
+    options = {"pretrain__zero_init_residual": False}
+    before = train(tmp_path / "run", problem1, **options).metrics["before"]
     look, _ = probe.probe_of(problem1.pool, 32, CPU)
     assert before == pytest.approx(look(finetune._backbone(profile(), None)), rel=1e-4)
 
@@ -211,8 +212,8 @@ def test_collapsed_is_what_ends_collapsed(
 
 
 def test_a_backbone_that_sees_nothing_is_called_collapsed(tmp_path, problem1, monkeypatch):
-    def blind(scale):
-        network = classifier.backbone(scale)
+    def blind(*options):
+        network = classifier.backbone(*options)
         torch.nn.init.zeros_(network.conv1.weight)
         return network
 

@@ -141,7 +141,10 @@ def test_training_goes_on_after_inference_mode():
     ours, plain = pair(3, padding=1)
     with torch.inference_mode():
         ours(image(2, 2))
-    assert_alike(ours, plain, image(2, 2))
+    try:
+        assert_alike(ours, plain, image(2, 2))
+    finally:
+        convolution._taps.cache_clear()  # other tests have their own faults to find
 
 
 @pytest.mark.parametrize(("kernel", "size"), [(1, 3), (3, 1), (3, 2)])

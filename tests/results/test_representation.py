@@ -119,7 +119,8 @@ def test_either_way_of_collapsing_is_seen():
 
 @pytest.mark.parametrize(
     ("deviation", "rank", "expected"),
-    [(0.5, 50.0, False), (0.05, 50.0, True), (0.5, 1.5, True), (0.0, 0.0, True),
+    [(0.5, 50.0, False), (0.01, 50.0, True), (0.05, 50.0, False), (0.5, 1.5, True),
+     (0.0, 0.0, True),
      (representation.COLLAPSED, representation.LEAST_RANK, False)],
 )
 def test_the_verdict_is_that_of_its_two_thresholds(deviation, rank, expected):

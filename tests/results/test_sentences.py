@@ -229,7 +229,8 @@ SPREADS = [0.0, 0.0199, 0.02, 0.0201, 0.5]
 RANKS = [0.0, 1.0, 1.99, 2.0, 2.01, 90.0]
 
 
-@pytest.mark.parametrize(("spread", "rank"), itertools.product(SPREADS, RANKS))
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("spread", SPREADS)
 def test_collapse_is_said_exactly_where_the_numbers_say_so(spread, rank):
     metrics = pretrained(deviation=spread, effective_rank=rank)
     text = sentences.collapse(metrics)
@@ -295,6 +296,16 @@ def test_one_seed_claims_no_spread():
     text = sentences.seeds(by_seed({row: [0.5] for row in ROWS[:-1]}))
     assert text.startswith("One seed was run") and "--seeds" in text
     assert not re.search(r"±|−|nan|above zero", text)
+
+
+def test_a_collapsed_seed_takes_no_part():
+    """Its numbers may be the best of all; none of them counts, and the text says so."""
+    values = {row: np.array([0.4, 0.5, 0.45]) for row in ROWS[:-1]}
+    values["C"] = np.array([0.9, 0.5, 0.45])
+    text = sentences.seeds(by_seed(values), collapsed=[0])
+    assert "Over 2 seeds" in text and "C − A is +0.0 ± 0.0" in text and "seed 0." in text
+    text = sentences.seeds(by_seed(values), collapsed=[0, 2])
+    assert "Too few" in text and "seed 0 and 2." in text and "±" not in text
 
 
 def test_the_order_of_the_seeds_table_does_not_matter():
