@@ -22,8 +22,8 @@ def collapse(pretrain):
     verdict = "**has collapsed**" if pretrain["collapsed"] else "has not collapsed"
     before = pretrain["before"]
     text = (
-        f"The loss of the last epoch is {pretrain['loss']:.3f} (from 0 to 8; lower is not better by "
-        f"itself, a collapsed network reaches 0). The embedding {verdict}: its deviation times √d "
+        f"The loss of the last epoch is {pretrain['loss']:.3f} (from 0 to 8; lower is not better "
+        f"by itself, a collapsed network reaches 0). The embedding {verdict}: its deviation times √d "
         f"is {pretrain['deviation']:.2f} (0 for a collapsed one; before training "
         f"{before['deviation']:.2f}), its effective rank {pretrain['effective_rank']:.0f} (before "
         f"training {before['effective_rank']:.0f})."
@@ -107,7 +107,9 @@ def domains(right, pool, target):
     parts = []
     for frozen, free, kind in (("D", "B", "supervised"), ("E", "C", "self-supervised")):
         if free not in right:
-            parts.append(f"The {kind} pre-training has collapsed, so {frozen} and {free} say nothing.")
+            parts.append(
+                f"The {kind} pre-training has collapsed, so {frozen} and {free} say nothing."
+            )
             continue
         gap = right[free].mean() - right[frozen].mean()
         p = mcnemar(right[free], right[frozen])
@@ -158,7 +160,7 @@ def seeds(table, collapsed=()):
     last = table.pivot(index="seed", columns="setting", values="accuracy_last")
     count = len(last)
     left_out = (
-        f" Left out, as its pre-training collapsed: seed {listed(map(str, collapsed))}."
+        f" Left out for collapsed pre-training: {listed(f'seed {s}' for s in collapsed)}."
         if collapsed else ""
     )
     if total == 1:
