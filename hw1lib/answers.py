@@ -172,11 +172,18 @@ def embedding(book):
     )
 
 
+def _used(settings):
+    """Settings as a dict; those that the original's own transforms leave unused are –."""
+    values = dataclasses.asdict(settings)
+    if values["augmentation"] == "original":
+        values |= dict.fromkeys({"views", "crop_scale"} & set(values), "–")
+    return values
+
+
 def _settings(group):
     def table(book):
         """Each setting of this run beside the original's."""
-        here = dataclasses.asdict(getattr(book.profile, group))
-        seed = dataclasses.asdict(getattr(profiles.get("seed"), group))
+        here, seed = (_used(getattr(p, group)) for p in (book.profile, profiles.get("seed")))
         if group in ("pretrain", "finetune"):
             size = {"image_size": book.profile.data.image_size}
             here, seed = size | here, {"image_size": profiles.get("seed").data.image_size} | seed
