@@ -59,7 +59,7 @@ def _run(book, done, seconds):
     names = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "matplotlib", "papermill")
     return {
         "profile": book.profile.name,
-        "data_root": str(book.root),
+        "data_root": str(_from_here(book.root)),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds_total": round(seconds, 1),
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
@@ -71,6 +71,11 @@ def _run(book, done, seconds):
         "packages": {name: version(name) for name in names},
         "commit": _commit(),
     }
+
+
+def _from_here(path):
+    """A path inside the project as seen from its root; any other as it is."""
+    return path.relative_to(paths.ROOT) if path.is_relative_to(paths.ROOT) else path
 
 
 def _device_name(device):
