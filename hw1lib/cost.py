@@ -8,11 +8,11 @@ matrix product are left out.
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hw1lib import profiles
+from hw1lib.data import images
 from hw1lib.loops import finetune
 from hw1lib.models import byol, classifier, segmenters
 
@@ -47,7 +47,7 @@ def of_data(data):
     one, two = data.problem1, data.problem2
     size = 1
     if two:
-        size = Image.open(two.validation.sat(two.validation.numbers[0])).width
+        size = images.open_rgb(two.validation.sat(two.validation.numbers[0])).width
     return Counts(
         *((len(one.pool), len(one.train), len(one.val)) if one else (0, 0, 0)),
         *((len(two.train), len(two.validation)) if two else (0, 0)),
@@ -79,8 +79,8 @@ def _problem1(profile, counts):
     for setting in profiles.SETTINGS:
         frozen = finetune.PLAN[setting][1]
         once = frozen and not profile.finetune.augment_frozen
-        images = (1 if frozen else 3) * counts.train + counts.val  # forward; forward and backward
-        costs[f"finetune-{setting}"] = forward * images * (1 if once else profile.finetune.epochs)
+        passes = (1 if frozen else 3) * counts.train + counts.val  # forward; forward and backward
+        costs[f"finetune-{setting}"] = forward * passes * (1 if once else profile.finetune.epochs)
     return costs
 
 
@@ -120,9 +120,9 @@ def _byol(profile):
         backbone = classifier.backbone(profile.model_scale)
         views = nn.Identity(), nn.Identity()
         learner = byol.learner(backbone, size, profile.pretrain, views)
-        images = torch.empty(batch, 3, size, size)
+        batch_of_two = torch.empty(batch, 3, size, size)
         loss = byol.loss if profile.pretrain.one_pass else lambda learner, images: learner(images)
-        return _count(lambda: loss(learner, images).backward()) / batch
+        return _count(lambda: loss(learner, batch_of_two).backward()) / batch
 
 
 def _segmenter(name, scale, size):

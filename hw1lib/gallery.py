@@ -19,6 +19,13 @@ def _hwc(image):
     return image.transpose(1, 2, 0)
 
 
+def _images(split, chosen, size):
+    """Some images of a split by their places in it, as training sees them."""
+    return [
+        _hwc(image_files.square(image_files.open_rgb(split.paths[i]), size)) for i in chosen
+    ]
+
+
 def _spread(count, wanted):
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
 
@@ -29,10 +36,7 @@ def office_images(book):
     for label in _spread(len(split.classes), SHOWN):
         of_class = np.flatnonzero(split.labels == label)
         chosen = of_class[_spread(len(of_class), SHOWN)]
-        size = book.profile.data.image_size
-        rows[split.classes[label]] = [
-            _hwc(image_files.square(image_files.open_rgb(split.paths[i]), size)) for i in chosen
-        ]
+        rows[split.classes[label]] = _images(split, chosen, book.profile.data.image_size)
     return figures.image_grid(rows)
 
 
@@ -98,11 +102,9 @@ def confused_pairs(book):
     for pair in pairs:
         for truth, taken in (pair, pair[::-1]):
             chosen = np.flatnonzero((val.labels == truth) & (predicted == taken))[:SHOWN]
-            images = [
-                _hwc(image_files.square(image_files.open_rgb(val.paths[i]), size)) for i in chosen
-            ]
             names = val.classes[truth], val.classes[taken]
-            if images:
+            if len(chosen):
+                images = _images(val, chosen, size)
                 rows.append((*names, int(matrix[truth, taken]), images))
     return one.confused_pairs(rows, SHOWN)
 

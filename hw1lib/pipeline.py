@@ -141,8 +141,8 @@ def _made_of(source, name, book):
 def _shown(name, book):
     """Those of the planned steps that a notebook shows; 02 shows the other seeds', too."""
     for label, steps, step in book.planned():
-        repeated = label != step
-        if name == "02_finetuning" if repeated else step in SHOWS[name]:
+        own = steps is book.steps
+        if (own and step in SHOWS[name]) or (not own and name == "02_finetuning"):
             yield label, steps, step
 
 

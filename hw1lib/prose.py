@@ -108,11 +108,6 @@ def seeds_text(book):
     return sentences.seeds(finetune_seeds(book), collapsed)
 
 
-def collapse_text(book):
-    """Whether the self-supervised embeddings are spread out or have collapsed."""
-    return sentences.collapse(book.metrics("pretrain"))
-
-
 def models_text(book):
     """How the improved model differs, from the modules themselves."""
     improved = book.profile.segmentation.improved
@@ -153,7 +148,7 @@ def everything_text(book):
 SENTENCES = {
     "data": data_text,
     "supervised": supervised_text,
-    "collapse": collapse_text,
+    "collapse": lambda book: sentences.collapse(book.metrics("pretrain")),
     "forward": forward_text,
     "seeds": seeds_text,
     "ranking": lambda book: sentences.ranking(right(book)),

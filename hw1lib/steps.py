@@ -145,6 +145,13 @@ class Steps:
         self._keys = {}
         self._fingerprints = {}
 
+    def of_seed(self, seed, watch=None):
+        """The same steps with another seed; the data is not hashed again."""
+        profile = dataclasses.replace(self.profile, seed=seed)
+        other = Steps(profile, self.data, self.store, self.device, watch)
+        other._fingerprints = self._fingerprints
+        return other
+
     @functools.cached_property
     def all(self):
         """The steps that this data allows, by name, each after those that it builds on."""

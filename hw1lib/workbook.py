@@ -1,6 +1,5 @@
 """What a notebook imports: one object that runs or loads steps and shows their results."""
 
-import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -43,12 +42,7 @@ class Workbook:
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data)
         self.device = training.choose_device(self.profile.device)
-        self.steps = self._steps(self.profile)
-
-    def _steps(self, profile):
-        looked_at = get_ipython() and not os.environ.get("HW1_HEADLESS")
-        watch = _live() if looked_at else None
-        return Steps(profile, self.data, Store(self.out), self.device, watch)
+        self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
 
     @functools.cached_property
     def seeds(self):
@@ -56,7 +50,7 @@ class Workbook:
         first, count = self.profile.seed, self.profile.seeds if self.has[1] else 1
         others = range(first + 1, first + count)
         return {first: self.steps} | {
-            seed: self._steps(dataclasses.replace(self.profile, seed=seed)) for seed in others
+            seed: self.steps.of_seed(seed, _live()) for seed in others
         }
 
     def planned(self):
@@ -128,7 +122,9 @@ class Workbook:
 
 
 def _live():
-    """A figure for each training step that grows while one looks at it; not drawn headless."""
+    """A figure for each training step that grows while one looks at it; None where nobody does."""
+    if not get_ipython() or os.environ.get("HW1_HEADLESS"):
+        return None
     shown = {}
 
     def watch(step, history):
