@@ -32,9 +32,10 @@ lab: setup
 	@cd "$(here)" && .venv/bin/jupyter lab --notebook-dir=notebooks \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Prints the benchmark tables. Nothing else should run meanwhile.
+# Prints the benchmark tables, in about half an hour. Nothing else should run meanwhile.
 bench: setup
 	@cd "$(here)" && .venv/bin/python tests/benchmarks/augmentation.py
+	@cd "$(here)" && .venv/bin/python tests/benchmarks/losses.py
 
 # Runs the committed notebooks in place, with the smoke profile, so that they show its outputs.
 notebooks: setup

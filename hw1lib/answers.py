@@ -1,36 +1,17 @@
 """Every table of the report by name, computed from a workbook's results."""
 
 import dataclasses
-import functools
-import tomllib
 
 import pandas as pd
 
-from hw1lib import paths, profiles
+from hw1lib import answers_segmentation, original, profiles
 from hw1lib.data import images as image_files
 from hw1lib.data.landcover import SCORED
-from hw1lib.models import segmenters
 from hw1lib.results import metrics, sentences, statistics, tables
 from hw1lib.results.sentences import ranked
 from hw1lib.results.tables import fraction, percent
 
 PAIRS = 5  # most confused pairs of classes that are shown
-METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
-
-
-@functools.cache
-def original():
-    """The original report's numbers and the course's baselines, from report/original.toml."""
-    return tomllib.loads(paths.ORIGINAL.read_text(encoding="utf-8"))
-
-
-def comparable(book, problem):
-    """Whether this data has the counts of the course's, so that its numbers may stand beside."""
-    counts = original()[f"problem{problem}"]["course_data"]
-    if problem == 1:
-        data = book.data.problem1
-        return (len(data.val), len(data.classes)) == (counts["validation"], counts["classes"])
-    return len(book.data.problem2.validation) == counts["validation"]
 
 
 def rows():
@@ -58,22 +39,6 @@ def right(book):
         predicted = {row: p for row, p in predicted.items() if row not in ("C", "E", "knn")}
     labels = book.data.problem1.val.labels
     return {row: values == labels for row, values in predicted.items()}
-
-
-def stage_rows(book):
-    """The shown tiles with their predicted masks at each stage, and each image's mIoU."""
-    settings = book.profile.segmentation
-    result = book.result(f"segment-{settings.improved}")
-    at = result.metrics["stages"]
-    predicted = {stage: result.array(f"stage_{stage}") for stage in at}
-    rows = []
-    for i, number in enumerate(settings.stage_images):
-        image, truth, _ = image_files.load_tile(book.data.problem2.validation, number)
-        masks = {stage: predicted[stage][i] for stage in at}
-        miou = {s: metrics.miou(metrics.confusion(truth, mask)) for s, mask in masks.items()}
-        image = image.transpose(1, 2, 0)
-        rows.append({"number": number, "image": image, "truth": truth, "miou": miou, **masks})
-    return rows, at
 
 
 def most_confused(book):
@@ -151,17 +116,6 @@ def defects(book):
     )
 
 
-def segmentation(book):
-    metrics = {m: book.metrics(f"segment-{m}") for m in (*profiles.SEGMENTERS, "colour")}
-    counts = {m: segmenters.parameters(m) for m in profiles.SEGMENTERS}
-    return tables.segmentation(metrics, counts)
-
-
-def everything(book):
-    found = book.metrics("everything")
-    return tables.everything(found["rows"], book.profile.everything.images, bool(found["sam"]))
-
-
 def embedding(book):
     numbers = book.metrics("embed")
     return pd.DataFrame(
@@ -193,29 +147,10 @@ def _settings(group):
     return table
 
 
-def segment_settings(book):
-    """Training settings of the three models side by side."""
-    columns = {
-        segmenters.NAMES[m]: dataclasses.asdict(getattr(book.profile, m))
-        for m in profiles.SEGMENTERS
-    }
-    names = next(iter(columns.values()))
-    return pd.DataFrame(
-        [{"setting": n, **{c: str(v[n]) for c, v in columns.items()}} for n in names]
-    )
-
-
 def original_finetune(book):
-    numbers = original()["problem1"]
+    numbers = original.numbers()["problem1"]
     return pd.DataFrame(
         [{"setting": s, "accuracy": numbers["accuracy"][s]} for s in profiles.SETTINGS]
-    )
-
-
-def original_segmentation(book):
-    numbers = original()["problem2"]["miou"]
-    return pd.DataFrame(
-        [{"model": segmenters.NAMES[m], "miou": v} for m, v in numbers.items()]
     )
 
 
@@ -239,28 +174,26 @@ TABLES = {
     "mcnemar": mcnemar,
     "confused": confused,
     "defects": defects,
-    "segmentation": segmentation,
-    "everything": everything,
     "embedding": embedding,
     "pretrain_settings": _settings("pretrain"),
     "supervised_settings": _settings("supervised"),
     "finetune_settings": _settings("finetune"),
-    "segment_settings": segment_settings,
     "original_finetune": original_finetune,
-    "original_segmentation": original_segmentation,
     "steps": steps,
     "timings": timings,
+    **answers_segmentation.TABLES,
 }
-SAVED = {1: ("finetune", "finetune_seeds"), 2: ("segmentation", "everything")}
+SAVED = {
+    1: ("finetune", "finetune_seeds"),
+    2: ("segmentation", "networks", "everything", "refinement"),
+}
 
 
 def printed(book, name, table):
     """A table of that name as Markdown, for notebooks and report."""
     formats = dict.fromkeys(("accuracy", "accuracy_last"), percent)
-    formats |= dict.fromkeys(
-        ("miou", "miou_last", "pixel_accuracy", "first", "last", *tables.EVERYTHING[3:], *SCORED),
-        fraction,
-    )
+    shares = ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last")
+    formats |= dict.fromkeys((*shares, *tables.EVERYTHING[3:], *SCORED), fraction)
     formats |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
     headings = {
         "asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU",
@@ -268,18 +201,9 @@ def printed(book, name, table):
     }
     if name == "finetune":
         table = _finetune_for_reading(book, table)
-    if name == "segmentation":
-        names = segmenters.NAMES | {"colour": "colour look-up (control)"}
-        table["model"] = [names[model] for model in table["model"]]
-        if comparable(book, 2):
-            seed = original()["problem2"]
-            names = {segmenters.NAMES[m]: v for m, v in seed["miou"].items()}
-            table.insert(1, "original", [names.get(m) for m in table["model"]])
-            formats["original"] = fraction
-    if name == "everything":
-        table["method"] = [METHODS[m] for m in table["method"]]
-        counts = ["not measured" if pd.isna(n) else str(n) for n in table["masks"]]
-        table["masks"] = counts
+    if name in answers_segmentation.TABLES:
+        table, more = answers_segmentation.readable(book, name, table)
+        headings |= more
     headings |= {column: column.replace("_", " ") for column in table if column not in headings}
     return tables.markdown(table, formats, headings)
 
@@ -302,7 +226,7 @@ def _finetune_for_reading(book, table):
             "accuracy_last": table["accuracy_last"],
         }
     )
-    if comparable(book, 1):
-        seed = original()["problem1"]["accuracy"]
+    if original.comparable(book, 1):
+        seed = original.numbers()["problem1"]["accuracy"]
         shown["original"] = [percent(seed[s]) if s in seed else None for s in table["setting"]]
     return shown

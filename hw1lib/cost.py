@@ -59,7 +59,7 @@ def flops(profile, counts):
     """Operations of each training step, as if the supervised backbone were trained here.
 
     Args:
-        profile: profiles.Profile.
+        profile: settings.Profile.
         counts: Counts.
 
     Returns:
@@ -88,10 +88,11 @@ def _problem2(profile, counts):
     costs = {}
     for name in profiles.SEGMENTERS if counts.tiles_train else ():
         settings, scale = getattr(profile, name), profile.model_scale
-        crop = settings.crop or counts.tile_size
-        train = 3 * _segmenter(name, scale, crop) * counts.tiles_train
-        validate = _segmenter(name, scale, counts.tile_size) * counts.tiles_validation
-        costs[f"segment-{name}"] = settings.epochs * (train + validate)
+        side, crop = counts.tile_size * settings.enlarge, settings.crop * settings.enlarge
+        train = 3 * _segmenter(name, scale, crop or side) * counts.tiles_train
+        validate = _segmenter(name, scale, side) * counts.tiles_validation
+        turns = 8 if settings.tta else 0  # once, after the last epoch
+        costs[f"segment-{name}"] = settings.epochs * train + (settings.epochs + turns) * validate
     return costs
 
 

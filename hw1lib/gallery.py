@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from hw1lib import answers, profiles
+from hw1lib import answers, answers_segmentation, profiles
 from hw1lib.data import images as image_files
 from hw1lib.data.landcover import CLASSES
 from hw1lib.loops import augment, training
@@ -143,8 +143,7 @@ def pixel_shares(book):
 
 def _architecture(name):
     def draw(book):
-        split = book.data.problem2.validation
-        size = image_files.load_tile(split, split.numbers[0])[1].shape[0]
+        size = answers_segmentation.tile_side(book) * getattr(book.profile, name).enlarge
         blocks = segmenters.outline(name, size)
         return two.architecture(blocks, f"{segmenters.NAMES[name]}, {size} × {size} input")
     return draw
@@ -152,11 +151,29 @@ def _architecture(name):
 
 def segmentation_curves(book):
     histories = {m: book.result(f"segment-{m}").history for m in profiles.SEGMENTERS}
-    return two.segmentation_curves(histories, segmenters.NAMES)
+    control = book.metrics("segment-colour")["miou"]
+    return two.segmentation_curves(histories, segmenters.NAMES, control)
+
+
+def class_iou(book):
+    """IoU of each class at the last epoch, by model and for colours alone."""
+    names = (*profiles.SEGMENTERS, "colour")
+    values = {name: book.metrics(f"segment-{name}")["iou_last"] for name in names}
+    return two.class_iou(values, segmenters.NAMES)
+
+
+def confusion_pixels(book):
+    """The improved model's confusion of pixels at the last epoch, a row a true class."""
+    improved = book.profile.segmentation.improved
+    matrix = np.array(book.metrics(f"segment-{improved}")["confusion_last"])
+    there = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    names = [CLASSES[number] for number in there]
+    title = f"{segmenters.NAMES[improved]}, last epoch"
+    return one.confusion(matrix[np.ix_(there, there)], names, title)
 
 
 def stages(book):
-    return two.stages(*answers.stage_rows(book))
+    return two.stages(*answers_segmentation.stage_rows(book))
 
 
 def _painted(result, method, number, width):
@@ -170,11 +187,14 @@ def _painted(result, method, number, width):
 def everything_masks(book):
     result = book.result("everything")
     measured = result.metrics["rows"]
+    tiles = book.data.problem2.validation
+    model = book.result(f"segment-{book.profile.segmentation.improved}").array("predictions")
     methods = dict.fromkeys(row["method"] for row in measured)
     rows = []
     for number in book.profile.everything.images:
-        image, truth, _ = image_files.load_tile(book.data.problem2.validation, number)
-        row = {"number": number, "image": _hwc(image), "truth": truth}
+        image, truth, _ = image_files.load_tile(tiles, number)
+        predicted = model[tiles.index(number, "everything.images")]
+        row = {"number": number, "image": _hwc(image), "model": predicted, "truth": truth}
         for method in methods:
             count = next(
                 r["masks"] for r in measured if (r["method"], r["image"]) == (method, number)
@@ -185,7 +205,7 @@ def everything_masks(book):
                 "masks": count,
             }
         rows.append(row)
-    return two.everything_masks(rows, {m: answers.METHODS[m] for m in methods})
+    return two.everything_masks(rows, {m: answers_segmentation.METHODS[m] for m in methods})
 
 
 def everything_method(book):
@@ -201,7 +221,7 @@ def everything_method(book):
         result.array(f"{method}_{number}_points"),
         labels,
         masks,
-        f"{answers.METHODS[method]}, {number}_sat.jpg",
+        f"{answers_segmentation.METHODS[method]}, {number}_sat.jpg",
     )
 
 
@@ -222,6 +242,8 @@ PROBLEM2 = {
     "pixel_shares": pixel_shares,
     **{f"architecture_{name}": _architecture(name) for name in profiles.SEGMENTERS},
     "segmentation_curves": segmentation_curves,
+    "class_iou": class_iou,
+    "confusion_pixels": confusion_pixels,
     "stages": stages,
     "everything_method": everything_method,
     "everything_masks": everything_masks,

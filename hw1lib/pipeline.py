@@ -26,13 +26,14 @@ NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
     "04_segmentation": 2,
     "05_segment_anything": 2,
 }
+SEGMENT = tuple(f"segment-{m}" for m in (*profiles.SEGMENTERS, "colour"))
 SHOWS = {  # the steps that a notebook shows
     "00_data": (),
     "01_pretraining": ("pretrain", "pretrain-supervised"),
     "02_finetuning": tuple(answers.step_of(row) for row in answers.rows()),
     "03_embeddings": ("embed",),
-    "04_segmentation": tuple(f"segment-{m}" for m in (*profiles.SEGMENTERS, "colour")),
-    "05_segment_anything": ("everything",),
+    "04_segmentation": SEGMENT,
+    "05_segment_anything": ("everything", *SEGMENT),
 }
 
 

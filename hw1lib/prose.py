@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 
-from hw1lib import profiles
-from hw1lib.answers import METHODS, comparable, finetune_seeds, original, right, stage_rows
+from hw1lib import answers, original, profiles
+from hw1lib import answers_segmentation as two
 from hw1lib.loops import augment
 from hw1lib.models import byol, segmenters, weights
 from hw1lib.results import sentences
@@ -49,8 +49,8 @@ def compare_original_text(problem, things, baselines, form):
         form: function from a baseline to text.
     """
     def text(book):
-        if comparable(book, problem):
-            baseline = original()[f"problem{problem}"]["baseline"]
+        if original.comparable(book, problem):
+            baseline = original.numbers()[f"problem{problem}"]["baseline"]
             return (
                 "The column *original* holds the original report's numbers on the same "
                 f"validation {things}; the course's {baselines} are {form(baseline['simple'])} "
@@ -105,38 +105,79 @@ def seeds_text(book):
     collapsed = [
         seed for seed, steps in book.seeds.items() if steps.done("pretrain").metrics["collapsed"]
     ]
-    return sentences.seeds(finetune_seeds(book), collapsed)
+    return sentences.seeds(answers.finetune_seeds(book), collapsed)
 
 
 def models_text(book):
-    """How the improved model differs, from the modules themselves."""
-    improved = book.profile.segmentation.improved
-    counts = {m: segmenters.parameters(m) for m in (improved, "fcn32s")}
-    ratio = counts["fcn32s"] / counts[improved]
-    stride = segmenters.STRIDE
+    """What the networks are, and how they differ, counted from the modules themselves."""
+    names = segmenters.NAMES
+    parts = {m: segmenters.anatomy(m) for m in names}
+    cost = {m: (segmenters.parameters(m), two.multiply_adds(book, m)) for m in names}
+    base, small, large = (parts[m] for m in ("fcn32s", "lraspp", "deeplabv3"))
+    gated = segmenters.real("lraspp").classifier.cbr[0].out_channels
+
+    def against(model):
+        pairs = zip(cost[model], cost["fcn32s"], ("parameters", "multiply-adds"))
+        return " and ".join(
+            f"{100 * own / theirs:.3g} % of the {what}" for own, theirs, what in pairs
+        )
+
+    return "\n\n".join((
+        f"**{names['fcn32s']}** (Long et al. 2015, on VGG16 of Simonyan and Zisserman 2015) is one "
+        f"plain chain of {base['convolutions']} convolutions with {base['BatchNorm layers']} "
+        f"BatchNorm layers and no skip connection. Its {base['poolings']} poolings shrink the image "
+        f"{segmenters.STRIDE['fcn32s']} times; one transposed convolution enlarges the scores as "
+        "many times in a single step, so nothing finer than such a block can be told apart.",
+        f"**{names['lraspp']}** (Howard et al. 2019) has {against('lraspp')} of FCN32s. "
+        f"*Backbone:* {small['inverted residuals']} inverted residuals (Sandler et al. 2018), "
+        "which widen a thin map, filter each channel by itself and thin it again: "
+        f"{small['depthwise convolutions']} of its {small['convolutions']} convolutions are "
+        f"depthwise, {small['of these with a skip connection']} blocks have a skip connection, "
+        f"{small['squeeze-and-excite blocks']} weigh their channels by squeeze-and-excite (Hu et "
+        f"al. 2018), {small['BatchNorm layers']} BatchNorm layers keep it trainable from scratch. "
+        f"{small['dilated convolutions']} convolutions are dilated instead of strided. *Head:* "
+        f"{gated} channels, multiplied with a gate from global pooling. *Upsampling:* bilinear, in "
+        "two steps, with scores of an earlier layer added in between, at a stride of "
+        f"{segmenters.STRIDE['lraspp']} pixels.",
+        f"**{names['deeplabv3']}** (Chen et al. 2017, on ResNet101 of He et al. 2016) has "
+        f"{against('deeplabv3')} of FCN32s. *Backbone:* {large['residual bottlenecks']} residual "
+        f"bottlenecks with {large['BatchNorm layers']} BatchNorm layers; "
+        f"{large['dilated convolutions']} convolutions are dilated, so the last two stages stay at "
+        f"a stride of {segmenters.STRIDE['deeplabv3']}. *Head:* atrous spatial pyramid pooling, "
+        f"{large['branches of the ASPP']} branches that look at several scales at once. "
+        "*Upsampling:* bilinear, in one step.",
+        f"The improved model of this report is {names[book.profile.segmentation.improved]}. The "
+        "original's text describes LR-ASPP while its table lists DeepLabV3; both were trained "
+        "here.",
+    ))
+
+
+def strays_text(book):
+    """How many pixels of the masks have a colour that is no class."""
+    strays = book.metrics("segment-colour")["stray_pixels"]
+    if not strays:
+        return "Every pixel of the masks has the colour of a class."
     return (
-        f"{segmenters.NAMES[improved]} has {counts[improved]:,} parameters, "
-        f"{segmenters.NAMES['fcn32s']} {counts['fcn32s']:,}: {ratio:.1f} times as many. Its "
-        f"finest scores stand for {stride[improved]} × {stride[improved]} pixels, those of "
-        f"FCN32s for {stride['fcn32s']} × {stride['fcn32s']}, which one transposed convolution "
-        f"enlarges in one step. {segmenters.DIFFERENCE[improved]}"
+        f"{strays:,} pixels of the masks have a colour that is no class; they count as unknown."
     )
 
 
 def segmentation_text(book):
-    metrics = {m: book.metrics(f"segment-{m}") for m in (*profiles.SEGMENTERS, "colour")}
-    return sentences.segmentation(metrics, segmenters.NAMES, book.profile.segmentation.improved)
+    """The ranking, and what the variants of the improved model bring."""
+    found = two.segmentation_models(book)
+    improved = book.profile.segmentation.improved
+    return sentences.segmentation(found, segmenters.NAMES, improved)
 
 
 def stages_text(book):
-    shown, at = stage_rows(book)
+    shown, at = two.stage_rows(book)
     by_stage = {stage: [row["miou"][stage] for row in shown] for stage in at}
     return sentences.stages(by_stage, segmenters.NAMES[book.profile.segmentation.improved])
 
 
 def everything_text(book):
     found = book.metrics("everything")
-    text = sentences.everything(found["rows"], METHODS)
+    text = sentences.everything(found["rows"], two.METHODS)
     if not found["sam"]:
         text = (
             "**SAM was not measured**, its rows are empty. " + weights.SAM_HINT
@@ -145,16 +186,23 @@ def everything_text(book):
     return text
 
 
+def refinement_text(book):
+    """What the vote changes on all validation tiles."""
+    found = book.metrics("everything")
+    name = segmenters.NAMES[book.profile.segmentation.improved]
+    return sentences.refinement(found, two.METHODS, name, len(book.data.problem2.validation))
+
+
 SENTENCES = {
     "data": data_text,
     "supervised": supervised_text,
     "collapse": lambda book: sentences.collapse(book.metrics("pretrain")),
     "forward": forward_text,
     "seeds": seeds_text,
-    "ranking": lambda book: sentences.ranking(right(book)),
-    "pretraining": lambda book: sentences.pretraining(right(book)),
-    "domains": lambda book: sentences.domains(right(book), *_data_names(book)),
-    "controls": lambda book: sentences.controls(right(book)),
+    "ranking": lambda book: sentences.ranking(answers.right(book)),
+    "pretraining": lambda book: sentences.pretraining(answers.right(book)),
+    "domains": lambda book: sentences.domains(answers.right(book), *_data_names(book)),
+    "controls": lambda book: sentences.controls(answers.right(book)),
     "compare_original": compare_original_text(1, "images", "baselines for setting C", percent),
     "embedding": lambda book: sentences.embedding(
         book.metrics("embed"), book.profile.embed.setting
@@ -163,7 +211,9 @@ SENTENCES = {
     "segmentation": segmentation_text,
     "compare_original_segmentation": compare_original_text(2, "tiles", "baselines", fraction),
     "stages": stages_text,
+    "strays": strays_text,
     "everything": everything_text,
+    "refinement": refinement_text,
 }
 
 

@@ -71,14 +71,14 @@ def _all():
     yield Step("embed", 1, ("embed",), ("train",), ("finetune-{embed.setting}",), _embed, version=2)
     for name in profiles.SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), _segment(name))
+        yield Step(f"segment-{name}", 2, reads, tiles, (), _segment(name), version=2)
     yield Step(
         "segment-colour", 2, (), tiles, (),
         lambda draft, c: segment.colour(draft, c.data.problem2),
     )
     yield Step(
         "everything", 2, ("everything",), ("tiles_validation", "sam_weights"),
-        ("segment-{segmentation.improved}",), _everything,
+        ("segment-{segmentation.improved}",), _everything, version=2,
     )
 
 
@@ -129,7 +129,7 @@ class Steps:
     """The steps of one profile on one data root: their keys, states and results.
 
     Args:
-        profile: profiles.Profile.
+        profile: settings.Profile.
         data: layout.Layout.
         results: store.Store.
         device: torch device for what has to run.

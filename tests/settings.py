@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from hw1lib import profiles
+from hw1lib import profiles, settings
 
 
 def leaves(part, prefix=""):
     """(dotted name, value) of every setting of a profile."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if not prefix and field.name in profiles.FIXED:
+        if not prefix and field.name in settings.FIXED:
             continue
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{prefix}{field.name}.")
@@ -29,5 +29,6 @@ def other(dotted, value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return value + 1 if value + 1 <= allowed.get("high", value + 1) else value / 2
+        high = allowed.get("high", value + 1)
+        return value + 1 if value + 1 <= high else value / 2 or high
     return (*value, "0009") if isinstance(value, tuple) else value + "x"

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, and errors of one paragraph without a traceback."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -7,9 +8,9 @@ import sys
 
 import pytest
 
-from hw1lib import cli, paths, profiles, store
+from hw1lib import cli, commands, paths, profiles, store
 from hw1lib.data import sample
-from hw1lib.models import weights
+from tests.conftest import picture
 
 COMMON = ("--profile", "--data-root", "--out", "--seeds", "--device", "--set")
 COMMANDS = {
@@ -20,6 +21,12 @@ COMMANDS = {
     "data sample": ("--from",),
     "data info": ("--data-root", "--json"),
     "weights list": (),
+    "weights fetch": ("--from", "NAME", "HW1_WEIGHTS_MIRROR"),
+    "weights check": (),
+    "predict classification": (*COMMON, "--model", "CSV", "IMAGE_DIR", "OUT_CSV"),
+    "predict segmentation": (*COMMON, "--model", "--tta", "IMAGE_DIR", "OUT_DIR"),
+    "evaluate classification": ("PRED_CSV", "TRUE_CSV"),
+    "evaluate segmentation": ("PRED_DIR", "TRUE_DIR"),
     "publish": COMMON,
     "figures": (*COMMON, "--format", "--dpi", "NAME"),
 }
@@ -58,15 +65,31 @@ def fails(capsys, *words):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_option(capsys, command):
+def test_help_names_every_option_and_fits_a_terminal(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
     code, text, _ = run(capsys, *command.split(), "--help")
     assert code == 0
     assert [option for option in COMMANDS[command] if option not in text] == []
+    assert max(map(len, text.splitlines())) <= 80
 
 
-def test_help_names_every_command_and_profile(capsys):
+def test_every_command_there_is_has_its_help_tested():
+    """Walks the parser, so that a new command cannot be forgotten here."""
+    def commands(parser, name=""):
+        kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if not kinds:
+            yield name.strip()
+        for kind in kinds:
+            for word, child in kind.choices.items():
+                yield from commands(child, f"{name} {word}")
+
+    assert set(commands(cli._parser())) == set(COMMANDS)
+
+
+def test_help_names_every_command_and_profile(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     code, text, _ = run(capsys, "--help")
-    assert code == 0
+    assert code == 0 and max(map(len, text.splitlines())) <= 80
     assert all(command.split()[0] in text for command in COMMANDS)
     text = " ".join(run(capsys, "report", "--help")[1].split())
     assert all(f"{name}:" in text for name in profiles.PROFILES)
@@ -88,7 +111,11 @@ def test_it_runs_as_a_module():
     [(), ("nonsense",), ("report", "--nonsense"), ("run",), ("data",), ("data", "nonsense"),
      ("report", "--only", "problem3"), ("report", "--profile"), ("report", "--set"),
      ("plan", "--seeds", "two"), ("plan", "--seeds"), ("figures", "--dpi", "high"),
-     ("plan", "extra"), ("weights",)],
+     ("plan", "extra"), ("weights",), ("weights", "fetch"), ("weights", "fetch", "a", "b"),
+     ("weights", "fetch", "a", "--from"), ("predict",), ("predict", "segmentation", "a"),
+     ("predict", "classification", "a", "b"), ("predict", "segmentation", "a", "b", "--tta=1"),
+     ("evaluate",), ("evaluate", "segmentation", "a"), ("evaluate", "classification"),
+     ("evaluate", "segmentation", "a", "b", "--profile", "smoke")],
 )
 def test_wrong_usage_ends_with_2(capsys, words):
     code, out, text = run(capsys, *words)
@@ -98,7 +125,15 @@ def test_wrong_usage_ends_with_2(capsys, words):
 # --- what a user can mend
 
 
-@pytest.mark.parametrize("command", ["report", "plan", "verify", "publish", "figures", "run"])
+PREDICT = {  # with words that stand for files
+    "predict segmentation": ("images", "out"),
+    "predict classification": ("table.csv", "images", "out.csv"),
+}
+
+
+@pytest.mark.parametrize(
+    "command", ["report", "plan", "verify", "publish", "figures", "run", *PREDICT]
+)
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -115,16 +150,38 @@ def test_wrong_usage_ends_with_2(capsys, words):
     ],
 )
 def test_a_wrong_option_is_named(capsys, command, options, word):
-    step = ["pretrain"] if command == "run" else []
-    assert word in fails(capsys, command, *step, *options)
+    words = ["pretrain"] if command == "run" else PREDICT.get(command, ())
+    assert word in fails(capsys, *command.split(), *words, *options)
 
 
-@pytest.mark.parametrize("command", ["report", "verify", "publish", "figures", "run"])
+@pytest.mark.parametrize("command", ["report", "verify", "publish", "figures", "run", *PREDICT])
 @pytest.mark.parametrize(("profile", "word"), [("seed", "DATA="), ("strong", "--data-root")])
 def test_a_profile_for_the_course_data_asks_for_it(capsys, command, profile, word):
     """But for `plan`, which then counts on the course's numbers."""
-    step = ["pretrain"] if command == "run" else []
-    assert word in fails(capsys, command, *step, "--profile", profile)
+    words = ["pretrain"] if command == "run" else PREDICT.get(command, ())
+    assert word in fails(capsys, *command.split(), *words, "--profile", profile)
+
+
+@pytest.mark.parametrize("command", PREDICT)
+def test_predictions_of_an_unfinished_report_say_what_to_run(
+    capsys, course_data, tmp_path, command
+):
+    """And write nothing."""
+    picture(0).save(tmp_path / "x.jpg")
+    (tmp_path / "table.csv").write_text("id,filename\n1,x.jpg\n")
+    files = ("table.csv", ".", "out.csv") if "class" in command else (".", "out")
+    text = fails(
+        capsys, *command.split(), *(tmp_path / name for name in files), "--profile", "smoke",
+        "--data-root", course_data, "--out", tmp_path / "build",
+    )
+    assert "not trained" in text and "make report PROFILE=smoke" in text
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_what_is_to_be_scored_is_named_where_it_is_missing(capsys, tmp_path, kind):
+    text = fails(capsys, "evaluate", kind, tmp_path / "one", tmp_path / "two")
+    assert str(tmp_path / "one") in text
 
 
 def test_a_wrong_device_is_named(capsys, course_data):
@@ -180,7 +237,7 @@ def test_stopping_it_is_no_traceback(capsys, monkeypatch, course_data):
     def stop(*words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_request", stop)
+    monkeypatch.setattr(commands, "_request", stop)
     code, _, text = run(capsys, "plan", "--data-root", course_data)
     assert code == 130 and "Finished steps are kept" in text and "Traceback" not in text
 
@@ -313,10 +370,9 @@ def test_data_info_counts_the_folder(capsys, course_data):
     assert code == 0 and "Alarm_Clock" in out and "train: 12 images" in out
 
 
-def test_weights_list_says_how_to_get_them(capsys, monkeypatch):
-    monkeypatch.setattr(weights, "find_sam", lambda: None)
+def test_weights_list_says_how_to_get_them(capsys):
     code, out, _ = run(capsys, "weights", "list")
-    assert code == 0 and "data/weights" in out and "hf download" in out
+    assert code == 0 and "data/weights" in out and "weights fetch NAME" in out
 
 
 def test_figures_are_exported_in_every_format(capsys, course_data, tmp_path):

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 import torch
 
-from hw1lib import answers, cost, paths, profiles, steps, store
+from hw1lib import cost, original, paths, profiles, steps, store
 from hw1lib.data import layout
 
 COUNTS = cost.Counts(pool=1000, train=60, val=20, tiles_train=8, tiles_validation=4, tile_size=64)
@@ -103,13 +103,43 @@ def test_frozen_settings_cost_less(augmented):
     assert (found["finetune-E"] > once["finetune-E"]) == augmented
 
 
-def test_crops_are_cheaper_than_tiles():
-    counts = dataclasses.replace(COUNTS, pool=0)
-    whole = flops(counts, lraspp__crop=0, lraspp__epochs=4)
-    crops = flops(counts, lraspp__crop=32, lraspp__epochs=4)
-    assert crops["segment-lraspp"] < whole["segment-lraspp"]
-    twice = flops(counts, lraspp__crop=0, lraspp__epochs=8)
-    assert twice == whole | {"segment-lraspp": 2 * whole["segment-lraspp"]}
+TILES = dataclasses.replace(COUNTS, pool=0)  # Problem 2 alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "validate", "turns"),
+    [
+        ({"crop": 0}, 64, 64, 0),
+        ({"crop": 32}, 32, 64, 0),
+        ({"crop": 32, "enlarge": 2}, 64, 128, 0),
+        ({"crop": 0, "tta": True}, 64, 64, 8),
+        ({"crop": 32, "tta": True, "enlarge": 2}, 64, 128, 8),
+    ],
+)
+def test_segmentation_by_hand(changes, train, validate, turns):
+    """Four epochs of three passes over eight tiles; validation of four, at last also turned.
+
+    Args:
+        train, validate: pixels a side that the network sees.
+    """
+    chosen = {"epochs": 4, "tta": False, "enlarge": 1} | changes
+    found = flops(TILES, **{f"lraspp__{name}": value for name, value in chosen.items()})
+    once = {side: cost._segmenter("lraspp", 0.125, side) for side in (train, validate)}
+    expected = 4 * 3 * 8 * once[train] + (4 + turns) * 4 * once[validate]
+    assert found["segment-lraspp"] == expected
+
+
+def test_an_enlarged_tile_costs_what_a_larger_one_does():
+    larger = dataclasses.replace(TILES, tile_size=128)
+    plain = flops(larger, fcn32s__crop=64, fcn32s__enlarge=1)["segment-fcn32s"]
+    assert flops(TILES, fcn32s__crop=32, fcn32s__enlarge=2)["segment-fcn32s"] == plain
+
+
+def test_one_segmenters_settings_change_its_own_cost_alone():
+    plain = flops(TILES)
+    found = flops(TILES, lraspp__tta=False, lraspp__crop=32, lraspp__enlarge=1)
+    assert found["segment-lraspp"] < plain["segment-lraspp"]
+    assert {n for n in plain if found[n] != plain[n]} == {"segment-lraspp"}
 
 
 def test_hours_by_hand():
@@ -122,7 +152,7 @@ def test_hours_by_hand():
 def test_the_courses_counts_are_the_files():
     numbers = tomllib.loads(paths.ORIGINAL.read_text(encoding="utf-8"))
     one, two = numbers["problem1"]["course_data"], numbers["problem2"]["course_data"]
-    found = cost.of_course(answers.original())
+    found = cost.of_course(original.numbers())
     assert (found.pool, found.train, found.val) == (one["pool"], one["train"], one["validation"])
     assert (found.tiles_train, found.tiles_validation) == (two["train"], two["validation"])
     assert found == cost.Counts(38_400, 3_951, 406, 2_000, 257, 512)

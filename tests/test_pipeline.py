@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from hw1lib import gallery, handin, paths, pipeline, profiles
+from hw1lib.data import images
+from hw1lib.results import metrics as scores
 from hw1lib.results import tables
+from hw1lib.workbook import Workbook
 from tests.smoke import hw1lib
 
-STEPS = [step for shown in pipeline.SHOWS.values() for step in shown]
+STEPS = {step for shown in pipeline.SHOWS.values() for step in shown}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def test_every_promised_file_is_there(smoke_run):
     expected += [f"figures/{name}.{kind}" for name in gallery.FIGURES for kind in ("png", "pdf")]
     expected += [f"notebooks/{name}.ipynb" for name in pipeline.NOTEBOOKS]
     expected += [f"tables/{n}.csv" for n in ("finetune", "finetune_seeds", "segmentation",
-                                             "everything")]
+                                             "networks", "everything", "refinement")]
     empty = [n for n in expected if not (smoke_run / n).is_file()
              or (smoke_run / n).stat().st_size < 50]
     assert not empty
@@ -36,7 +39,7 @@ def test_every_promised_file_is_there(smoke_run):
 
 
 def test_metrics_hold_every_step_and_no_time(smoke_run, metrics):
-    assert set(metrics) == set(STEPS)
+    assert set(metrics) == STEPS
     text = (smoke_run / "metrics.json").read_text()
     assert "seconds" not in text and "host" not in text and "NaN" not in text
 
@@ -59,11 +62,59 @@ def test_segmentation_table_agrees_with_metrics(smoke_run, metrics):
     table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
     assert list(table.reset_index().columns) == tables.SEGMENTATION
     assert table.loc["fcn32s", "parameters"] == 184_671_054  # the real model's, at any size
+    behind = {model: metrics[f"segment-{model}"] for model in (*profiles.SEGMENTERS, "colour")}
+    behind["lraspp+tta"] = behind["lraspp"]["tta"]
+    masks = metrics["everything"]
+    behind["lraspp+vote"] = masks["refined"][masks["refine"]]
+    assert list(table.index) == [
+        "fcn32s", "lraspp", "lraspp+tta", "deeplabv3", "lraspp+vote", "colour"
+    ]
     for model, row in table.iterrows():
-        step = metrics[f"segment-{model}"]
-        assert row["miou"] == pytest.approx(step["miou"], abs=1e-6)
+        for name in ("miou", "miou_last", "pixel_accuracy"):
+            assert row[name] == pytest.approx(behind[model][name], abs=1e-6)
         classes = row[list(tables.SCORED)]
         assert row["miou"] == pytest.approx(classes.mean(), abs=1e-6)  # absent ones left out
+    assert table.loc["lraspp+vote", "epoch"] == profiles.get("smoke").lraspp.epochs
+
+
+def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smoke_run):
+    book = Workbook("smoke", out=smoke_run)
+    _, truth, _ = images.load_tiles(book.data.problem2.validation)
+    table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
+    arrays = {m: (f"segment-{m}", "predictions") for m in (*profiles.SEGMENTERS, "colour")} | {
+        "lraspp+tta": ("segment-lraspp", "predictions_tta"),
+        "lraspp+vote": ("everything", "predictions_vote"),
+    }
+    assert set(arrays) == set(table.index)
+    for row, (step, name) in arrays.items():
+        matrix = scores.confusion(truth, book.result(step).array(name))
+        assert table.loc[row, "miou_last"] == pytest.approx(scores.miou(matrix), abs=1e-6)
+
+
+def test_the_refinement_table_agrees_with_metrics_and_the_text(smoke_run, metrics):
+    table = pd.read_csv(smoke_run / "tables" / "refinement.csv")
+    assert ",".join(table) == "method,segments,model_miou,vote_miou,change"
+    found = metrics["everything"]
+    assert list(table["method"]) == list(found["refined"])
+    for row in table.itertuples():
+        assert row.model_miou == pytest.approx(metrics["segment-lraspp"]["miou_last"], abs=1e-6)
+        assert row.vote_miou == pytest.approx(found["refined"][row.method]["miou"], abs=1e-6)
+        assert row.change == pytest.approx(row.vote_miou - row.model_miou, abs=2e-6)
+    text = " ".join((smoke_run / "report.md").read_text().split())
+    assert f"On all {profiles.get('smoke').data.tile_limit} validation tiles, a majority vote" in text
+    cells = [f"{table['model_miou'][0]:.3f}", f"{table['vote_miou'][0]:.3f}"]
+    assert " | ".join(cells) in text
+
+
+def test_the_printed_models_have_their_ceiling_beside_them(smoke_run, metrics):
+    lines = (smoke_run / "report.md").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("| model | mIoU |"))
+    heading = [cell.strip() for cell in lines[at].strip("| ").split("|")]
+    place = heading.index("ceiling")
+    rows = [[c.strip() for c in line.strip("| ").split("|")] for line in lines[at + 2 : at + 8]]
+    ceilings = [f"{metrics[f'segment-{m}']['ceiling']:.3f}" for m in profiles.SEGMENTERS]
+    assert [row[place] for row in rows] == [ceilings[0], ceilings[1], "–", ceilings[2], "–", "–"]
+    assert "parameters" not in heading
 
 
 def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from hw1lib import profiles
+from hw1lib import profiles, settings
 from hw1lib.errors import UserError
 from tests.settings import leaves, other
 
@@ -15,7 +15,7 @@ def as_text(value):
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def kinds(part=profiles.Profile, prefix=""):
+def kinds(part=settings.Profile, prefix=""):
     """Dotted name -> declared type of every setting."""
     found = {}
     for name, kind in typing.get_type_hints(part).items():
@@ -30,14 +30,14 @@ NAMES = [name for name, _ in leaves(profiles.get("demo"))]
 @pytest.mark.parametrize("name", profiles.PROFILES)
 def test_every_setting_survives_text(name):
     profile = profiles.get(name)
-    settings = {dotted: as_text(value) for dotted, value in leaves(profile)}
+    texts = {dotted: as_text(value) for dotted, value in leaves(profile)}
     blank = dataclasses.replace(
-        profiles.Profile(name, profile.about),
+        settings.Profile(name, profile.about),
         ours=profile.ours, needs_data=profile.needs_data,
     )
     assert blank != profile  # so that the text had something to say
-    for dotted, value in settings.items():
-        blank = profiles._replaced(blank, dotted, dotted.split("."), value)
+    for dotted, value in texts.items():
+        blank = settings.replaced(blank, dotted, value)
     assert blank == profile
 
 
@@ -162,6 +162,31 @@ def test_seed_has_the_values_of_the_original_report():
     assert seed.model_scale == 1 and seed.needs_data
 
 
+@pytest.mark.parametrize("name", profiles.SEGMENTERS)
+def test_seed_trains_segmenters_without_anything_of_ours(name):
+    """Tiles as they are, plain cross-entropy, one network, one look."""
+    plain = getattr(profiles.get("seed"), name)
+    assert (plain.optimizer, plain.lr, plain.batch_size, plain.epochs) == ("adam", 1e-4, 8, 50)
+    assert plain.pretrained and plain.augmentation == "none" and plain.loss == "cross_entropy"
+    assert (plain.crop, plain.enlarge, plain.balance, plain.average) == (0, 1, 0, 0)
+    assert not plain.tta and plain.norm_momentum == 0
+
+
+def test_a_group_of_settings_is_replaced_like_a_profile():
+    group = settings.replaced(settings.Segment(), "average", "0.99")
+    assert group == settings.Segment(average=0.99)
+    with pytest.raises(UserError, match="average=2"):
+        settings.replaced(group, "average", 2)
+
+
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_every_value_of_a_profile_is_one_that_may_be_set(name):
+    """Ranges are checked for what is set; what stands in a profile must keep to them, too."""
+    profile = profiles.get(name)
+    for dotted, value in leaves(profile):
+        assert settings.replaced(profile, dotted, value) == profile
+
+
 def test_only_profiles_for_real_data_need_it():
     needy = {name for name, profile in profiles.PROFILES.items() if profile.needs_data}
     assert needy == {"seed", "strong"}
@@ -183,6 +208,12 @@ def test_only_profiles_for_real_data_need_it():
         "embed.setting=knn", "segmentation.improved=unet", "pretrain.views=simclr",
         "seeds=0", "seeds=-1", "seeds=1.5", "pretrain.crop_scale=0", "pretrain.crop_scale=1.1",
         "pretrain.zero_init_residual=maybe", "pretrain.moving_average_decay=1.1",
+        "lraspp.enlarge=0", "lraspp.enlarge=9", "lraspp.enlarge=1.5", "lraspp.jitter=-0.1",
+        "lraspp.jitter=1.1", "lraspp.loss=iou", "lraspp.balance=-1", "lraspp.balance=1.1",
+        "lraspp.average=1", "lraspp.average=-0.1", "lraspp.average=nan", "lraspp.tta=both",
+        "lraspp.crop_scale=0", "everything.crop_overlap_ratio=1.5", "everything.crop_n_layers=-1",
+        "everything.crop_n_points_downscale_factor=0", "everything.min_mask_region_area=-1",
+        "everything.refine=unet",
     ],
 )
 def test_a_value_that_can_mean_nothing_is_named(setting):

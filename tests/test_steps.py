@@ -85,8 +85,12 @@ def test_keys_are_the_same_again(course_data, tmp_path):
         ("fcn32s.lr", 1.0, {"segment-fcn32s"}),
         ("lraspp.lr", 1.0, {"segment-lraspp", "everything"}),  # smoke's improved model
         ("deeplabv3.lr", 1.0, {"segment-deeplabv3"}),
+        ("fcn32s.tta", True, {"segment-fcn32s"}),
+        ("deeplabv3.average", 0.5, {"segment-deeplabv3"}),
+        ("lraspp.loss", "dice", {"segment-lraspp", "everything"}),
         ("segmentation.improved", "deeplabv3", {"everything"}),
         ("everything.points_per_side", 3, {"everything"}),
+        ("everything.refine", "slic", {"everything"}),
         ("everything.images", "0001", {"everything"}),
     ],
 )
@@ -256,7 +260,7 @@ def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
 def test_a_real_step_is_watched_epoch_by_epoch(course_data, tmp_path, name):
     made = make(
         course_data, tmp_path / "out", model_scale=0.125, finetune__epochs=3, lraspp__epochs=3,
-        lraspp__batch_size=2, segmentation__stage_images="0001",
+        lraspp__batch_size=2, lraspp__crop=0, segmentation__stage_images="0001",
     )
     seen = []
     made.watch = lambda step, history: seen.append((step, [row["epoch"] for row in history]))

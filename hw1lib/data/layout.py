@@ -4,6 +4,7 @@ Everything countable (images, classes, sizes) is read here from the data; the Ea
 the same layout, so both run through the same code. Nothing is decoded.
 """
 
+import dataclasses
 import hashlib
 import re
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Split:
     files: tuple[str, ...]
     labels: np.ndarray | None = None  # (N,) int64
     classes: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()  # each class's label in the CSV, where labels may have gaps
 
     def __len__(self):
         return len(self.files)
@@ -53,7 +55,8 @@ class Split:
 
     def _part(self, chosen):
         labels = None if self.labels is None else self.labels[chosen]
-        return Split(self.folder, tuple(self.files[i] for i in chosen), labels, self.classes)
+        files = tuple(self.files[i] for i in chosen)
+        return dataclasses.replace(self, files=files, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def find(root, limits):
 
     Args:
         root: folder that holds p1_data/, p2_data/ or both.
-        limits: profiles.Data, how much of it to use.
+        limits: settings.Data, how much of it to use.
 
     Raises:
         UserError: neither problem is there, or one is incomplete.
@@ -232,7 +235,24 @@ def _labelled(table, folder):
     names = [_class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)]
     if len(set(names)) < len(names):  # letters that say nothing, as in img001.jpg
         names = [str(n) for n in numbers]
-    return Split(folder, tuple(rows["filename"]), classes.astype(np.int64), tuple(names))
+    files = tuple(rows["filename"])
+    return Split(folder, files, classes.astype(np.int64), tuple(names), tuple(numbers.tolist()))
+
+
+def read_rows(table, *columns):
+    """A CSV's rows as text, exactly as written: a DataFrame.
+
+    Raises:
+        UserError: it cannot be read or lacks one of the columns.
+    """
+    try:
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table} cannot be read as a CSV file: {error}.") from error
+    missing = [name for name in columns if name not in rows]
+    if missing:
+        raise UserError(f"{table} lacks the column {' and '.join(missing)}.")
+    return rows
 
 
 def _class_name(number, files):

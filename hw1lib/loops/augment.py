@@ -38,7 +38,6 @@ class Recipe:
     """How strongly one view is changed."""
 
     crop_scale: float = 0.2  # smallest share of the area that a random resized crop keeps
-    crop_most: float = 1.0  # largest share
     aspect: float = 4 / 3  # largest aspect ratio of the crop, and its inverse the smallest
     overhead: bool = False  # also vertical flips and quarter turns
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness … hue
@@ -55,7 +54,6 @@ VIEWS = {  # the two views of self-supervised pre-training, by the profile's `vi
     "geometry": (Recipe(jitter_p=0.0, grayscale_p=0.0),) * 2,
 }
 CLASSIFY = Recipe(crop_scale=0.5, jitter=(0.2, 0.2, 0.2, 0.02), grayscale_p=0.0)
-TILE = Recipe(aspect=1.0, overhead=True, jitter=(0.2, 0.2, 0.2, 0.02), grayscale_p=0.0)
 
 
 class Views(nn.Module):
@@ -83,7 +81,7 @@ def two_views(size, settings, overhead):
 
     Args:
         size: side of a view in pixels.
-        settings: profiles.Pretrain.
+        settings: settings.Pretrain.
         overhead: see `Views`.
     """
     return tuple(Views(size, recipe, overhead) for recipe in recipes(settings))
@@ -94,19 +92,39 @@ def recipes(settings):
     return tuple(replace(r, crop_scale=settings.crop_scale) for r in VIEWS[settings.views])
 
 
-def geometry(batch, recipe):
+def tile_recipe(settings):
+    """The recipe of Problem 2's tiles, of settings.Segment."""
+    strength = settings.jitter
+    return Recipe(
+        crop_scale=settings.crop_scale, aspect=1.0, overhead=True,
+        jitter=(strength, strength, strength, strength / 10), grayscale_p=0.0,
+    )
+
+
+def geometry(batch, recipe, shares=None, square=True):
     """Draws a crop, flips and quarter turns for each image.
+
+    Args:
+        batch: number of images.
+        recipe: Recipe.
+        shares: (height, width), the part of each side that all crops keep; None draws their area
+            and aspect ratio from the recipe.
+        square: whether what is cropped is square in pixels; else only half turns are drawn.
 
     Returns:
         (B, 2, 3) affine matrices from output to input coordinates, both in [-1, 1].
     """
-    area = recipe.crop_scale + (recipe.crop_most - recipe.crop_scale) * torch.rand(batch)
-    stretch = torch.exp((2 * torch.rand(batch) - 1) * 0.5 * math.log(recipe.aspect))
-    width = (area.sqrt() * stretch).clamp(max=1)  # half extents, as the image spans [-1, 1]
-    height = (area.sqrt() / stretch).clamp(max=1)
+    if shares is None:
+        area = recipe.crop_scale + (1 - recipe.crop_scale) * torch.rand(batch)
+        stretch = torch.exp((2 * torch.rand(batch) - 1) * 0.5 * math.log(recipe.aspect))
+        width = (area.sqrt() * stretch).clamp(max=1)  # half extents, as the image spans [-1, 1]
+        height = (area.sqrt() / stretch).clamp(max=1)
+    else:
+        height, width = (torch.full((batch,), float(share)) for share in shares)
     x = (2 * torch.rand(batch) - 1) * (1 - width)
     y = (2 * torch.rand(batch) - 1) * (1 - height)
-    turn = torch.randint(4 if recipe.overhead else 1, (batch,))
+    quarters = 1 if square else 2
+    turn = quarters * torch.randint(4 // quarters if recipe.overhead else 1, (batch,))
     flip = 1 - 2 * torch.randint(2, (batch,))
     cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[turn]
     sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[turn]
@@ -116,8 +134,13 @@ def geometry(batch, recipe):
 
 
 def warp(images, theta, size, mode="bilinear"):
-    """Samples each image through its own matrix: (B, C, H, W) -> (B, C, size, size)."""
-    shape = (len(images), images.shape[1], size, size)
+    """Samples each image through its own matrix: (B, C, H, W) -> (B, C, height, width).
+
+    Args:
+        size: side of a square in pixels, or (height, width).
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (len(images), images.shape[1], height, width)
     grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 

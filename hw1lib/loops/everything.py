@@ -1,18 +1,24 @@
-"""Step `everything`: all masks of a few validation tiles by each method, measured."""
+"""Step `everything`: all masks of validation tiles by each method, measured."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from tqdm import tqdm
 
 from hw1lib.data import images as image_files
 from hw1lib.data.landcover import CLASSES
+from hw1lib.errors import UserError
+from hw1lib.loops import segment
 from hw1lib.loops.training import say
-from hw1lib.models import everything, weights
+from hw1lib.models import everything, sam, weights
 from hw1lib.results import metrics, segments
 
-METHODS = ("sam", "slic", "felzenszwalb")
+CLASSICAL = {"slic": everything.slic, "felzenszwalb": everything.felzenszwalb}
+METHODS = ("sam", *CLASSICAL)
 
 
 def run(draft, problem2, profile, predictions, sam_path, device):
-    """Segments each image by every method that can run here, and measures the masks.
+    """Measures the masks of a few images, and what they make of the model's predictions on all.
 
     Args:
         predictions: (N, H, W) uint8, the improved model's classes of all validation tiles.
@@ -20,40 +26,94 @@ def run(draft, problem2, profile, predictions, sam_path, device):
     """
     settings = profile.everything
     tiles = problem2.validation
-    sam = weights.load_sam(sam_path).to(device) if sam_path else None
+    indices = [tiles.index(number, "everything.images") for number in settings.images]
+    images, masks, _ = image_files.load_tiles(tiles)
+    images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (N, H, W, 3)
+    network = weights.load_sam(sam_path).to(device) if sam_path else None
+    chosen = refining(settings.refine, network is not None, device)
     rows = []
-    for number in settings.images:
-        index = tiles.index(number, "everything.images")
-        image, truth, _ = image_files.load_tile(tiles, number)
-        image = np.ascontiguousarray(image.transpose(1, 2, 0))  # (H, W, 3)
-        found = {}
-        if sam is not None:
-            found["sam"] = _sam(image, sam, settings)
-        wanted = settings.segments or max(image.shape[:2]) // 2
-        if "sam" in found and not settings.segments:
-            wanted = max(len(found["sam"]), 2)  # the baselines get as many segments as SAM found
-        found["slic"] = everything.slic(image, wanted)
-        found["felzenszwalb"] = everything.felzenszwalb(image, wanted)
-        for method, masks in found.items():
-            labels = everything.partition(masks.masks)
+    for number, index in zip(settings.images, indices):
+        for method, found in _every(images[index], network, settings).items():
+            labels = everything.partition(found.masks)
             voted = segments.vote(labels, predictions[index])
-            measured = _measure(masks, labels, truth, predictions[index], voted)
+            measured = _measure(found, labels, masks[index], predictions[index], voted)
             rows.append({"method": method, "image": number, **measured})
-            _save(draft, f"{method}_{number}", masks, labels, voted)
-            say(f"everything  {number}  {method}  {len(masks)} masks")
+            _save(draft, f"{method}_{number}", found, labels, voted)
+            say(f"everything  {number}  {method}  {len(found)} masks")
+    refined = {}
+    for method in dict.fromkeys((chosen, *CLASSICAL)):
+        voted, count = _refine(method, images, predictions, network, settings)
+        matrix = metrics.confusion(masks, voted)
+        row = {"epoch": 0, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
+        refined[method] = segment.summary([row]) | {"segments": count}
+        say(f"everything  all tiles  {method}  mIoU after the vote {row['miou']:.3f}")
+        if method == chosen:
+            draft.array("predictions_vote", voted)
     draft.history([])
-    draft.metrics({"sam": sam_path.name if sam_path else None, "rows": rows})
+    draft.metrics(
+        {
+            "sam": sam_path.name if sam_path else None,
+            "rows": rows,
+            "refine": chosen,
+            "refined": refined,
+            "model_miou": metrics.miou(metrics.confusion(masks, predictions)),
+        }
+    )
 
 
-def _sam(image, sam, settings):
-    return everything.sam_everything(
+def refining(wish, has_sam, device):
+    """Whose masks vote on all tiles: `auto` is SAM where it is quick enough, else Felzenszwalb."""
+    if wish == "auto":
+        return "sam" if has_sam and device.type != "cpu" else "felzenszwalb"
+    if wish == "sam" and not has_sam:
+        raise UserError(f"everything.refine=sam: {weights.SAM_HINT}")
+    return wish
+
+
+def _every(image, network, settings):
+    """The masks of one (H, W, 3) image by every method that can run here."""
+    found = {} if network is None else {"sam": _sam(image, network, settings)}
+    wanted = settings.segments or max(image.shape[:2]) // 2
+    if network is not None and not settings.segments:
+        wanted = max(len(found["sam"]), 2)  # the baselines get as many segments as SAM found
+    return found | {name: method(image, wanted) for name, method in CLASSICAL.items()}
+
+
+def _refine(method, images, predictions, network, settings):
+    """The model's predictions after a majority vote in each segment, and segments an image."""
+    def one(pair):
+        image, predicted = pair
+        if method == "sam":
+            found = _sam(image, network, settings)
+        else:
+            found = CLASSICAL[method](image, settings.segments or max(image.shape[:2]) // 2)
+        labels = everything.partition(found.masks)
+        return segments.vote(labels, predicted), labels.max() + 1
+
+    pairs = list(zip(images, predictions))
+    with ThreadPoolExecutor(1 if method == "sam" else None) as pool:
+        found = pool.map(one, pairs)
+        voted, counts = zip(
+            *tqdm(found, f"vote {method}", len(pairs), leave=False, disable=None, ncols=80)
+        )
+    return np.stack(voted), float(np.mean(counts))
+
+
+def _sam(image, network, settings):
+    return sam.sam_everything(
         image,
-        sam,
+        network,
         points_per_side=settings.points_per_side,
         points_per_batch=settings.points_per_batch,
         pred_iou_thresh=settings.pred_iou_thresh,
         stability_score_thresh=settings.stability_score_thresh,
+        stability_score_offset=settings.stability_score_offset,
         box_nms_thresh=settings.box_nms_thresh,
+        crop_n_layers=settings.crop_n_layers,
+        crop_overlap_ratio=settings.crop_overlap_ratio,
+        crop_n_points_downscale_factor=settings.crop_n_points_downscale_factor,
+        crop_nms_thresh=settings.crop_nms_thresh,
+        min_mask_region_area=settings.min_mask_region_area,
     )
 
 

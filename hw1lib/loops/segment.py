@@ -1,16 +1,15 @@
 """Land-cover segmentation: training of one model, and the colour control."""
 
-import dataclasses
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from hw1lib.data import images as image_files
 from hw1lib.data.landcover import CLASSES, UNKNOWN
-from hw1lib.loops import augment, training
+from hw1lib.errors import UserError
+from hw1lib.loops import augment, losses, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.models import segmenters
+from hw1lib.models.average import Averaged
 from hw1lib.results import metrics
 
 STAGES = ("early", "middle", "final")
@@ -30,35 +29,64 @@ def run(draft, problem2, profile, name, device):
     network = segmenters.build(
         name, profile.model_scale, settings.pretrained, settings.norm_momentum
     )
+    if settings.average:
+        network = Averaged(network, settings.average)
     network.to(device, memory_format=torch.channels_last)
+    weights = losses.class_weights(masks, settings.balance).to(device)
+    batches = _batches(images, masks, profile, settings, device)
     stages = stage_epochs(settings.epochs)
+    seen = [number for number in range(UNKNOWN) if (masks == number).any()]
+    flipped = {}  # test-time augmentation, after the last epoch
+
+    def score(epoch, tta=False):
+        predicted = predict(network, val_images, device, settings, tta, seen)
+        matrix = metrics.confusion(val_masks, predicted)
+        row = {"epoch": epoch, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
+        return predicted, row
 
     def evaluate(epoch):
-        predicted = predict(network, val_images, device, settings.batch_size)
+        predicted, row = score(epoch)
         for stage, at in stages.items():
             if at == epoch:
                 draft.array(f"stage_{stage}", predicted[wanted])
         if epoch == settings.epochs:
             draft.array("predictions", predicted)
-        matrix = metrics.confusion(val_masks, predicted)
-        return {"miou": metrics.miou(matrix), "confusion": matrix.tolist()}
+            if settings.tta:
+                predicted, flipped["row"] = score(epoch, tta=True)
+                draft.array("predictions_tta", predicted)
+        return row
+
+    def after_step(share):
+        if settings.average:
+            network.follow(round(share * settings.epochs * len(batches)))
 
     history = training.train(
         network,
-        lambda images, masks: loss(segmenters.scores(network, images), masks),
-        _batches(images, masks, profile, settings, device),
+        lambda images, masks: losses.segmentation(
+            segmenters.scores(network, images, settings.enlarge), masks, settings.loss, weights
+        ),
+        batches,
         settings,
         device,
         seed=profile.seed,
         name=draft.step,
         evaluate=evaluate,
+        after_step=after_step,
         checkpoint=draft.checkpoint,
         checkpoint_every=profile.checkpoint_every,
         watch=draft.watch,
     )
-    draft.weights(network)
+    draft.weights(network.average if settings.average else network)
     draft.history(history)
-    draft.metrics(summary(history, stray + val_stray) | {"stages": stages})
+    numbers = summary(history) | {
+        "stages": stages,
+        "seen": seen,
+        "stray_pixels": stray + val_stray,
+        "ceiling": metrics.ceiling(val_masks, stride(name, settings)),
+    }
+    if flipped:
+        numbers["tta"] = summary([flipped["row"]])
+    draft.metrics(numbers)
 
 
 def stage_epochs(epochs):
@@ -66,49 +94,68 @@ def stage_epochs(epochs):
     return {"early": 1, "middle": (epochs + 1) // 2, "final": epochs}
 
 
-def loss(scores, masks):
-    """Mean cross-entropy over the known pixels.
-
-    Args:
-        scores: (B, 7, H, W) float32.
-        masks: (B, H, W) classes; unknown never contributes.
-
-    Returns:
-        Scalar; 0 where no pixel is known.
-    """
-    masks = masks.long()
-    total = F.cross_entropy(scores, masks, ignore_index=UNKNOWN, reduction="sum")
-    return total / (masks != UNKNOWN).sum().clamp_min(1)
+def stride(name, settings):
+    """How many pixels of a tile, along one side, share one of the network's finest scores."""
+    return max(1, segmenters.STRIDE[name] // settings.enlarge)
 
 
 @torch.no_grad()
-def predict(network, images, device, batch=8):
-    """Predicted classes without augmentation: (N, 3, H, W) uint8 -> (N, H, W) uint8.
+def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
+    """Predicted classes of tiles: (N, 3, H, W) uint8 -> (N, H, W) uint8.
 
-    Unknown is no answer: the highest of the six scored classes is taken.
+    Unknown is no answer, and neither is a class that no training pixel has: of the others the one
+    with the highest score is taken.
+
+    Args:
+        network: a segmentation network in eval mode.
+        images: NumPy array.
+        settings: settings.Segment, for the size of batches and how far tiles are enlarged.
+        tta: average the probabilities over eight flips and quarter turns of each tile.
+        seen: numbers of the classes that occur in training.
     """
+    numbers = torch.tensor(list(seen), dtype=torch.uint8)
+    scores = turned_scores if tta else segmenters.scores
     parts = []
-    for part in torch.from_numpy(images).split(batch):
-        scores = segmenters.scores(network, augment.normalise(part.to(device)))
-        parts.append(scores[:, :UNKNOWN].argmax(dim=1).to(torch.uint8).cpu())
+    for part in torch.from_numpy(images).split(settings.batch_size):
+        found = scores(network, augment.normalise(part.to(device)), settings.enlarge)
+        parts.append(numbers[found[:, list(seen)].argmax(dim=1).cpu()])
     return torch.cat(parts).numpy()
 
 
-def summary(history, stray):
+def turned_scores(network, images, enlarge=1):
+    """Test-time augmentation: probabilities averaged over the eight symmetries of a square.
+
+    Args:
+        network: a segmentation network in eval mode.
+        images: (B, 3, H, W) float, normalised.
+        enlarge: see segmenters.scores.
+
+    Returns:
+        (B, 6, H, W) float32: unknown is no answer.
+    """
+    total = 0
+    for turns in range(4):
+        turned = images.rot90(turns, (2, 3))
+        for flip in ((), (3,)):
+            scores = segmenters.scores(network, turned.flip(flip), enlarge)[:, :UNKNOWN]
+            total = total + scores.softmax(dim=1).flip(flip).rot90(-turns, (2, 3))
+    return total / 8
+
+
+def summary(history):
     """Best and last epoch of a segmentation run as plain numbers; nan becomes None."""
     scores = [row["miou"] for row in history]
     best = int(np.nanargmax(scores))
-    matrix = np.array(history[best]["confusion"])
+    matrix, last = (np.array(history[at]["confusion"]) for at in (best, -1))
     return {
         "miou": scores[best],
         "miou_last": scores[-1],
         "epoch": history[best]["epoch"],
         "iou": _by_class(matrix),
-        "iou_last": _by_class(np.array(history[-1]["confusion"])),
+        "iou_last": _by_class(last),
         "pixel_accuracy": metrics.pixel_accuracy(matrix),
         "confusion": history[best]["confusion"],
         "confusion_last": history[-1]["confusion"],
-        "stray_pixels": stray,
     }
 
 
@@ -120,17 +167,22 @@ def _by_class(matrix):
 
 
 def _batches(images, masks, profile, settings, device):
-    size = settings.crop or images.shape[-1]
-    least, most = settings.crop_scale, 1.0
-    if settings.crop:  # a crop keeps the tile's resolution
-        least = most = (size / images.shape[-1]) ** 2
-    recipe = dataclasses.replace(augment.TILE, crop_scale=least, crop_most=most)
-    square = images.shape[-1] == images.shape[-2]  # only squares can take a quarter turn
+    recipe = augment.tile_recipe(settings)
+    height, width = images.shape[-2:]
+    side = settings.crop
+    if side > min(height, width):
+        raise UserError(
+            f"A crop of {side} pixels does not fit into tiles of {width} × {height}. Make it "
+            "smaller, or 0 for whole tiles."
+        )
+    size = (side, side) if side else (height, width)
+    shares = (side / height, side / width) if side else None  # crops keep the resolution
+    square = size[0] == size[1]
 
     def prepare(images, masks):
-        if settings.augmentation == "none" or not square:
+        if settings.augmentation == "none":
             return augment.normalise(images), masks
-        theta = augment.geometry(len(images), recipe)
+        theta = augment.geometry(len(images), recipe, shares, square)
         images = augment.warp(images.float() / 255, theta, size)
         moved = augment.warp(masks[:, None].float(), theta, size, mode="nearest")
         return augment.normalise(augment.recolour(images, recipe)), moved[:, 0].to(masks.dtype)
@@ -153,7 +205,7 @@ def colour(draft, problem2):
     row = {"epoch": 0, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
     draft.array("predictions", predicted)
     draft.history([row])
-    draft.metrics(summary([row], stray + val_stray))
+    draft.metrics(summary([row]) | {"stray_pixels": stray + val_stray})
 
 
 def _bins(images):

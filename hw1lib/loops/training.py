@@ -113,7 +113,7 @@ def train(
         module: what is trained: its parameters that require a gradient.
         loss: function(*batch) -> scalar tensor.
         batches: function(epoch) -> iterable of batches, with a length.
-        settings: profiles.Optimization.
+        settings: settings.Optimization.
         device: torch device that `module` is on.
         seed: whole number.
         name: of the step, for the progress lines.

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from byol_pytorch import BYOL
 from torch import nn
 
+from hw1lib.models import average
+
 
 def learner(backbone, image_size, settings, views=None):
     """The report's own call of byol-pytorch.
@@ -24,7 +26,7 @@ def learner(backbone, image_size, settings, views=None):
     Args:
         backbone: ResNet50; its `avgpool` output is the representation.
         image_size: side of the views in pixels.
-        settings: profiles.Pretrain.
+        settings: settings.Pretrain.
         views: two modules that each draw one augmented view of a batch; None takes the package's
             own, which draws one augmentation for the whole batch.
 
@@ -91,19 +93,12 @@ def decay(base, share):
     return 1 - (1 - base) * (math.cos(math.pi * share) + 1) / 2
 
 
-@torch.no_grad()
 def follow(learner, decay):
     """Moves the target network: decay · target + (1 - decay) · online.
 
-    NOTE: BatchNorm's running statistics follow, too; the package moves parameters only. Counters
-    are copied.
+    NOTE: BatchNorm's running statistics follow, too; the package moves parameters only.
     """
-    target = learner.target_encoder.state_dict()
-    for name, online in learner.online_encoder.state_dict().items():
-        if online.is_floating_point():
-            target[name].lerp_(online, 1 - decay)
-        else:
-            target[name].copy_(online)
+    average.follow(learner.target_encoder, learner.online_encoder, decay)
 
 
 def call_text(image_size, settings):

@@ -1,8 +1,9 @@
-"""A convolution that is quick on small feature maps, too.
+"""A convolution that is quick on small and on dilated feature maps, too.
 
-On CPUs the library's backward pass spends most of a training step of a ResNet50 on 32-pixel images
-in the last two stages, whose maps have four pixels or one. As matrix products they are several
-times quicker. The result is the same up to rounding, and so are the weights' names and shapes.
+On CPUs the library spends most of a training step in a few layers: a ResNet50's last stages on
+32-pixel images, VGG16-FCN32s's conv7, MobileNetV3's dilated depthwise layers. As matrix products,
+or without the dilation, they are several times quicker. The result is the same up to rounding, and
+so are the weights' names and shapes.
 """
 
 import functools
@@ -11,55 +12,94 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SMALL = 4  # pixels of a map up to which the whole map goes through one matrix
+SMALL = 4  # pixels of an output map up to which it is computed as one matrix product
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d; on a CPU, 1 × 1 kernels and small maps are computed as matrix products."""
+    """nn.Conv2d; on a CPU by matrix products, or in parts, where that is quicker."""
 
     def forward(self, images):
-        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        if plain and images.device.type == "cpu" and isinstance(self.padding, tuple):
-            if self.kernel_size == (1, 1) and self.padding == (0, 0):
-                return self._pointwise(images)
-            if self.kernel_size == (3, 3) and images.shape[2] * images.shape[3] <= SMALL:
-                return self._dense(images)
+        if (
+            images.device.type == "cpu"
+            and images.ndim == 4
+            and self.padding_mode == "zeros"
+            and isinstance(self.padding, tuple)
+        ):
+            reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding,
+                           self.dilation)
+            # Products in float32 are not quicker than the library where all of a kernel is used.
+            half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
+            if self.groups == 1 and reach is not None and (half or self.kernel_size != (1, 1)):
+                return self._product(images, *reach)
+            if self._splits(images):
+                return self._in_parts(images)
         return super().forward(images)
 
-    def _pointwise(self, images):
-        down, right = self.stride
-        pixels = images[:, :, ::down, ::right].permute(0, 2, 3, 1)  # (B, H, W, C)
-        return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+    def _product(self, images, taps, pads, out):
+        """One matrix product over the taps that see any pixel."""
+        (top, bottom), (left, right) = taps
+        kernel = self.weight[:, :, top : bottom + 1, left : right + 1]
+        (down, across), (spread, along) = self.stride, self.dilation
+        if any(pads):
+            images = F.pad(images, pads)  # below zero: cut off
+        if kernel.shape[2:] == (1, 1):
+            columns = images[:, :, ::down, ::across].permute(0, 2, 3, 1)  # (B, P, Q, C)
+        else:
+            windows = images.unfold(2, spread * (bottom - top) + 1, down)[..., ::spread]
+            windows = windows.unfold(3, along * (right - left) + 1, across)[..., ::along]
+            columns = windows.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (B, P, Q, taps·C)
+        kernel = kernel.permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
+        return F.linear(columns, kernel, self.bias).permute(0, 3, 1, 2)
 
-    def _dense(self, images):
-        batch, channels, height, width = images.shape
-        taps, rows, columns = _taps(height, width, self.stride, self.padding)
-        kernel = self.weight.permute(2, 3, 0, 1).reshape(9, -1)  # (9, O·C)
-        kernel = F.pad(kernel, (0, 0, 0, 1)).index_select(0, taps)  # (P·Q, O·C), tap 9 is zero
-        kernel = kernel.view(rows * columns, height * width, self.out_channels, channels)
-        kernel = kernel.transpose(1, 2).reshape(rows * columns * self.out_channels, -1)
-        pixels = images.permute(0, 2, 3, 1).reshape(batch, -1)  # (B, Q·C)
-        bias = None if self.bias is None else self.bias.repeat(rows * columns)
-        out = F.linear(pixels, kernel, bias).view(batch, rows, columns, self.out_channels)
+    def _splits(self, images):
+        """Whether the dilation divides map and padding, so that its parts do not mix."""
+        spread = self.dilation[0]
+        return (
+            self.dilation == (spread, spread) and spread > 1 and self.stride == (1, 1)
+            and all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
+        )
+
+    def _in_parts(self, images):
+        """Dilation d takes each d-th pixel: d² smaller maps without dilation, side by side."""
+        d, (batch, channels, height, width) = self.dilation[0], images.shape
+        # Channels come last all the way, backwards, too: depthwise layers are slow otherwise.
+        pixels = images.permute(0, 2, 3, 1).reshape(batch, height // d, d, width // d, d, channels)
+        parts = pixels.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B·d², H/d, W/d, C)
+        pads = [pad // d for pad in self.padding]
+        out = F.conv2d(
+            parts.permute(0, 3, 1, 2), self.weight, self.bias, padding=pads, groups=self.groups
+        )
+        out = out.permute(0, 2, 3, 1).unflatten(0, (batch, d, d))  # (B, d, d, P/d, Q/d, O)
+        out = out.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)  # (B, P, Q, O)
         return out.permute(0, 3, 1, 2)
 
 
 @functools.cache
-@torch.inference_mode(False)  # what is kept must serve training, too
-def _taps(height, width, stride, padding):
-    """Which of a 3 × 3 kernel's taps leads from each input pixel to each output pixel.
+def _reach(sizes, kernels, strides, paddings, dilations):
+    """Which taps of a kernel see any pixel, where few enough remain for a matrix product.
 
     Returns:
-        (P·Q,) numbers 0…8, or 9 for none, output pixels outside; and the output's two sides.
+        First and last tap along each side, padding for F.pad and the output's sides; or None.
     """
-    sides, along = [], []
-    for size, step, pad in zip((height, width), stride, padding):
-        out = (size + 2 * pad - 3) // step + 1
-        tap = torch.arange(size) - step * torch.arange(out)[:, None] + pad  # (out, size)
-        sides.append(out)
-        along.append(torch.where((tap >= 0) & (tap < 3), tap, -100))
-    tap = 3 * along[0][:, None, :, None] + along[1][None, :, None, :]
-    return torch.where(tap >= 0, tap, 9).flatten(), *sides
+    taps, pads, out = [], [], []
+    for size, kernel, stride, padding, dilation in zip(
+        sizes, kernels, strides, paddings, dilations
+    ):
+        count = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        seen = [
+            tap for tap in range(kernel)
+            if any(0 <= i * stride + tap * dilation - padding < size for i in range(count))
+        ]
+        if not seen:  # the library says it best
+            return None
+        first, last = seen[0], seen[-1]
+        before = padding - first * dilation
+        after = (count - 1) * stride + (last - first) * dilation + 1 - before - size
+        taps.append((first, last))
+        pads = [before, after] + pads  # F.pad begins with the last side
+        out.append(count)
+    single = all(first == last for first, last in taps)
+    return (tuple(taps), pads, out) if single or out[0] * out[1] <= SMALL else None
 
 
 def quicken(network):

@@ -8,7 +8,9 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import mobilenet_v3_large, vgg16
+from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation import (
     DeepLabV3_ResNet101_Weights,
@@ -19,9 +21,11 @@ from torchvision.models.segmentation import (
     lraspp_mobilenet_v3_large,
 )
 from torchvision.models.vgg import cfgs, make_layers
+from torchvision.ops import SqueezeExcitation
 
 from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
+from hw1lib.models import convolution
 
 NAMES = {
     "fcn32s": "VGG16-FCN32s",
@@ -32,15 +36,6 @@ PAPERS = {
     "fcn32s": "Long, Shelhamer and Darrell 2015, arXiv:1411.4038",
     "lraspp": "Howard et al. 2019, arXiv:1905.02244",
     "deeplabv3": "Chen et al. 2017, arXiv:1706.05587",
-}
-DIFFERENCE = {  # from VGG16-FCN32s, in words
-    "fcn32s": "It is the same model.",
-    "lraspp": "Its backbone is made of inverted residuals with depthwise convolutions and "
-    "squeeze-and-excite; its head multiplies 128 channels with a gate from global pooling, adds "
-    "scores of an earlier, finer layer, and enlarges them bilinearly.",
-    "deeplabv3": "Its backbone is a residual network whose last two stages are dilated instead of "
-    "strided, so they stay fine; its head looks at several scales at once (atrous spatial pyramid "
-    "pooling), and scores are enlarged bilinearly.",
 }
 STRIDE = {"fcn32s": 32, "lraspp": 8, "deeplabv3": 8}  # input pixels for one of the finest scores
 
@@ -104,7 +99,7 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = norm_momentum
-    return network
+    return convolution.quicken(network)
 
 
 def _fcn32s(scale, pretrained):
@@ -164,16 +159,26 @@ def _resized(layer):
     return nn.Conv2d(layer.in_channels, len(CLASSES), kernel_size=1)
 
 
-def scores(network, images):
+def scores(network, images, enlarge=1):
     """Class scores in float32: (B, 3, H, W) -> (B, 7, H, W).
 
-    FCN32s needs sides that are multiples of 32; others are padded by reflection, then cut.
+    FCN32s needs sides that are multiples of 32; others get their last row and column repeated,
+    which is cut off again.
+
+    Args:
+        network: a segmentation network.
+        images: float, normalised, of any size.
+        enlarge: the network sees the images enlarged so many times, so its output stride covers
+            fewer of their pixels.
     """
+    if enlarge > 1:
+        images = F.interpolate(images, scale_factor=enlarge, mode="bilinear", align_corners=False)
     height, width = images.shape[-2:]
     pad = (0, -width % 32, 0, -height % 32)
-    out = network(F.pad(images, pad, mode="reflect") if any(pad) else images)
+    out = network(F.pad(images, pad, mode="replicate") if any(pad) else images)
     out = out["out"] if isinstance(out, dict) else out
-    return out[..., :height, :width].float()
+    out = out[..., :height, :width].float()
+    return F.avg_pool2d(out, enlarge) if enlarge > 1 else out
 
 
 def real(name):
@@ -186,6 +191,42 @@ def real(name):
 def parameters(name):
     """Number of parameters of the real network."""
     return sum(p.numel() for p in real(name).parameters())
+
+
+def multiply_adds(name, size):
+    """Multiply-adds of the real network's convolutions for one size × size image."""
+    network = real(name).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        scores(network, torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() // 2  # it counts multiplication and addition
+
+
+@functools.cache
+def anatomy(name):
+    """What the real network is made of, counted from its modules.
+
+    Returns:
+        Dict from a building block, as the field calls it, to how many there are.
+    """
+    modules = list(real(name).modules())
+    plain = [m for m in modules if isinstance(m, nn.Conv2d)]
+    return {
+        "convolutions": len(plain),
+        "depthwise convolutions": sum(m.groups == m.in_channels > 1 for m in plain),
+        "dilated convolutions": sum(max(m.dilation) > 1 for m in plain),
+        "transposed convolutions": sum(isinstance(m, nn.ConvTranspose2d) for m in modules),
+        "poolings": sum(isinstance(m, nn.MaxPool2d) for m in modules),
+        "BatchNorm layers": sum(isinstance(m, nn.BatchNorm2d) for m in modules),
+        "residual bottlenecks": sum(isinstance(m, Bottleneck) for m in modules),
+        "inverted residuals": sum(isinstance(m, InvertedResidual) for m in modules),
+        "of these with a skip connection": sum(
+            isinstance(m, InvertedResidual) and m.use_res_connect for m in modules
+        ),
+        "squeeze-and-excite blocks": sum(isinstance(m, SqueezeExcitation) for m in modules),
+        "branches of the ASPP": sum(
+            len(m.convs) for m in modules if isinstance(m, deeplabv3.ASPP)
+        ),
+    }
 
 
 def outline(name, size=512):

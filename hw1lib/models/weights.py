@@ -17,9 +17,9 @@ SAM_FOLDERS = ("sam-vit-base", "sam-vit-large", "sam-vit-huge")
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
 
 SAM_HINT = (
-    "SAM's weights are not there: run `.venv/bin/hf download facebook/sam-vit-base config.json "
-    "model.safetensors --local-dir data/weights/sam-vit-base` (375 MB), or put Meta's "
-    "sam_vit_b_01ec64.pth into data/weights."
+    "SAM's weights are not there: run `.venv/bin/python -m hw1lib weights fetch sam_vit_b` "
+    "(375 MB), or put Meta's sam_vit_b_01ec64.pth or the Hugging Face folder sam-vit-base into "
+    "data/weights."
 )
 
 # Meta's names on the left, transformers' on the right; applied in this order.

@@ -114,18 +114,24 @@ def architecture(blocks, title):
     return figure
 
 
-def segmentation_curves(histories, names):
+def segmentation_curves(histories, names, control):
     """Training loss and validation mIoU of the three models.
 
     Args:
         histories: dict from model to DataFrame with epoch, loss and miou.
         names: dict from model to its full name.
+        control: mIoU of the colour look-up table.
     """
     figure, axes = canvas(1, 2, (7, 2.8))
     for model, history in histories.items():
         style = dict(color=MODEL_COLOURS[model], label=names[model], marker="o", markersize=3)
         axes[0].plot(history["epoch"], history["loss"], **style)
         axes[1].plot(history["epoch"], history["miou"], **style)
+    axes[1].axhline(control, color=MUTED, linestyle=":", linewidth=1.2)
+    axes[1].annotate(
+        "colours alone", (1, control), (-2, 2), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", fontsize=7, color=MUTED,
+    )
     axes[0].set_title("training loss")
     axes[0].set_ylim(bottom=0)
     axes[1].set_title("validation mIoU")
@@ -134,6 +140,36 @@ def segmentation_curves(histories, names):
         epochs(axis)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def class_iou(values, names):
+    """IoU of each class by model at the last epoch, the colour control as a line.
+
+    Args:
+        values: dict from model or colour to a dict from class to IoU or None.
+        names: dict from model to its full name.
+    """
+    figure, axes = canvas(1, 1, (6.8, 2.6))
+    axis = axes[0]
+    classes = [c for c in landcover.SCORED if any(v[c] is not None for v in values.values())]
+    wide = 0.8 / len(names)
+    for place, (model, name) in enumerate(names.items()):
+        at = np.arange(len(classes)) + (place - (len(names) - 1) / 2) * wide
+        heights = [values[model][c] or 0 for c in classes]
+        axis.bar(at, heights, wide * 0.92, color=MODEL_COLOURS[model], label=name)
+        for x, height in zip(at, heights):
+            axis.text(x, height, f"{height:.2f}", ha="center", va="bottom", fontsize=6)
+    for x, name in enumerate(classes):
+        label = "colours alone" if x == 0 else None
+        level = values["colour"][name] or 0
+        axis.hlines(level, x - 0.45, x + 0.45, color=INK, linestyle=":", label=label)
+    axis.set_xticks(range(len(classes)), classes)
+    axis.set_ylabel("IoU")
+    axis.set_ylim(0, 1)
+    axis.grid(axis="x", visible=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=7.5)
     return figure
 
 
@@ -190,26 +226,28 @@ def everything_masks(rows, methods):
     """Everything masks of a few tiles, one column a method, with the refined prediction.
 
     Args:
-        rows: list of dicts with number, image (H, W, 3), truth (H, W) and, for each method, a
-            dict with labels (H, W), vote (H, W) and masks (their number).
+        rows: list of dicts with number, image (H, W, 3), model (H, W) its prediction, truth (H, W)
+            and, for each method, a dict with labels (H, W), vote (H, W) and masks (their number).
         methods: dict from method to its full name.
     """
-    columns = 2 + 2 * len(methods)
-    figure, axes = canvas(len(rows), columns, (7.2, 7.2 / columns * len(rows) + 0.7))
+    columns = 3 + 2 * len(methods)
+    figure, axes = canvas(len(rows), columns, (7.2, 7.2 / columns * len(rows) + 0.8))
     for row, data in enumerate(rows):
-        line = axes[row * columns : (row + 1) * columns]
-        show(line[0], data["image"], "image" if row == 0 else "", 7)
-        line[0].set_ylabel(data["number"], fontsize=8)
-        for place, (method, name) in enumerate(methods.items()):
+        pictures = [("image", data["image"]), ("model", landcover.encode(data["model"]))]
+        for method, name in methods.items():
             part = data[method]
-            show(line[1 + 2 * place], outlined(data["image"], part["labels"]),
-                  name if row == 0 else "", 7)
-            line[1 + 2 * place].set_xlabel(f"{part['masks']} masks", fontsize=7)
-            show(line[2 + 2 * place], landcover.encode(part["vote"]),
-                  "model's vote" if row == 0 else "", 7)
-        show(line[-1], landcover.encode(data["truth"]), "truth" if row == 0 else "", 7)
-    pictures = [r["truth"] for r in rows] + [r[m]["vote"] for r in rows for m in methods]
-    class_legend(figure, sorted(set(np.unique(pictures).tolist())))
+            pictures.append((name, outlined(data["image"], part["labels"])))
+            pictures.append(("its vote", landcover.encode(part["vote"])))
+        pictures.append(("truth", landcover.encode(data["truth"])))
+        line = axes[row * columns : (row + 1) * columns]
+        for axis, (title, picture) in zip(line, pictures):
+            show(axis, picture, title if row == 0 else "", 7)
+        for place, method in enumerate(methods):
+            line[2 + 2 * place].set_xlabel(f"{data[method]['masks']} masks", fontsize=7)
+        line[0].set_ylabel(data["number"], fontsize=8)
+    masks = [r[k] for r in rows for k in ("model", "truth")]
+    masks += [r[m]["vote"] for r in rows for m in methods]
+    class_legend(figure, sorted(set(np.unique(masks).tolist())))
     return figure
 
 

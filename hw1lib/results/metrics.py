@@ -59,3 +59,27 @@ def pixel_accuracy(matrix):
     """Share of the known pixels that are predicted right, in [0, 1]."""
     known = matrix[:UNKNOWN]
     return float(np.trace(known) / max(known.sum(), 1))
+
+
+def ceiling(masks, stride):
+    """mIoU of the best masks that are constant in blocks: what an output stride allows.
+
+    Each block gets the class that most of its known pixels have, of equals the lower number.
+    Models that interpolate between their scores can be a little better than that.
+
+    Args:
+        masks: (N, H, W) true classes.
+        stride: side of a block in pixels.
+
+    Returns:
+        Float in [0, 1].
+    """
+    count, height, width = masks.shape
+    down, right = -height % stride, -width % stride
+    padded = np.pad(masks, ((0, 0), (0, down), (0, right)), constant_values=UNKNOWN)
+    rows, columns = padded.shape[1] // stride, padded.shape[2] // stride
+    blocks = padded.reshape(count, rows, stride, columns, stride)
+    votes = np.stack([(blocks == c).sum(axis=(2, 4)) for c in range(UNKNOWN)])  # (6, N, h, w)
+    best = np.where(votes.any(axis=0), votes.argmax(axis=0), UNKNOWN)
+    best = best.repeat(stride, axis=1).repeat(stride, axis=2)[:, :height, :width]
+    return miou(confusion(masks, best))

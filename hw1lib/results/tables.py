@@ -92,18 +92,23 @@ def _order(settings):
 
 
 def segmentation(metrics, parameters):
-    """The table of segmentation models and the colour control.
+    """The table of segmentation models, their variants and the colour control.
 
     Args:
-        metrics: dict from model (or colour) to that step's metrics.
+        metrics: dict from row to its numbers: a model, model+tta, model+vote or colour.
         parameters: dict from model to the real network's number of parameters.
     """
     rows = [
-        {"model": model, **values, **values["iou"], "parameters": parameters.get(model)}
-        for model, values in metrics.items()
+        {"model": row, **values, **values["iou"], "parameters": parameters.get(base(row))}
+        for row, values in metrics.items()
     ]
     table = pd.DataFrame(rows)[SEGMENTATION]
     return table.astype({"parameters": "Int64"}).astype(dict.fromkeys(SCORED, "float64"))
+
+
+def base(row):
+    """The model behind a row of the segmentation table: lraspp+tta -> lraspp."""
+    return row.partition("+")[0]
 
 
 def everything(rows, images, sam_there):

@@ -63,6 +63,32 @@ def test_labels_with_gaps_become_contiguous(course_data):
     assert sorted(set(one.train.labels)) == [0, 1, 2] and one.train.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("gaps", [{0: 0, 1: 1, 2: 2}, {0: 3, 1: 17, 2: 64}, {0: 64, 1: -1, 2: 3}])
+def test_the_csvs_own_numbers_are_kept(course_data, gaps):
+    """A prediction has to be written with them; parts of a split keep them, too."""
+    given = {}
+    for split in ("train", "val"):
+        table = course_data / "p1_data" / "office" / f"{split}.csv"
+        rows = pd.read_csv(table)
+        rows["label"] = rows["label"].map(gaps)
+        rows.to_csv(table, index=False)
+        given |= dict(zip(rows["filename"], rows["label"]))
+    one = find(course_data, office_limit=5).problem1
+    full = find(course_data).problem1
+    parts = (full.train, full.val, one.train, full.train.take(2), full.train.without(one.train))
+    for split in parts:
+        numbers = [split.numbers[label] for label in split.labels]
+        assert numbers == [given[name] for name in split.files]
+        assert all(type(number) is int for number in split.numbers)
+    assert full.train.numbers == one.val.numbers == tuple(sorted(gaps.values()))
+    assert full.pool.numbers == (100, 200)
+
+
+def test_without_labels_there_are_no_numbers(course_data):
+    (course_data / "p1_data" / "mini" / "train.csv").unlink()
+    assert find(course_data).problem1.pool.numbers == ()
+
+
 def test_a_class_without_shared_letters_is_called_by_its_number(course_data):
     words = ("Cup", "Pen", "Mug", "Pen", "12", "Pen")
     rows = [(f"{word}{i}.jpg", 5 + i % 2) for i, word in enumerate(words)]

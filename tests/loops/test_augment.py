@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as reference
 
-from hw1lib import profiles
 from hw1lib.data.landcover import CLASSES
 from hw1lib.loops import augment
+from hw1lib.settings import Pretrain, Segment
 
 FACTORS = [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]
 SHIFTS = [-0.5, -0.2, -0.03, 0.0, 0.1, 0.5]
 BYOL = augment.VIEWS["byol"]
-RECIPES = [*BYOL, augment.VIEWS["geometry"][0], augment.CLASSIFY, augment.TILE]
+TILE = augment.tile_recipe(Segment(crop_scale=0.3))
+RECIPES = [*BYOL, augment.VIEWS["geometry"][0], augment.CLASSIFY, TILE]
 
 
 def batch(count, size=24, seed=0):
@@ -137,7 +138,7 @@ def test_a_view_leaves_its_images_alone():
 @pytest.mark.parametrize("name", augment.VIEWS)
 @pytest.mark.parametrize("overhead", [True, False])
 def test_two_views_are_those_that_the_profile_names(name, overhead):
-    chosen = profiles.Pretrain(views=name, crop_scale=0.35)
+    chosen = Pretrain(views=name, crop_scale=0.35)
     views = augment.two_views(16, chosen, overhead)
     expected = [
         dataclasses.replace(recipe, crop_scale=0.35, overhead=overhead)
@@ -148,7 +149,7 @@ def test_two_views_are_those_that_the_profile_names(name, overhead):
 
 
 def test_every_choice_of_views_is_there():
-    choices = profiles.Pretrain.__dataclass_fields__["views"].metadata["choices"]
+    choices = Pretrain.__dataclass_fields__["views"].metadata["choices"]
     assert set(choices) == set(augment.VIEWS)
 
 
@@ -166,7 +167,7 @@ def test_geometry_leaves_the_colours():
     """A view of one flat colour is that colour."""
     torch.manual_seed(0)
     flat = torch.tensor([30, 120, 210], dtype=torch.uint8).view(1, 3, 1, 1).expand(8, 3, 16, 16)
-    for view in augment.two_views(16, profiles.Pretrain(views="geometry"), True):
+    for view in augment.two_views(16, Pretrain(views="geometry"), True):
         torch.testing.assert_close(view(flat), augment.normalise(flat), atol=1e-5, rtol=0)
 
 
@@ -218,19 +219,121 @@ def test_a_crop_is_what_torchvision_would_cut_out():
     torch.testing.assert_close(ours[inner], theirs[inner], atol=1e-5, rtol=0)
 
 
-def test_image_and_mask_move_together():
+def coordinates(height, width):
+    """An image of one channel a side: each pixel holds its own place, (1, 2, H, W)."""
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    return torch.stack([rows, columns])[None]
+
+
+CROPS = [((32, 32), 16), ((32, 32), 32), ((24, 40), 16), ((40, 24), 24), ((33, 47), 20)]
+
+
+@pytest.mark.parametrize("overhead", [True, False])
+@pytest.mark.parametrize(("tile", "side"), CROPS)
+def test_a_crop_of_shares_keeps_the_resolution(tile, side, overhead):
+    """Each step in the crop is one pixel of the tile, and it stays inside."""
+    torch.manual_seed(0)
+    height, width = tile
+    recipe = dataclasses.replace(TILE, overhead=overhead)
+    theta = augment.geometry(64, recipe, (side / height, side / width)).double()
+    places = coordinates(height, width).expand(64, -1, -1, -1)
+    cut = augment.warp(places, theta, side)
+    assert cut.shape == (64, 2, side, side)
+    down, across = cut.diff(dim=2), cut.diff(dim=3)
+    for steps in (down, across):  # along one axis of the tile, by one
+        length = steps.abs().sum(1)
+        torch.testing.assert_close(length, torch.ones_like(length), atol=1e-4, rtol=0)
+        assert (steps.abs().amax(1) > 1 - 1e-4).all()
+    assert cut.amin() > -1e-4 and (cut.amax((0, 2, 3)) < torch.tensor(tile) - 1 + 1e-4).all()
+    turned = (down[:, 0].abs() < 0.5).flatten(1).all(1)
+    assert 0.3 < turned.float().mean() < 0.7 if overhead else not turned.any()
+    for axis, length in enumerate(tile):  # every place is drawn, from one end to the other
+        least = cut[:, axis].amin((1, 2))
+        room = length - side
+        assert least.max() - least.min() >= 0.8 * room and least.max() <= room + 1e-4
+
+
+def test_a_crop_as_large_as_its_tile_is_the_tile():
+    """Up to flips and turns, without any interpolation."""
+    torch.manual_seed(0)
+    image = torch.rand(3, 16, 16)
+    theta = augment.geometry(100, TILE, (1.0, 1.0))
+    moved = augment.warp(image.expand(100, 3, 16, 16), theta, 16)
+    distances = (moved[:, None] - symmetries(image)).abs().flatten(2).amax(2)
+    assert (distances.min(dim=1).values < 1e-4).all()
+    assert len(distances.argmin(dim=1).unique()) == 8
+
+
+@pytest.mark.parametrize("overhead", [True, False])
+@pytest.mark.parametrize("size", [(12, 20), (20, 12)])
+def test_what_is_not_square_is_turned_by_halves(size, overhead):
+    """Four symmetries; seen upright, only two."""
+    torch.manual_seed(0)
+    image = torch.rand(3, *size)
+    recipe = augment.Recipe(crop_scale=1.0, aspect=1.0, overhead=overhead)
+    theta = augment.geometry(200, recipe, square=False)
+    moved = augment.warp(image.expand(200, 3, *size), theta, size)
+    assert moved.shape == (200, 3, *size)
+    own = torch.stack([image, image.flip(-1), image.flip(-2), image.flip(-2, -1)])
+    distances = (moved[:, None] - own).abs().flatten(2).amax(2)  # (200, 4)
+    assert (distances.min(dim=1).values < 1e-4).all()
+    count = 4 if overhead else 2
+    seen = distances.argmin(dim=1).bincount(minlength=4)
+    assert (seen[:count] > 200 / count / 3).all() and (seen[count:] == 0).all()
+
+
+def test_crops_of_what_is_not_square_keep_its_shape():
+    """At an aspect of 1 both sides keep the same share."""
+    torch.manual_seed(0)
+    theta = augment.geometry(200, TILE, square=False)
+    height, width = theta[:, 1, 1].abs(), theta[:, 0, 0].abs()
+    torch.testing.assert_close(height, width)
+    assert (theta[:, 0, 1] == 0).all() and (theta[:, 1, 0] == 0).all()
+    assert (height**2).min() < 0.35 and (height**2).max() > 0.9 and (height**2).min() > 0.299
+
+
+@pytest.mark.parametrize("shares", [None, (0.5, 0.5)])
+@pytest.mark.parametrize("square", [True, False])
+def test_each_image_has_a_geometry_of_its_own(shares, square):
+    torch.manual_seed(0)
+    theta = augment.geometry(50, TILE, shares, square).flatten(1)
+    distances = torch.cdist(theta, theta) + 9 * torch.eye(50)
+    assert distances.min() > 1e-4
+
+
+def test_a_tiles_recipe_is_what_the_settings_say():
+    """Tiles are seen from above, cropped in their own shape, and never gray."""
+    recipe = augment.tile_recipe(Segment(jitter=0.4, crop_scale=0.7))
+    assert recipe.jitter == pytest.approx((0.4, 0.4, 0.4, 0.04))
+    assert (recipe.crop_scale, recipe.aspect, recipe.overhead) == (0.7, 1.0, True)
+    assert recipe.grayscale_p == recipe.blur_p == recipe.solarize_p == 0
+    images = batch(6)
+    still = augment.recolour(images, augment.tile_recipe(Segment(jitter=0.0)))
+    torch.testing.assert_close(still, images, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("tile", "shares", "square"),
+    [((32, 32), None, True), ((24, 40), None, False), ((24, 40), (16 / 24, 16 / 40), True)],
+)
+def test_image_and_mask_move_together(tile, shares, square):
     """Of an image whose colour is its class, nearest sampling is the mask's."""
     torch.manual_seed(0)
-    blocks = torch.randint(len(CLASSES), (16, 1, 4, 4))
+    height, width = tile
+    blocks = torch.randint(len(CLASSES), (16, 1, height // 8, width // 8))
     mask = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
     image = mask.float() / 10
-    recipe = dataclasses.replace(augment.TILE, crop_scale=0.3)
-    theta = augment.geometry(16, recipe)
-    moved = augment.warp(mask.float(), theta, 32, mode="nearest")
+    theta = augment.geometry(16, TILE, shares, square)
+    size = 16 if shares else tile
+    moved = augment.warp(mask.float(), theta, size, mode="nearest")
+    assert moved.shape == (16, 1, *((16, 16) if shares else tile))
     assert set(moved.unique().tolist()) <= set(mask.unique().tolist())  # no class is made up
-    nearest = augment.warp(image, theta, 32, mode="nearest")
+    nearest = augment.warp(image, theta, size, mode="nearest")
     torch.testing.assert_close(nearest, moved / 10)
-    smooth = augment.warp(image, theta, 32)
+    smooth = augment.warp(image, theta, size)
     around = F.max_pool2d(moved, 5, 1) + F.max_pool2d(-moved, 5, 1)
     inside = around == 0  # one class as far as two pixels around
     assert inside.float().mean() > 0.1

@@ -17,7 +17,7 @@ from hw1lib.data import layout
 from hw1lib.errors import UserError
 from hw1lib.loops import training
 from hw1lib.loops.batches import ArrayBatches
-from hw1lib.profiles import Optimization
+from hw1lib.settings import Optimization
 
 CPU = torch.device("cpu")
 

@@ -14,6 +14,7 @@ from torch import nn
 from hw1lib import profiles
 from hw1lib.loops import augment
 from hw1lib.models import byol, classifier
+from hw1lib.settings import Pretrain
 
 SIDE = 16
 PLAIN = (nn.Identity(), nn.Identity())  # views that change nothing
@@ -40,7 +41,7 @@ def backbone():
 
 def settings(**changes):
     small = dict(projection_size=8, projection_hidden_size=16)
-    return profiles.Pretrain(**{**small, **changes})
+    return Pretrain(**{**small, **changes})
 
 
 def images(count=6):

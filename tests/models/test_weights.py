@@ -110,7 +110,7 @@ def test_a_harmed_folder_is_refused_and_never_filled_at_random(sam_folder, harm)
     with pytest.raises(UserError) as caught:
         weights.load_sam(folder)
     message = str(caught.value)
-    assert str(folder) in message and "hf download" in message
+    assert str(folder) in message and "weights fetch sam_vit_b" in message
     assert "\n" not in message
 
 
@@ -125,9 +125,9 @@ def test_a_pth_of_something_else_is_refused(tmp_path):
         weights.load_sam(path)
 
 
-def test_the_hint_is_one_sentence_and_names_both_ways():
-    assert "facebook/sam-vit-base" in weights.SAM_HINT
-    assert "sam_vit_b_01ec64.pth" in weights.SAM_HINT
+def test_the_hint_is_one_sentence_and_names_every_way():
+    assert "hw1lib weights fetch sam_vit_b" in weights.SAM_HINT
+    assert weights.SAM_FOLDERS[0] in weights.SAM_HINT and weights.SAM_FILES[0] in weights.SAM_HINT
     assert weights.SAM_HINT.endswith("data/weights.") and ". " not in weights.SAM_HINT
 
 

@@ -1,11 +1,15 @@
 """Figures: the same to the byte, in three formats, for the smallest and the largest results."""
 
+from types import SimpleNamespace
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
 
+from hw1lib import gallery, profiles
+from hw1lib.data.landcover import CLASSES, PALETTE, SCORED
 from hw1lib.models import segmenters
 from hw1lib.results import figures, tables
 from hw1lib.results import figures_classification as one
@@ -51,9 +55,14 @@ def stage_rows(count):
 def mask_rows(count, methods):
     part = {"labels": land().astype(int), "vote": land(), "masks": 9}
     return [
-        {"number": f"{n:04d}", "image": image(), "truth": land(), **dict.fromkeys(methods, part)}
+        {"number": f"{n:04d}", "image": image(), "truth": land(), "model": land(seed=n),
+         **dict.fromkeys(methods, part)}
         for n in range(count)
     ]
+
+
+def ious(value=0.25, **changes):
+    return dict.fromkeys(SCORED, value) | changes
 
 
 def method(masks, labels, points):
@@ -124,10 +133,16 @@ DRAWN = {
         for name in segmenters.NAMES
     },
     "segmentation_curves-1": lambda: two.segmentation_curves(
-        {"lraspp": history(1)}, segmenters.NAMES
+        {"lraspp": history(1)}, segmenters.NAMES, 0.0
     ),
     "segmentation_curves": lambda: two.segmentation_curves(
-        {name: history(50) for name in segmenters.NAMES}, segmenters.NAMES
+        {name: history(50) for name in segmenters.NAMES}, segmenters.NAMES, 0.6
+    ),
+    "class_iou": lambda: two.class_iou(
+        dict.fromkeys((*segmenters.NAMES, "colour"), ious()), segmenters.NAMES
+    ),
+    "class_iou-one-class": lambda: two.class_iou(
+        dict.fromkeys((*segmenters.NAMES, "colour"), ious(None, water=1.0)), segmenters.NAMES
     ),
     "stages-1": lambda: two.stages(stage_rows(1), {"early": 1, "middle": 1, "final": 1}),
     "stages": lambda: two.stages(stage_rows(3), {"early": 1, "middle": 25, "final": 50}),
@@ -269,6 +284,97 @@ def test_cut_outs_fit_their_cells(side):
 def test_the_largest_share_is_written_on_its_bar():
     axis = two.pixel_shares({"train": np.array([0.5, 0.03, 0.47, 0, 0, 0, 0])}).axes[0]
     assert [text.get_text() for text in axis.texts] == ["50%", "47%"]
+
+
+# --- segmentation
+
+
+def test_the_curves_show_the_control_on_the_miou_alone():
+    """As a line over the whole panel, at its height and named."""
+    drawn = two.segmentation_curves(
+        {name: history(5) for name in segmenters.NAMES}, segmenters.NAMES, 0.4321
+    )
+    loss, miou = drawn.axes
+    assert len(loss.lines) == 3 and len(miou.lines) == 4
+    level = miou.lines[-1]
+    assert set(level.get_ydata()) == {0.4321} and list(level.get_xdata()) == [0, 1]
+    assert [text.get_text() for text in miou.texts] == ["colours alone"]
+    for line, name in zip(miou.lines, segmenters.NAMES):
+        assert line.get_label() == segmenters.NAMES[name]
+        assert line.get_ydata() == pytest.approx(history(5)["miou"])
+    low, high = miou.get_ylim()
+    assert low <= 0.4321 <= high
+
+
+def test_bars_of_the_classes_are_as_high_as_their_iou():
+    """A group for each class that any model has, a bar for each model, the control as a line."""
+    random = np.random.default_rng(0)
+    values = {
+        name: {c: float(v) for c, v in zip(SCORED, random.random(6))}
+        for name in (*segmenters.NAMES, "colour")
+    }
+    for of_model in values.values():
+        of_model["urban"] = None  # it occurs nowhere
+    axis = two.class_iou(values, segmenters.NAMES).axes[0]
+    shown = [label.get_text() for label in axis.get_xticklabels()]
+    assert shown == list(SCORED[1:])
+    assert axis.get_ylim() == (0, 1)
+    for container, model in zip(axis.containers, segmenters.NAMES):
+        assert container.get_label() == segmenters.NAMES[model]
+        heights = [bar.get_height() for bar in container]
+        assert heights == [values[model][name] for name in shown]
+        centres = [bar.get_x() + bar.get_width() / 2 for bar in container]
+        assert np.abs(np.array(centres) - np.arange(5)).max() < 0.5  # over their own class
+    levels = [lines.get_segments()[0] for lines in axis.collections]
+    assert [level[0, 1] for level in levels] == [values["colour"][name] for name in shown]
+    assert all(low < place < high for place, ((low, _), (high, _)) in enumerate(levels))
+    edges = sorted(
+        (bar.get_x(), bar.get_x() + bar.get_width()) for c in axis.containers for bar in c
+    )
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:]))
+
+
+def test_the_confusion_of_pixels_shows_the_classes_that_occur(monkeypatch):
+    """In labels or in predictions; a row is a true class, and counts stand where they were."""
+    matrix = np.zeros((7, 7), dtype=int)
+    matrix[1, 1], matrix[1, 4], matrix[6, 4], matrix[3, 3] = 5, 2, 3, 7
+    book = SimpleNamespace(
+        profile=profiles.get("smoke"),
+        metrics=lambda step: {"segment-lraspp": {"confusion_last": matrix.tolist()}}[step],
+    )
+    drawn = []
+    monkeypatch.setattr(gallery.one, "confusion", lambda *words: drawn.append(words))
+    gallery.confusion_pixels(book)
+    ((shown, names, title),) = drawn
+    assert names == [CLASSES[number] for number in (1, 3, 4, 6)]
+    assert shown.tolist() == [[5, 0, 2, 0], [0, 7, 0, 0], [0, 0, 0, 0], [0, 0, 3, 0]]
+    assert segmenters.NAMES["lraspp"] in title
+
+
+@pytest.mark.parametrize("names", [["slic"], list(METHODS)])
+def test_everything_masks_show_the_model_then_each_method_then_the_truth(names):
+    methods = {name: METHODS[name] for name in names}
+    rows = mask_rows(2, methods)
+    for row, data in enumerate(rows):
+        data |= {"model": land(seed=50 + row), "truth": land(seed=60 + row)}
+        for place, name in enumerate(names):
+            data[name] = data[name] | {"vote": land(seed=10 * row + place), "masks": 7 + place}
+    drawn = two.everything_masks(rows, methods)
+    columns = 3 + 2 * len(names)
+    for row, data in enumerate(rows):
+        line = drawn.axes[row * columns : (row + 1) * columns]
+        pictures = [np.asarray(axis.images[0].get_array()) for axis in line]
+        assert np.array_equal(pictures[0], data["image"])
+        assert np.array_equal(pictures[1], PALETTE[data["model"]])
+        assert np.array_equal(pictures[-1], PALETTE[data["truth"]])
+        for place, name in enumerate(names):
+            assert np.array_equal(pictures[3 + 2 * place], PALETTE[data[name]["vote"]])
+            assert line[2 + 2 * place].get_xlabel() == f"{7 + place} masks"
+        assert line[0].get_ylabel() == data["number"]
+    titles = [axis.get_title() for axis in drawn.axes[:columns]]
+    between = [text for name in names for text in (METHODS[name], "its vote")]
+    assert titles == ["image", "model", *between, "truth"]
+    assert not any(axis.get_title() for axis in drawn.axes[columns:])
 
 
 # --- pre-training

@@ -141,3 +141,67 @@ def test_fewer_pairs_than_asked_for_are_all():
     matrix = np.diag([5, 5, 5])
     matrix[2, 0] = 1
     assert metrics.confused_pairs(matrix, 5) == [(0, 2)]
+
+
+# --- the ceiling of an output stride
+
+
+def blocky(seed, shape, unknown=0.2, classes=7):
+    """Masks of patches of a few pixels, some of them unknown."""
+    random = np.random.default_rng(seed)
+    count, height, width = shape
+    small = random.integers(0, classes, (count, height // 3 + 1, width // 3 + 1))
+    masks = small.repeat(3, 1).repeat(3, 2)[:, :height, :width]
+    masks[random.random(shape) < unknown] = UNKNOWN
+    return masks.astype(np.uint8)
+
+
+def ceiling_by_hand(masks, stride):
+    """Block by block: the commonest known class, of equals the lower; then IoU from sets."""
+    best = np.full_like(masks, UNKNOWN)
+    count, height, width = masks.shape
+    for number in range(count):
+        for top in range(0, height, stride):
+            for left in range(0, width, stride):
+                block = masks[number, top : top + stride, left : left + stride]
+                known = [c for c in block.ravel().tolist() if c != UNKNOWN]
+                if known:
+                    winner = min(set(known), key=lambda c: (-known.count(c), c))
+                    best[number, top : top + stride, left : left + stride] = winner
+    scores = []
+    for c in range(UNKNOWN):
+        one, two = masks == c, best == c
+        if (one | two).any():
+            scores.append((one & two).sum() / (one | two).sum())
+    return np.mean(scores)
+
+
+@pytest.mark.parametrize("classes", [2, 7])  # few classes: many equals
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 8, 50])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 7, 10), (1, 1, 5)])
+def test_the_ceiling_by_hand(shape, stride, classes):
+    """Strides that divide the sides, that do not, and that are larger."""
+    for seed in SEEDS:
+        masks = blocky(seed, shape, classes=classes)
+        assert metrics.ceiling(masks, stride) == pytest.approx(ceiling_by_hand(masks, stride))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_stride_of_one_can_be_perfect(seed):
+    """Blocks that hold nothing known are not paid for, either."""
+    masks = blocky(seed, (2, 9, 9), unknown=0.5)
+    assert metrics.ceiling(masks, 1) == 1
+
+
+def test_masks_of_whole_blocks_can_be_perfect():
+    masks = np.random.default_rng(0).integers(0, 7, (3, 4, 4)).repeat(8, 1).repeat(8, 2)
+    assert metrics.ceiling(masks, 8) == metrics.ceiling(masks, 4) == 1
+    assert metrics.ceiling(masks[:, 1:], 8) < 1  # the blocks no longer lie on the grid
+
+
+def test_a_block_costs_what_it_cannot_show():
+    """Three pixels of four are right; the fourth class is never shown."""
+    assert metrics.ceiling(np.array([[[0, 0], [0, 1]]]), 2) == pytest.approx((3 / 4 + 0) / 2)
+    unknown = np.array([[[0, 0], [0, UNKNOWN]]])
+    assert metrics.ceiling(unknown, 2) == pytest.approx(3 / 4)  # a false positive
+    assert np.isnan(metrics.ceiling(np.full((1, 4, 4), UNKNOWN), 2))

@@ -386,6 +386,74 @@ def test_segmentation_says_who_is_best_by_how_much_and_above_what(values):
     assert ("no model" in said) == (not above)
 
 
+MOVED = re.compile(r"(?:(gains|loses) (\d\.\d{3}) mIoU|(stays as it is))")
+
+
+@pytest.mark.parametrize("change", [-0.3, -0.0006, -0.0004, 0.0, 0.0004, 0.0006, 0.3])
+def test_turning_gains_where_it_gains(change):
+    metrics = {name: model(value) for name, value in zip(NAMES, (0.3, 0.5, 0.4))}
+    metrics |= {"colour": model(0.1)}
+    plain = sentences.segmentation(metrics, NAMES, "lraspp")
+    assert "TTA" not in plain
+    text = sentences.segmentation(
+        metrics | {"deeplabv3+tta": {"miou_last": 0.4 + change}}, NAMES, "lraspp"
+    )
+    added = re.search(r" Averaged over eight .*? \(TTA\), DEEPLAB (.*?)\.(?= [A-Z])", text)
+    assert text.replace(added.group(), "") == plain  # a sentence more, the others as they were
+    word, size, same = MOVED.fullmatch(added.group(1)).groups()
+    assert bool(same) == (abs(change) < 0.0005)
+    if not same:
+        assert (word == "gains") == (change > 0)
+        assert float(size) == pytest.approx(abs(change), abs=0.00051) and float(size) > 0
+
+
+def test_every_turned_model_has_its_own_sentence():
+    metrics = {name: model(value) for name, value in zip((*NAMES, "colour"), (0.3, 0.5, 0.4, 0.1))}
+    metrics |= {f"{name}+tta": model(0.45) for name in NAMES}
+    text = sentences.segmentation(metrics, NAMES, "lraspp")
+    found = re.findall(r"\(TTA\), ([A-Z]+) (gains|loses) (\d\.\d{3})", text)
+    assert set(found) == {("FCN", "gains", "0.150"), ("LRASPP", "loses", "0.050"),
+                          ("DEEPLAB", "gains", "0.050")}
+    assert "LRASPP is best with a mIoU of 0.500" in text  # variants are not ranked
+
+
+METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "FELZ"}
+
+
+def refined(model_miou, **methods):
+    return {
+        "model_miou": model_miou, "refine": next(iter(methods)),
+        "refined": {m: {"miou": v, "segments": 10.4 + i} for i, (m, v) in enumerate(methods.items())},
+    }
+
+
+CHANGES = (-0.2, -0.0006, -0.0003, 0.0, 0.0003, 0.0006, 0.2)
+
+
+@pytest.mark.parametrize(("one", "two"), list(itertools.product(CHANGES, CHANGES)))
+def test_the_vote_helps_exactly_where_a_number_rises(one, two):
+    """Neither sign nor verdict contradicts a number; what is printed as no change is none."""
+    found = refined(0.5, felzenszwalb=0.5 + one, slic=0.5 + two)
+    text = sentences.refinement(found, METHODS, "LRASPP", 257)
+    claims = re.findall(r"with (\w+) \((\d+) segments an image\) it ([^;.]*(?:\.\d+)?[^;.]*)", text)
+    assert [claim[:2] for claim in claims] == [("FELZ", "10"), ("SLIC", "11")]
+    for (_, _, said), change in zip(claims, (one, two)):
+        word, size, same = MOVED.fullmatch(said).groups()
+        assert bool(same) == (abs(change) < 0.0005)
+        if not same:
+            assert (word == "gains") == (change > 0)
+            assert float(size) == pytest.approx(abs(change), abs=0.00051) and float(size) > 0
+    assert ("The vote helps here." in text) == ("gains" in text)
+    assert ("The vote does not help here." in text) == ("gains" not in text)
+    assert "all 257 validation tiles" in text and "LRASPP's prediction" in text
+    assert "is that of FELZ" in text
+
+
+def test_the_row_of_the_table_is_the_chosen_methods():
+    found = refined(0.5, sam=0.4, slic=0.6, felzenszwalb=0.5)
+    assert "is that of SAM" in sentences.refinement(found, METHODS, "LRASPP", 3)
+
+
 def test_the_hardest_class_is_the_one_with_the_lowest_iou():
     for worst in SCORED:
         iou = dict.fromkeys(SCORED, 0.5) | {worst: 0.123}

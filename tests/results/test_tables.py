@@ -73,6 +73,19 @@ def test_columns_of_segmentation():
     )
 
 
+def test_rows_of_variants_have_their_models_parameters():
+    """They are the same network; the look-up table is none."""
+    rows = ("fcn32s", "lraspp", "lraspp+tta", "deeplabv3", "deeplabv3+vote", "colour")
+    table = tables.segmentation(
+        {row: segmented() for row in rows}, {"fcn32s": 7, "lraspp": 8, "deeplabv3": 9}
+    )
+    assert tuple(table["model"]) == rows  # as they were given
+    assert table["parameters"].tolist() == [7, 8, 8, 9, 9, pd.NA]
+    assert [tables.base(row) for row in rows] == [
+        "fcn32s", "lraspp", "lraspp", "deeplabv3", "deeplabv3", "colour"
+    ]
+
+
 def test_columns_of_everything():
     table = tables.everything([measured()], ["0001"], sam_there=True)
     assert ",".join(table) == (

@@ -1,0 +1,45 @@
+"""The exponential moving average of a network's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def follow(average, network, decay):
+    """Moves an average towards a network: decay · average + (1 - decay) · network.
+
+    BatchNorm's running statistics are averaged, too; counters are copied.
+    """
+    target = average.state_dict()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            target[name].lerp_(value, 1 - decay)
+        else:
+            target[name].copy_(value)
+
+
+class Averaged(nn.Module):
+    """A network that is trained, and the average of its weights that is evaluated.
+
+    Polyak and Juditsky 1992. In training mode a call runs the network, in eval mode the average.
+
+    Args:
+        network: what is trained.
+        decay: of the average. It begins lower, at (1 + n) / (10 + n) after n steps, so that the
+            random start is soon forgotten.
+    """
+
+    def __init__(self, network, decay):
+        super().__init__()
+        self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+
+    def forward(self, images):
+        return (self.network if self.training else self.average)(images)
+
+    def follow(self, step):
+        """Call this after optimizer step number `step`, counted from 1."""
+        follow(self.average, self.network, min(self.decay, (1 + step) / (10 + step)))

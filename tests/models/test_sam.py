@@ -1,0 +1,306 @@
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import skimage.data
+import torch
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from segment_anything.utils import amg
+
+from hw1lib.models import sam, weights
+
+SIDE = 256  # of the reduced SAM's square input; the released ones read 1024
+
+LANDSCAPE = np.ascontiguousarray(skimage.data.astronaut()[:180, 100:340])  # is enlarged
+PORTRAIT = np.ascontiguousarray(skimage.data.chelsea()[:, 100:301])  # (300, 201): is shrunk
+
+
+# ---- against Meta's own generator --------------------------------------------------------------
+
+
+def reduced_sam():
+    """Meta's SAM, all its parts, small: windowed and global attention, both position tables."""
+    encoder = ImageEncoderViT(
+        img_size=SIDE,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        out_chans=32,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=5,
+        global_attn_indexes=(1,),
+    )
+    prompts = PromptEncoder(32, (SIDE // 16, SIDE // 16), (SIDE, SIDE), 16)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=32, num_heads=8, mlp_dim=64)
+    decoder = MaskDecoder(transformer_dim=32, transformer=transformer, iou_head_hidden_dim=48)
+    return Sam(encoder, prompts, decoder).eval()
+
+
+@torch.no_grad()
+def random_sam(image):
+    """Random weights whose masks are worth a comparison.
+
+    Plain random weights give faint masks of the whole image. So every parameter gets noise (also
+    those that start at zero), logits are scaled and shifted until 2 % of the image is mask,
+    and predicted IoUs are spread around 0.88.
+    """
+    torch.manual_seed(0)
+    network = reduced_sam()
+    decoder = network.mask_decoder
+    for parameter in network.parameters():
+        parameter += 0.15 * torch.randn(parameter.shape)
+    # One channel of the upscaled embedding becomes constant, GELU(1) = 0.8413, to carry a shift.
+    decoder.output_upscaling[3].weight[:, 0] = 0
+    decoder.output_upscaling[3].bias[0] = 1
+    for mlp in decoder.output_hypernetworks_mlps:
+        mlp.layers[2].weight[0] = 0
+        mlp.layers[2].bias[0] = 0
+
+    predictor = SamPredictor(network)
+    predictor.set_image(image)
+    filled = predictor.input_size[0] // 4, predictor.input_size[1] // 4
+    points = torch.rand(64, 1, 2) * torch.tensor(predictor.input_size[::-1])
+    _, ious, logits = predictor.predict_torch(points, torch.ones(64, 1), multimask_output=True)
+    for index in range(3):
+        head = decoder.output_hypernetworks_mlps[index + 1].layers[2]
+        own = logits[:, index, : filled[0], : filled[1]]
+        gain = 200 / own.std()
+        head.weight *= gain
+        head.bias *= gain
+        head.bias[0] = float(-np.percentile(own * gain, 98) / 0.8413)
+    head = decoder.iou_prediction_head.layers[2]
+    gain = 0.1 / ious.std(0)
+    head.weight[1:] *= gain[:, None]
+    head.bias[1:] = (head.bias[1:] - ious.mean(0)) * gain + 0.88
+    return network
+
+
+@pytest.fixture(scope="module", params=["landscape", "portrait"])
+def both(request, tmp_path_factory):
+    """An image, Meta's SAM, and ours loaded from the .pth that Meta's would be loaded from."""
+    image = LANDSCAPE if request.param == "landscape" else PORTRAIT
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # layers this small only wait for each other on a busy machine
+    theirs = random_sam(image)
+    path = tmp_path_factory.mktemp("weights") / "sam_vit_b_01ec64.pth"
+    torch.save(theirs.state_dict(), path)
+    yield image, theirs, weights.load_sam(path)
+    torch.set_num_threads(threads)
+
+
+SETTINGS = {
+    "points_per_side": 14,
+    "points_per_batch": 60,  # does not divide 196
+    "pred_iou_thresh": 0.8,
+    "stability_score_thresh": 0.8,
+    "box_nms_thresh": 0.9,
+}
+
+
+@pytest.fixture
+def opencv(monkeypatch):
+    """Meta's package wants OpenCV for one function; this one stands in for it."""
+
+    def components(mask, connectivity):
+        assert connectivity == 8
+        regions, count = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
+        areas = np.bincount(regions.ravel(), minlength=count + 1)
+        return count + 1, regions, areas[:, None], None
+
+    stand_in = SimpleNamespace(connectedComponentsWithStats=components)
+    monkeypatch.setitem(sys.modules, "cv2", stand_in)
+
+
+def by_point(points_xy, scores):
+    """An order that two nearly equal scores cannot upset: by point, then by score."""
+    x, y = np.asarray(points_xy).round(6).T
+    return np.lexsort((scores, y, x))
+
+
+def assert_equal(records, ours, at_least=20):
+    """Meta's records and our Masks are the same; gives the records in the order of our masks."""
+    assert len(records) == len(ours) >= at_least
+    points = [record["point_coords"][0] for record in records]
+    scores = [record["predicted_iou"] for record in records]
+    order = by_point(points, scores), by_point(ours.points_xy, ours.scores)
+    for their, our in zip(*order):
+        record, mask = records[their], ours.masks[our]
+        union = (mask | record["segmentation"]).sum()
+        assert (mask & record["segmentation"]).sum() >= 0.99 * union  # 0 of 0 for empty masks
+        assert abs(record["predicted_iou"] - ours.scores[our]) < 1e-3
+        stability = record["stability_score"], ours.stability[our]
+        assert np.isclose(*stability, atol=1e-3, equal_nan=True)
+        x, y, width, height = record["bbox"]
+        assert np.abs(ours.boxes_xyxy[our] - (x, y, x + width, y + height)).max() <= 1
+        assert np.allclose(record["point_coords"][0], ours.points_xy[our])
+        assert abs(record["area"] - ours.areas[our]) <= 0.01 * record["area"]
+    partner = dict(zip(order[1], order[0]))
+    return [records[partner[our]] for our in range(len(ours))]
+
+
+def test_masks_equal_metas(both):
+    image, theirs, network = both
+    records = SamAutomaticMaskGenerator(theirs, **SETTINGS).generate(image)
+    ours = sam.sam_everything(image, network, **SETTINGS)
+    assert_equal(records, ours)
+    assert (np.diff(ours.scores) <= 0).all()
+    assert len(ours.grid_xy) == 14**2
+
+
+def test_each_threshold_refuses_as_many_as_metas(both):
+    image, theirs, network = both
+    settings = {**SETTINGS, "points_per_side": 6}
+    counts = []
+    for off in ({}, {"box_nms_thresh": 1.0}, {"stability_score_thresh": 0}, {"pred_iou_thresh": 0}):
+        settings.update(off)  # one after the other
+        records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
+        assert_equal(records, sam.sam_everything(image, network, **settings), at_least=5)
+        counts.append(len(records))
+    assert counts[0] < counts[1] < counts[2] < counts[3] == 3 * 6**2
+
+
+def test_small_regions_are_cleaned_as_metas(both, opencv):
+    image, theirs, network = both
+    settings = {**SETTINGS, "min_mask_region_area": 30}
+    records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
+    ours = sam.sam_everything(image, network, **settings)
+    plain = sam.sam_everything(image, network, **SETTINGS)
+    assert_equal(records, ours, at_least=5)
+    assert len(ours) < len(plain) or (ours.areas != plain.areas).any()
+
+
+CROPS = {
+    **SETTINGS,
+    "points_per_side": 11,
+    "pred_iou_thresh": 0.6,
+    "stability_score_thresh": 0.4,
+    "stability_score_offset": 0.7,
+    "crop_overlap_ratio": 0.3,
+    "crop_n_points_downscale_factor": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "layers, area, thresholds",
+    [(1, 0, (0.9, 0.7)), (1, 100, (0.4, 0.95)), (2, 0, (0.7, 0.9)), (2, 100, (0.95, 0.4))],
+)
+def test_crops_equal_metas(both, opencv, layers, area, thresholds):
+    image, theirs, network = both
+    settings = {**CROPS, "crop_n_layers": layers, "min_mask_region_area": area}
+    settings |= zip(("box_nms_thresh", "crop_nms_thresh"), thresholds)
+    records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
+    ours = sam.sam_everything(image, network, **settings)
+    records = assert_equal(records, ours)
+    crop_areas = [width * height for _, _, width, height in (r["crop_box"] for r in records)]
+    height, width = image.shape[:2]
+    shares = np.array(crop_areas) / (height * width)
+    # Of all masks some come from each layer, whose crops show all, about 0.4 and 0.1 of the image.
+    assert len(set(np.digitize(shares, (0.25, 0.75)))) == layers + 1
+    assert area or (np.diff(crop_areas) >= 0).all()
+    assert len(ours.grid_xy) == 11**2 + 4 * 5**2 + (layers > 1) * 16 * 2**2
+    grid = {tuple(point) for point in ours.grid_xy.round(6)}
+    assert grid >= {tuple(point) for point in ours.points_xy.round(6)}
+    assert (ours.grid_xy > 0).all() and (ours.grid_xy < (width, height)).all()
+
+
+def test_no_mask_survives(both):
+    image, _, network = both
+    for refusing in ({"pred_iou_thresh": 9.0}, {"stability_score_thresh": 2.0}):
+        found = sam.sam_everything(
+            image, network, points_per_side=3, min_mask_region_area=5, crop_n_layers=1, **refusing
+        )
+        assert len(found) == 0
+        assert found.masks.shape == (0, *image.shape[:2])
+        assert found.boxes_xyxy.shape == (0, 4) and found.points_xy.shape == (0, 2)
+
+
+# ---- the parts --------------------------------------------------------------------------------
+
+
+def test_point_grid_has_equal_cells():
+    grid = sam.point_grid(4)
+    assert grid.shape == (16, 2)
+    assert np.allclose(grid[0], 1 / 8) and np.allclose(grid[-1], 7 / 8)
+    assert np.allclose(grid[1] - grid[0], (1 / 4, 0))  # x runs first
+
+
+@pytest.mark.parametrize("size", [(180, 240), (301, 200), (7, 5)])
+@pytest.mark.parametrize("overlap_ratio", [0, 512 / 1500, 1])
+def test_crop_boxes_are_metas(size, overlap_ratio):
+    for layers in range(3 if min(size) < 16 else 4):
+        boxes, numbers = amg.generate_crop_boxes(size, layers, overlap_ratio)
+        theirs = [(tuple(box), number) for box, number in zip(boxes, numbers)]
+        ours = sam.crops(*size, layers, overlap_ratio)
+        # Meta's are sometimes empty or beyond the image where it is tiny: nothing to look at there.
+        assert ours == [(box, n) for box, n in theirs if box[0] < box[2] and box[1] < box[3]]
+        assert len(ours) == len(theirs) or size == (7, 5)
+        covered = np.zeros(size, dtype=int)
+        for (x0, y0, x1, y1), number in ours:
+            covered[y0:y1, x0:x1] |= 1 << number
+        assert (covered == 2 ** (layers + 1) - 1).all()  # each layer sees every pixel
+
+
+def test_boxes_near_inner_edges_are_metas():
+    whole, random = (0, 0, 300, 200), np.random.default_rng(0)
+    for crop in ((0, 0, 180, 120), (120, 80, 300, 200), (10, 20, 200, 185), whole):
+        corners = random.integers(0, (crop[2] - crop[0], crop[3] - crop[1]), (500, 2, 2))
+        boxes = np.sort(corners, axis=1).reshape(-1, 4)
+        boxes[:4] = [[20, 60, 60, 80], [21, 60, 60, 80], [60, 60, 159, 80], [60, 60, 160, 80]]
+        theirs = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), list(whole))
+        ours = sam.near_inner_edge(boxes + (crop[:2] * 2), crop, whole)
+        assert ours.tolist() == theirs.tolist()
+        assert ours.any() == (crop != whole) and not ours.all()
+
+
+def test_a_layer_keeps_at_least_one_point(both):
+    image, _, network = both
+    found = sam.sam_everything(
+        image,
+        network,
+        points_per_side=3,
+        crop_n_layers=1,
+        crop_n_points_downscale_factor=4,
+        crop_overlap_ratio=0,
+    )
+    height, width = image.shape[:2]
+    w, h = -(-width // 2), -(-height // 2)
+    centres = [(w / 2, h / 2), (w / 2, (h + height) / 2), ((w + width) / 2, h / 2)]
+    assert found.grid_xy[9:12].tolist() == [list(centre) for centre in centres]
+    assert len(found.grid_xy) == 9 + 4
+
+
+def test_stability_is_an_iou():
+    logits = torch.tensor([[[3.0, 0.5, -0.5, -3.0]], [[2.0, 2.0, 2.0, -2.0]], [[-9.0] * 4]])
+    stability = sam.stability_scores(logits, 1.0)
+    assert stability[:2].tolist() == [pytest.approx(1 / 3), 1.0]
+    assert stability[2].isnan()
+
+
+def test_small_holes_fill_and_small_islands_vanish():
+    mask = np.zeros((12, 12), dtype=bool)
+    mask[1:9, 1:9] = True
+    mask[3, 3] = False  # a hole of 1
+    mask[5:8, 5:8] = False  # a hole of 9
+    mask[11, 11] = True  # an island of 1
+    cleaned, changed = sam.without_small_regions(mask, 4)
+    assert changed
+    assert cleaned[3, 3] and not cleaned[6, 6] and not cleaned[11, 11]
+    assert cleaned.sum() == 64 - 9
+    same, changed = sam.without_small_regions(cleaned, 4)
+    assert not changed and np.array_equal(same, cleaned)
+
+    crumbs = np.zeros((9, 9), dtype=bool)
+    crumbs[0, 0] = crumbs[4, 4:6] = True
+    largest, _ = sam.without_small_regions(crumbs, 4)
+    assert largest.sum() == 2 and largest[4, 4]
