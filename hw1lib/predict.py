@@ -21,7 +21,7 @@ from hw1lib.models import classifier, segmenters
 
 SATELLITE, MASK = "_sat", "_mask.png"  # NNNN_sat.jpg -> NNNN_mask.png
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-AHEAD = 64  # images that are decoded before they are needed
+AHEAD = 16  # images that are decoded before they are needed
 
 
 def segmentation(book, image_dir, out_dir, model=None, tta=False):
@@ -41,27 +41,31 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         UserError: the model is not trained, or the folder holds no images.
     """
     name = model or book.profile.segmentation.improved
+    out_dir, image_dir = Path(out_dir), Path(image_dir)
+    if out_dir.resolve() == image_dir.resolve():
+        raise UserError(
+            f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks in there would be replaced. "
+            "Name another folder for the predictions."
+        )
     if name not in profiles.SEGMENTERS:
         raise UserError(f"--model {name}: choose one of {', '.join(profiles.SEGMENTERS)}.")
     settings = getattr(book.profile, name)
     network = segmenters.build(name, book.profile.model_scale)
     network = _trained(book, f"segment-{name}", network)
     seen = book.metrics(f"segment-{name}")["seen"]
-    out_dir = Path(out_dir)
-    targets, problems = {}, []
-    for path in _images_in(Path(image_dir)):
-        target = out_dir / (path.stem.removesuffix(SATELLITE) + MASK)
-        if target in targets.values():
-            problems.append((path, f"another image is already written to {target.name}"))
-        else:
-            targets[path] = target
+    taken, problems = {}, []
+    for path in _images_in(image_dir):
+        target = path.stem.removesuffix(SATELLITE) + MASK
+        if taken.setdefault(target, path) is not path:
+            problems.append((path, f"{taken[target].name} is already written to {target}"))
+    names = {path: target for target, path in taken.items()}
     written = 0
-    for batch in _batches(list(targets), settings.batch_size, problems):
+    for batch in _batches(list(names), settings.batch_size, problems):
         images = np.stack([pixels for _, pixels in batch])
         with _precision(settings, book.device):
             masks = segment.predict(network, images, book.device, settings, tta, seen)
         for (path, _), mask in zip(batch, masks):
-            with store.replacing(targets[path]) as temporary:
+            with store.replacing(out_dir / names[path]) as temporary:
                 Image.fromarray(landcover.encode(mask)).save(temporary, format="PNG")
         written += len(batch)
     return written, problems
@@ -87,6 +91,7 @@ def classification(book, table, image_dir, out, setting="C"):
         raise UserError(f"--model {setting}: choose one of {', '.join(profiles.SETTINGS)}.")
     rows, folder = layout.read_rows(table, "id", "filename"), Path(image_dir)
     settings, size = book.profile.finetune, book.profile.data.image_size
+    _must_be_trained(book, f"finetune-{setting}")
     split = book.data.problem1.train
     head = classifier.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
@@ -109,14 +114,18 @@ def classification(book, table, image_dir, out, setting="C"):
     return int(labels.notna().sum()), problems
 
 
-def _trained(book, step, network):
-    """A network with a finished step's weights, in eval mode on the device."""
+def _must_be_trained(book, step):
     if step not in book.steps.all or book.steps.status(step) != "done":
         raise UserError(
             f"The model of step {step} is not trained in {book.out}. Run make report "
             f"PROFILE={book.profile.name} first, and give predict the same --data-root, --out and "
             "--set."
         )
+
+
+def _trained(book, step, network):
+    """A network with a finished step's weights, in eval mode on the device."""
+    _must_be_trained(book, step)
     network.load_state_dict(book.result(step).weights())
     return network.to(book.device, memory_format=torch.channels_last).eval()
 
@@ -151,7 +160,9 @@ def _batches(paths, size, problems, square=None):
         try:
             image = image_files.open_rgb(path)
         except UserError as error:
-            return path, f"it cannot be decoded: {error.__cause__}" if path.exists() else "missing"
+            cause = error.__cause__
+            missing = isinstance(cause, FileNotFoundError)
+            return path, "missing" if missing else f"it cannot be decoded: {cause}"
         pixels = np.asarray(image).transpose(2, 0, 1)
         return path, pixels if square is None else image_files.square(image, square)
 

@@ -41,7 +41,7 @@ def save(folder, name, classes):
     folder.mkdir(exist_ok=True)
     colours = np.zeros((*classes.shape, 3), dtype=np.uint8)
     for code, number in COURSE.items():
-        colours[classes == number] = [255 * (code >> 2 & 1), 255 * (code >> 1 & 1), 255 * (code & 1)]
+        colours[classes == number] = [255 * (code >> bit & 1) for bit in (2, 1, 0)]
     Image.fromarray(colours).save(folder / f"{name}_mask.png")
 
 

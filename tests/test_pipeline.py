@@ -101,7 +101,8 @@ def test_the_refinement_table_agrees_with_metrics_and_the_text(smoke_run, metric
         assert row.vote_miou == pytest.approx(found["refined"][row.method]["miou"], abs=1e-6)
         assert row.change == pytest.approx(row.vote_miou - row.model_miou, abs=2e-6)
     text = " ".join((smoke_run / "report.md").read_text().split())
-    assert f"On all {profiles.get('smoke').data.tile_limit} validation tiles, a majority vote" in text
+    tiles = profiles.get("smoke").data.tile_limit
+    assert f"On all {tiles} validation tiles, a majority vote" in text
     cells = [f"{table['model_miou'][0]:.3f}", f"{table['vote_miou'][0]:.3f}"]
     assert " | ".join(cells) in text
 

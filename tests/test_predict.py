@@ -424,7 +424,7 @@ def test_a_name_that_no_file_can_have_is_only_missing(book, root, tmp_path, name
     [
         (b"id,label\n1,2\n", "lacks the column filename"),
         (b"filename,label\na.jpg,2\n", "lacks the column id"),
-        (b"a,b\n1,2\n", "filename and id"),
+        (b"a,b\n1,2\n", "lacks the column"),
         (b"", "CSV"),
         (b"id,filename\n1,\xff.jpg\n", "CSV"),
         (b"id,filename\n1,a.jpg\n1,a.jpg,3,4,5\n", "CSV"),

@@ -246,9 +246,10 @@ def read_rows(table, *columns):
         UserError: it cannot be read or lacks one of the columns.
     """
     try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+        rows = pd.read_csv(table, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{table} cannot be read as a CSV file: {error}.") from error
+        reason = " ".join(str(error).split())  # pandas' may have several lines
+        raise UserError(f"{table} cannot be read as a CSV file: {reason}.") from error
     missing = [name for name in columns if name not in rows]
     if missing:
         raise UserError(f"{table} lacks the column {' and '.join(missing)}.")

@@ -36,6 +36,8 @@ def run(draft, problem2, profile, name, device):
     batches = _batches(images, masks, profile, settings, device)
     stages = stage_epochs(settings.epochs)
     seen = [number for number in range(UNKNOWN) if (masks == number).any()]
+    if not seen:
+        raise UserError(f"No training mask of {problem2.train.folder} shows a class.")
     flipped = {}  # test-time augmentation, after the last epoch
 
     def score(epoch, tta=False):

@@ -66,10 +66,10 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
     """
     wanted = known(name)
     path = Path(folder) / wanted.file
-    if path.is_file() and digest(path) == wanted.sha256:
-        return path
     partial = None
     try:
+        if path.is_file() and digest(path) == wanted.sha256:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(prefix=f".{wanted.file}.", dir=path.parent)
         with os.fdopen(handle, "wb") as target:
@@ -100,7 +100,7 @@ def known(name):
 
 def address(wanted):
     """Where a file is downloaded from."""
-    return f"{os.environ.get(MIRROR, SERVER).rstrip('/')}/{wanted.file}"
+    return f"{(os.environ.get(MIRROR) or SERVER).rstrip('/')}/{wanted.file}"
 
 
 def digest(path):
@@ -133,13 +133,16 @@ def _download(wanted, target):
     print(f"{url} ({wanted.megabytes} MB)")
     try:
         answer = _open(url)
-        total = int(answer.headers.get("Content-Length") or 0) or None
+        length = answer.headers.get("Content-Length") or ""
+        total = int(length) if length.isdigit() else None
         with answer, tqdm(
             total=total, unit="B", unit_scale=True, desc=wanted.file, disable=None, ncols=80
         ) as bar:
             while block := _read(answer):
                 target.write(block)
                 bar.update(len(block))
+        if total and target.tell() != total:
+            raise _NoAnswer(f"it ended after {target.tell():,} of {total:,} bytes")
     except _NoAnswer as error:
         raise UserError(
             f"{url} could not be downloaded ({error}): connect to the network, set {MIRROR} to "

@@ -158,8 +158,9 @@ def class_iou(values, names):
         at = np.arange(len(classes)) + (place - (len(names) - 1) / 2) * wide
         heights = [values[model][c] or 0 for c in classes]
         axis.bar(at, heights, wide * 0.92, color=MODEL_COLOURS[model], label=name)
-        for x, height in zip(at, heights):
-            axis.text(x, height, f"{height:.2f}", ha="center", va="bottom", fontsize=6)
+        for x, height, label in zip(at, heights, classes):
+            text = "–" if values[model][label] is None else f"{height:.2f}"
+            axis.text(x, height, text, ha="center", va="bottom", fontsize=6)
     for x, name in enumerate(classes):
         label = "colours alone" if x == 0 else None
         level = values["colour"][name] or 0

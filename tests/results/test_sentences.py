@@ -423,7 +423,9 @@ METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "FELZ"}
 def refined(model_miou, **methods):
     return {
         "model_miou": model_miou, "refine": next(iter(methods)),
-        "refined": {m: {"miou": v, "segments": 10.4 + i} for i, (m, v) in enumerate(methods.items())},
+        "refined": {
+            m: {"miou": v, "segments": 10.4 + i} for i, (m, v) in enumerate(methods.items())
+        },
     }
 
 
