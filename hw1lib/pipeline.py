@@ -86,7 +86,8 @@ def _execute(name, request, book):
     target = book.out / "notebooks" / f"{name}.ipynb"
     stamp = book.out / "notebooks" / f".{name}.json"
     made_of = _made_of(source, name, book)
-    if target.is_file() and stamp.is_file() and store.read_json(stamp) == made_of:
+    shown = target.is_file() and stamp.is_file() and store.read_json(stamp) == made_of
+    if shown and not _undone(name, book):
         print(f"\n{name}: nothing to do")
         return
     print(f"\n{name}")
@@ -120,13 +121,18 @@ def _execute(name, request, book):
             "from their last checkpoint. For less memory lower a batch size, for example --set "
             "fcn32s.batch_size=4."
         ) from error
-    undone = [label for label, steps, step in _shown(name, book) if steps.status(step) != "done"]
+    undone = _undone(name, book)
     if undone:  # an output notebook alone proves nothing
         raise UserError(
             f"Notebook {name} ended, but {', '.join(undone)} did not finish. Run it again."
         )
     store.write_json(stamp, made_of)
     print(f"{name}: {time.time() - started:.0f} s")
+
+
+def _undone(name, book):
+    """Those of the steps that a notebook shows that are not done."""
+    return [label for label, steps, step in _shown(name, book) if steps.status(step) != "done"]
 
 
 def _made_of(source, name, book):
