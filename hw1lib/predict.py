@@ -16,7 +16,7 @@ from hw1lib import profiles, store
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover, layout
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, segment, training
+from hw1lib.loops import augment, features, finetune, segment, training
 from hw1lib.models import classifier, segmenters
 
 SATELLITE, MASK = "_sat", "_mask.png"  # NNNN_sat.jpg -> NNNN_mask.png
@@ -96,7 +96,7 @@ def classification(book, table, image_dir, out, setting="C"):
     head = classifier.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
-    problems = []
+    frozen, problems = finetune.PLAN[setting][1], []
     inside = [name for name in rows["filename"].unique() if Path(name).name == name]
     for name in rows["filename"].unique():
         if name not in inside:
@@ -104,9 +104,14 @@ def classification(book, table, image_dir, out, setting="C"):
     found = {}
     paths = [folder / name for name in inside]
     for batch in _batches(paths, settings.batch_size, problems, size):
-        images = torch.from_numpy(np.stack([pixels for _, pixels in batch])).to(book.device)
+        images = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
+        if frozen:  # its head was trained and scored on features in float32
+            known = features.extract(model.backbone, images, book.device).to(book.device)
         with torch.no_grad(), _precision(settings, book.device):
-            numbers = model(augment.normalise(images)).float().argmax(dim=1).tolist()
+            scores = model.head(known) if frozen else model(
+                augment.normalise(images.to(book.device))
+            )
+        numbers = scores.float().argmax(dim=1).tolist()
         found |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}
     labels = rows["filename"].map(found).astype("Int64")
     text = rows[["id", "filename"]].assign(label=labels).to_csv(index=False)

@@ -142,14 +142,15 @@ def test_the_same_colours_in_another_kind_of_png(folders, mode):
 
 
 def test_strange_colours_of_the_prediction_are_counted(folders):
-    """They count as no class: as wrong where the truth has one."""
+    """Each counts as the nearest corner of the colour cube; red and black are unknown."""
     true, predicted = case(4)
     where = folders(true, predicted)
     path = where[0] / "0001_mask.png"
     pixels = np.array(Image.open(path))
     pixels[0, :3] = [(255, 0, 0), (254, 255, 0), (10, 20, 30)]
     Image.fromarray(pixels).save(path)
-    predicted[1, 0, :3] = landcover.UNKNOWN
+    nearly_yellow = landcover.CLASSES.index("agriculture")
+    predicted[1, 0, :3] = (landcover.UNKNOWN, nearly_yellow, landcover.UNKNOWN)
     found, problems = evaluate.segmentation(*where)
     assert found["stray_pixels"] == 3 and problems == []
     assert found["miou"] == metrics.miou(metrics.confusion(true, predicted))

@@ -260,12 +260,9 @@ def refinement(found, names, model, tiles):
         parts.append(
             f"with {names[method]} ({values['segments']:.0f} segments an image) it {_moved(change)}"
         )
-    best = max(v["miou"] for v in found["refined"].values())
-    helps = best - found["model_miou"] >= VISIBLE
-    verdict = "The vote helps here." if helps else "The vote does not help here."
     return (
         f"On all {tiles} validation tiles, a majority vote in each segment changes {model}'s "
-        f"prediction of the last epoch: {'; '.join(parts)}. {verdict} The row *vote* of the table "
+        f"prediction of the last epoch: {'; '.join(parts)}. The row *vote* of the table "
         f"of models is that of {names[found['refine']]}, which was chosen before anything was "
         "measured."
     )
