@@ -43,8 +43,7 @@ def run(draft, problem2, profile, predictions, sam_path, device):
     refined = {}
     for method in dict.fromkeys((chosen, *CLASSICAL)):
         voted, count = _refine(method, images, predictions, network, settings)
-        matrix = metrics.confusion(masks, voted)
-        row = {"epoch": 0, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
+        row = segment.scored(0, masks, voted)
         refined[method] = segment.summary([row]) | {"segments": count}
         say(f"everything  all tiles  {method}  mIoU after the vote {row['miou']:.3f}")
         if method == chosen:
@@ -73,10 +72,15 @@ def refining(wish, has_sam, device):
 def _every(image, network, settings):
     """The masks of one (H, W, 3) image by every method that can run here."""
     found = {} if network is None else {"sam": _sam(image, network, settings)}
-    wanted = settings.segments or max(image.shape[:2]) // 2
+    wanted = _wanted(image, settings)
     if network is not None and not settings.segments:
         wanted = max(len(found["sam"]), 2)  # the baselines get as many segments as SAM found
     return found | {name: method(image, wanted) for name, method in CLASSICAL.items()}
+
+
+def _wanted(image, settings):
+    """How many segments the classical methods are asked for, where SAM gives no number."""
+    return settings.segments or max(image.shape[:2]) // 2
 
 
 def _refine(method, images, predictions, network, settings):
@@ -86,7 +90,7 @@ def _refine(method, images, predictions, network, settings):
         if method == "sam":
             found = _sam(image, network, settings)
         else:
-            found = CLASSICAL[method](image, settings.segments or max(image.shape[:2]) // 2)
+            found = CLASSICAL[method](image, _wanted(image, settings))
         labels = everything.partition(found.masks)
         return segments.vote(labels, predicted), labels.max() + 1
 

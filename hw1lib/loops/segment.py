@@ -42,9 +42,7 @@ def run(draft, problem2, profile, name, device):
 
     def score(epoch, tta=False):
         predicted = predict(network, val_images, device, settings, tta, seen)
-        matrix = metrics.confusion(val_masks, predicted)
-        row = {"epoch": epoch, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
-        return predicted, row
+        return predicted, scored(epoch, val_masks, predicted)
 
     def evaluate(epoch):
         predicted, row = score(epoch)
@@ -115,12 +113,13 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
         tta: average the probabilities over eight flips and quarter turns of each tile.
         seen: numbers of the classes that occur in training.
     """
-    numbers = torch.tensor(list(seen), dtype=torch.uint8)
+    seen = list(seen)
+    numbers = torch.tensor(seen, dtype=torch.uint8)
     scores = turned_scores if tta else segmenters.scores
     parts = []
     for part in torch.from_numpy(images).split(settings.batch_size):
         found = scores(network, augment.normalise(part.to(device)), settings.enlarge)
-        parts.append(numbers[found[:, list(seen)].argmax(dim=1).cpu()])
+        parts.append(numbers[found[:, seen].argmax(dim=1).cpu()])
     return torch.cat(parts).numpy()
 
 
@@ -142,6 +141,12 @@ def turned_scores(network, images, enlarge=1):
             scores = segmenters.scores(network, turned.flip(flip), enlarge)[:, :UNKNOWN]
             total = total + scores.softmax(dim=1).flip(flip).rot90(-turns, (2, 3))
     return total / 8
+
+
+def scored(epoch, truth, predicted):
+    """One row of a history: what predicted masks are worth, (N, H, W) classes against the truth."""
+    matrix = metrics.confusion(truth, predicted)
+    return {"epoch": epoch, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
 
 
 def summary(history):
@@ -203,8 +208,7 @@ def colour(draft, problem2):
     table = counts.argmax(axis=1).astype(np.uint8)
     table[counts.sum(axis=1) == 0] = counts.sum(axis=0).argmax()  # colours never seen
     predicted = table[_bins(val_images)]
-    matrix = metrics.confusion(val_masks, predicted)
-    row = {"epoch": 0, "miou": metrics.miou(matrix), "confusion": matrix.tolist()}
+    row = scored(0, val_masks, predicted)
     draft.array("predictions", predicted)
     draft.history([row])
     draft.metrics(summary([row]) | {"stray_pixels": stray + val_stray})
