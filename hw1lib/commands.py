@@ -134,11 +134,11 @@ def weights_fetch(arguments):
 
 
 def weights_check(arguments):
-    from hw1lib import paths
+    from hw1lib import files, paths
     from hw1lib.models import fetch
 
     there = [k for k in fetch.KNOWN.values() if (paths.WEIGHTS / k.file).is_file()]
-    wrong = [k.file for k in there if fetch.digest(paths.WEIGHTS / k.file) != k.sha256]
+    wrong = [k.file for k in there if files.digest(paths.WEIGHTS / k.file) != k.sha256]
     for known in there:
         print(f"{known.file}  {'wrong' if known.file in wrong else 'right'}")
     if wrong:

@@ -1,8 +1,22 @@
 """The one exception for everything that a user can cause and mend."""
 
+import errno
+
 
 class UserError(Exception):
     """A clear paragraph: what is wrong, in which file or setting, and the remedy.
 
     The command line prints its text without a traceback and exits with 1.
     """
+
+
+def remedy(error):
+    """What helps when the file system refuses: a sentence."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = "Free some disk space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what = "Mend the permissions of its folder, or choose another one"
+    else:  # torch and safetensors do not say which
+        what = "Free some disk space or mend the permissions of its folder"
+    return f"{what}, then run the same command again."

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import torch
 
-from hw1lib import answers, gallery, paths, prose, store
+from hw1lib import answers, files, gallery, paths, prose
 from hw1lib.errors import UserError
 from hw1lib.results import figures, report, tables
 
@@ -28,13 +28,13 @@ def write(book, started, ran=True):
         for name in names if has[problem] else ():
             tables.write_csv(out / "tables" / f"{name}.csv", answers.TABLES[name](book))
     done = {label: steps.done(name) for label, steps, name in book.planned()}
-    store.write_json(out / "metrics.json", _metrics(book, done))
+    files.write_json(out / "metrics.json", _metrics(book, done))
     tables.write_csv(out / "timings.csv", answers.timings(book))
     _draw_timing(book)
     seconds = time.time() - started
     if not ran and (out / "run.json").is_file():
-        seconds = store.read_json(out / "run.json")["seconds_total"]
-    store.write_json(out / "run.json", _run(book, done, seconds))
+        seconds = files.read_json(out / "run.json")["seconds_total"]
+    files.write_json(out / "run.json", _run(book, done, seconds))
     report.write(out, paths.TEMPLATE, _book(book, has))
 
 
@@ -111,7 +111,7 @@ def _book(book, has):
     facts = {
         "about": about(),
         "profile": book.profile,
-        "run": store.read_json(book.out / "run.json"),
+        "run": files.read_json(book.out / "run.json"),
         "is_sample": book.is_sample,
         "networks": prose.networks(),
     }

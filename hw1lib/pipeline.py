@@ -14,7 +14,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import answers, handin, paths, profiles, store
+from hw1lib import answers, files, handin, paths, profiles, store
 from hw1lib.errors import UserError
 from hw1lib.workbook import Workbook
 
@@ -86,7 +86,7 @@ def _execute(name, request, book):
     target = book.out / "notebooks" / f"{name}.ipynb"
     stamp = book.out / "notebooks" / f".{name}.json"
     made_of = _made_of(source, name, book)
-    shown = target.is_file() and stamp.is_file() and store.read_json(stamp) == made_of
+    shown = target.is_file() and stamp.is_file() and files.read_json(stamp) == made_of
     if shown and not _undone(name, book):
         print(f"\n{name}: nothing to do")
         return
@@ -126,7 +126,7 @@ def _execute(name, request, book):
         raise UserError(
             f"Notebook {name} ended, but {', '.join(undone)} did not finish. Run it again."
         )
-    store.write_json(stamp, made_of)
+    files.write_json(stamp, made_of)
     print(f"{name}: {time.time() - started:.0f} s")
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hw1lib import profiles, store
+from hw1lib import files, profiles
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover, layout
 from hw1lib.errors import UserError
@@ -65,7 +65,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         with _precision(settings, book.device):
             masks = segment.predict(network, images, book.device, settings, tta, seen)
         for (path, _), mask in zip(batch, masks):
-            with store.replacing(out_dir / names[path]) as temporary:
+            with files.replacing(out_dir / names[path]) as temporary:
                 Image.fromarray(landcover.encode(mask)).save(temporary, format="PNG")
         written += len(batch)
     return written, problems
@@ -115,7 +115,7 @@ def classification(book, table, image_dir, out, setting="C"):
         found |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}
     labels = rows["filename"].map(found).astype("Int64")
     text = rows[["id", "filename"]].assign(label=labels).to_csv(index=False)
-    store.write_text(out, text)
+    files.write_text(out, text)
     return int(labels.notna().sum()), problems
 
 

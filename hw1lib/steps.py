@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from hw1lib import profiles, store
+from hw1lib import files, profiles, store
 from hw1lib.data import layout
 from hw1lib.errors import UserError
 from hw1lib.loops import everything, finetune, pretrain, segment, training
@@ -204,10 +204,10 @@ class Steps:
             if split == "sam_weights":
                 sam = weights.find_sam()
                 file = sam / "model.safetensors" if sam and sam.is_dir() else sam
-                value = store.file_hash(file) if file else None
+                value = files.digest(file) if file else None
             elif split == "backbone_file":
                 file = one.supervised_backbone
-                value = store.file_hash(file) if file else None
+                value = files.digest(file) if file else None
             elif split.startswith("tiles_"):
                 value = layout.fingerprint(getattr(two, split.removeprefix("tiles_")))
             else:
@@ -232,7 +232,7 @@ class Steps:
                 if self.watch is not None:
                     draft.watch = functools.partial(self.watch, name)
                 step.run(draft, self)
-                store.write_json(draft.folder / "run.json", self._provenance(started))
+                files.write_json(draft.folder / "run.json", self._provenance(started))
         return self.store.result(name, key)
 
     def _provenance(self, started):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hw1lib import cli, commands, paths, profiles, store
+from hw1lib import cli, commands, files, paths, profiles
 from hw1lib.data import sample
 from tests.conftest import picture
 
@@ -342,8 +342,8 @@ def test_plan_run_and_verify(capsys, course_data, tmp_path):
     assert after == before | {"segment-colour": "done"}
     assert run(capsys, "verify", *common)[0] == 0
     (metrics,) = (tmp_path / "out" / "steps").glob("segment-colour/*/metrics.json")
-    data = store.read_json(metrics)
-    metrics.write_text(json.dumps(data | {"miou": 1.0}))
+    data = files.read_json(metrics)
+    metrics.write_text(json.dumps(data | {"miou": 1.0}, indent=2) + 20 * " ")
     assert "segment-colour" in fails(capsys, "verify", *common)
     assert "metrics.json was altered" in fails(capsys, "verify", *common)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hw1lib import store
+from hw1lib import files, store
 from hw1lib.errors import UserError
 
 KEY = "0123456789abcdef"
@@ -37,8 +37,8 @@ def names(folder):
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "metrics.json"
-    store.write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), store.replacing(path) as temporary:
+    files.write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
         temporary.write_text("half of the new")
         1 / 0
     assert path.read_text() == "old"
@@ -48,9 +48,9 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_the_old_file_stands_until_the_new_one_takes_its_place(tmp_path):
     """Nothing is ever written into it: who has it open reads it to its end."""
     path = tmp_path / "metrics.json"
-    store.write_text(path, "old")
+    files.write_text(path, "old")
     with open(path) as reader:
-        with store.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_text("new")
             assert path.read_text() == "old"
             assert temporary.parent == path.parent  # else the last move would not be atomic
@@ -60,21 +60,21 @@ def test_the_old_file_stands_until_the_new_one_takes_its_place(tmp_path):
 
 def test_files_are_ordinary_ones(tmp_path):
     """Not private as temporary files are: others may read what the umask lets them."""
-    store.write_text(tmp_path / "ours", "")
+    files.write_text(tmp_path / "ours", "")
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_text_survives_whatever_the_locale_is(tmp_path):
-    store.write_json(tmp_path / "a.json", {"Größe": "≤ 1 – é 漢"})
-    assert store.read_json(tmp_path / "a.json") == {"Größe": "≤ 1 – é 漢"}
+    files.write_json(tmp_path / "a.json", {"Größe": "≤ 1 – é 漢"})
+    assert files.read_json(tmp_path / "a.json") == {"Größe": "≤ 1 – é 漢"}
     assert "漢" in (tmp_path / "a.json").read_bytes().decode("utf-8")
 
 
 def test_a_file_in_place_of_a_folder_is_a_clear_error(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken"):
-        store.write_text(tmp_path / "taken" / "metrics.json", "{}")
+        files.write_text(tmp_path / "taken" / "metrics.json", "{}")
     with pytest.raises(UserError, match="--out"):
         finish(store.Store(tmp_path / "taken"))
 
@@ -149,7 +149,7 @@ def test_what_was_written_is_what_is_read(tmp_path):
     state = module.state_dict()
     assert state.keys() == result.weights().keys()
     assert all(torch.equal(state[name], value) for name, value in result.weights().items())
-    assert store.read_json(result.folder / "config.json") == {"lr": 1e-3}
+    assert files.read_json(result.folder / "config.json") == {"lr": 1e-3}
 
 
 def test_a_step_without_epochs_has_an_empty_history(tmp_path):
@@ -203,7 +203,7 @@ def test_a_finished_step_is_not_claimed_again(tmp_path):
     with results.claimed("pretrain", KEY, {"step": "other"}) as draft:
         assert draft is None
     assert before.stat().st_mtime_ns == stamp
-    assert store.read_json(before.parent / "config.json") == {"step": "pretrain"}
+    assert files.read_json(before.parent / "config.json") == {"step": "pretrain"}
 
 
 def test_threads_that_claim_one_step_run_it_once(tmp_path):
@@ -230,7 +230,7 @@ def test_threads_that_claim_one_step_run_it_once(tmp_path):
 
 HOLDER = """
 import sys
-from hw1lib import store
+from hw1lib import files, store
 with store.Store(sys.argv[1]).claimed("pretrain", sys.argv[2], {}) as draft:
     draft.metrics({"by": "the killed one"})
     print("claimed", flush=True)
@@ -291,4 +291,4 @@ def test_what_a_killed_run_left_behind_is_no_result(tmp_path):
     folder.mkdir(parents=True)
     (folder / ".metrics.json.abc123").write_text("half of it")
     finish(results)
-    assert not [n for n in store.read_json(folder / "done.json")["files"] if n.startswith(".")]
+    assert not [n for n in files.read_json(folder / "done.json")["files"] if n.startswith(".")]

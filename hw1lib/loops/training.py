@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hw1lib import store
+from hw1lib import files
 from hw1lib.errors import UserError
 
 
@@ -199,7 +199,7 @@ def line(name, row, epochs):
 
 
 def _save(path, module, optimizer, history):
-    with store.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save({**state, "history": history}, temporary)
 

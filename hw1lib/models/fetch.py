@@ -1,10 +1,8 @@
 """Gets optional weights: from their server, a mirror or a file, held against a pinned hash."""
 
-import hashlib
 import os
 import queue
 import shutil
-import tempfile
 import threading
 import urllib.request
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hw1lib import paths
+from hw1lib import files, paths
 from hw1lib.errors import UserError
 
 SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -66,28 +64,15 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
     """
     wanted = known(name)
     path = Path(folder) / wanted.file
-    partial = None
-    try:
-        if path.is_file() and digest(path) == wanted.sha256:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{wanted.file}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as target:
+    if path.is_file() and files.digest(path) == wanted.sha256:
+        return path
+    with files.replacing(path) as temporary:
+        with open(temporary, "wb") as target:
             if source:
                 _copy(Path(source), target)
             else:
                 _download(wanted, target)
-        _check(partial, wanted, source or address(wanted))
-        Path(partial).chmod(0o644)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written: {error.strerror or error}. Free some disk space "
-            f"({wanted.megabytes} MB are needed) or mend the permissions of its folder."
-        ) from error
-    finally:
-        if partial:
-            Path(partial).unlink(missing_ok=True)
+        _check(temporary, wanted, source or address(wanted))
     return path
 
 
@@ -103,14 +88,8 @@ def address(wanted):
     return f"{(os.environ.get(MIRROR) or SERVER).rstrip('/')}/{wanted.file}"
 
 
-def digest(path):
-    """SHA-256 of a file, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check(path, wanted, origin):
-    found = digest(path)
+    found = files.digest(path)
     if found != wanted.sha256:
         raise UserError(
             f"{origin} is not {wanted.file}: its SHA-256 begins with {found[:12]}, expected is "

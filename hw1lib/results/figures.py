@@ -10,7 +10,7 @@ import matplotlib
 import seaborn
 from matplotlib.figure import Figure
 
-from hw1lib import store
+from hw1lib import files
 
 INK = "#22313f"
 MUTED = "#7b8794"
@@ -51,7 +51,7 @@ def save(figure, path, dpi=160):
     if figure.get_layout_engine() is not None:  # laid out once: each saving would move things
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    with store.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=dpi, metadata=METADATA[kind])
 
 

@@ -14,7 +14,7 @@ import jinja2
 import pypandoc
 import typst
 
-from hw1lib import store
+from hw1lib import files
 from hw1lib.errors import UserError
 
 # $…$, raw TeX and @citations stay plain text, as on a code host.
@@ -80,10 +80,10 @@ def write(out, template, book):
     """
     out = Path(out)
     title = f"{book.facts['about']['title']} – {book.facts['about']['name']}"
-    store.write_text(out / "report.md", markdown(template, book, "markdown"))
+    files.write_text(out / "report.md", markdown(template, book, "markdown"))
     options = {"format": MARKDOWN, "verify_format": False}
     wide = "--columns=10000"  # else pandoc gives long tables columns of equal width
-    with store.replacing(out / "report.html") as temporary:
+    with files.replacing(out / "report.html") as temporary:
         html = pypandoc.convert_text(
             markdown(template, book, "html"), "html5", **options,
             extra_args=[
@@ -104,5 +104,5 @@ def write(out, template, book):
         source = Path(folder) / "report.typ"
         source.write_text(f"{page}\n{body}", encoding="utf-8")
         pdf = typst.compile(str(source), ignore_system_fonts=True, timestamp=0)
-    with store.replacing(out / "report.pdf") as temporary:
+    with files.replacing(out / "report.pdf") as temporary:
         temporary.write_bytes(pdf)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from hw1lib import store
+from hw1lib import files
 from hw1lib.data.landcover import SCORED
 from hw1lib.results.statistics import wilson
 
@@ -131,7 +131,7 @@ def timings(runs):
 
 def write_csv(path, table):
     """Writes a table atomically: fractions with six digits, what was not measured empty."""
-    store.write_text(path, table.to_csv(index=False, float_format="%.6f"))
+    files.write_text(path, table.to_csv(index=False, float_format="%.6f"))
 
 
 def markdown(table, formats=None, names=None):

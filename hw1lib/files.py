@@ -1,0 +1,74 @@
+"""Files that are whole or absent: written beside their place, synced, moved into it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import safetensors
+
+from hw1lib.errors import UserError, remedy
+
+
+def digest(path):
+    """SHA-256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary path beside `path`; on success it is synced and takes its place.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _sync(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; ours are ordinary
+        os.replace(temporary, path)
+        _sync(path.parent)  # else a power cut could forget the move
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path} could not be written: {reason}. {remedy(error)} What was finished before is "
+            "kept."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path, text):
+    """Writes UTF-8 text atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, data):
+    """Writes plain data as indented JSON, atomically."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """Reads a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
