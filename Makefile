@@ -29,7 +29,7 @@ test: setup-dev
 	@cd "$(here)" && .venv/bin/python -m pytest
 
 lab: setup
-	@cd "$(here)" && .venv/bin/jupyter lab --notebook-dir=notebooks \
+	@cd "$(here)" && .venv/bin/jupyter lab --ServerApp.ip=localhost --notebook-dir=notebooks \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Prints the benchmark tables, in about half an hour. Nothing else should run meanwhile.

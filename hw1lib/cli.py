@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hw1lib import commands as do
 from hw1lib import profiles
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, remedy
 
 
 def main(argv=None):
@@ -15,6 +15,9 @@ def main(argv=None):
     Returns:
         0: done. 1: something that the user can mend, said in one paragraph. 2: wrong usage.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name may hold what no UTF-8 can say
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
@@ -24,6 +27,10 @@ def main(argv=None):
     except BrokenPipeError:  # as with `| head`; nothing more can be printed
         sys.stdout = None
         return 0
+    except OSError as error:  # where nobody nearer knew more: a full disk, a missing permission
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"\nhw1lib: {place}{error.strerror or error}. {remedy(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "\nhw1lib: stopped. Finished steps are kept; the same command goes on from there.",
@@ -65,6 +72,10 @@ def _parser():
     info = _command(what, "info", do.data_info, "counts of a data folder")
     info.add_argument("--data-root", default="", metavar="D", help="default: the Earth sample")
     info.add_argument("--json", action="store_true", help="as JSON")
+
+    check = _command(what, "check", do.data_check, "read all data once and say what is wrong")
+    check.add_argument("--data-root", default="", metavar="D", help="default: the Earth sample")
+    check.add_argument("--json", action="store_true", help="as JSON")
 
     weights = _command(kinds, "weights", None, "optional weights, such as SAM's")
     what = weights.add_subparsers(dest="what", required=True, metavar="WHAT")

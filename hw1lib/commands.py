@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from hw1lib import profiles
@@ -48,12 +49,7 @@ def plan(arguments):
     else:
         book = request.workbook()
         operations = cost.flops(book.profile, cost.of_data(book.data))
-        print(f"{'step':<30}{'state':<11}{'PFLOP':>9}{'seconds':>9}  key")
-        for label, steps, name in book.planned():
-            status = steps.status(name)
-            seconds = f"{steps.done(name).run['seconds']:.0f}" if status == "done" else "–"
-            count = f"{operations[name] / 1e15:.3f}" if name in operations else "–"
-            print(f"{label:<30}{status:<11}{count:>9}{seconds:>9}  {steps.key(name)}")
+        _print_steps(list(book.planned()), operations)
     total = sum(operations.values())
     hours = cost.hours(total)
     hours = f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"
@@ -61,6 +57,29 @@ def plan(arguments):
         f"\nTraining once: {total / 1e15:.2f} PFLOP, about {hours} hours on a "
         f"GPU that\nsustains {cost.SUSTAINED / 1e12:.0f} TFLOP/s, as an RTX 4090 does."
     )
+
+
+def _print_steps(planned, operations):
+    """A line a step: whether it is done, what it costs, and why it has to run."""
+    from hw1lib import cost
+
+    taken = {
+        (label, name): steps.done(name).run["seconds"]
+        for label, steps, name in planned if steps.status(name) == "done"
+    }
+    speed = cost.speed(operations, [(name, seconds) for (_, name), seconds in taken.items()])
+    print(f"{'step':<30}{'state':<11}{'PFLOP':>9}{'seconds':>9}  key")
+    for label, steps, name in planned:
+        count = f"{operations[name] / 1e15:.3f}" if name in operations else "–"
+        if (label, name) in taken:
+            seconds = f"{taken[label, name]:.0f}"
+        else:
+            seconds = f"~{operations[name] / speed:.0f}" if speed and name in operations else "–"
+        print(f"{label:<30}{steps.status(name):<11}{count:>9}{seconds:>9}  {steps.key(name)}")
+        if why := steps.why(name):
+            print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
+    if speed and any(name in operations for label, _, name in planned if (label, name) not in taken):
+        print("\n~ seconds: at the mean speed of the steps that are done here.")
 
 
 def run(arguments):
@@ -74,8 +93,8 @@ def verify(arguments):
     problems = book.steps.store.verify()
     if problems:
         raise UserError(
-            f"{book.out} is not as it was written: {'; '.join(problems)}. Delete the folders of "
-            "these steps and run the report again."
+            f"{book.out} is not as it was written: {'; '.join(problems)}. make report runs those "
+            "of these steps again that it shows; the folders of others can be deleted."
         )
     print(f"{book.out}: every result is as it was written.")
 
@@ -111,6 +130,15 @@ def data_info(arguments):
                 print(f"  {label:<30}{count:>6,}")
     for name, count in info.get("tiles", {}).items():
         print(f"tiles, {name}: {count:,}")
+
+
+def data_check(arguments):
+    from hw1lib import paths
+    from hw1lib.data import check, sample
+
+    found = check.examine(arguments.data_root or sample.build(paths.EARTH))
+    print(json.dumps(found, indent=2) if arguments.json else check.table(found))
+    return 1 if found["errors"] else 0
 
 
 def weights_list(arguments):

@@ -101,6 +101,18 @@ def hours(operations):
     return operations / SUSTAINED / 3600
 
 
+def speed(operations, taken):
+    """Operations a second of steps that have run, all together; 0 where none has.
+
+    Args:
+        operations: dict from step to its operations.
+        taken: pairs of a step and the seconds that it took.
+    """
+    counted = [(operations[step], seconds) for step, seconds in taken if step in operations]
+    seconds = sum(seconds for _, seconds in counted)
+    return sum(count for count, _ in counted) / seconds if seconds else 0.0
+
+
 def _count(call):
     with FlopCounterMode(display=False) as counter:
         call()

@@ -6,8 +6,13 @@ import errno
 class UserError(Exception):
     """A clear paragraph: what is wrong, in which file or setting, and the remedy.
 
-    The command line prints its text without a traceback and exits with 1.
+    The command line prints its text without a traceback and exits with 1. What cannot be printed,
+    as in odd file names, is shown by its code: one line stays one line.
     """
+
+    def __init__(self, text):
+        shown = (c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+        super().__init__("".join(shown))
 
 
 def remedy(error):

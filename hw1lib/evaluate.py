@@ -108,7 +108,7 @@ def _labels(table):
     rows = rows[rows["label"] != ""]
     if rows.empty:
         raise UserError(f"{table} holds no labels.")
-    labels = pd.to_numeric(rows.set_index("filename")["label"], errors="coerce")
+    labels = rows.set_index("filename")["label"].map(layout.whole_number)
     if labels.isna().any():
         raise UserError(f"{table}: the label of {labels.index[labels.isna()][0]} is no number.")
-    return labels
+    return labels.astype("int64")

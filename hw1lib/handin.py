@@ -13,7 +13,7 @@ import torch
 
 from hw1lib import answers, files, gallery, paths, prose
 from hw1lib.errors import UserError
-from hw1lib.results import figures, report, tables
+from hw1lib.results import figures, notes, report, tables
 
 
 def write(book, started, ran=True):
@@ -30,19 +30,21 @@ def write(book, started, ran=True):
     done = {label: steps.done(name) for label, steps, name in book.planned()}
     files.write_json(out / "metrics.json", _metrics(book, done))
     tables.write_csv(out / "timings.csv", answers.timings(book))
-    _draw_timing(book)
     seconds = time.time() - started
     if not ran and (out / "run.json").is_file():
         seconds = files.read_json(out / "run.json")["seconds_total"]
     files.write_json(out / "run.json", _run(book, done, seconds))
-    report.write(out, paths.TEMPLATE, _book(book, has))
+    render(book)
 
 
-def _draw_timing(book):
+def render(book):
+    """Writes the report in its three forms; of how it ran they say what run.json says."""
+    run = files.read_json(book.out / "run.json")
     with figures.style():
-        drawn = figures.timing(answers.timings(book))
+        drawn = figures.timing(run["seconds"])
         for ending in ("png", "pdf"):
             figures.save(drawn, book.out / "figures" / f"timing-steps.{ending}")
+    report.write(book.out, paths.TEMPLATE, _book(book, run))
 
 
 def _metrics(book, done):
@@ -104,14 +106,14 @@ def _commit():
         return ""
 
 
-def _book(book, has):
+def _book(book, run):
     def fenced(name):
         return f"```\n{prose.CODE[name](book)}\n```"
 
     facts = {
         "about": about(),
         "profile": book.profile,
-        "run": files.read_json(book.out / "run.json"),
+        "run": run | {name: tables.escape(run[name]) for name in ("device_name", "host", "commit")},
         "is_sample": book.is_sample,
         "networks": prose.networks(),
     }
@@ -121,7 +123,7 @@ def _book(book, has):
         code=fenced,
         note=_note,
         figure_folder=book.out / "figures",
-        has=has,
+        has=book.has,
         facts=facts,
     )
 
@@ -144,7 +146,10 @@ def _note(question):
     path = paths.NOTES / f"{question}.md"
     if not path.is_file():
         return ""
-    text = path.read_text(encoding="utf-8").strip().replace("<", "&lt;")
+    try:
+        text = notes.tame(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text.") from error
     quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
     return f"> **The author's note.**\n>\n{quoted}"
 

@@ -1,5 +1,6 @@
 """Runs the notebooks headless in their order, then builds the report from the stored results."""
 
+import builtins
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,8 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from hw1lib import answers, files, handin, paths, profiles, store
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, remedy
+from hw1lib.steps import check_of
 from hw1lib.workbook import Workbook
 
 NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
@@ -28,7 +30,7 @@ NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
 }
 SEGMENT = tuple(f"segment-{m}" for m in (*profiles.SEGMENTERS, "colour"))
 SHOWS = {  # the steps that a notebook shows
-    "00_data": (),
+    "00_data": tuple(check_of(problem) for problem in (1, 2)),
     "01_pretraining": ("pretrain", "pretrain-supervised"),
     "02_finetuning": tuple(answers.step_of(row) for row in answers.rows()),
     "03_embeddings": ("embed",),
@@ -69,9 +71,14 @@ def run(request, only=None):
     sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
-    states = [steps.status(name) for _, steps, name in book.planned()]
-    undone = len(states) - states.count("done")
-    print(f"Steps   {len(states)}: {states.count('done')} done, {undone} to run")
+    reasons = {label: steps.why(name) for label, steps, name in book.planned()}
+    undone = sum(map(bool, reasons.values()))
+    print(f"Steps   {len(reasons)}: {len(reasons) - undone} done, {undone} to run")
+    if undone < len(reasons):  # else it is plain why
+        for label, why in reasons.items():
+            if why:
+                print(textwrap.fill(f"{label}: {why}", 80, initial_indent="  ",
+                                    subsequent_indent="    "))
     for name, problem in NOTEBOOKS.items():
         if problem == 0 or book.has[problem]:
             _execute(name, request, book)
@@ -109,19 +116,21 @@ def _execute(name, request, book):
     except PapermillExecutionError as error:
         if error.ename == "UserError":
             raise UserError(str(error.evalue)) from error
+        if issubclass(getattr(builtins, error.ename, object), OSError):
+            raise UserError(f"{name}: {error.evalue}. {remedy(None)}") from error
         raise UserError(
             f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: "
             f"{error.evalue}. The executed copy {target} shows where. This is likely a fault of "
             "the workbook; what was finished before is kept."
         ) from error
     except DeadKernelError as error:
+        helps = [steps.for_less_memory(step) for _, steps, step in _undone(name, book)]
         raise UserError(
             f"The kernel of notebook {name} died, as it does when memory runs out or it is "
             "killed. Run the same command again: finished steps are kept, half done ones go on "
-            "from their last checkpoint. For less memory lower a batch size, for example --set "
-            "fcn32s.batch_size=4."
+            f"from their last checkpoint. If it was memory: {''.join(helps[:1])}"
         ) from error
-    undone = _undone(name, book)
+    undone = [label for label, _, _ in _undone(name, book)]
     if undone:  # an output notebook alone proves nothing
         raise UserError(
             f"Notebook {name} ended, but {', '.join(undone)} did not finish. Run it again."
@@ -132,7 +141,7 @@ def _execute(name, request, book):
 
 def _undone(name, book):
     """Those of the steps that a notebook shows that are not done."""
-    return [label for label, steps, step in _shown(name, book) if steps.status(step) != "done"]
+    return [shown for shown in _shown(name, book) if shown[1].status(shown[2]) != "done"]
 
 
 def _made_of(source, name, book):

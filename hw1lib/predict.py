@@ -97,10 +97,9 @@ def classification(book, table, image_dir, out, setting="C"):
     model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
     frozen, problems = finetune.PLAN[setting][1], []
-    inside = [name for name in rows["filename"].unique() if Path(name).name == name]
-    for name in rows["filename"].unique():
-        if name not in inside:
-            problems.append((name, f"it is no plain file name inside {folder}"))
+    names = rows["filename"].unique()
+    inside = [name for name in names if not layout.leaves(folder, name)]
+    problems += [(n, f"it leads out of {folder}") for n in names if layout.leaves(folder, n)]
     found = {}
     paths = [folder / name for name in inside]
     for batch in _batches(paths, settings.batch_size, problems, size):

@@ -164,6 +164,8 @@ def get(name, settings=None):
     """
     if name not in PROFILES:
         raise UserError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
+    if not isinstance(settings or {}, dict):
+        raise UserError(f"settings: {settings!r} is no dict such as {{'pretrain.epochs': 20}}.")
     profile = PROFILES[name]
     for dotted, value in (settings or {}).items():
         profile = replaced(profile, dotted, value)

@@ -8,7 +8,19 @@ from hw1lib import answers_segmentation as two
 from hw1lib.loops import augment
 from hw1lib.models import byol, segmenters, weights
 from hw1lib.results import sentences
-from hw1lib.results.tables import fraction, percent
+from hw1lib.results.tables import escape, fraction, percent
+from hw1lib.steps import check_of
+
+
+def weaknesses_text(problem):
+    """What the data's check found that weakens a problem's numbers, as a function of a workbook."""
+    def text(book):
+        found = book.metrics(check_of(problem))["warnings"]
+        if not found:
+            return f"The check of Problem {problem}'s data found nothing that weakens its numbers."
+        listed = "\n".join(f"- {escape(line)}" for line in found)
+        return f"**What weakens the numbers of Problem {problem}**, by the check of its data:\n\n{listed}"
+    return text
 
 
 def _data_names(book):
@@ -195,6 +207,8 @@ def refinement_text(book):
 
 SENTENCES = {
     "data": data_text,
+    "weaknesses1": weaknesses_text(1),
+    "weaknesses2": weaknesses_text(2),
     "supervised": supervised_text,
     "collapse": lambda book: sentences.collapse(book.metrics("pretrain")),
     "forward": forward_text,

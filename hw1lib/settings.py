@@ -5,6 +5,7 @@ runs exactly the steps that depend on it.
 """
 
 import dataclasses
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from hw1lib.errors import UserError
 FIXED = ("name", "about", "ours", "needs_data")  # no settings: they say what a profile is
 
 
-def within(default, low, high=float("inf")):
+def within(default, low, high=sys.float_info.max):
     """A number between `low` and `high`, both allowed."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -211,8 +212,10 @@ def _converted(kind, dotted, value):
         if not isinstance(value, (str, list, tuple)):
             raise UserError(f"Setting {dotted}={value}: give a list of texts.")
         items = value.split(",") if isinstance(value, str) else value
-        return tuple(str(item).strip() for item in items)
-    text = str(value).strip()
+        if not items:
+            raise UserError(f"Setting {dotted}: the list is empty.")
+        return tuple(_text(item, dotted) for item in items)
+    text = _text(value, dotted)
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if text.lower() in words:
@@ -222,7 +225,14 @@ def _converted(kind, dotted, value):
             return kind(text)
         except ValueError:
             pass
-    raise UserError(f"Setting {dotted}={value}: this is not a value of type {kind.__name__}.")
+    raise UserError(f"Setting {dotted}={text}: this is not a value of type {kind.__name__}.")
+
+
+def _text(value, dotted):
+    try:
+        return str(value).strip()
+    except ValueError as error:  # whole numbers of thousands of digits
+        raise UserError(f"Setting {dotted}: its value cannot be read ({error}).") from error
 
 
 def _check(allowed, dotted, value):
@@ -232,5 +242,5 @@ def _check(allowed, dotted, value):
         raise UserError(f"Setting {dotted}={value}: choose one of {', '.join(choices)}.")
     low, high = allowed.get("low"), allowed.get("high")
     if low is not None and not low <= value <= high:  # nan is in no range
-        most = f" and at most {high:g}" if high < float("inf") else ""
+        most = f" and at most {high:g}" if high < sys.float_info.max else ""
         raise UserError(f"Setting {dotted}={value}: it must be at least {low:g}{most}.")

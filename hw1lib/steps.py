@@ -4,21 +4,26 @@ A step's key is a hash of exactly its settings, its data, the keys of the steps 
 a version number that is raised by hand when its code changes what it computes.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from hw1lib import files, profiles, store
-from hw1lib.data import layout
+from hw1lib import files, profiles, stale, store
+from hw1lib.data import check, layout
 from hw1lib.errors import UserError
 from hw1lib.loops import everything, finetune, pretrain, segment, training
 from hw1lib.models import weights
 from hw1lib.results import embedding
+
+ERRORS = 5  # of the data that are named where it is refused
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|is killed by signal: Killed")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Step:
         upstream: the steps whose results it needs.
         run: function(draft, context); writes the results.
         version: raised by hand when `run` computes something else.
+        trains: whether seed, model_scale and image size count, as for all but the data's check.
     """
 
     name: str
@@ -42,11 +48,15 @@ class Step:
     upstream: tuple[str, ...]
     run: Callable
     version: int = 1
+    trains: bool = True
 
 
 def _all():
     office = ("train", "val")
     tiles = ("tiles_train", "tiles_validation")
+    for problem in (1, 2):
+        name, folder = check_of(problem), f"p{problem}_data"
+        yield Step(name, problem, (), (folder,), (), _check(problem), trains=False)
     yield Step(
         "pretrain", 1, ("pretrain",), ("pool",), (),
         lambda draft, c: pretrain.self_supervised(draft, c.data.problem1, c.profile, c.device),
@@ -80,6 +90,30 @@ def _all():
         "everything", 2, ("everything",), ("tiles_validation", "sam_weights"),
         ("segment-{segmentation.improved}",), _everything, version=2,
     )
+
+
+def check_of(problem):
+    """The step that looks through a problem's data; no other one runs before it."""
+    return f"check-problem{problem}"
+
+
+def _check(problem):
+    examine = {1: check.problem1, 2: check.problem2}[problem]
+
+    def run(draft, context):
+        folder = context.data.root / f"p{problem}_data"
+        found = examine(folder)
+        if found.errors:
+            raise UserError(
+                f"{folder} cannot be used as it is, so nothing is trained: "
+                f"{' '.join(found.errors[:ERRORS])} All findings: "
+                f".venv/bin/python -m hw1lib data check --data-root {str(context.data.root)!r}"
+            )
+        for warning in found.warnings:
+            training.say(f"{draft.step}  {warning}")
+        draft.history([])
+        draft.metrics({"warnings": found.warnings, **found.facts})
+    return run
 
 
 def _finetune(setting, source):
@@ -181,17 +215,23 @@ class Steps:
         """Everything that a step's result follows from, as plain data."""
         step = self.step(name)
         settings = {name: _setting(self.profile, name) for name in step.reads}
+        return {
+            "step": name,
+            "version": step.version,
+            "settings": {"profile": self._shared(step), **settings},
+            "data": {split: self._fingerprint(split) for split in step.data},
+            "upstream": {other: self.key(other) for other in step.upstream},
+        }
+
+    def _shared(self, step):
+        """The settings that all training steps depend on."""
+        if not step.trains:
+            return {}
         shared = {"seed": self.profile.seed, "model_scale": self.profile.model_scale}
         if step.problem == 1:
             data = self.profile.data
             shared |= {"image_size": data.image_size, "overhead": data.overhead}
-        return {
-            "step": name,
-            "version": step.version,
-            "settings": {"profile": shared, **settings},
-            "data": {split: self._fingerprint(split) for split in step.data},
-            "upstream": {other: self.key(other) for other in step.upstream},
-        }
+        return shared
 
     def key(self, name):
         if name not in self._keys:
@@ -208,6 +248,8 @@ class Steps:
             elif split == "backbone_file":
                 file = one.supervised_backbone
                 value = files.digest(file) if file else None
+            elif split in ("p1_data", "p2_data"):
+                value = layout.folder_fingerprint(self.data.root / split)
             elif split.startswith("tiles_"):
                 value = layout.fingerprint(getattr(two, split.removeprefix("tiles_")))
             else:
@@ -219,21 +261,59 @@ class Steps:
         """done, to resume or to run."""
         return self.store.status(name, self.key(name))
 
+    def why(self, name):
+        """Why a step is not done, as a phrase; empty where it is."""
+        key, status = self.key(name), self.status(name)
+        if status == "done":
+            return ""
+        if status == "to resume":
+            return "it was interrupted; its checkpoint is there"
+        damage = "; ".join(self.store.damage(name, key))
+        return damage or stale.reason(self.config(name), self.store.configs(name))
+
     def done(self, name):
-        """The result of a step, which is run first if need be; so are the steps it builds on."""
+        """The result of a step, which is run first if need be; so are the steps it builds on.
+
+        Raises:
+            UserError: the data has errors, the training fails, memory or disk space runs out.
+        """
         step, key = self.step(name), self.key(name)
         if self.store.done(name, key):
             return self.store.result(name, key)
-        for other in step.upstream:
+        for other in (check_of(step.problem), *step.upstream) if step.trains else ():
             self.done(other)
         with self.store.claimed(name, key, self.config(name)) as draft:
             if draft is not None:
                 started = time.time()
                 if self.watch is not None:
                     draft.watch = functools.partial(self.watch, name)
-                step.run(draft, self)
+                with self._naming_what_helps(name):
+                    step.run(draft, self)
                 files.write_json(draft.folder / "run.json", self._provenance(started))
         return self.store.result(name, key)
+
+    @contextlib.contextmanager
+    def _naming_what_helps(self, name):
+        """Turns running out of memory into an error that names the setting to change."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise UserError(
+                f"{name}: memory ran out on {self.device}. {self.for_less_memory(name)} What was "
+                "finished before is kept."
+            ) from error
+
+    def for_less_memory(self, name):
+        """Which setting makes a step need less memory: a sentence."""
+        for group in self.step(name).reads:
+            for setting in (f"{group}.batch_size", f"{group}.points_per_batch"):
+                with contextlib.suppress(AttributeError):
+                    now = _setting(self.profile, setting)
+                    return f"Lower {setting}, for example --set {setting}={max(now // 2, 2)}."
+        limit = "data.office_limit=1000" if self.step(name).problem == 1 else "data.tile_limit=200"
+        return f"Close other programs, or use less of the data: --set {limit}."
 
     def _provenance(self, started):
         packages = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy")

@@ -7,26 +7,23 @@ counts as done.
 """
 
 import contextlib
-import datetime
 import hashlib
 import json
+import operator
 import os
-import platform
+import shutil
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pandas as pd
 import safetensors.torch
 
-from hw1lib import files
-from hw1lib.errors import UserError, remedy
+from hw1lib import files, lock
+from hw1lib.errors import UserError
 
 DONE = "done.json"
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.pt"
-LOCK = ".lock"
-HOLDER = ".holder"  # who has the lock: for those who wait; it proves nothing
 
 
 def key_of(parts):
@@ -121,6 +118,8 @@ class Store:
         Files are hashed the first time, and again when their size or date changes.
         """
         folder = self.folder(step, key)
+        if not (folder / DONE).is_file():
+            return []
         looks = _looks(folder)
         if self._trusted.get(folder) != looks:
             problems = _damage(folder)
@@ -142,8 +141,8 @@ class Store:
         """What made the finished results of a step, of all keys that there are: a list."""
         found = []
         for marker in sorted(self.out.glob(f"steps/{step}/*/{DONE}")):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(files.read_json(marker.parent / CONFIG))
+            config = _config(marker.parent)
+            found += [config] if config else []
         return found
 
     @contextlib.contextmanager
@@ -157,39 +156,38 @@ class Store:
             config: what the step follows from, with groups settings and settings.profile.
         """
         folder = self.folder(step, key)
-        with _locked(step, folder):
+        with lock.held(folder, step):
             if self.done(step, key):
                 yield None
                 return
-            self._clear(step, folder, config)
+            with lock.naming(folder):
+                self._clear(step, folder, config)
             files.write_json(folder / CONFIG, config)
             draft = Draft(step, folder)
             yield draft
+            results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file()]
+            results = [path for path in results if path != draft.checkpoint]
+            hashes = {path.name: files.digest(path) for path in results}
+            sizes = {path.name: path.stat().st_size for path in results}
+            files.write_json(folder / DONE, {"files": hashes, "bytes": sizes})
             draft.checkpoint.unlink(missing_ok=True)
-            results = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-            files.write_json(
-                folder / DONE,
-                {
-                    "files": {path.name: files.digest(path) for path in results},
-                    "bytes": {path.name: path.stat().st_size for path in results},
-                },
-            )
 
     def _clear(self, step, folder, config):
-        """Removes what no longer counts, so that at most one checkpoint a step and seed stays."""
+        """Removes what counts no longer; of each step and seed at most one attempt stays."""
+        keep = []
         if (folder / DONE).is_file():
             print(f"{step}: {'; '.join(_damage(folder))}. The step is run again.", flush=True)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
             (folder / DONE).unlink()  # first of all: without it nothing else counts
-        going_on = (folder / CHECKPOINT).is_file()
-        for path in folder.iterdir():
-            half_written = path.name.startswith(".")  # by a process that was killed meanwhile
-            if path.name not in (LOCK, HOLDER) and (half_written or not going_on):
-                path.unlink()
-        for checkpoint in folder.parent.glob(f"*/{CHECKPOINT}"):
-            other = checkpoint.parent
-            if other != folder and not _only_another_seed(other, config) and not _held(other):
-                checkpoint.unlink(missing_ok=True)
+        elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
+            keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
+        _empty(folder, keep)
+        for other in folder.parent.iterdir():
+            if other == folder or not other.is_dir() or lock.is_held(other):
+                continue
+            if (other / DONE).is_file():
+                (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before this was done
+            elif not _only_the_seed_differs(_config(other), config):
+                _empty(other)
 
     def verify(self):
         """Re-hashes every finished step; returns a line for each file that is not as written."""
@@ -205,92 +203,64 @@ class Store:
 
 def _looks(folder):
     """Size and date of each file: what a change of it changes."""
-    return {
-        entry.name: (entry.stat().st_size, entry.stat().st_mtime_ns)
-        for entry in os.scandir(folder)
-        if not entry.name.startswith(".")
-    }
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
 
 
 def _damage(folder):
     """Holds a finished step's files against its marker: a list of phrases."""
     try:
         marker = files.read_json(folder / DONE)
-        hashes, sizes = dict(marker["files"]), dict(marker.get("bytes", {}))
+        expected = [(str(k), str(v)) for k, v in marker["files"].items()]
+        sizes = {k: operator.index(v) for k, v in marker.get("bytes", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        expected = []
+    if not expected:
         return [f"{DONE} is damaged"]
     problems = []
-    for name, expected in hashes.items():
+    for name, digest in expected:
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif path.stat().st_size < sizes.get(name, 0):
             problems.append(f"{name} is truncated")
-        elif files.digest(path) != expected:
+        elif files.digest(path) != digest:
             problems.append(f"{name} was altered")
     return problems
 
 
-@contextlib.contextmanager
-def _locked(step, folder):
-    """The lock of a step's folder; says for whom it waits.
+def _empty(folder, keep=()):
+    """Removes what is in a step's folder, half written files included."""
+    for path in folder.iterdir():
+        if path.name in (lock.LOCK, lock.HOLDER, *keep):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
-    It is the operating system's, so it ends with its holder however that ends.
-    """
-    lock = filelock.FileLock(folder / LOCK)
+
+def _config(folder):
+    """What made the contents of a folder, or None where that cannot be told."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            print(f"{step}: waiting for {_holder(folder)}, which works on it", flush=True)
-            lock.acquire()
-        me = {"pid": os.getpid(), "host": platform.node(), "since": _now()}
-        (folder / HOLDER).write_text(json.dumps(me))
-    except OSError as error:
-        lock.release()
-        raise UserError(
-            f"The folder {folder} cannot be used: {error.strerror or error}. {remedy(error)} "
-            "--out names another one."
-        ) from error
+        config = files.read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _only_the_seed_differs(one, two):
+    """Whether two configs are of the same settings and data but of another seed."""
     try:
-        yield
-    finally:
-        (folder / HOLDER).unlink(missing_ok=True)
-        lock.release()
-
-
-def _now():
-    return datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-
-
-def _holder(folder):
-    try:
-        holder = files.read_json(folder / HOLDER)
-        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _held(folder):
-    """Whether a live process works on a folder."""
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        with lock.acquire(timeout=0):
-            return False
-    except (filelock.Timeout, OSError):
-        return True
-
-
-def _only_another_seed(folder, config):
-    """Whether a folder is of the same settings and data but for the seed."""
-    try:
-        return _but_for_seed(files.read_json(folder / CONFIG)) == _but_for_seed(config)
-    except (OSError, ValueError, AttributeError):
+        (seed, rest), (other_seed, other_rest) = map(_seed_and_rest, (one, two))
+    except (KeyError, TypeError, ValueError):  # a damaged config is like no other
         return False
+    return seed != other_seed and rest == other_rest
 
 
-def _but_for_seed(config):
-    settings = dict(config.get("settings", {}))
-    settings["profile"] = {k: v for k, v in settings.get("profile", {}).items() if k != "seed"}
-    return settings, config.get("version"), config.get("data")
+def _seed_and_rest(config):
+    settings = dict(config["settings"])
+    profile = dict(settings.pop("profile"))
+    seed = profile.pop("seed", None)
+    return seed, key_of([config["version"], config["data"], settings, profile])

@@ -17,6 +17,7 @@ TUNED = {
     *(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "control-colour", "embed",
 }
 PROBLEM1 = {"pretrain", "pretrain-supervised", *TUNED}
+CHECKS = {"check-problem1", "check-problem2"}
 ON_BYOL = {"finetune-C", "finetune-E", "control-knn", "embed"}  # embed shows setting C
 ON_LABELS = {"finetune-B", "finetune-D"}
 
@@ -33,8 +34,9 @@ def make(root, out="unused", **settings):
     return steps.Steps(profile, data, store.Store(out), torch.device("cpu"))
 
 
-def keys(made):
-    return {name: made.key(name) for name in made.all}
+def keys(made, names=None):
+    """The keys of the training steps, or of those named."""
+    return {name: made.key(name) for name in names or made.all.keys() - CHECKS}
 
 
 def changed(before, after):
@@ -43,11 +45,12 @@ def changed(before, after):
 
 
 def test_the_steps_are_those_of_the_two_problems(course_data):
-    assert set(make(course_data).all) == PROBLEM1 | PROBLEM2
+    assert set(make(course_data).all) == PROBLEM1 | PROBLEM2 | CHECKS
 
 
 def test_every_key_is_one_of_its_own(course_data):
-    found = keys(make(course_data))
+    made = make(course_data)
+    found = keys(made, made.all)
     assert len(set(found.values())) == len(found)
 
 
@@ -140,6 +143,27 @@ def test_an_image_changes_exactly_the_steps_that_see_it(course_data, file, expec
     assert changed(before, keys(make(course_data))) == expected
 
 
+@pytest.mark.parametrize(
+    ("file", "check"),
+    [("p1_data/mini/train/00001.jpg", "check-problem1"), ("p1_data/mini/train.csv", "check-problem1"),
+     ("p1_data/office/val/new.jpg", "check-problem1"),
+     ("p2_data/validation/0001_mask.png", "check-problem2"),
+     ("p2_data/train/left_over_mask.png", "check-problem2")],
+)
+def test_any_file_changes_the_check_of_its_problem(course_data, file, check):
+    """Also one that no training reads."""
+    before = keys(make(course_data), CHECKS)
+    with open(course_data / file, "ab") as opened:
+        opened.write(b"\n")
+    assert changed(before, keys(make(course_data), CHECKS)) == {check}
+
+
+def test_no_setting_changes_a_check(course_data):
+    before = keys(make(course_data), CHECKS)
+    after = make(course_data, seed=3, model_scale=0.5, data__image_size=24, data__tile_limit=2)
+    assert keys(after, CHECKS) == before
+
+
 def test_a_moved_label_changes_what_reads_labels(course_data):
     before = keys(make(course_data))
     table = course_data / "p1_data" / "mini" / "train.csv"
@@ -200,10 +224,27 @@ def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
     ran = []
     made = faked(make(course_data, tmp_path / "out"), ran)
     assert made.done("embed").metrics == {"step": "embed"}
-    assert ran == ["pretrain", "finetune-C", "embed"]
+    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
     made.done("embed")
     faked(make(course_data, tmp_path / "out"), ran).done("finetune-E")  # as a new process would
-    assert ran == ["pretrain", "finetune-C", "embed", "finetune-E"]
+    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed", "finetune-E"]
+
+
+def test_data_with_errors_trains_nothing(course_data, tmp_path):
+    """Also where the step is run by itself, and whatever was done before."""
+    broken = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    for name in ("pretrain", "control-colour", "embed"):
+        ran = []
+        made = make(course_data, tmp_path / "out")
+        check = made.all["check-problem1"]
+        made = faked(made, ran)
+        made.all["check-problem1"] = check
+        with pytest.raises(UserError, match="Mug00100.jpg.*data check"):
+            made.done(name)
+        assert not ran
+    faked(make(course_data, tmp_path / "out"), ran).done("segment-colour")  # the other problem
+    assert ran == ["check-problem2", "segment-colour"]
 
 
 def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
@@ -214,7 +255,45 @@ def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
     assert made.status("pretrain") == "done"
     assert made.status("finetune-C") == made.status("embed") == "to run"
     faked(make(course_data, tmp_path / "out"), ran).done("embed")
-    assert ran == ["pretrain", "finetune-C", "embed"]
+    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
+
+
+def test_running_out_of_memory_names_the_setting_to_change(course_data, tmp_path):
+    """On any device: torch says it in several ways."""
+    cases = [
+        ("pretrain", torch.OutOfMemoryError("CUDA out of memory. Tried …"), "pretrain.batch_size=16"),
+        ("finetune-A", RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+         "finetune.batch_size=16"),
+        ("segment-fcn32s", MemoryError(), "fcn32s.batch_size=2"),
+        ("segment-lraspp", RuntimeError("MPS backend out of memory"), "lraspp.batch_size=2"),
+        ("pretrain-supervised", RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed"),
+         "supervised.batch_size=16"),
+    ]
+    for name, error, setting in cases:
+        made = faked(make(course_data, tmp_path / "out"), [])
+
+        def run(draft, context):
+            raise error
+
+        made.all[name] = dataclasses.replace(made.all[name], run=run)
+        with pytest.raises(UserError, match=f"{name}: memory ran out.*--set {setting}\\."):
+            made.done(name)
+        assert make(course_data, **{setting.partition("=")[0].replace(".", "__"): 2})  # it exists
+
+
+def test_other_errors_stay_what_they_are(course_data, tmp_path):
+    made = faked(make(course_data, tmp_path / "out"), [], broken={"pretrain"})
+    with pytest.raises(RuntimeError, match="^pretrain$"):
+        made.done("pretrain")
+
+
+@pytest.mark.parametrize("name", sorted(PROBLEM1 | PROBLEM2))
+def test_each_step_knows_what_needs_less_memory(course_data, name):
+    made = make(course_data)
+    text = made.for_less_memory(name)
+    setting, value = text.partition("--set ")[2].rstrip(".").split("=")
+    changed = make(course_data, **{setting.replace(".", "__"): value})  # it exists
+    assert setting.endswith("_limit") or changed.key(name) != made.key(name)
 
 
 def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
@@ -223,7 +302,7 @@ def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
     assert result.run["device"] == "cpu" and result.run["seconds"] >= 0
     again = faked(make(course_data, tmp_path / "again"), []).done("segment-colour")
     for path in result.folder.iterdir():
-        if path.name not in ("run.json", "done.json", ".lock"):
+        if path.name not in ("run.json", "done.json", ".lock", ".holder"):
             assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
 
 
@@ -250,10 +329,10 @@ def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
 
     made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
     made.done("embed")
-    names = ("pretrain", "finetune-C", "embed")
+    names = ("check-problem1", "pretrain", "finetune-C", "embed")
     assert seen == [(name, epoch) for name in names for epoch in (1, 2)]
     made.done("embed")
-    assert len(seen) == 6
+    assert len(seen) == 8
 
 
 @pytest.mark.parametrize("name", ["control-colour", "segment-lraspp"])
@@ -278,7 +357,7 @@ def test_without_a_watch_a_draft_has_none(course_data, tmp_path):
 
     made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
     made.done("pretrain")
-    assert drafts == [None]
+    assert drafts == [None, None]  # the data's check, and the step
 
 
 def test_a_misspelt_upstream_setting_is_a_clear_error(course_data):

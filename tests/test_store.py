@@ -1,10 +1,14 @@
-"""The store: what is written is whole or absent, and keys say what made it."""
+"""The store: keys say what made a result, and only what is as it was written counts."""
 
+import contextlib
+import json
+import multiprocessing
 import os
-import resource
+import platform
 import subprocess
 import sys
 import threading
+import time
 
 import filelock
 import numpy as np
@@ -12,8 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from hw1lib import files, store
+from hw1lib import files, stale, store
 from hw1lib.errors import UserError
+from tests.test_files import full_disk, held_to_permissions, names
 
 KEY = "0123456789abcdef"
 
@@ -26,82 +31,6 @@ def finish(results, step="pretrain", key=KEY, **metrics):
         draft.array("predictions", np.arange(6).reshape(2, 3))
         draft.weights(nn.Linear(3, 2))
     return results.result(step, key)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-# --- atomic writing
-
-
-def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "metrics.json"
-    files.write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
-        temporary.write_text("half of the new")
-        1 / 0
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["metrics.json"]
-
-
-def test_the_old_file_stands_until_the_new_one_takes_its_place(tmp_path):
-    """Nothing is ever written into it: who has it open reads it to its end."""
-    path = tmp_path / "metrics.json"
-    files.write_text(path, "old")
-    with open(path) as reader:
-        with files.replacing(path) as temporary:
-            temporary.write_text("new")
-            assert path.read_text() == "old"
-            assert temporary.parent == path.parent  # else the last move would not be atomic
-        assert path.read_text() == "new"
-        assert reader.read() == "old"
-
-
-def test_files_are_ordinary_ones(tmp_path):
-    """Not private as temporary files are: others may read what the umask lets them."""
-    files.write_text(tmp_path / "ours", "")
-    (tmp_path / "plain").write_text("")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_text_survives_whatever_the_locale_is(tmp_path):
-    files.write_json(tmp_path / "a.json", {"Größe": "≤ 1 – é 漢"})
-    assert files.read_json(tmp_path / "a.json") == {"Größe": "≤ 1 – é 漢"}
-    assert "漢" in (tmp_path / "a.json").read_bytes().decode("utf-8")
-
-
-def test_a_file_in_place_of_a_folder_is_a_clear_error(tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(UserError, match="taken"):
-        files.write_text(tmp_path / "taken" / "metrics.json", "{}")
-    with pytest.raises(UserError, match="--out"):
-        finish(store.Store(tmp_path / "taken"))
-
-
-def full_disk(draft_of, write):
-    """Runs `write` with no more than 1 KB for any file, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
-        write(draft_of)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        pytest.param(lambda d: d.metrics({"long": "x" * 5000}), id="text"),
-        pytest.param(lambda d: d.array("big", np.zeros(5000)), id="array"),
-        pytest.param(lambda d: d.weights({"big": torch.zeros(5000)}), id="weights"),
-    ],
-)
-def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path, write):
-    draft = store.Draft("pretrain", tmp_path)
-    with pytest.raises(UserError, match="could not be written"):
-        full_disk(draft, write)
-    assert names(tmp_path) == []
 
 
 # --- keys
@@ -206,55 +135,6 @@ def test_a_finished_step_is_not_claimed_again(tmp_path):
     assert files.read_json(before.parent / "config.json") == {"step": "pretrain"}
 
 
-def test_threads_that_claim_one_step_run_it_once(tmp_path):
-    gate, ran, errors = threading.Barrier(4), [], []
-
-    def claim():
-        try:
-            gate.wait(10)
-            with store.Store(tmp_path).claimed("pretrain", KEY, {}) as draft:
-                if draft is not None:
-                    ran.append(threading.get_ident())
-                    draft.metrics({"by": ran[-1]})
-        except BaseException as error:  # a thread's own would be lost
-            errors.append(error)
-
-    threads = [threading.Thread(target=claim) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert not errors and len(ran) == 1
-    assert store.Store(tmp_path).result("pretrain", KEY).metrics == {"by": ran[0]}
-
-
-HOLDER = """
-import sys
-from hw1lib import files, store
-with store.Store(sys.argv[1]).claimed("pretrain", sys.argv[2], {}) as draft:
-    draft.metrics({"by": "the killed one"})
-    print("claimed", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_killed_process_holds_no_step(tmp_path):
-    results = store.Store(tmp_path)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path), KEY],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )
-    try:
-        assert holder.stdout.readline() == "claimed\n"
-        with pytest.raises(filelock.Timeout):  # it is locked for all others
-            filelock.FileLock(results.folder("pretrain", KEY) / ".lock").acquire(timeout=0)
-    finally:
-        holder.kill()
-        holder.communicate()
-    assert results.status("pretrain", KEY) == "to run"
-    assert finish(results, by="the next one").metrics == {"by": "the next one"}
-
-
 # --- verification
 
 
@@ -292,3 +172,534 @@ def test_what_a_killed_run_left_behind_is_no_result(tmp_path):
     (folder / ".metrics.json.abc123").write_text("half of it")
     finish(results)
     assert not [n for n in files.read_json(folder / "done.json")["files"] if n.startswith(".")]
+
+
+def damage(folder, name, kind):
+    """Damages a stored file; its new date shows, whatever the clock's steps are."""
+    path = folder / name
+    for old in folder.iterdir():
+        os.utime(old, (1, 1))
+    yield  # here it may be trusted as it is
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "altered":
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    elif kind == "truncated":
+        path.write_bytes(content[:-1])
+    elif kind == "a folder":
+        path.mkdir()
+        (path / "file").write_text("")
+    elif kind == "a dead link":
+        path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "fresh"])
+@pytest.mark.parametrize("kind", ["altered", "truncated", "deleted", "a folder", "a dead link"])
+@pytest.mark.parametrize(
+    "file", ["metrics.json", "history.csv", "predictions.npy", "weights.safetensors", "config.json"]
+)
+def test_a_damaged_step_is_run_again_whoever_trusted_it(tmp_path, capsys, file, kind, trusted):
+    results = store.Store(tmp_path)
+    folder = finish(results).folder
+    damaging = damage(folder, file, kind)
+    next(damaging)
+    if trusted:
+        assert results.done("pretrain", KEY)
+    next(damaging, None)
+    seen = {"altered": "was altered", "truncated": "is truncated"}.get(kind, "is missing")
+    assert not results.done("pretrain", KEY)
+    assert results.damage("pretrain", KEY) == [f"{file} {seen}"]
+    assert results.status("pretrain", KEY) == "to run"
+    assert results.verify() == [f"pretrain/{KEY}/{file} {seen}"]
+    assert finish(results, accuracy=0.75).metrics == {"accuracy": 0.75}
+    assert f"pretrain: {file} {seen}. The step is run again." in capsys.readouterr().out
+    assert results.done("pretrain", KEY) and store.Store(tmp_path).verify() == []
+
+
+def test_all_that_is_damaged_is_named(tmp_path):
+    results = store.Store(tmp_path)
+    folder = finish(results).folder
+    (folder / "metrics.json").unlink()
+    (folder / "history.csv").write_text("")
+    (folder / "predictions.npy").write_bytes((folder / "predictions.npy").read_bytes() + b"more")
+    found = ["history.csv is truncated", "metrics.json is missing", "predictions.npy was altered"]
+    assert sorted(results.damage("pretrain", KEY)) == found
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        b"", b"{", b"\xff\xfe", b"null", b"3", b'"files"', b"[]", b"{}", b'{"bytes": {}}',
+        b'{"files": null}', b'{"files": 3}', b'{"files": "abc"}', b'{"files": [1]}',
+        b'{"files": []}', b'{"files": {}}', b'{"files": {"a\\u0000b": "0"}}',
+        b'{"files": {"metrics.json": 5}}', b'{"files": {"metrics.json": null}}',
+    ],
+)
+def test_a_damaged_marker_is_no_marker(tmp_path, marker):
+    results = store.Store(tmp_path)
+    folder = finish(results).folder
+    assert results.done("pretrain", KEY)
+    (folder / "done.json").write_bytes(marker)
+    assert not results.done("pretrain", KEY)
+    assert len(results.verify()) == 1
+    assert finish(results, accuracy=0.75).metrics == {"accuracy": 0.75}
+    assert results.verify() == []
+
+
+@pytest.mark.parametrize(
+    "sizes", [None, 3, "x", [1], {"metrics.json": "1"}, {"metrics.json": None}], ids=str
+)
+def test_a_marker_with_odd_sizes_is_damaged(tmp_path, sizes):
+    results = store.Store(tmp_path)
+    path = finish(results).folder / "done.json"
+    path.write_text(json.dumps(files.read_json(path) | {"bytes": sizes}))
+    assert not results.done("pretrain", KEY)
+    assert results.verify() == [f"pretrain/{KEY}/done.json is damaged"]
+
+
+def test_a_folder_in_place_of_the_marker_is_no_marker(tmp_path):
+    results = store.Store(tmp_path)
+    path = finish(results).folder / "done.json"
+    path.unlink()
+    path.mkdir()
+    assert not results.done("pretrain", KEY)
+    assert results.verify() == [f"pretrain/{KEY}/done.json is damaged"]
+    finish(results)
+    assert results.verify() == []
+
+
+def test_markers_of_before_there_were_sizes_still_count(tmp_path):
+    results = store.Store(tmp_path)
+    folder = finish(results).folder
+    hashes = files.read_json(folder / "done.json")["files"]
+    (folder / "done.json").write_text(json.dumps({"files": hashes}))
+    assert results.done("pretrain", KEY) and results.verify() == []
+    (folder / "history.csv").write_text("")
+    assert results.damage("pretrain", KEY) == ["history.csv was altered"]
+
+
+def test_what_is_trusted_is_hashed_once_and_again_when_its_date_changes(tmp_path, monkeypatch):
+    """A report asks hundreds of times."""
+    folder, hashed = finish(store.Store(tmp_path)).folder, []
+    real = files.digest
+    monkeypatch.setattr(files, "digest", lambda path: hashed.append(path.name) or real(path))
+    results = store.Store(tmp_path)
+    assert all(results.done("pretrain", KEY) for _ in range(3))
+    assert len(hashed) == 5 and len(set(hashed)) == 5
+    os.utime(folder / "metrics.json", (1, 1))
+    assert results.done("pretrain", KEY) and len(hashed) == 10
+
+
+# --- configs
+
+
+def test_configs_are_those_of_finished_results(tmp_path):
+    results = store.Store(tmp_path)
+    for key, config in (("a" * 16, {"n": 1}), ("b" * 16, {"n": 2})):
+        with results.claimed("pretrain", key, config):
+            pass
+    interrupted(results, "c" * 16, {"n": 3})
+    finish(results, "finetune-A")
+    assert results.configs("pretrain") == [{"n": 1}, {"n": 2}]
+    assert results.configs("embed") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b"3"])
+def test_a_damaged_config_says_nothing_of_what_changed(tmp_path, content):
+    results = store.Store(tmp_path)
+    (finish(results).folder / "config.json").write_bytes(content)
+    assert stale.reason({"settings": {}}, results.configs("pretrain")) == "it never ran to its end"
+
+
+# --- what an attempt leaves
+
+
+class Stopped(Exception):
+    pass
+
+
+def interrupted(results, key=KEY, config=None, step="pretrain", checkpoint=b"half way"):
+    """A step that was stopped on its way; its folder."""
+    with contextlib.suppress(Stopped), results.claimed(step, key, config or {}) as draft:
+        draft.metrics({"accuracy": 0.1})
+        draft.history([{"epoch": 1}])
+        draft.array("stage_early", np.zeros(3))
+        files.write_json(draft.folder / "not_finite.json", {"files": []})
+        if checkpoint:
+            draft.checkpoint.write_bytes(checkpoint)
+        raise Stopped
+    return results.folder(step, key)
+
+
+HIDDEN = [".holder", ".lock"]
+
+
+@pytest.mark.parametrize("going_on", [True, False], ids=["resumed", "anew"])
+def test_only_a_checkpoint_and_its_arrays_outlive_an_attempt(tmp_path, going_on):
+    results = store.Store(tmp_path)
+    folder = interrupted(results, checkpoint=b"half way" if going_on else b"")
+    for name in (".metrics.json.k3x", ".checkpoint.pt.x7a", ".late.npy.abc"):
+        (folder / name).write_text("half of it, by a killed process")
+    kept = ["checkpoint.pt", "config.json", "stage_early.npy"] if going_on else ["config.json"]
+    with results.claimed("pretrain", KEY, {"n": 2}) as draft:
+        assert names(folder) == HIDDEN + kept
+        assert files.read_json(folder / "config.json") == {"n": 2}
+        draft.metrics({})
+    assert "checkpoint.pt" not in names(folder)
+    assert results.verify() == []
+
+
+def test_a_damaged_result_is_not_resumed(tmp_path):
+    """Its checkpoint, if there is one, is as doubtful."""
+    results = store.Store(tmp_path)
+    folder = finish(results).folder
+    (folder / "checkpoint.pt").write_bytes(b"of whom?")
+    (folder / "metrics.json").write_text("{}")
+    with results.claimed("pretrain", KEY, {}):
+        assert names(folder) == [*HIDDEN, "config.json"]
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "copies"])
+@pytest.mark.parametrize("checkpoint", [b"half way", b""])
+def test_a_folder_that_somebody_made_does_not_matter(tmp_path, name, checkpoint):
+    """Such as JupyterLab's own, next to a file that was opened and saved in it."""
+    results = store.Store(tmp_path)
+    folder = interrupted(results, checkpoint=checkpoint)
+    (folder / name).mkdir()
+    (folder / name / "metrics-checkpoint.json").write_text("{}")
+    finish(results)
+    assert results.done("pretrain", KEY) and results.verify() == []
+
+
+def test_a_folder_that_somebody_makes_meanwhile_does_not_matter(tmp_path):
+    results = store.Store(tmp_path)
+    with results.claimed("pretrain", KEY, {}) as draft:
+        draft.metrics({})
+        (draft.folder / "copies").mkdir()
+    assert results.done("pretrain", KEY) and results.verify() == []
+
+
+def test_a_kill_while_results_are_hashed_costs_no_training(tmp_path, monkeypatch):
+    """The checkpoint goes when all else is done."""
+    results = store.Store(tmp_path)
+
+    def killed(path):
+        raise Stopped
+
+    with monkeypatch.context() as patch, contextlib.suppress(Stopped):
+        patch.setattr(files, "digest", killed)
+        with results.claimed("pretrain", KEY, {}) as draft:
+            draft.checkpoint.write_bytes(b"all epochs")
+    assert results.status("pretrain", KEY) == "to resume"
+
+
+def config_of(seed=0, epochs=1, version=1, data="d", upstream="u"):
+    """As steps.Steps.config gives it."""
+    return {
+        "step": "pretrain",
+        "version": version,
+        "settings": {"profile": {"seed": seed, "model_scale": 1.0}, "pretrain": {"epochs": epochs}},
+        "data": {"pool": data},
+        "upstream": {"pretrain": upstream},
+    }
+
+
+def attempt(results, step="pretrain", checkpoint=b"half way", **changes):
+    """An attempt that leaves a checkpoint, under the key that its config has; its folder."""
+    config = config_of(**changes)
+    return interrupted(results, store.key_of(config), config, step, checkpoint)
+
+
+def checkpoints(results):
+    return sorted(path.parent for path in results.out.glob("steps/*/*/checkpoint.pt"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 2}, {"version": 2}, {"data": "other"}, {"upstream": "other"},
+     {"seed": 1, "epochs": 2}],
+    ids=str,
+)
+def test_the_checkpoint_of_other_settings_goes(tmp_path, change):
+    results = store.Store(tmp_path)
+    attempt(results)
+    new = attempt(results, **change)
+    assert checkpoints(results) == [new]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"seed": 1, "upstream": "of seed 1"}], ids=str)
+def test_the_checkpoint_of_another_seed_stays(tmp_path, change):
+    """Of several seeds each may be interrupted; what they build on has other keys, too."""
+    results = store.Store(tmp_path)
+    both = [attempt(results), attempt(results, **change)]
+    assert checkpoints(results) == sorted(both)
+
+
+def test_the_checkpoint_of_another_step_stays(tmp_path):
+    results = store.Store(tmp_path)
+    places = [attempt(results, "finetune-A"), attempt(results, "finetune-B", epochs=2)]
+    assert checkpoints(results) == sorted(places)
+
+
+@pytest.mark.parametrize("what", ["epochs", "data", "upstream"])
+def test_however_often_something_changes_one_checkpoint_a_seed_stays(tmp_path, what):
+    results = store.Store(tmp_path)
+    for value in range(2, 8):
+        for seed in (0, 1):
+            attempt(results, seed=seed, **{what: value if what == "epochs" else str(value)})
+    assert len(checkpoints(results)) == 2
+
+
+@pytest.mark.parametrize("checkpoint", [b"half way", b""])
+def test_arrays_of_an_attempt_that_nothing_resumes_go_too(tmp_path, checkpoint):
+    """Predictions of all tiles are larger than many a checkpoint."""
+    results = store.Store(tmp_path)
+    old = attempt(results, checkpoint=checkpoint)
+    attempt(results, epochs=2)
+    assert not list(old.glob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"{", b"[]", b"null", b'{"settings": 3}', b'{"settings": null}',
+     b'{"settings": {"profile": 3}}'],
+)
+def test_a_checkpoint_of_unknown_settings_goes(tmp_path, content):
+    results = store.Store(tmp_path)
+    config = attempt(results) / "config.json"
+    config.unlink()
+    if content is not None:
+        config.write_bytes(content)
+    new = attempt(results, seed=1)
+    assert checkpoints(results) == [new]
+
+
+def test_finished_results_of_other_keys_are_never_touched(tmp_path):
+    results = store.Store(tmp_path)
+    folders = [finish(results, key=str(number) * 16).folder for number in range(3)]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for folder in folders
+              for path in folder.iterdir()}
+    attempt(results, epochs=2)
+    attempt(results, epochs=3)
+    finish(results, key="f" * 16)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert all(names(folder) == sorted(p.name for p in before if p.parent == folder)
+               for folder in folders)
+
+
+# --- locks
+
+
+def test_threads_that_claim_one_step_run_it_once(tmp_path):
+    gate, ran, errors = threading.Barrier(4), [], []
+
+    def claim():
+        try:
+            gate.wait(10)
+            with store.Store(tmp_path).claimed("pretrain", KEY, {}) as draft:
+                if draft is not None:
+                    ran.append(threading.get_ident())
+                    draft.metrics({"by": ran[-1]})
+        except BaseException as error:  # a thread's own would be lost
+            errors.append(error)
+
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not errors and len(ran) == 1
+    assert store.Store(tmp_path).result("pretrain", KEY).metrics == {"by": ran[0]}
+
+
+def hold(out, step, key, checkpoint, connection):
+    """A process of its own that works on a step until it is told to finish."""
+    with store.Store(out).claimed(step, key, config_of()) as draft:
+        draft.metrics({"by": os.getpid()})
+        if checkpoint:
+            draft.checkpoint.write_bytes(b"half way")
+        connection.send("claimed")
+        connection.recv()
+
+
+@contextlib.contextmanager
+def holder(out, step="pretrain", key=KEY, checkpoint=False):
+    """Yields (process, function that lets it finish)."""
+    processes = multiprocessing.get_context("fork")
+    ours, its = processes.Pipe()
+    process = processes.Process(target=hold, args=(out, step, key, checkpoint, its))
+    process.start()
+    try:
+        assert ours.poll(20) and ours.recv() == "claimed"
+        yield process, lambda: ours.send("finish")
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["finishes", "is killed"])
+def test_the_second_waits_says_for_whom_and_takes_over(tmp_path, capsys, killed):
+    """What the first finished is loaded; if it was killed, the second runs the step at once."""
+    results = store.Store(tmp_path)
+    with holder(tmp_path) as (process, finish_it):
+        ended = []
+
+        def end():
+            ended.append(time.monotonic())
+            process.kill() if killed else finish_it()
+
+        threading.Timer(0.4, end).start()
+        with results.claimed("pretrain", KEY, {}) as draft:
+            waited = time.monotonic()
+            assert (draft is not None) == killed
+            if killed:
+                draft.metrics({"by": 0})
+    assert ended and 0 <= waited - ended[0] < 3
+    said = capsys.readouterr().out.splitlines()
+    who = f"pretrain: waiting for process {process.pid} on {platform.node()} (since 2"
+    assert len(said) == 1 and said[0].startswith(who) and said[0].endswith("which works on it")
+    assert results.result("pretrain", KEY).metrics == {"by": 0 if killed else process.pid}
+
+
+HOLDER = """
+import sys
+from hw1lib import files, store
+with store.Store(sys.argv[1]).claimed("pretrain", sys.argv[2], {}) as draft:
+    draft.metrics({"by": "the killed one"})
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_process_holds_no_step(tmp_path):
+    results = store.Store(tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), KEY],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "claimed\n"
+        with pytest.raises(filelock.Timeout):  # it is locked for all others
+            filelock.FileLock(results.folder("pretrain", KEY) / ".lock").acquire(timeout=0)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert results.status("pretrain", KEY) == "to run"
+    assert finish(results, by="the next one").metrics == {"by": "the next one"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b"3", b"null", b"{}", b'{"pid": 1}', b'{"pid": [1]}']
+)
+def test_a_damaged_note_of_the_holder_does_not_matter(tmp_path, capsys, content):
+    """Neither when the step is free nor for those who wait."""
+    results = store.Store(tmp_path)
+    note = results.folder("pretrain", KEY) / ".holder"
+    with holder(tmp_path) as (_, finish_it):
+        note.write_bytes(content)
+        threading.Timer(0.1, finish_it).start()
+        with results.claimed("pretrain", KEY, {}) as draft:
+            assert draft is None
+    assert capsys.readouterr().out == "pretrain: waiting for another process, which works on it\n"
+    note.write_bytes(content)
+    with results.claimed("pretrain", KEY, {}) as draft:
+        assert draft is None
+    assert not note.exists()
+
+
+def test_other_steps_and_settings_need_not_wait(tmp_path, capsys):
+    results = store.Store(tmp_path)
+    with holder(tmp_path) as (process, _):
+        finish(results, "finetune-A")
+        finish(results, key="f" * 16)
+        assert process.is_alive()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_checkpoint_of_a_living_process_stays(tmp_path):
+    results = store.Store(tmp_path)
+    with holder(tmp_path, checkpoint=True):
+        other = attempt(results, epochs=2)
+        assert checkpoints(results) == sorted([results.folder("pretrain", KEY), other])
+    new = attempt(results, epochs=3)
+    assert checkpoints(results) == [new]  # the other is a dead one's now
+
+
+def test_an_open_workbook_blocks_nobody(course_data, tmp_path):
+    """As JupyterLab keeps it: results loaded and shown, and nothing running."""
+    from hw1lib.workbook import Workbook
+
+    book = Workbook("smoke", course_data, tmp_path / "out", {"device": "cpu"})
+    book.run("segment-colour")
+    assert "miou" in book.metrics("segment-colour")
+    locks = list((tmp_path / "out").rglob(".lock"))
+    assert {path.parent.parent.name for path in locks} == {"check-problem2", "segment-colour"}
+    for path in locks:
+        with filelock.FileLock(path).acquire(timeout=0):
+            pass
+    assert not list((tmp_path / "out").rglob(".holder"))
+
+
+# --- refusals
+
+
+def free(folder):
+    """Whether nobody holds a step's lock."""
+    try:
+        with filelock.FileLock(folder / ".lock").acquire(timeout=0):
+            return True
+    except filelock.Timeout:
+        return False
+
+
+def test_a_file_in_place_of_a_folder_is_a_clear_error(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        finish(store.Store(tmp_path / "taken"))
+    with pytest.raises(UserError, match="--out"):
+        finish(store.Store(tmp_path / "taken" / "below"))
+
+
+def test_a_folder_without_write_permission_is_a_clear_error(tmp_path):
+    tmp_path.chmod(0o555)
+    with held_to_permissions(), pytest.raises(UserError, match="Permission denied.*--out"):
+        finish(store.Store(tmp_path))
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_lock_free_and_what_was_finished(tmp_path):
+    results = store.Store(tmp_path)
+    finish(results, "finetune-A")
+    for limit in (10, 60):  # the note of the holder, the config
+        with pytest.raises(UserError, match="Free some disk space"), full_disk(limit):
+            with results.claimed("pretrain", KEY, config_of()):
+                pytest.fail("it may not run")
+        assert free(results.folder("pretrain", KEY))
+    assert not results.done("pretrain", KEY) and results.verify() == []
+    finish(results)
+    assert results.verify() == []
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_marker(tmp_path):
+    results = store.Store(tmp_path)
+    limit = contextlib.ExitStack()
+    with limit, pytest.raises(UserError, match="done.json could not be written"):
+        with results.claimed("pretrain", KEY, {}) as draft:
+            draft.metrics({"accuracy": 0.5})
+            limit.enter_context(full_disk(10))
+    assert not results.done("pretrain", KEY) and names(draft.folder).count("done.json") == 0
+    assert finish(results).metrics == {"accuracy": 0.5}
+
+
+def test_a_folder_that_becomes_read_only_meanwhile_is_a_clear_error(tmp_path):
+    """What happened is told, not that the lock's note could not be removed; the lock is free."""
+    results = store.Store(tmp_path)
+    with held_to_permissions():
+        with pytest.raises(UserError, match="metrics.json could not be written: Permission denied"):
+            with results.claimed("pretrain", KEY, {}) as draft:
+                draft.folder.chmod(0o555)
+                draft.metrics({})
+    assert free(draft.folder)
+    draft.folder.chmod(0o755)
+    finish(results)
+    assert results.verify() == []

@@ -5,16 +5,21 @@ the same layout, so both run through the same code. Nothing is decoded.
 """
 
 import dataclasses
+import functools
 import hashlib
+import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from hw1lib import files
 from hw1lib.errors import UserError
 
+PARTS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
 LAYOUT_HINT = "data/README.md shows the folders and files that are expected."
 
 
@@ -189,10 +194,30 @@ def _problem2(root, limits):
 
 
 def _names(folder, pattern):
-    names = tuple(sorted(path.name for path in folder.glob(pattern))) if folder.is_dir() else ()
+    found = folder.glob(pattern) if folder.is_dir() else ()
+    names = tuple(sorted(p.name for p in found if p.is_file() and not p.name.startswith(".")))
     if not names:
         raise UserError(f"{folder} has no {pattern} files. {LAYOUT_HINT}")
+    _refuse_links(folder, names)
     return names
+
+
+def leaves(folder, name):
+    """Whether the name of a file, such as one from a CSV, leads out of its folder."""
+    if os.path.basename(name) != name or "\0" in name:
+        return True
+    path = os.path.join(folder, name)
+    real = Path(os.path.realpath(path))  # resolve() would fail where links go round in a loop
+    return os.path.islink(path) and not real.is_relative_to(os.path.realpath(folder))
+
+
+def _refuse_links(folder, names):
+    outside = [name for name in names if leaves(folder, name)]
+    if outside:
+        raise UserError(
+            f"{folder / outside[0]} is a link to a file outside of its folder. Copy such files into "
+            "the folder; the folder itself may be a link."
+        )
 
 
 def _tiles(folder):
@@ -203,35 +228,53 @@ def _tiles(folder):
             f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}_mask.png. Add the masks "
             "or take those _sat.jpg files away."
         )
+    _refuse_links(folder, [f"{n}_mask.png" for n in numbers])
     return Tiles(folder, tuple(numbers))
 
 
 def _labelled(table, folder):
-    """A split from a CSV with columns id, filename, label; labels may have gaps."""
-    try:
-        rows = pd.read_csv(table, dtype={"filename": str})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table} cannot be read as a CSV file: {error}. {LAYOUT_HINT}") from error
-    missing = {"filename", "label"} - set(rows.columns)
-    if missing or rows.empty or rows[["filename", "label"]].isna().any(axis=None):
-        raise UserError(f"{table} must have a filename and a label in every row. {LAYOUT_HINT}")
-    try:
-        labels = rows["label"].astype("int64")
-        whole = (labels == rows["label"]).all()
-    except (ValueError, TypeError, OverflowError):
-        whole = False
-    if not whole:
-        raise UserError(f"{table}: a label is not a whole number. Labels are class numbers.")
-    outside = [name for name in rows["filename"] if Path(name).name != name]
+    """A split from a CSV; its files must all be there."""
+    rows = read_labels(table)
+    outside = [name for name in rows["filename"] if leaves(folder, name)]
     if outside:
         raise UserError(f"{table}: {outside[0]!r} is not a plain file name inside {folder}.")
-    absent = [name for name in rows["filename"] if not (folder / name).is_file()]
+    absent = [name for name in rows["filename"] if not os.path.isfile(folder / name)]
     if absent:
         raise UserError(
             f"{table} names {len(absent)} files that {folder} does not have, first {absent[0]}. "
             "Add them or take their rows away."
         )
-    numbers, classes = np.unique(labels, return_inverse=True)
+    return labelled(folder, rows)
+
+
+def read_labels(table):
+    """The rows of a CSV with columns id, filename, label: a DataFrame, label as int64.
+
+    Raises:
+        UserError: it cannot be read, lacks a filename or label, or has labels of another kind.
+    """
+    try:
+        rows = read_rows(table, "filename", "label")
+    except UserError as error:
+        raise UserError(f"{error} {LAYOUT_HINT}") from error
+    if rows.empty or (rows[["filename", "label"]] == "").any(axis=None):
+        raise UserError(f"{table} must have a filename and a label in every row. {LAYOUT_HINT}")
+    labels = [whole_number(text) for text in rows["label"]]
+    if None in labels:
+        raise UserError(f"{table}: a label is not a whole number. Labels are class numbers.")
+    return rows.assign(label=np.array(labels, dtype=np.int64))
+
+
+def whole_number(text):
+    """A whole number that 64 bits hold, exactly, also from 3.0; None where it is none."""
+    found = re.fullmatch(r"\s*([+-]?[0-9]{1,19})(\.0*)?\s*", text)
+    number = int(found[1]) if found else None
+    return number if found and -(2**63) <= number < 2**63 else None
+
+
+def labelled(folder, rows):
+    """A split from rows with filename and label; labels may have gaps."""
+    numbers, classes = np.unique(rows["label"], return_inverse=True)
     names = [_class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)]
     if len(set(names)) < len(names):  # letters that say nothing, as in img001.jpg
         names = [str(n) for n in numbers]
@@ -246,8 +289,10 @@ def read_rows(table, *columns):
         UserError: it cannot be read or lacks one of the columns.
     """
     try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row too long is a fault
+            rows = pd.read_csv(table, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())  # pandas' may have several lines
         raise UserError(f"{table} cannot be read as a CSV file: {reason}.") from error
     missing = [name for name in columns if name not in rows]
@@ -267,9 +312,30 @@ def fingerprint(split):
     """A hash of a split's file names, contents and labels, as hex."""
     total = hashlib.sha256()
     for path in split.paths:
-        total.update(path.name.encode() + b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        total.update(os.fsencode(path.name) + b"\0" + _digest(path))
     labels = getattr(split, "labels", None)
     if labels is not None:
         total.update("\0".join(split.classes).encode() + labels.tobytes())
     return total.hexdigest()
+
+
+def folder_fingerprint(folder):
+    """A hash of everything in a folder but weights: names and contents, as hex."""
+    total = hashlib.sha256()
+    folder = Path(folder)
+    for part in PARTS:  # these alone, so that no link leads round in circles or elsewhere
+        for path in sorted((folder / part).iterdir()) if (folder / part).is_dir() else ():
+            if path.suffix != ".pt" and path.is_file():
+                total.update(os.fsencode(path.relative_to(folder)) + b"\0" + _digest(path))
+    return total.hexdigest()
+
+
+def _digest(path):
+    status = path.stat()
+    return _digest_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=None)
+def _digest_of(path, size, date):
+    """SHA-256 of a file, as bytes; computed anew only when its size or date changes."""
+    return bytes.fromhex(files.digest(path))

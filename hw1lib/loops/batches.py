@@ -1,8 +1,11 @@
 """Where batches come from: arrays on the device, or image files through torchvision transforms.
 
-Both are functions of the epoch: order and draws follow from (seed, epoch) alone, so a resumed
-run sees what an uninterrupted one would have seen.
+Both are functions of the epoch and of the step to begin with: the order follows from (seed, epoch)
+alone, so a resumed run sees what an uninterrupted one would have seen. Both can name the files of
+the batch that they gave last.
 """
+
+import itertools
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -20,25 +23,32 @@ class ArrayBatches:
         seed: of the order.
         device: where batches are moved.
         prepare: function of a batch's tensors, such as augmentation; its result is the batch.
+        names: of the files behind the tensors' rows.
     """
 
-    def __init__(self, tensors, batch_size, seed, device, prepare=None):
+    def __init__(self, tensors, batch_size, seed, device, prepare=None, names=()):
         self.tensors = tensors
         self.batch_size = min(batch_size, len(tensors[0]))
         self.seed = seed
         self.device = device
         self.prepare = prepare or (lambda *batch: batch)
+        self.names = names
+        self._chosen = ()
 
     def __len__(self):
         return len(self.tensors[0]) // self.batch_size
 
-    def __call__(self, epoch):
+    def __call__(self, epoch, start=0):
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         order = torch.randperm(len(self.tensors[0]), generator=generator)
-        for step in range(len(self)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            batch = [t[chosen].to(self.device, non_blocking=True) for t in self.tensors]
+        for step in range(start, len(self)):
+            self._chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            batch = [t[self._chosen].to(self.device, non_blocking=True) for t in self.tensors]
             yield self.prepare(*batch)
+
+    def files(self):
+        """Names of the files in the last batch."""
+        return [self.names[i] for i in self._chosen] if self.names else []
 
 
 class FileBatches:
@@ -51,11 +61,12 @@ class FileBatches:
         self.seed = seed
         self.device = device
         self.workers = workers
+        self._chosen = ()
 
     def __len__(self):
         return len(self.split) // self.batch_size
 
-    def __call__(self, epoch):
+    def __call__(self, epoch, start=0):
         loader = DataLoader(
             _Files(self.split, self.transform),
             self.batch_size,
@@ -64,8 +75,13 @@ class FileBatches:
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch),
         )
-        for images, labels in loader:
+        # The workers' draws depend on the batches before: those are made again, and left out.
+        for images, labels, self._chosen in itertools.islice(loader, start, None):
             yield images.to(self.device), labels.to(self.device)
+
+    def files(self):
+        """Names of the files in the last batch."""
+        return [self.split.files[i] for i in self._chosen]
 
 
 class _Files(Dataset):
@@ -79,4 +95,4 @@ class _Files(Dataset):
 
     def __getitem__(self, index):
         label = -1 if self.labels is None else int(self.labels[index])
-        return self.transform(image_files.open_rgb(self.paths[index])), label
+        return self.transform(image_files.open_rgb(self.paths[index])), label, index

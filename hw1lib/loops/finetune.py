@@ -116,7 +116,7 @@ def _loss(module):
 def _feature_batches(features, split, profile, device):
     return ArrayBatches(
         [features, torch.from_numpy(split.labels)],
-        profile.finetune.batch_size, profile.seed, device,
+        profile.finetune.batch_size, profile.seed, device, names=split.files,
     )
 
 

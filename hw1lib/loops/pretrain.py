@@ -30,7 +30,9 @@ def self_supervised(draft, problem1, profile, device):
     else:
         views = augment.two_views(size, settings, profile.data.overhead)
         images = torch.from_numpy(image_files.load(pool, size))
-        batches = ArrayBatches([images], settings.batch_size, profile.seed, device)
+        batches = ArrayBatches(
+            [images], settings.batch_size, profile.seed, device, names=pool.files
+        )
     learner = byol.learner(backbone, size, settings, views).to(device)
 
     def follow(share):
@@ -56,13 +58,19 @@ def self_supervised(draft, problem1, profile, device):
     draft.weights(without_fc(backbone))
     draft.history(history)
     last = history[-1]
+    collapsed = representation.collapsed(last)
+    if collapsed:
+        training.say(
+            f"{draft.step}  collapsed: the backbone says nearly the same of every image. Another "
+            "learning rate may help, or --set pretrain.use_momentum=true"
+        )
     draft.metrics(
         {
             "source": "byol",
             "images": len(pool),
             "queries": len(probe.held_out) if probe.asks else 0,
             "before": before,
-            "collapsed": representation.collapsed(last),
+            "collapsed": collapsed,
             **last,
         }
     )
@@ -134,7 +142,7 @@ def labelled_batches(split, profile, settings, device):
     images = torch.from_numpy(image_files.load(split, data.image_size))
     return ArrayBatches(
         [images, torch.from_numpy(split.labels)], settings.batch_size, profile.seed, device,
-        prepare=lambda images, labels: (views(images), labels),
+        prepare=lambda images, labels: (views(images), labels), names=split.files,
     )
 
 

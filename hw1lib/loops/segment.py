@@ -33,12 +33,12 @@ def run(draft, problem2, profile, name, device):
         network = Averaged(network, settings.average)
     network.to(device, memory_format=torch.channels_last)
     weights = losses.class_weights(masks, settings.balance).to(device)
-    batches = _batches(images, masks, profile, settings, device)
+    names = [problem2.train.sat(number).name for number in problem2.train.numbers]
+    batches = _batches(images, masks, profile, settings, device, names)
     stages = stage_epochs(settings.epochs)
     seen = [number for number in range(UNKNOWN) if (masks == number).any()]
     if not seen:
         raise UserError(f"No training mask of {problem2.train.folder} shows a class.")
-    flipped = {}  # test-time augmentation, after the last epoch
 
     def score(epoch, tta=False):
         predicted = predict(network, val_images, device, settings, tta, seen)
@@ -52,7 +52,7 @@ def run(draft, problem2, profile, name, device):
         if epoch == settings.epochs:
             draft.array("predictions", predicted)
             if settings.tta:
-                predicted, flipped["row"] = score(epoch, tta=True)
+                predicted, row["tta"] = score(epoch, tta=True)
                 draft.array("predictions_tta", predicted)
         return row
 
@@ -84,8 +84,8 @@ def run(draft, problem2, profile, name, device):
         "stray_pixels": stray + val_stray,
         "ceiling": metrics.ceiling(val_masks, stride(name, settings)),
     }
-    if flipped:
-        numbers["tta"] = summary([flipped["row"]])
+    if settings.tta:
+        numbers["tta"] = summary([history[-1]["tta"]])
     draft.metrics(numbers)
 
 
@@ -173,7 +173,7 @@ def _by_class(matrix):
     }
 
 
-def _batches(images, masks, profile, settings, device):
+def _batches(images, masks, profile, settings, device, names=()):
     recipe = augment.tile_recipe(settings)
     height, width = images.shape[-2:]
     side = settings.crop
@@ -195,7 +195,7 @@ def _batches(images, masks, profile, settings, device):
         return augment.normalise(augment.recolour(images, recipe)), moved[:, 0].to(masks.dtype)
 
     tensors = [torch.from_numpy(images), torch.from_numpy(masks)]
-    return ArrayBatches(tensors, settings.batch_size, profile.seed, device, prepare)
+    return ArrayBatches(tensors, settings.batch_size, profile.seed, device, prepare, names)
 
 
 def colour(draft, problem2):

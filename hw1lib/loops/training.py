@@ -1,5 +1,6 @@
 """THE training loop, and the choice of device and precision. Every network is trained here."""
 
+import contextlib
 import ctypes
 import math
 import random
@@ -11,6 +12,9 @@ from tqdm import tqdm
 
 from hw1lib import files
 from hw1lib.errors import UserError
+from hw1lib.loops.checkpoint import Checkpoint, Progress, restore_random
+
+NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave such a loss
 
 
 def choose_device(name="auto"):
@@ -106,13 +110,14 @@ def train(
 ):
     """THE loop.
 
-    All randomness of an epoch follows from (seed, epoch), so a run that goes on from a
-    checkpoint takes the same steps as one that was never interrupted.
+    The randomness of an epoch follows from (seed, epoch) and a checkpoint keeps its state inside
+    of one, so a run that goes on from a checkpoint takes the same steps as one that was never
+    interrupted.
 
     Args:
         module: what is trained: its parameters that require a gradient.
         loss: function(*batch) -> scalar tensor.
-        batches: function(epoch) -> iterable of batches, with a length.
+        batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
         settings: settings.Optimization.
         device: torch device that `module` is on.
         seed: whole number.
@@ -121,40 +126,49 @@ def train(
         after_step: function(share of the training that is done, up to 1), called after each
             optimizer step, such as a target network's update.
         checkpoint: path that a checkpoint is written to and resumed from.
-        checkpoint_every: seconds between two of them; they fall on ends of epochs.
+        checkpoint_every: seconds between two of them at ends of epochs; inside of long epochs ten
+            times that.
         watch: function(history so far), called after each epoch, such as a live figure.
 
     Returns:
         One dict an epoch: epoch, loss (mean over its batches), lr (at its end) and what
         `evaluate` gave.
+
+    Raises:
+        UserError: a loss is not finite.
     """
     optimizer = make_optimizer(module, settings)
     dtype = autocast_dtype(settings.precision, device)
-    history = _resume(checkpoint, module, optimizer)
+    saved = Checkpoint(checkpoint, module, optimizer, device, checkpoint_every)
+    resumed = saved.load()
+    history = resumed.history
     if device.type == "cpu":
         keep_memory()
-    saved = time.monotonic()
     for epoch in range(len(history) + 1, settings.epochs + 1):
         seed_everything(seed, epoch)
         module.train()
-        total = torch.zeros((), device=device)
-        for step, batch in enumerate(_progress(batches(epoch), len(batches), name, epoch)):
+        start, total = 0, torch.zeros((), device=device)
+        if resumed.step:  # only the first epoch that is left can have begun already
+            start, total = resumed.step, resumed.total.to(device)
+            restore_random(resumed.random, device)
+            resumed = Progress([])
+        left = batches(epoch, start)
+        for step, batch in enumerate(_progress(left, len(batches), name, epoch, start), start + 1):
             for group in optimizer.param_groups:
-                group["lr"] = rate(epoch - 1 + (step + 1) / len(batches), settings)
+                group["lr"] = rate(epoch - 1 + step / len(batches), settings)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 value = loss(*batch)
+            if not value.isfinite():  # before it reaches the weights
+                _stop(name, settings, epoch, step, value.item(), batches, checkpoint)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
             if after_step is not None:
-                after_step((epoch - 1 + (step + 1) / len(batches)) / settings.epochs)
+                after_step((epoch - 1 + step / len(batches)) / settings.epochs)
             total += value.detach()
+            if step < len(batches) and saved.due(inside=True):
+                saved.save(Progress(history, step, total))
         row = {"epoch": epoch, "loss": float(total) / len(batches), "lr": group["lr"]}
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"{name}: the loss is {row['loss']} in epoch {epoch}. Lower its learning rate "
-                f"(now {settings.lr:g}), for example --set {_group(name)}.lr={settings.lr / 10:g}."
-            )
         if evaluate is not None:
             module.eval()
             with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -163,10 +177,27 @@ def train(
         say(line(name, row, settings.epochs))
         if watch is not None:
             watch(history)
-        if checkpoint and epoch < settings.epochs and time.monotonic() - saved > checkpoint_every:
-            _save(checkpoint, module, optimizer, history)
-            saved = time.monotonic()
+        if epoch < settings.epochs and saved.due():
+            saved.save(Progress(history))
+        elif epoch == settings.epochs and checkpoint:
+            saved.save(Progress(history), finished=True)
     return history
+
+
+def _stop(name, settings, epoch, step, value, batches, checkpoint):
+    """Ends a training whose loss is not finite; names the files of the batch."""
+    where = ""
+    if checkpoint:
+        path = checkpoint.with_name(NOT_FINITE)
+        seen = {"epoch": epoch, "step": step, "loss": str(value), "files": batches.files()}
+        with contextlib.suppress(UserError):  # a full disk must not hide the reason
+            files.write_json(path, seen)
+            where = f" {path} names the images of that batch; look whether one of them is odd."
+    raise UserError(
+        f"{name}: the loss is {value} in epoch {epoch}, step {step} of {len(batches)}.{where} Or "
+        f"lower the learning rate (now {settings.lr:g}), for example "
+        f"--set {_group(name)}.lr={settings.lr / 10:g}."
+    )
 
 
 def say(line):
@@ -174,9 +205,10 @@ def say(line):
     tqdm.write(line)
 
 
-def _progress(batches, total, name, epoch):
+def _progress(batches, total, name, epoch, start):
     """A live bar in a terminal; silent elsewhere, where one line an epoch is what one reads."""
-    return tqdm(batches, f"{name} epoch {epoch}", total, leave=False, disable=None, ncols=80)
+    label = f"{name} epoch {epoch}"
+    return tqdm(batches, label, total, initial=start, leave=False, disable=None, ncols=80)
 
 
 def _group(name):
@@ -196,18 +228,3 @@ def line(name, row, epochs):
     shown = {short.get(k, k): v for k, v in row.items() if isinstance(v, float)}
     numbers = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
     return f"{name}  epoch {row['epoch']}/{epochs}  {numbers}"
-
-
-def _save(path, module, optimizer, history):
-    with files.replacing(path) as temporary:
-        state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({**state, "history": history}, temporary)
-
-
-def _resume(path, module, optimizer):
-    if path is None or not path.is_file():
-        return []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["history"]

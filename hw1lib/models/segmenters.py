@@ -4,6 +4,7 @@ Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores throug
 """
 
 import functools
+import pickle
 
 import torch
 import torch.nn.functional as F
@@ -87,12 +88,13 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
     builders = {"fcn32s": _fcn32s, "lraspp": _lraspp, "deeplabv3": _deeplabv3}
     try:
         network = builders[name](scale, pretrained)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; torch's wrong hash is not
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
         if not pretrained:
             raise
         raise UserError(
-            f"The pretrained weights of {NAMES[name]} could not be downloaded ({error}). Train "
-            f"from scratch with --set {name}.pretrained=false, or put the file into torch's cache "
+            f"The pretrained weights of {NAMES[name]} cannot be had "
+            f"({str(error).splitlines()[0]}). Train from scratch with --set "
+            f"{name}.pretrained=false, or put the file into torch's cache "
             f"({torch.hub.get_dir()}/checkpoints) on a machine that has network."
         ) from error
     if norm_momentum:

@@ -30,6 +30,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # dollars in file names are no formulas
     "svg.hashsalt": "hw1lib",
     "pdf.fonttype": 42,
 }
@@ -127,13 +128,13 @@ def epochs(axis):
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def timing(table):
-    """Seconds of each step."""
-    figure, axes = canvas(1, 1, (6.4, min(0.24 * len(table) + 0.8, 9)))
+def timing(seconds):
+    """Seconds of each step, from a dict."""
+    figure, axes = canvas(1, 1, (6.4, min(0.24 * len(seconds) + 0.8, 9)))
     axis = axes[0]
-    axis.barh(table["step"], table["seconds"], color=PALETTE[0])
-    for place, seconds in enumerate(table["seconds"]):
-        axis.text(seconds, place, f" {seconds:.0f} s", va="center", fontsize=7)
+    axis.barh(list(seconds), list(seconds.values()), color=PALETTE[0])
+    for place, value in enumerate(seconds.values()):
+        axis.text(value, place, f" {value:.0f} s", va="center", fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
     axis.grid(axis="y", visible=False)

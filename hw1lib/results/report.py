@@ -79,7 +79,8 @@ def write(out, template, book):
         template: path of the Jinja template; style.css and page.typ lie beside it.
     """
     out = Path(out)
-    title = f"{book.facts['about']['title']} – {book.facts['about']['name']}"
+    about = book.facts["about"]
+    title = re.sub(r"\\(.)", r"\1", f"{about['title']} – {about['name']}")  # no Markdown there
     files.write_text(out / "report.md", markdown(template, book, "markdown"))
     options = {"format": MARKDOWN, "verify_format": False}
     wide = "--columns=10000"  # else pandoc gives long tables columns of equal width
@@ -97,12 +98,13 @@ def write(out, template, book):
         markdown(template, book, "pdf"), "typst", extra_args=[wide], **options
     )
     body = re.sub(r'"figures/([\w-]+)\.png"', r'"figures/\1.pdf"', body)  # sharp at any size
-    body = f"#set document(title: {json.dumps(title)})\n{body}"
+    body = f"#set document(title: {json.dumps(title, ensure_ascii=False)})\n{body}"
     page = (template.parent / "page.typ").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory(dir=out) as folder:
         shutil.copytree(out / "figures", Path(folder) / "figures")
         source = Path(folder) / "report.typ"
         source.write_text(f"{page}\n{body}", encoding="utf-8")
-        pdf = typst.compile(str(source), ignore_system_fonts=True, timestamp=0)
+        foreign = max(body) >= "\u2e80"  # Chinese and the like, which typst's own fonts lack
+        pdf = typst.compile(str(source), ignore_system_fonts=not foreign, timestamp=0)
     with files.replacing(out / "report.pdf") as temporary:
         temporary.write_bytes(pdf)

@@ -1,5 +1,7 @@
 """The report's tables as DataFrames, with the columns that users and checks rely on."""
 
+import re
+
 import pandas as pd
 
 from hw1lib import files
@@ -163,9 +165,9 @@ def _line(cells):
 
 
 def escape(text):
-    """Makes any text harmless inside Markdown: no markup, no HTML, one line."""
-    special = r"\`*_{}[]<>#|~^$@&"
-    return "".join("\\" + c if c in special else c for c in " ".join(str(text).split()))
+    """Makes any text harmless inside Markdown: no markup, no HTML, no curly quotes, one line."""
+    special = r"""[\\`*_{}\[\]<>#|~^$@&'"]|(?<=-)-|(?<=\.)\."""  # the last two: -- and ...
+    return re.sub(special, r"\\\g<0>", " ".join(str(text).split()))
 
 
 def percent(share):

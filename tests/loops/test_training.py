@@ -5,6 +5,7 @@ import math
 import random
 import re
 import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hw1lib import profiles, steps, store
+from hw1lib import files, profiles, steps, store
 from hw1lib.data import layout
 from hw1lib.errors import UserError
 from hw1lib.loops import training
@@ -68,9 +69,9 @@ def fit(chosen, *, weights_seed=0, seed=5, checkpoint=None, stop=None, every=-1.
         def __len__(self):
             return len(arrays)
 
-        def __call__(self, epoch):
-            place[:] = [epoch, 0]
-            return arrays(epoch)
+        def __call__(self, epoch, start):
+            place[:] = [epoch, start]
+            return arrays(epoch, start)
 
     def evaluate(epoch):
         assert not module.training
@@ -122,7 +123,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, optimiz
         chosen, weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now)
     )
     assert_same(resumed, whole)
-    assert taken[0] == (place[0], 1)  # nothing that was finished ran again
+    assert taken[0] == place  # nothing that was finished ran again
 
 
 def test_a_run_may_be_stopped_again_and_again(tmp_path):
@@ -153,9 +154,136 @@ def test_checkpoints_do_not_change_what_is_trained(tmp_path):
     assert_same(fit(settings(), checkpoint=tmp_path / "checkpoint.pt"), fit(settings()))
 
 
-def test_no_checkpoint_is_written_before_its_time(tmp_path):
-    fit(settings(), checkpoint=tmp_path / "checkpoint.pt", every=1e6)
-    assert list(tmp_path.iterdir()) == []
+def written(tmp_path, every, monkeypatch, **options):
+    """Where each checkpoint of a run was written: (finished epochs, steps of the next)."""
+    places = []
+    real = training.Checkpoint.save
+
+    def save(self, progress, finished=False):
+        places.append((len(progress.history), progress.step))
+        real(self, progress, finished)
+
+    monkeypatch.setattr(training.Checkpoint, "save", save)
+    fit(settings(epochs=3), checkpoint=tmp_path / "checkpoint.pt", every=every, **options)
+    return places
+
+
+def test_before_its_time_only_the_end_is_saved(tmp_path, monkeypatch):
+    assert written(tmp_path, 1e6, monkeypatch) == [(3, 0)]
+
+
+def test_at_every_chance_each_step_is_saved(tmp_path, monkeypatch):
+    assert written(tmp_path, 0, monkeypatch) == [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "expected"),
+    [(40, [(1, 0), (2, 0), (3, 0)]),  # an epoch of 80 s: at its end
+     (20, [(2, 0), (3, 0)]),  # of 40 s: at every second one's
+     (700, [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)])],  # of 1,400 s: inside, too
+)
+def test_checkpoints_fall_on_epoch_ends_or_inside_of_long_ones(
+    tmp_path, monkeypatch, step_seconds, expected
+):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+
+    def pass_time(*_):
+        clock[0] += step_seconds
+
+    assert written(tmp_path, 60, monkeypatch, stop=pass_time) == expected
+
+
+def test_slow_disks_are_written_to_less_often(tmp_path, monkeypatch):
+    """No more than a twentieth of the time: after 10 s of writing 200 s go by."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters())
+    saved = training.Checkpoint(tmp_path / "checkpoint.pt", nn.Linear(1, 1), optimizer, CPU, 60)
+
+    def slow(*_):
+        clock[0] += 10
+
+    monkeypatch.setattr(torch, "save", slow)
+    clock[0] = 60
+    assert saved.due()
+    saved.save(training.Progress([]))
+    for seconds, due in ((70, False), (269, False), (270, True)):
+        clock[0] = seconds
+        assert saved.due() == due
+
+
+def test_after_the_last_epoch_nothing_is_trained_again(tmp_path):
+    """A step that is killed while it writes its results has all it needs; no optimizer is kept."""
+    checkpoint, taken = tmp_path / "checkpoint.pt", []
+    whole = fit(settings(), checkpoint=checkpoint)
+    assert torch.load(checkpoint, weights_only=True)["optimizer"] is None
+    again = fit(
+        settings(), weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now)
+    )
+    assert_same(again, whole)
+    assert not taken
+
+
+def damaged_by(change, tmp_path, capsys):
+    """Stops a run, changes its checkpoint, and runs it to its end: what it said."""
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stopped):
+        fit(settings(), checkpoint=checkpoint, stop=stop_at(3, 2))
+    change(checkpoint)
+    capsys.readouterr()
+    assert_same(fit(settings(), checkpoint=checkpoint), fit(settings()))
+    return capsys.readouterr().out
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    """One bit in the middle of the weights, which torch itself would not notice."""
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    whole[largest.header_offset + largest.file_size] ^= 1
+    path.write_bytes(whole)
+
+
+def replace_by(state):
+    return lambda path: torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [cut, flip, lambda path: path.write_bytes(b""), lambda path: path.write_text("no archive"),
+     replace_by({}), replace_by([1]), replace_by({"format": 0})],
+)
+def test_a_damaged_checkpoint_is_never_half_trusted(tmp_path, capsys, change):
+    said = damaged_by(change, tmp_path, capsys)
+    assert "checkpoint.pt cannot be used" in said and "from its beginning" in said
+
+
+def test_a_checkpoint_of_another_network_is_not_used(tmp_path, capsys):
+    def widen(path):
+        state = torch.load(path, weights_only=True)
+        state["module"]["body.0.weight"] = torch.zeros(5, 3, 3, 3)
+        torch.save(state, path)
+
+    assert "another network" in damaged_by(widen, tmp_path, capsys)
+
+
+def test_a_checkpoint_goes_with_the_results_beside_it(tmp_path, capsys):
+    """An array that an epoch has written is trusted only as it was then."""
+    checkpoint, array = tmp_path / "checkpoint.pt", tmp_path / "stage_early.npy"
+    array.write_bytes(b"as written")
+    for change, trusted in ((lambda: None, True), (lambda: array.write_bytes(b"other"), False)):
+        checkpoint.unlink(missing_ok=True)
+        with pytest.raises(Stopped):
+            fit(settings(), checkpoint=checkpoint, stop=stop_at(3, 2))
+        change()
+        capsys.readouterr()
+        assert_same(fit(settings(), checkpoint=checkpoint), fit(settings()))
+        assert ("stage_early.npy was altered" in capsys.readouterr().out) != trusted
 
 
 def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
@@ -418,7 +546,8 @@ def test_the_setting_that_an_exploding_step_names_is_its_own(course_data):
         found = layout.find(course_data, profile.data)
         return steps.Steps(profile, found, store.Store("unused"), CPU)
 
-    untrained = {"control-knn", "embed", "segment-colour", "everything"}
+    untrained = {name for name, step in made().all.items() if not step.trains}
+    untrained |= {"control-knn", "embed", "segment-colour", "everything"}
     module, plain, wrong = nn.Linear(1, 1), made(), []
     for name in sorted(plain.all.keys() - untrained):
         with pytest.raises(UserError) as caught:
@@ -464,3 +593,117 @@ def test_a_device_that_cannot_be_used_is_a_clear_error(name):
 def test_auto_takes_the_cpu_where_there_is_nothing_else(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     assert training.choose_device("auto") == CPU == training.choose_device("cpu")
+
+
+# --- a loss that is not finite
+
+
+class Weights:
+    """A small training whose loss is odd at one place; keeps the weights before each step."""
+
+    def __init__(self, place=None, value=math.nan, rows=None):
+        torch.manual_seed(0)
+        self.module = nn.Linear(2, 1)
+        self.rows = torch.rand(10, 2) if rows is None else rows
+        self.names = [f"{number:02d}.png" for number in range(len(self.rows))]
+        self.place, self.value, self.before, self.seen = place, value, [], []
+
+    def loss(self, rows):
+        self.before.append(self.module.weight.detach().clone())
+        self.seen.append(rows)
+        odd = len(self.before) == self.place
+        return self.module(rows).pow(2).mean() * (self.value if odd else 1)
+
+    def train(self, checkpoint=None, **options):
+        """Three epochs of five steps."""
+        batches = ArrayBatches([self.rows], 2, 3, CPU, names=self.names)
+        options = {"name": "finetune-A", "checkpoint_every": -1.0} | options
+        return training.train(
+            self.module, self.loss, batches, settings(epochs=3, optimizer="sgd"), CPU,
+            seed=0, checkpoint=checkpoint, **options,
+        )
+
+    def files(self, rows):
+        """Which of the files these rows are."""
+        return [self.names[int((self.rows == row).all(1).nonzero())] for row in rows]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize(("place", "epoch", "step"), [(1, 1, 1), (8, 2, 3), (15, 3, 5)])
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
+    tmp_path, value, place, epoch, step
+):
+    run, after = Weights(place, value), []
+    with pytest.raises(UserError) as caught:
+        run.train(tmp_path / "checkpoint.pt", after_step=after.append)
+    assert len(run.before) == place and len(after) == place - 1
+    assert torch.equal(run.module.weight, run.before[-1])
+    said, note = str(caught.value), tmp_path / training.NOT_FINITE
+    assert f"finetune-A: the loss is {value} in epoch {epoch}, step {step} of 5." in said
+    assert f"{note} names the images" in said and "\n" not in said
+    assert "(now 0.01), for example --set finetune.lr=0.001." in said
+    assert files.read_json(note) == {
+        "epoch": epoch, "step": step, "loss": str(value), "files": run.files(run.seen[-1])
+    }
+
+
+def test_the_file_whose_pixels_are_odd_is_among_those_named(tmp_path):
+    rows = torch.rand(10, 2)
+    rows[7, 1] = math.nan
+    with pytest.raises(UserError):
+        Weights(rows=rows).train(tmp_path / "checkpoint.pt")
+    named = files.read_json(tmp_path / training.NOT_FINITE)["files"]
+    assert "07.png" in named and len(named) == 2
+
+
+def test_without_a_checkpoint_a_loss_that_is_not_finite_is_told_as_well():
+    """And there are batches that know no files."""
+    run = Weights(place=2)
+    run.names = ()
+    with pytest.raises(UserError, match="is nan in epoch 1, step 2 of 5. Or lower") as caught:
+        run.train()
+    assert "None" not in str(caught.value) and training.NOT_FINITE not in str(caught.value)
+
+
+def test_when_the_cause_is_mended_the_step_goes_on_and_forgets_it(tmp_path):
+    """The checkpoint before it is good; the note of what went wrong is no result."""
+    results, whole = store.Store(tmp_path), Weights()
+    expected = whole.train()
+    with pytest.raises(UserError), results.claimed("finetune-A", "k", {}) as draft:
+        Weights(place=9).train(draft.checkpoint)
+    note = draft.folder / training.NOT_FINITE
+    assert note.is_file() and results.status("finetune-A", "k") == "to resume"
+    with results.claimed("finetune-A", "k", {}) as draft:
+        again = Weights()
+        history = again.train(draft.checkpoint)
+        draft.history(history)
+    assert history == expected and torch.equal(again.module.weight, whole.module.weight)
+    assert len(again.before) == 15 - 8  # those before the odd one did not run again
+    assert not note.exists() and results.verify() == []
+    assert files.read_json(draft.folder / "done.json")["files"].keys() == {
+        "config.json", "history.csv"
+    }
+
+
+def test_a_full_disk_does_not_hide_that_the_loss_is_not_finite(tmp_path, monkeypatch):
+    def full(path, data):
+        raise UserError(f"{path} could not be written: No space left on device.")
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(UserError, match="the loss is nan in epoch 1, step 1"):
+        Weights(place=1).train(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("place", [3, 5, 15], ids=["inside", "end of an epoch", "the very end"])
+def test_weights_that_are_not_finite_are_never_kept(tmp_path, place):
+    """A finite loss may have a gradient that is not; after the last step no loss would show it."""
+    class Root(Weights):
+        def loss(self, rows):
+            value = super().loss(rows)
+            return value + (value * 0).sqrt() if len(self.before) == place else value
+
+    run, path = Root(), tmp_path / "checkpoint.pt"
+    with pytest.raises(UserError, match="finetune-A"):
+        run.train(path)
+    saved = torch.load(path, weights_only=True)["module"]
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.values())

@@ -82,10 +82,8 @@ DRAWN = {
     "image_grid-1": lambda: figures.image_grid({"a": [image()]}),
     "image_grid-ragged": lambda: figures.image_grid({"a": [image()], "b": [image()] * 12}),
     "image_grid-12": lambda: figures.image_grid({c: [image(8)] for c in classes(12)}),
-    "timing-1": lambda: figures.timing(pd.DataFrame({"step": ["pretrain"], "seconds": [0.0]})),
-    "timing-19": lambda: figures.timing(
-        pd.DataFrame({"step": classes(19), "seconds": np.geomspace(0.1, 1e5, 19)})
-    ),
+    "timing-1": lambda: figures.timing({"pretrain": 0.0}),
+    "timing-19": lambda: figures.timing(dict(zip(classes(19), np.geomspace(0.1, 1e5, 19)))),
     "class_counts-1": lambda: one.class_counts({"training": {"Couch": 1}}),
     "class_counts-65": lambda: one.class_counts(
         {split: dict.fromkeys(classes(65), 10) for split in ("training", "validation")}

@@ -1,0 +1,150 @@
+"""Checkpoints: everything that a training needs to go on to the bit after it was killed."""
+
+import random
+import time
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hw1lib import files
+
+FORMAT = 1  # raised when a checkpoint holds something else; older ones are then not used
+COST = 0.05  # largest share of the time that writing them may take
+INSIDE = 10  # an epoch that lasts so many times the interval is saved inside, too
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        history: one dict for each finished epoch.
+        step: optimizer steps taken in the epoch that follows; 0 at its beginning.
+        total: sum of that epoch's losses so far, a scalar tensor; None at its beginning.
+        random: states of all random generators, or None before the first epoch.
+    """
+
+    history: list
+    step: int = 0
+    total: torch.Tensor | None = None
+    random: dict | None = None
+
+
+class Checkpoint:
+    """The one checkpoint of a training, each written over the one before.
+
+    Args:
+        path: its file, or None: then nothing is ever saved. Results that lie beside it belong to
+            the training, too.
+        module: what is trained, with what follows it, such as a moving average.
+        optimizer: its optimizer.
+        device: torch device of both.
+        every: seconds between two of them, or more where writing takes over a twentieth of the
+            time; inside an epoch ten times that. 0: at every chance, whatever it costs.
+    """
+
+    def __init__(self, path, module, optimizer, device, every):
+        self.path = path
+        self.module = module
+        self.optimizer = optimizer
+        self.device = device
+        self.every = every
+        self._wait = every
+        self._saved = time.monotonic()
+
+    def due(self, inside=False):
+        """Whether it is time for one, at the end of an epoch or inside of it."""
+        wait = INSIDE * self._wait if inside else self._wait
+        return self.path is not None and time.monotonic() - self._saved >= wait
+
+    def save(self, progress, finished=False):
+        """Saves how far the training is; a finished one needs no optimizer any more."""
+        started = time.monotonic()
+        state = {
+            "format": FORMAT,
+            "module": self.module.state_dict(),
+            "optimizer": None if finished else self.optimizer.state_dict(),
+            "progress": vars(progress) | {"random": random_states(self.device)},
+            "beside": self._beside(),
+        }
+        with files.replacing(self.path) as temporary:
+            torch.save(state, temporary)
+        self._saved = time.monotonic()
+        if self.every > 0:
+            self._wait = max(self.every, (self._saved - started) / COST)
+
+    def load(self):
+        """Puts weights and optimizer back, and returns the progress.
+
+        A damaged checkpoint, or one that holds code, is deleted; the training then starts from
+        its beginning.
+        """
+        if self.path is None or not self.path.is_file():
+            return Progress([])
+        try:
+            state = self._read()
+            progress = Progress(**state["progress"])
+            if state["optimizer"] is not None:
+                self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # damage shows in many ways, all with the same remedy
+            reason = " ".join(str(error).split())[:200]
+            print(
+                f"{self.path} cannot be used ({reason}); the step starts from its beginning.",
+                flush=True,
+            )
+            self.path.unlink()
+            return Progress([])
+        self.module.load_state_dict(state["module"])
+        return progress
+
+    def _read(self):
+        """The file's contents, held against its checksums, the module and the results beside."""
+        with zipfile.ZipFile(self.path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("it is damaged")
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT:
+            raise ValueError("it is of another version")
+        if _shapes(state["module"]) != _shapes(self.module.state_dict()):
+            raise ValueError("it is of another network")
+        here = self._beside()
+        for name, expected in state["beside"].items():
+            if here.get(name) != expected:
+                raise ValueError(f"{name} was altered or is missing")
+        return state
+
+    def _beside(self):
+        """Hashes of the results that the training has written so far."""
+        return {path.name: files.digest(path) for path in sorted(self.path.parent.glob("*.npy"))}
+
+
+def _shapes(state):
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def random_states(device):
+    """The states of all random generators as plain data."""
+    kind, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        states["device"] = torch.get_device_module(device).get_rng_state(*_number(device))
+    return states
+
+
+def restore_random(states, device):
+    """Puts the generators back to where `random_states` found them."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "device" in states:
+        torch.get_device_module(device).set_rng_state(states["device"], *_number(device))
+
+
+def _number(device):
+    return () if device.index is None else (device,)

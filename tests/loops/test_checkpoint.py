@@ -1,0 +1,234 @@
+"""Checkpoints: what they hold, that they hold nothing else, and that all of it comes back."""
+
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hw1lib import files
+from hw1lib.errors import UserError
+from hw1lib.loops.checkpoint import Checkpoint, Progress, random_states, restore_random
+from tests.test_files import full_disk, names
+
+CPU = torch.device("cpu")
+
+
+def trained(seed=0):
+    """A module and its optimizer after a step, so that both have a state."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    optimizer = torch.optim.Adam(module.parameters(), 0.1 + seed)
+    module(torch.randn(5, 4)).sum().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+def make(path, seed=0, every=0.0):
+    return Checkpoint(path, *trained(seed), CPU, every)
+
+
+def progress():
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True},
+            {"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"}]
+    return Progress(rows, step=3, total=torch.tensor(1 / 3))
+
+
+def same(one, two):
+    """Whether two nested states are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+# --- random generators
+
+
+def draws():
+    return random.random(), random.gauss(), np.random.rand(), np.random.randn(), torch.randn(3)
+
+
+def test_generators_go_on_where_they_were():
+    """NumPy and Python make normal numbers in pairs and keep the second; a state has it, too."""
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    random.gauss(), np.random.randn(), torch.randn(1)
+    states = random_states(CPU)
+    assert states["numpy"][3] == 1 and states["python"][2] is not None
+    first = draws()
+    random.seed(2), np.random.seed(2), torch.manual_seed(2), draws()
+    restore_random(states, CPU)
+    assert same(draws(), first)
+    assert not same(draws(), first)
+
+
+def test_states_of_generators_survive_the_file(tmp_path):
+    np.random.randn(), random.gauss()
+    states = random_states(CPU)
+    torch.save(states, tmp_path / "states.pt")
+    first = draws()
+    restore_random(torch.load(tmp_path / "states.pt", weights_only=True), CPU)
+    assert same(draws(), first)
+
+
+def test_asking_for_the_states_draws_nothing():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    first = draws()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    random_states(CPU)
+    assert same(draws(), first)
+
+
+# --- saving and loading
+
+
+def test_a_checkpoint_is_plain_data_with_all_that_a_training_needs(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    (tmp_path / "stage_early.npy").write_bytes(b"an epoch's")
+    (tmp_path / ".stage_late.npy.x1").write_bytes(b"half of it")
+    (tmp_path / "config.json").write_text("{}")
+    saved = make(path)
+    saved.save(progress())
+    state = torch.load(path, weights_only=True)
+    assert state.keys() == {"format", "module", "optimizer", "progress", "beside"}
+    assert same(state["module"], dict(saved.module.state_dict()))
+    assert same(state["optimizer"], saved.optimizer.state_dict())
+    expected = vars(progress()) | {"random": random_states(CPU)}
+    assert same(state["progress"], expected)
+    assert state["beside"] == {"stage_early.npy": files.digest(tmp_path / "stage_early.npy")}
+
+
+def test_what_was_saved_is_what_is_loaded(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    saved, other = make(path), make(path, seed=1)
+    saved.save(progress())
+    states = random_states(CPU)
+    loaded = other.load()
+    assert loaded.history == progress().history and loaded.step == 3
+    assert same(loaded.total, progress().total) and same(loaded.random, states)
+    assert same(dict(other.module.state_dict()), dict(saved.module.state_dict()))
+    assert same(other.optimizer.state_dict(), saved.optimizer.state_dict())
+
+
+def test_each_checkpoint_takes_the_place_of_the_one_before(tmp_path):
+    saved = make(tmp_path / "checkpoint.pt")
+    for step in (1, 2, 3):
+        saved.save(Progress([], step, torch.tensor(0.0)))
+    assert names(tmp_path) == ["checkpoint.pt"]
+    assert saved.load().step == 3
+
+
+def test_saving_does_not_change_what_goes_on(tmp_path):
+    saved, now = make(tmp_path / "checkpoint.pt"), progress()
+    saved.save(now)
+    assert now.random is None and same(vars(now), vars(progress()))
+
+
+def test_without_a_path_nothing_is_saved_or_loaded():
+    idle = make(None)
+    before = dict(idle.module.state_dict())
+    assert not idle.due() and not idle.due(inside=True)
+    assert idle.load() == Progress([])
+    assert same(dict(idle.module.state_dict()), before)
+
+
+def test_without_a_file_a_training_begins(tmp_path, capsys):
+    assert make(tmp_path / "checkpoint.pt").load() == Progress([])
+    assert capsys.readouterr().out == "" and names(tmp_path) == []
+
+
+# --- what is not trusted
+
+
+class Code:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def refused(path, capsys):
+    """Loads what must not be loaded; what was said."""
+    other = make(path, seed=1)
+    module, optimizer = trained(1)
+    assert other.load() == Progress([])
+    assert same(dict(other.module.state_dict()), dict(module.state_dict()))
+    assert same(other.optimizer.state_dict(), optimizer.state_dict())
+    assert not path.exists()
+    said = capsys.readouterr().out
+    assert said.startswith(f"{path} cannot be used (") and said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize("place", ["module", "optimizer", "progress", "beside", "more"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys, place):
+    path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
+    make(path).save(progress())
+    torch.save(torch.load(path, weights_only=True) | {place: Code(ran)}, path)
+    refused(path, capsys)
+    assert not ran.exists()
+
+
+def test_a_plain_pickle_is_not_run(tmp_path, capsys):
+    path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(Code(ran)))
+    refused(path, capsys)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("part", ["format", "module", "optimizer", "progress", "beside"])
+def test_a_checkpoint_that_lacks_a_part_is_not_used(tmp_path, capsys, part):
+    path = tmp_path / "checkpoint.pt"
+    make(path).save(progress())
+    state = torch.load(path, weights_only=True)
+    del state[part]
+    torch.save(state, path)
+    refused(path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("part", "odd"),
+    [("format", 2), ("module", []), ("module", {"0.weight": 1}), ("optimizer", {}),
+     ("optimizer", {"state": {}, "param_groups": []}), ("progress", {}), ("progress", {"odd": 1}),
+     ("progress", None), ("beside", None), ("beside", {"gone.npy": "0"})],
+    ids=str,
+)
+def test_a_checkpoint_with_an_odd_part_is_not_used(tmp_path, capsys, part, odd):
+    path = tmp_path / "checkpoint.pt"
+    make(path).save(progress())
+    torch.save(torch.load(path, weights_only=True) | {part: odd}, path)
+    refused(path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [(lambda path: path.unlink(), "is missing"), (lambda path: path.write_text("x"), "altered")],
+)
+def test_without_the_results_it_goes_with_it_is_not_used(tmp_path, capsys, change, word):
+    array = tmp_path / "stage_early.npy"
+    array.write_bytes(b"as written")
+    make(tmp_path / "checkpoint.pt").save(progress())
+    change(array)
+    said = refused(tmp_path / "checkpoint.pt", capsys)
+    assert "stage_early.npy" in said and word in said
+
+
+@pytest.mark.parametrize("lacking", [1, 100, 10_000])
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, lacking):
+    path = tmp_path / "checkpoint.pt"
+    saved = make(path)
+    saved.save(Progress([], 1, torch.tensor(0.0)))
+    with pytest.raises(UserError, match="checkpoint.pt could not be written") as caught:
+        with full_disk(path.stat().st_size - lacking):
+            saved.save(Progress([], 2, torch.tensor(0.0)))
+    assert "disk space" in str(caught.value) and "\n" not in str(caught.value)
+    assert names(tmp_path) == ["checkpoint.pt"] and saved.load().step == 1

@@ -1,0 +1,295 @@
+"""Disks that are full and permissions that are missing, met by whole commands.
+
+Whatever happens: exit code 1, one paragraph that says what helps, and nothing damaged.
+"""
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from hw1lib import cli, commands, paths, store
+from hw1lib.loops import segment
+from tests.smoke import hw1lib
+from tests.test_files import full_disk, held_to_permissions
+
+CHECK = {"segment-colour": "check-problem2", "control-colour": "check-problem1"}
+
+
+def words(step, data, out, *more):
+    """A command that runs one of the two quickest steps."""
+    return ["run", step, "--profile", "smoke", "--device", "cpu", "--data-root", str(data),
+            "--out", str(out), *more]
+
+
+def finished(out):
+    """Names of the steps that are finished; each of them must verify."""
+    markers = sorted(out.glob("steps/*/*/done.json"))
+    assert not markers or store.Store(out).verify() == []
+    return [marker.parent.parent.name for marker in markers]
+
+
+def one_paragraph(said):
+    """What standard error says, if that is one paragraph and no traceback."""
+    lines = said.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("hw1lib: "), said
+    return lines[0]
+
+
+def refused(capsys, command):
+    """Runs a command that must end with 1; what it said."""
+    capsys.readouterr()
+    assert cli.main(command) == 1
+    return one_paragraph(capsys.readouterr().err)
+
+
+def half_written(out):
+    """Temporary files that were left."""
+    return [p for p in out.rglob(".*") if p.is_file() and p.name not in (".lock", ".holder")]
+
+
+def everything_of(out, step):
+    """What a finished step holds, byte for byte, but for its times."""
+    (folder,) = (out / "steps" / step).iterdir()
+    return {path.name: path.read_bytes() for path in folder.iterdir()
+            if path.name not in ("run.json", "done.json") and not path.name.startswith(".")}
+
+
+# --- a full disk
+
+
+def test_a_process_on_a_full_disk_ends_with_a_sentence(course_data, tmp_path):
+    """No file may have more than 2,500 bytes: its predictions have."""
+    out = tmp_path / "out"
+    ended = hw1lib(
+        *words("segment-colour", course_data, out),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500)),
+    )
+    said = one_paragraph(ended.stderr)
+    assert ended.returncode == 1 and "predictions.npy could not be written" in said
+    assert "Free some disk space, then run the same command again" in said
+    assert finished(out) == ["check-problem2"] and not half_written(out)
+    assert cli.main(words("segment-colour", course_data, out)) == 0
+    assert finished(out) == ["check-problem2", "segment-colour"]
+
+
+SCRIPT = """
+import subprocess, sys
+from hw1lib import cli
+out, *command = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", out], check=True)
+codes = [cli.main(command)]
+subprocess.run(["mount", "-o", "remount,size=8m", out], check=True)
+codes += [cli.main(command), cli.main(["verify", *command[2:]])]
+print(codes)
+"""
+
+
+def test_a_disk_that_is_full_and_then_is_not(course_data, tmp_path):
+    """A real one, which its first step fits on."""
+    alone, out = ["unshare", "--user", "--map-root-user", "--mount"], tmp_path / "out"
+    out.mkdir()
+    mount = [*alone, "mount", "-t", "tmpfs", "tmpfs", str(out)]
+    if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this system does not let us mount a small disk")
+    command = words("segment-colour", course_data, out)
+    ended = subprocess.run(
+        [*alone, sys.executable, "-c", SCRIPT, str(out), *command],
+        capture_output=True, text=True, cwd=paths.ROOT,
+    )
+    said = one_paragraph(ended.stderr)
+    assert "No space left on device" in said and "segment-colour" in said
+    assert ended.stdout.splitlines()[-1] == "[1, 0, 0]", ended.stdout
+
+
+@pytest.mark.parametrize("limit", [40, 500, 1000, 8000])
+def test_a_training_that_meets_a_full_disk_ends_later_as_if_it_had_not(
+    course_data, tmp_path, capsys, limit
+):
+    """Wherever that was: the check's results, a checkpoint, or the step's own."""
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    command = words("control-colour", course_data, out, "--set", "checkpoint_every=0")
+    with full_disk(limit):
+        assert "Free some disk space" in refused(capsys, command)
+    assert "control-colour" not in finished(out) and not half_written(out)
+    assert cli.main(command) == 0
+    assert cli.main(words("control-colour", course_data, undisturbed)) == 0
+    found = everything_of(out, "control-colour")
+    assert found == everything_of(undisturbed, "control-colour") and "metrics.json" in found
+
+
+# --- folders that cannot be used
+
+
+@pytest.mark.parametrize("below", ["", "far/below"])
+def test_out_below_a_file_is_refused(course_data, tmp_path, capsys, below):
+    (tmp_path / "taken").write_text("mine")
+    said = refused(capsys, words("segment-colour", course_data, tmp_path / "taken" / below))
+    assert "taken" in said and "--out" in said and "disk space" not in said
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_process_without_permission_for_its_folder_ends_with_a_sentence(course_data, tmp_path):
+    def without_capabilities():  # root's; else it could write anywhere
+        noroot = ctypes.CDLL(None).prctl(28, 1) if not os.geteuid() else 0
+        os._exit(99) if noroot else None
+
+    out = tmp_path / "out"
+    out.mkdir(mode=0o555)
+    ended = hw1lib(*words("control-colour", course_data, out), preexec_fn=without_capabilities)
+    if ended.returncode == 99:
+        pytest.skip("permissions do not hold for this user")
+    said = one_paragraph(ended.stderr)
+    assert ended.returncode == 1 and "Permission denied" in said and str(out) in said
+    assert "Mend the permissions of its folder" in said and "--out" in said
+    assert list(out.iterdir()) == []
+
+
+def test_a_build_folder_that_becomes_read_only_between_steps_keeps_them(
+    course_data, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert cli.main(words("check-problem2", course_data, out)) == 0
+    (out / "steps").chmod(0o555)
+    with held_to_permissions():
+        assert "Permission denied" in refused(capsys, words("segment-colour", course_data, out))
+        assert finished(out) == ["check-problem2"]
+        assert cli.main(words("check-problem2", course_data, out)) == 0  # reading needs no more
+    (out / "steps").chmod(0o755)
+    assert cli.main(words("segment-colour", course_data, out)) == 0
+    assert finished(out) == ["check-problem2", "segment-colour"]
+
+
+def test_a_folder_that_becomes_read_only_inside_of_a_step_is_told(
+    course_data, tmp_path, capsys, monkeypatch
+):
+    out, real = tmp_path / "out", segment.colour
+
+    def colour(draft, data):
+        draft.folder.chmod(0o555)
+        real(draft, data)
+
+    with monkeypatch.context() as patch, held_to_permissions():
+        patch.setattr(segment, "colour", colour)
+        said = refused(capsys, words("segment-colour", course_data, out))
+    assert "could not be written: Permission denied" in said and ".holder" not in said
+    assert finished(out) == ["check-problem2"]
+    for folder in (out / "steps" / "segment-colour").iterdir():
+        folder.chmod(0o755)
+    assert cli.main(words("segment-colour", course_data, out)) == 0
+    assert finished(out) == ["check-problem2", "segment-colour"]
+
+
+def test_finished_results_can_be_read_without_write_permission(course_data, tmp_path, capsys):
+    """As those of somebody else."""
+    out = tmp_path / "out"
+    command = words("segment-colour", course_data, out)
+    assert cli.main(command) == 0
+    for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
+        folder.chmod(0o555)
+    with held_to_permissions():
+        assert cli.main(command) == 0
+        assert cli.main(["verify", *command[2:]]) == 0
+        assert cli.main(["plan", *command[2:]]) == 0
+
+
+# --- files that may not be read
+
+
+@pytest.mark.parametrize(
+    ("step", "file"),
+    [("segment-colour", "p2_data/train/0002_sat.jpg"),
+     ("segment-colour", "p2_data/validation/0001_mask.png"),
+     ("control-colour", "p1_data/office/train/Mug00002.jpg"),
+     ("control-colour", "p1_data/office/val.csv"),
+     ("control-colour", "p1_data/mini/train/00003.jpg"),
+     ("segment-colour", "p2_data/train"),
+     ("control-colour", "p1_data/office/train"),
+     ("control-colour", "p1_data/mini/train")],
+)
+def test_data_that_may_not_be_read_is_named(course_data, tmp_path, capsys, step, file):
+    out, path = tmp_path / "out", course_data / file
+    mode = path.stat().st_mode
+    path.chmod(0)
+    with held_to_permissions():
+        said = refused(capsys, words(step, course_data, out))
+    path.chmod(mode)
+    assert str(path) in said and "ermission" in said
+    assert finished(out) == []
+    assert cli.main(words(step, course_data, out)) == 0
+    assert set(finished(out)) == {CHECK[step], step}
+
+
+def test_a_result_that_may_not_be_read_is_named(course_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = words("segment-colour", course_data, out)
+    assert cli.main(command) == 0
+    (path,) = out.glob("steps/segment-colour/*/predictions.npy")
+    path.chmod(0)
+    with held_to_permissions():
+        for again in (command, ["verify", *command[2:]], ["plan", *command[2:]]):
+            said = refused(capsys, again)
+            assert "predictions.npy" in said and "Permission denied" in said
+    path.chmod(0o644)
+    assert set(finished(out)) == {"check-problem2", "segment-colour"}
+
+
+# --- damage that a whole command meets
+
+
+def test_a_damaged_result_is_run_again_and_said_so(course_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = words("segment-colour", course_data, out)
+    assert cli.main(command) == 0
+    expected = everything_of(out, "segment-colour")
+    (path,) = out.glob("steps/segment-colour/*/metrics.json")
+    path.write_text("{}")
+    said = refused(capsys, ["verify", *command[2:]])
+    assert "metrics.json is truncated" in said
+    assert cli.main(["plan", *command[2:]]) == 0
+    assert "metrics.json is truncated" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "segment-colour: metrics.json is truncated. The step is run again." in printed
+    assert everything_of(out, "segment-colour") == expected
+    assert cli.main(["verify", *command[2:]]) == 0
+
+
+# --- what nobody nearer knew
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b.csv"),
+         "hw1lib: a/b.csv: No space left on device. Free some disk space, then run"),
+        (OSError(errno.EROFS, "Read-only file system"),
+         "hw1lib: Read-only file system. Mend the permissions of its folder, or choose another"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"),
+         "hw1lib: x: Permission denied. Mend the permissions of its folder, or choose another"),
+        (OSError("odd"), "hw1lib: odd. "),
+    ],
+    ids=str,
+)
+def test_whatever_the_file_system_refuses_is_a_sentence(capsys, monkeypatch, error, expected):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(commands, "verify", fail)
+    assert refused(capsys, ["verify"]).startswith(expected)
+
+
+def test_files_that_are_written_by_hand_meet_the_same_net(tmp_path, capsys, monkeypatch):
+    """A real refusal, not one of ours: this folder is none of the store's."""
+    def write(arguments):
+        (tmp_path / "list.txt").write_text("x" * 5000)
+
+    monkeypatch.setattr(commands, "verify", write)
+    with full_disk():
+        said = refused(capsys, ["verify"])
+    assert "File too large" in said and "Free some disk space" in said
