@@ -22,6 +22,8 @@ def remedy(error):
         what = "Free some disk space"
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
         what = "Mend the permissions of its folder, or choose another one"
+    elif number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        what = "Choose another place"
     else:  # torch and safetensors do not say which
         what = "Free some disk space or mend the permissions of its folder"
     return f"{what}, then run the same command again."

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 import safetensors
@@ -25,20 +25,16 @@ def replacing(path):
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    path = Path(path)
-    temporary = None
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary.touch(exist_ok=False)
         yield temporary
         _sync(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; ours are ordinary
         os.replace(temporary, path)
-        _sync(path.parent)  # else a power cut could forget the move
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            _sync(path.parent)  # else a power cut could forget the move
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -47,7 +43,8 @@ def replacing(path):
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what happened before says more
+                temporary.unlink(missing_ok=True)
 
 
 def _sync(path):

@@ -66,11 +66,16 @@ def _holder(folder):
         return "another process"
 
 
-def is_held(folder):
-    """Whether a live process works on a folder."""
+@contextlib.contextmanager
+def if_free(folder):
+    """Holds the lock of a folder if nobody else does; yields whether it is held now."""
     lock = filelock.FileLock(folder / LOCK)
     try:
-        with lock.acquire(timeout=0):
-            return False
+        lock.acquire(timeout=0)
     except (filelock.Timeout, OSError):
-        return True
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

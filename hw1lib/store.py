@@ -13,6 +13,7 @@ import operator
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,8 @@ class Draft:
     def array(self, name, values):
         with files.replacing(self.folder / f"{name}.npy") as temporary:
             with open(temporary, "wb") as file:
-                np.save(file, values, allow_pickle=False)
+                # NumPy's own way to write into a file does not notice a full disk.
+                np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
 
     def weights(self, module):
         """Saves a module's state, or a dict of tensors, as safetensors."""
@@ -182,12 +184,15 @@ class Store:
             keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
         _empty(folder, keep)
         for other in folder.parent.iterdir():
-            if other == folder or not other.is_dir() or lock.is_held(other):
+            if other == folder or not other.is_dir():
                 continue
-            if (other / DONE).is_file():
-                (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before this was done
-            elif not _only_the_seed_differs(_config(other), config):
-                _empty(other)
+            with lock.if_free(other) as free:
+                if not free:
+                    continue
+                if (other / DONE).is_file():
+                    (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
+                elif not _only_the_seed_differs(_config(other), config):
+                    _empty(other)
 
     def verify(self):
         """Re-hashes every finished step; returns a line for each file that is not as written."""

@@ -194,12 +194,19 @@ def _problem2(root, limits):
 
 
 def _names(folder, pattern):
+    _refuse_unreadable(folder)
     found = folder.glob(pattern) if folder.is_dir() else ()
     names = tuple(sorted(p.name for p in found if p.is_file() and not p.name.startswith(".")))
     if not names:
         raise UserError(f"{folder} has no {pattern} files. {LAYOUT_HINT}")
     _refuse_links(folder, names)
     return names
+
+
+def _refuse_unreadable(folder):
+    """Raises PermissionError, so that what may not be read is not called empty."""
+    if folder.is_dir():
+        os.scandir(folder).close()
 
 
 def leaves(folder, name):
@@ -235,9 +242,13 @@ def _tiles(folder):
 def _labelled(table, folder):
     """A split from a CSV; its files must all be there."""
     rows = read_labels(table)
+    _refuse_unreadable(folder)
     outside = [name for name in rows["filename"] if leaves(folder, name)]
     if outside:
-        raise UserError(f"{table}: {outside[0]!r} is not a plain file name inside {folder}.")
+        raise UserError(
+            f"{table}: {outside[0]!r} is no plain file name inside {folder}, or a link out of it. "
+            "Copy such files into the folder; the folder itself may be a link."
+        )
     absent = [name for name in rows["filename"] if not os.path.isfile(folder / name)]
     if absent:
         raise UserError(

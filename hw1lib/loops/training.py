@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import torch
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from hw1lib import files
@@ -135,7 +136,7 @@ def train(
         `evaluate` gave.
 
     Raises:
-        UserError: a loss is not finite.
+        UserError: a loss or a weight is not finite.
     """
     optimizer = make_optimizer(module, settings)
     dtype = autocast_dtype(settings.precision, device)
@@ -167,7 +168,9 @@ def train(
                 after_step((epoch - 1 + step / len(batches)) / settings.epochs)
             total += value.detach()
             if step < len(batches) and saved.due(inside=True):
+                _check_weights(module, name, settings, epoch)
                 saved.save(Progress(history, step, total))
+        _check_weights(module, name, settings, epoch)
         row = {"epoch": epoch, "loss": float(total) / len(batches), "lr": group["lr"]}
         if evaluate is not None:
             module.eval()
@@ -195,6 +198,21 @@ def _stop(name, settings, epoch, step, value, batches, checkpoint):
             where = f" {path} names the images of that batch; look whether one of them is odd."
     raise UserError(
         f"{name}: the loss is {value} in epoch {epoch}, step {step} of {len(batches)}.{where} Or "
+        f"{_slower(name, settings)}"
+    )
+
+
+def _check_weights(module, name, settings, epoch):
+    """Ends a training whose weights are not finite, as the gradient of a finite loss may be."""
+    if not get_total_norm(module.parameters(), math.inf).isfinite():
+        raise UserError(
+            f"{name}: a weight is not finite any more in epoch {epoch}. Please "
+            f"{_slower(name, settings)}"
+        )
+
+
+def _slower(name, settings):
+    return (
         f"lower the learning rate (now {settings.lr:g}), for example "
         f"--set {_group(name)}.lr={settings.lr / 10:g}."
     )
