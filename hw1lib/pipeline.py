@@ -71,20 +71,37 @@ def run(request, only=None):
     sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
-    reasons = {label: steps.why(name) for label, steps, name in book.planned()}
-    undone = sum(map(bool, reasons.values()))
-    print(f"Steps   {len(reasons)}: {len(reasons) - undone} done, {undone} to run")
-    if undone < len(reasons):  # else it is plain why
-        for label, why in reasons.items():
-            if why:
-                print(textwrap.fill(f"{label}: {why}", 80, initial_indent="  ",
-                                    subsequent_indent="    "))
+    undone = _print_plan(book)
     for name, problem in NOTEBOOKS.items():
         if problem == 0 or book.has[problem]:
             _execute(name, request, book)
-    handin.write(book, started, ran=undone > 0)
+        if problem == 0:
+            _print_weaknesses(book)
+    handin.write(book, started, ran=bool(undone))
     print(f"\nReport  {book.out / 'report.html'}\n        {book.out / 'report.pdf'}")
     return book.out
+
+
+def _print_plan(book):
+    """How much is to run and, where something was done before, why; returns those reasons."""
+    reasons = {label: steps.why(name) for label, steps, name in book.planned()}
+    undone = {label: why for label, why in reasons.items() if why}
+    print(f"Steps   {len(reasons)}: {len(reasons) - len(undone)} done, {len(undone)} to run")
+    if len(undone) < len(reasons):
+        for label, why in undone.items():
+            _print_indented(f"{label}: {why}")
+    return undone
+
+
+def _print_indented(text):
+    print(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    "))
+
+
+def _print_weaknesses(book):
+    """What the check of the data found, before anything is trained on it."""
+    for problem in (1, 2):
+        for warning in book.metrics(check_of(problem))["warnings"] if book.has[problem] else ():
+            _print_indented(warning)
 
 
 def _execute(name, request, book):

@@ -342,7 +342,7 @@ def test_plan_run_and_verify(capsys, course_data, tmp_path):
     assert set(before.values()) == {"to run"} and "segment-colour" in before
     assert run(capsys, "run", "segment-colour", *common)[0] == 0
     after = states()
-    assert after == before | {"segment-colour": "done"}
+    assert after == before | {"check-problem2": "done", "segment-colour": "done"}
     assert run(capsys, "verify", *common)[0] == 0
     (metrics,) = (tmp_path / "out" / "steps").glob("segment-colour/*/metrics.json")
     data = files.read_json(metrics)
