@@ -78,7 +78,8 @@ def _print_steps(planned, operations):
         print(f"{label:<30}{steps.status(name):<11}{count:>9}{seconds:>9}  {steps.key(name)}")
         if why := steps.why(name):
             print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
-    if speed and any(name in operations for label, _, name in planned if (label, name) not in taken):
+    guessed = {(label, name) for label, _, name in planned if name in operations} - taken.keys()
+    if speed and guessed:
         print("\n~ seconds: at the mean speed of the steps that are done here.")
 
 

@@ -1,6 +1,10 @@
 """The one exception for everything that a user can cause and mend."""
 
 import errno
+import re
+
+# What torch says on its devices, and its loader of files; Python has MemoryError.
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|is killed by signal: Killed")
 
 
 class UserError(Exception):

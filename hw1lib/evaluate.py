@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from hw1lib.data import images as image_files
-from hw1lib.data import landcover, layout
+from hw1lib.data import csv_rows, landcover, layout
 from hw1lib.errors import UserError
 from hw1lib.results import metrics
 from hw1lib.results.statistics import wilson
@@ -101,14 +101,14 @@ def _mask(path):
 
 def _labels(table):
     """Labels by file name; rows without a label are left out."""
-    rows = layout.read_rows(table, "filename", "label")
+    rows = csv_rows.read_rows(table, "filename", "label")
     twice = rows["filename"][rows["filename"].duplicated()]
     if len(twice):
         raise UserError(f"{table} names {twice.iloc[0]} more than once.")
     rows = rows[rows["label"] != ""]
     if rows.empty:
         raise UserError(f"{table} holds no labels.")
-    labels = rows.set_index("filename")["label"].map(layout.whole_number)
+    labels = rows.set_index("filename")["label"].map(csv_rows.whole_number)
     if labels.isna().any():
         raise UserError(f"{table}: the label of {labels.index[labels.isna()][0]} is no number.")
     return labels.astype("int64")

@@ -38,8 +38,14 @@ def write(book, started, ran=True):
 
 
 def render(book):
-    """Writes the report in its three forms; of how it ran they say what run.json says."""
+    """Writes the report in its three forms; of how it ran they say what run.json says.
+
+    The notebooks have drawn the figures; one that was deleted since is drawn again.
+    """
     run = files.read_json(book.out / "run.json")
+    for name in _figures(book):
+        if not all((book.out / "figures" / f"{name}.{e}").is_file() for e in ("png", "pdf")):
+            book.figure(name)
     with figures.style():
         drawn = figures.timing(run["seconds"])
         for ending in ("png", "pdf"):
@@ -65,6 +71,7 @@ def _run(book, done, seconds):
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds_total": round(seconds, 1),
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
+        "resumed": [name for name, result in done.items() if result.run.get("resumed")],
         "device": str(book.device),
         "device_name": _device_name(book.device),
         "threads": torch.get_num_threads(),
@@ -186,8 +193,7 @@ def export(book, names, formats, dpi, into):
     Returns:
         The written paths.
     """
-    has = book.has
-    known = (gallery.PROBLEM1 if has[1] else {}) | (gallery.PROBLEM2 if has[2] else {})
+    known = _figures(book)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"There is no figure {unknown[0]!r}; there are: {', '.join(known)}.")
@@ -200,3 +206,9 @@ def export(book, names, formats, dpi, into):
                 figures.save(drawn, path, dpi)
                 written.append(path)
     return written
+
+
+def _figures(book):
+    """The figures that the data allows: dict from name to what draws it."""
+    of_problem = {1: gallery.PROBLEM1, 2: gallery.PROBLEM2}
+    return {n: draw for p, known in of_problem.items() if book.has[p] for n, draw in known.items()}

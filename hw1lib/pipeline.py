@@ -118,6 +118,7 @@ def _execute(name, request, book):
     started = time.time()
     _listen()
     target.parent.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
     os.environ["HW1_HEADLESS"] = "1"  # the kernel inherits it: no live figures
     parameters = dataclasses.asdict(request) | {"out": str(book.out)}
     if request.data_root:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hw1lib import files, profiles
 from hw1lib.data import images as image_files
-from hw1lib.data import landcover, layout
+from hw1lib.data import csv_rows, landcover, layout
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, finetune, segment, training
 from hw1lib.models import classifier, segmenters
@@ -89,7 +89,7 @@ def classification(book, table, image_dir, out, setting="C"):
     """
     if setting not in profiles.SETTINGS:
         raise UserError(f"--model {setting}: choose one of {', '.join(profiles.SETTINGS)}.")
-    rows, folder = layout.read_rows(table, "id", "filename"), Path(image_dir)
+    rows, folder = csv_rows.read_rows(table, "id", "filename"), Path(image_dir)
     settings, size = book.profile.finetune, book.profile.data.image_size
     _must_be_trained(book, f"finetune-{setting}")
     split = book.data.problem1.train

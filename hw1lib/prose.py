@@ -18,8 +18,8 @@ def weaknesses_text(problem):
         found = book.metrics(check_of(problem))["warnings"]
         if not found:
             return f"The check of Problem {problem}'s data found nothing that weakens its numbers."
-        listed = "\n".join(f"- {escape(line)}" for line in found)
-        return f"**What weakens the numbers of Problem {problem}**, by the check of its data:\n\n{listed}"
+        head = f"**What weakens the numbers of Problem {problem}**, by the check of its data:"
+        return "\n".join([head, "", *(f"- {escape(line)}" for line in found)])
     return text
 
 
@@ -137,9 +137,10 @@ def models_text(book):
     return "\n\n".join((
         f"**{names['fcn32s']}** (Long et al. 2015, on VGG16 of Simonyan and Zisserman 2015) is one "
         f"plain chain of {base['convolutions']} convolutions with {base['BatchNorm layers']} "
-        f"BatchNorm layers and no skip connection. Its {base['poolings']} poolings shrink the image "
-        f"{segmenters.STRIDE['fcn32s']} times; one transposed convolution enlarges the scores as "
-        "many times in a single step, so nothing finer than such a block can be told apart.",
+        f"BatchNorm layers and no skip connection. Its {base['poolings']} poolings shrink the "
+        f"image {segmenters.STRIDE['fcn32s']} times; one transposed convolution enlarges the "
+        "scores as many times in a single step, so nothing finer than such a block can be told "
+        "apart.",
         f"**{names['lraspp']}** (Howard et al. 2019) has {against('lraspp')} of FCN32s. "
         f"*Backbone:* {small['inverted residuals']} inverted residuals (Sandler et al. 2018), "
         "which widen a thin map, filter each channel by itself and thin it again: "

@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import functools
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from importlib.metadata import version
 
 from hw1lib import files, profiles, stale, store
 from hw1lib.data import check, layout
-from hw1lib.errors import UserError
+from hw1lib.errors import OUT_OF_MEMORY, UserError
 from hw1lib.loops import everything, finetune, pretrain, segment, training
 from hw1lib.models import weights
 from hw1lib.results import embedding
 
 ERRORS = 5  # of the data that are named where it is refused
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|is killed by signal: Killed")
 
 
 @dataclass(frozen=True)
@@ -288,7 +286,8 @@ class Steps:
                     draft.watch = functools.partial(self.watch, name)
                 with self._naming_what_helps(name):
                     step.run(draft, self)
-                files.write_json(draft.folder / "run.json", self._provenance(started))
+                run = {**self._provenance(started), "resumed": draft.resumed}
+                files.write_json(draft.folder / "run.json", run)
         return self.store.result(name, key)
 
     @contextlib.contextmanager

@@ -76,6 +76,7 @@ class Draft:
         self.step = step
         self.folder = Path(folder)
         self.checkpoint = self.folder / CHECKPOINT
+        self.resumed = self.checkpoint.is_file()
         self.watch = None  # function(history), called after each epoch
 
     def metrics(self, data):

@@ -26,7 +26,7 @@ from PIL import Image
 
 from hw1lib import cli, evaluate, profiles
 from hw1lib.data import images as image_files
-from hw1lib.data import check, landcover, layout
+from hw1lib.data import check, csv_rows, landcover, layout
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import picture
@@ -173,7 +173,7 @@ def _ragged(content):
 def test_rows_as_text_are_exactly_what_is_written(folder, content):
     path = folder / "rows.csv"
     path.write_bytes(content)
-    found = outcome(layout.read_rows, path, "filename", "label")
+    found = outcome(csv_rows.read_rows, path, "filename", "label")
     if found is not None:
         shown = list(found[["filename", "label"]].itertuples(index=False, name=None))
         assert shown == read_simply(content, "filename", "label")

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -177,6 +180,67 @@ def test_a_second_call_runs_nothing(smoke_run):
     assert done.stdout.count("nothing to do") == len(pipeline.NOTEBOOKS)
     assert state() == before
     assert json.loads((smoke_run / "run.json").read_text())["seconds_total"] == seconds
+
+
+def test_a_deleted_figure_is_drawn_again(smoke_run, tmp_path):
+    out = tmp_path / "smoke"
+    shutil.copytree(smoke_run, out)
+    lost = [out / "figures" / name for name in ("tsne.png", "tiles.pdf")]
+    for path in lost:
+        path.unlink()
+    handin.render(Workbook("smoke", out=out))
+    for path in lost:
+        assert path.read_bytes() == (smoke_run / "figures" / path.name).read_bytes()
+
+
+def test_a_notebook_that_was_stopped_is_executed_again(smoke_run, tmp_path, monkeypatch):
+    """Though its steps are done: the copy may be half written."""
+    out = tmp_path / "smoke"
+    shutil.copytree(smoke_run, out)
+    source = out / "notebooks" / "00_data.ipynb"
+    request = pipeline.Request("smoke", out=str(out))
+
+    def stopped(*words, **named):
+        source.write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", stopped)
+    book = request.workbook()
+    pipeline._execute("00_data", request, book)  # nothing to do
+    (out / "notebooks" / ".00_data.json").write_text("{}")  # as after a change of the library
+    with pytest.raises(KeyboardInterrupt):
+        pipeline._execute("00_data", request, book)
+    with pytest.raises(KeyboardInterrupt):  # it runs again
+        pipeline._execute("00_data", request, book)
+
+
+def test_a_changed_colour_or_sentence_trains_nothing(smoke_run, tmp_path):
+    """A copy of the project with another look finds every step done; its notebooks run again."""
+    for name in ("hw1lib", "notebooks", "report"):
+        shutil.copytree(paths.ROOT / name, tmp_path / name,
+                        ignore=shutil.ignore_patterns("build", "demo", "__pycache__"))
+    (tmp_path / "data").symlink_to(paths.DATA)
+    for file, before, after in (
+        ("results/figures.py", 'INK = "', 'INK = "red" or "'),
+        ("results/sentences.py", "The loss of the last epoch is", "At the end the loss is"),
+    ):
+        path = tmp_path / "hw1lib" / file
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
+    words = ["-m", "hw1lib", "plan", "--profile", "smoke"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"HW1_BUILD": str(smoke_run.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    states = dict(re.findall(r"^(\S+) +(done|to run|to resume) ", done.stdout, re.M))
+    assert states.keys() == STEPS and set(states.values()) == {"done"}
+    where = subprocess.run(
+        [sys.executable, "-c", "import hw1lib.paths; print(hw1lib.paths.ROOT)"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )
+    assert where.stdout.strip() == str(tmp_path)  # it was the copy that looked
 
 
 def test_one_half_alone_names_the_other_as_absent(smoke_run, tmp_path):

@@ -145,7 +145,8 @@ def test_an_image_changes_exactly_the_steps_that_see_it(course_data, file, expec
 
 @pytest.mark.parametrize(
     ("file", "check"),
-    [("p1_data/mini/train/00001.jpg", "check-problem1"), ("p1_data/mini/train.csv", "check-problem1"),
+    [("p1_data/mini/train/00001.jpg", "check-problem1"),
+     ("p1_data/mini/train.csv", "check-problem1"),
      ("p1_data/office/val/new.jpg", "check-problem1"),
      ("p2_data/validation/0001_mask.png", "check-problem2"),
      ("p2_data/train/left_over_mask.png", "check-problem2")],
@@ -261,12 +262,13 @@ def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
 def test_running_out_of_memory_names_the_setting_to_change(course_data, tmp_path):
     """On any device: torch says it in several ways."""
     cases = [
-        ("pretrain", torch.OutOfMemoryError("CUDA out of memory. Tried …"), "pretrain.batch_size=16"),
+        ("pretrain", torch.OutOfMemoryError("CUDA out of memory."), "pretrain.batch_size=16"),
         ("finetune-A", RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
          "finetune.batch_size=16"),
         ("segment-fcn32s", MemoryError(), "fcn32s.batch_size=2"),
         ("segment-lraspp", RuntimeError("MPS backend out of memory"), "lraspp.batch_size=2"),
-        ("pretrain-supervised", RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed"),
+        ("pretrain-supervised",
+         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed"),
          "supervised.batch_size=16"),
     ]
     for name, error, setting in cases:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hw1lib.data import findings, layout, survey
+from hw1lib.data import csv_rows, findings, layout, survey
 from hw1lib.data.findings import count, some
 from hw1lib.errors import UserError
 
@@ -71,7 +71,7 @@ def _files(notes, place, labelled):
         rows = None if rows.empty else rows
         files = [] if rows is None else [f for f in rows["filename"].unique() if f in there]
     elif not files:
-        notes.error(f"{notes.shown(place)} has no *.jpg files. {layout.LAYOUT_HINT}")
+        notes.error(f"{notes.shown(place)} has no *.jpg files. {layout.HINT}")
     else:
         findings.refuse_links(notes, place, files)
     extra = findings.unused(there, files)
@@ -87,7 +87,7 @@ def _files(notes, place, labelled):
 
 def _rows(notes, place):
     try:
-        return layout.read_labels(place.with_suffix(".csv"))
+        return csv_rows.read_labels(place.with_suffix(".csv"))
     except UserError as error:
         notes.error(str(error).replace(f"{notes.root}/", ""))
         return None

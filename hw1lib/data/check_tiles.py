@@ -57,7 +57,7 @@ def _pairs(notes, place):
     wanted = [name.removesuffix("_sat.jpg") + "_mask.png" for name in tiles]
     masks = [name for name in wanted if name in there]
     if not tiles:
-        notes.error(f"{where} has no *_sat.jpg files. {layout.LAYOUT_HINT}")
+        notes.error(f"{where} has no *_sat.jpg files. {layout.HINT}")
     bare = [name for name in wanted if name not in there]
     if bare:
         notes.error(

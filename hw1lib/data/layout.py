@@ -9,18 +9,16 @@ import functools
 import hashlib
 import os
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from hw1lib import files
+from hw1lib.data.csv_rows import HINT, read_labels
 from hw1lib.errors import UserError
 
 PARTS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
-LAYOUT_HINT = "data/README.md shows the folders and files that are expected."
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,11 @@ def find(root, limits):
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"There is no data folder {root}. {LAYOUT_HINT}")
+        raise UserError(f"There is no data folder {root}. {HINT}")
     has1, has2 = (root / "p1_data").is_dir(), (root / "p2_data").is_dir()
     if not (has1 or has2):
         raise UserError(
-            f"{root} holds neither p1_data/ nor p2_data/. {LAYOUT_HINT} Give the folder above "
+            f"{root} holds neither p1_data/ nor p2_data/. {HINT} Give the folder above "
             "them with --data-root (make: DATA=…)."
         )
     return Layout(
@@ -198,7 +196,7 @@ def _names(folder, pattern):
     found = folder.glob(pattern) if folder.is_dir() else ()
     names = tuple(sorted(p.name for p in found if p.is_file() and not p.name.startswith(".")))
     if not names:
-        raise UserError(f"{folder} has no {pattern} files. {LAYOUT_HINT}")
+        raise UserError(f"{folder} has no {pattern} files. {HINT}")
     _refuse_links(folder, names)
     return names
 
@@ -222,8 +220,8 @@ def _refuse_links(folder, names):
     outside = [name for name in names if leaves(folder, name)]
     if outside:
         raise UserError(
-            f"{folder / outside[0]} is a link to a file outside of its folder. Copy such files into "
-            "the folder; the folder itself may be a link."
+            f"{folder / outside[0]} is a link to a file outside of its folder. Copy such files "
+            "into the folder; the folder itself may be a link."
         )
 
 
@@ -258,31 +256,6 @@ def _labelled(table, folder):
     return labelled(folder, rows)
 
 
-def read_labels(table):
-    """The rows of a CSV with columns id, filename, label: a DataFrame, label as int64.
-
-    Raises:
-        UserError: it cannot be read, lacks a filename or label, or has labels of another kind.
-    """
-    try:
-        rows = read_rows(table, "filename", "label")
-    except UserError as error:
-        raise UserError(f"{error} {LAYOUT_HINT}") from error
-    if rows.empty or (rows[["filename", "label"]] == "").any(axis=None):
-        raise UserError(f"{table} must have a filename and a label in every row. {LAYOUT_HINT}")
-    labels = [whole_number(text) for text in rows["label"]]
-    if None in labels:
-        raise UserError(f"{table}: a label is not a whole number. Labels are class numbers.")
-    return rows.assign(label=np.array(labels, dtype=np.int64))
-
-
-def whole_number(text):
-    """A whole number that 64 bits hold, exactly, also from 3.0; None where it is none."""
-    found = re.fullmatch(r"\s*([+-]?[0-9]{1,19})(\.0*)?\s*", text)
-    number = int(found[1]) if found else None
-    return number if found and -(2**63) <= number < 2**63 else None
-
-
 def labelled(folder, rows):
     """A split from rows with filename and label; labels may have gaps."""
     numbers, classes = np.unique(rows["label"], return_inverse=True)
@@ -291,25 +264,6 @@ def labelled(folder, rows):
         names = [str(n) for n in numbers]
     files = tuple(rows["filename"])
     return Split(folder, files, classes.astype(np.int64), tuple(names), tuple(numbers.tolist()))
-
-
-def read_rows(table, *columns):
-    """A CSV's rows as text, exactly as written: a DataFrame.
-
-    Raises:
-        UserError: it cannot be read or lacks one of the columns.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row too long is a fault
-            rows = pd.read_csv(table, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        reason = " ".join(str(error).split())  # pandas' may have several lines
-        raise UserError(f"{table} cannot be read as a CSV file: {reason}.") from error
-    missing = [name for name in columns if name not in rows]
-    if missing:
-        raise UserError(f"{table} lacks the column {' and '.join(missing)}.")
-    return rows
 
 
 def _class_name(number, files):

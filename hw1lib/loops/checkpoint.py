@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from hw1lib import files
+from hw1lib.errors import OUT_OF_MEMORY
 
 FORMAT = 1  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
@@ -90,6 +91,8 @@ class Checkpoint:
                 self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # damage shows in many ways, all with the same remedy
             reason = " ".join(str(error).split())[:200]
+            if isinstance(error, (OSError, MemoryError)) or OUT_OF_MEMORY.search(reason):
+                raise  # the file may be whole
             print(
                 f"{self.path} cannot be used ({reason}); the step starts from its beginning.",
                 flush=True,
@@ -142,7 +145,7 @@ def restore_random(states, device):
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if "device" in states:
+    if device.type != "cpu" and "device" in states:  # it may have begun on another device
         torch.get_device_module(device).set_rng_state(states["device"], *_number(device))
 
 

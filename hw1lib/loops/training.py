@@ -189,16 +189,16 @@ def train(
 
 def _stop(name, settings, epoch, step, value, batches, checkpoint):
     """Ends a training whose loss is not finite; names the files of the batch."""
-    where = ""
+    look = ""
     if checkpoint:
         path = checkpoint.with_name(NOT_FINITE)
         seen = {"epoch": epoch, "step": step, "loss": str(value), "files": batches.files()}
         with contextlib.suppress(UserError):  # a full disk must not hide the reason
             files.write_json(path, seen)
-            where = f" {path} names the images of that batch; look whether one of them is odd."
+            look = f"look whether one of the images that {path} names is odd, or "
     raise UserError(
-        f"{name}: the loss is {value} in epoch {epoch}, step {step} of {len(batches)}.{where} Or "
-        f"{_slower(name, settings)}"
+        f"{name}: the loss is {value} in epoch {epoch}, step {step} of {len(batches)}. Please "
+        f"{look}{_slower(name, settings)}"
     )
 
 

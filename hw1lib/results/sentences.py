@@ -24,8 +24,8 @@ def collapse(pretrain):
     before = pretrain["before"]
     text = (
         f"The loss of the last epoch is {pretrain['loss']:.3f} (from 0 to 8; lower is not better "
-        f"by itself, a collapsed network reaches 0). The embedding {verdict}: its deviation times √d "
-        f"is {pretrain['deviation']:.2f} (0 for a collapsed one; before training "
+        f"by itself, a collapsed network reaches 0). The embedding {verdict}: its deviation times "
+        f"√d is {pretrain['deviation']:.2f} (0 for a collapsed one; before training "
         f"{before['deviation']:.2f}), its effective rank {pretrain['effective_rank']:.0f} (before "
         f"training {before['effective_rank']:.0f})."
     )

@@ -407,7 +407,8 @@ def test_what_is_no_file_of_the_data_does_not_matter(course_data):
     (folder / "Thumbs.db").write_bytes(b"")
     found = diagnose(course_data)
     assert found["errors"] == found["warnings"] == []
-    assert found["p2"]["train"]["tiles"] == len(layout.find(course_data, Data()).problem2.train) == 4
+    there = layout.find(course_data, Data()).problem2.train
+    assert found["p2"]["train"]["tiles"] == len(there) == 4
 
 
 @pytest.mark.parametrize("fault", WARNINGS)

@@ -232,3 +232,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, lacking):
             saved.save(Progress([], 2, torch.tensor(0.0)))
     assert "disk space" in str(caught.value) and "\n" not in str(caught.value)
     assert names(tmp_path) == ["checkpoint.pt"] and saved.load().step == 1
+
+
+def test_what_began_on_another_device_goes_on_here():
+    """Its generator's state is of no use, and no harm, on a CPU."""
+    here = torch.device("cpu")
+    states = random_states(here) | {"device": torch.zeros(16, dtype=torch.uint8)}
+    expected = torch.rand(3)
+    restore_random(states, here)
+    assert torch.equal(torch.rand(3), expected)

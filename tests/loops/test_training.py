@@ -640,7 +640,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
     assert torch.equal(run.module.weight, run.before[-1])
     said, note = str(caught.value), tmp_path / training.NOT_FINITE
     assert f"finetune-A: the loss is {value} in epoch {epoch}, step {step} of 5." in said
-    assert f"{note} names the images" in said and "\n" not in said
+    assert f"the images that {note} names" in said and "\n" not in said
     assert "(now 0.01), for example --set finetune.lr=0.001." in said
     assert files.read_json(note) == {
         "epoch": epoch, "step": step, "loss": str(value), "files": run.files(run.seen[-1])
@@ -660,7 +660,7 @@ def test_without_a_checkpoint_a_loss_that_is_not_finite_is_told_as_well():
     """And there are batches that know no files."""
     run = Weights(place=2)
     run.names = ()
-    with pytest.raises(UserError, match="is nan in epoch 1, step 2 of 5. Or lower") as caught:
+    with pytest.raises(UserError, match="is nan in epoch 1, step 2 of 5. Please lower") as caught:
         run.train()
     assert "None" not in str(caught.value) and training.NOT_FINITE not in str(caught.value)
 
