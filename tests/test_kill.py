@@ -50,15 +50,15 @@ def only(build, step):
 
 def checkpoint_of(build, step):
     """Which checkpoint a step has: its date, or None."""
-    folder = only(build, step)
-    path = folder and folder / store.CHECKPOINT
-    return path.stat().st_mtime_ns if path and path.is_file() else None
+    with contextlib.suppress(FileNotFoundError):  # it goes when the step is done
+        return ((only(build, step) or build) / store.CHECKPOINT).stat().st_mtime_ns
 
 
 def held_by(process, build, step):
     """Whether a process works on a step."""
-    holder = (only(build, step) or build) / lock.HOLDER
-    return holder.is_file() and f'"pid": {process.pid},' in holder.read_text()
+    with contextlib.suppress(FileNotFoundError):
+        holder = (only(build, step) or build) / lock.HOLDER
+        return f'"pid": {process.pid},' in holder.read_text()
 
 
 def contents(folder):
