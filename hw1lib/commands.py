@@ -67,7 +67,11 @@ def _print_steps(planned, operations):
         (label, name): steps.done(name).run["seconds"]
         for label, steps, name in planned if steps.status(name) == "done"
     }
-    speed = cost.speed(operations, [(name, seconds) for (_, name), seconds in taken.items()])
+    whole = [  # a resumed step's seconds are those of its last call alone
+        (name, taken[label, name]) for label, steps, name in planned
+        if (label, name) in taken and not steps.done(name).run.get("resumed")
+    ]
+    speed = cost.speed(operations, whole)
     print(f"{'step':<30}{'state':<11}{'PFLOP':>9}{'seconds':>9}  key")
     for label, steps, name in planned:
         count = f"{operations[name] / 1e15:.3f}" if name in operations else "–"
@@ -137,7 +141,8 @@ def data_check(arguments):
     from hw1lib import paths
     from hw1lib.data import check, sample
 
-    found = check.examine(arguments.data_root or sample.build(paths.EARTH))
+    root = Path(arguments.data_root).expanduser() if arguments.data_root else None
+    found = check.examine(root or sample.build(paths.EARTH))
     print(json.dumps(found, indent=2) if arguments.json else check.table(found))
     return 1 if found["errors"] else 0
 

@@ -56,9 +56,9 @@ def _sync(path):
 
 
 def write_text(path, text):
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically; what no UTF-8 can say, as in file names, by its code."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path, data):

@@ -1,5 +1,6 @@
 """Builds the report's files from a workbook's stored results, and copies of them for others."""
 
+import contextlib
 import dataclasses
 import datetime
 import platform
@@ -31,21 +32,16 @@ def write(book, started, ran=True):
     files.write_json(out / "metrics.json", _metrics(book, done))
     tables.write_csv(out / "timings.csv", answers.timings(book))
     seconds = time.time() - started
-    if not ran and (out / "run.json").is_file():
-        seconds = files.read_json(out / "run.json")["seconds_total"]
+    if not ran:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be damaged
+            seconds = files.read_json(out / "run.json")["seconds_total"]
     files.write_json(out / "run.json", _run(book, done, seconds))
     render(book)
 
 
 def render(book):
-    """Writes the report in its three forms; of how it ran they say what run.json says.
-
-    The notebooks have drawn the figures; one that was deleted since is drawn again.
-    """
+    """Writes the report in its three forms; of how it ran they say what run.json says."""
     run = files.read_json(book.out / "run.json")
-    for name in _figures(book):
-        if not all((book.out / "figures" / f"{name}.{e}").is_file() for e in ("png", "pdf")):
-            book.figure(name)
     with figures.style():
         drawn = figures.timing(run["seconds"])
         for ending in ("png", "pdf"):
@@ -170,14 +166,17 @@ def publish(book):
     source, target = book.out, paths.REPORT / book.profile.name
     if not (source / "report.md").is_file():
         raise UserError(f"There is no report in {source}. Make it first: make report.")
-    shutil.rmtree(target, ignore_errors=True)
-    (target / "figures").mkdir(parents=True)
-    shutil.copytree(source / "tables", target / "tables")
+    part = target.with_name(f".{target.name}.part")  # the old one stays until the new is whole
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "figures").mkdir(parents=True)
+    shutil.copytree(source / "tables", part / "tables")
     for name in ("metrics.json", "run.json", "timings.csv"):
-        shutil.copy(source / name, target / name)
-    shutil.copy(source / "report.md", target / "README.md")
+        shutil.copy(source / name, part / name)
+    shutil.copy(source / "report.md", part / "README.md")
     for figure in sorted((source / "figures").glob("*.png")):
-        shutil.copy(figure, target / "figures" / figure.name)
+        shutil.copy(figure, part / "figures" / figure.name)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
     return target
 
 
@@ -193,7 +192,8 @@ def export(book, names, formats, dpi, into):
     Returns:
         The written paths.
     """
-    known = _figures(book)
+    has = book.has
+    known = (gallery.PROBLEM1 if has[1] else {}) | (gallery.PROBLEM2 if has[2] else {})
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"There is no figure {unknown[0]!r}; there are: {', '.join(known)}.")
@@ -206,9 +206,3 @@ def export(book, names, formats, dpi, into):
                 figures.save(drawn, path, dpi)
                 written.append(path)
     return written
-
-
-def _figures(book):
-    """The figures that the data allows: dict from name to what draws it."""
-    of_problem = {1: gallery.PROBLEM1, 2: gallery.PROBLEM2}
-    return {n: draw for p, known in of_problem.items() if book.has[p] for n, draw in known.items()}

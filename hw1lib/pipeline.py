@@ -18,7 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from hw1lib import answers, files, handin, paths, profiles, store
 from hw1lib.errors import UserError, remedy
 from hw1lib.steps import check_of
-from hw1lib.workbook import Workbook
+from hw1lib.workbook import ONLY, Workbook
 
 NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
     "00_data": 0,
@@ -63,11 +63,8 @@ def run(request, only=None):
         The build folder.
     """
     started = time.time()
+    os.environ[ONLY] = str(only or "")  # the kernels inherit it
     book = request.workbook()
-    if only == 1:
-        book.data = book.steps.data = dataclasses.replace(book.data, problem2=None)
-    if only == 2:
-        book.data = book.steps.data = dataclasses.replace(book.data, problem1=None)
     sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
@@ -110,8 +107,7 @@ def _execute(name, request, book):
     target = book.out / "notebooks" / f"{name}.ipynb"
     stamp = book.out / "notebooks" / f".{name}.json"
     made_of = _made_of(source, name, book)
-    shown = target.is_file() and stamp.is_file() and files.read_json(stamp) == made_of
-    if shown and not _undone(name, book):
+    if _drawn(stamp, book) == made_of and not _undone(name, book):
         print(f"\n{name}: nothing to do")
         return
     print(f"\n{name}")
@@ -119,6 +115,7 @@ def _execute(name, request, book):
     _listen()
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
+    before = _figures(book)
     os.environ["HW1_HEADLESS"] = "1"  # the kernel inherits it: no live figures
     parameters = dataclasses.asdict(request) | {"out": str(book.out)}
     if request.data_root:
@@ -153,8 +150,28 @@ def _execute(name, request, book):
         raise UserError(
             f"Notebook {name} ended, but {', '.join(undone)} did not finish. Run it again."
         )
-    files.write_json(stamp, made_of)
+    drawn = [path for path, looks in _figures(book).items() if before.get(path) != looks]
+    hashes = {str(path.relative_to(book.out)): files.digest(path) for path in [target, *drawn]}
+    files.write_json(stamp, {"made_of": made_of, "files": hashes})
     print(f"{name}: {time.time() - started:.0f} s")
+
+
+def _figures(book):
+    """The figures that there are, and what tells that one was drawn again: a dict."""
+    found = [path for path in (book.out / "figures").glob("[!.]*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def _drawn(stamp, book):
+    """What a notebook was made of when it last ran; None where its files are not as then."""
+    try:
+        noted = files.read_json(stamp)
+        for name, expected in noted["files"].items():
+            if files.digest(book.out / name) != expected:
+                return None
+        return noted["made_of"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _undone(name, book):
@@ -163,13 +180,19 @@ def _undone(name, book):
 
 
 def _made_of(source, name, book):
-    """What an executed notebook shows: its own source, the library's, and its steps."""
+    """What an executed notebook shows: its own source, the library's, settings, and its steps."""
     total = hashlib.sha256()
     for path in sorted((paths.ROOT / "hw1lib").rglob("*.py")):
         total.update(path.read_bytes())
     cells = [cell["source"] for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]]
     keys = {label: steps.key(step) for label, steps, step in _shown(name, book)}
-    return {"source": store.key_of(cells), "library": total.hexdigest(), "steps": keys}
+    settings = dataclasses.asdict(book.profile) | {"device": None, "checkpoint_every": None}
+    return {
+        "source": store.key_of(cells),
+        "library": total.hexdigest(),
+        "settings": store.key_of(settings),
+        "steps": keys,
+    }
 
 
 def _shown(name, book):

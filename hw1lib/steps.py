@@ -237,22 +237,34 @@ class Steps:
 
     def _fingerprint(self, split):
         if split not in self._fingerprints:
-            one, two = self.data.problem1, self.data.problem2
-            if split == "sam_weights":
-                sam = weights.find_sam()
-                file = sam / "model.safetensors" if sam and sam.is_dir() else sam
-                value = files.digest(file) if file else None
-            elif split == "backbone_file":
-                file = one.supervised_backbone
-                value = files.digest(file) if file else None
-            elif split in ("p1_data", "p2_data"):
-                value = layout.folder_fingerprint(self.data.root / split)
-            elif split.startswith("tiles_"):
-                value = layout.fingerprint(getattr(two, split.removeprefix("tiles_")))
-            else:
-                value = layout.fingerprint(getattr(one, split))
-            self._fingerprints[split] = value
+            self._fingerprints[split] = self._hashed(split)
         return self._fingerprints[split]
+
+    def _hashed(self, split):
+        """A hash of some data as it is now; files whose size and date are known are not read."""
+        one, two = self.data.problem1, self.data.problem2
+        if split == "sam_weights":
+            sam = weights.find_sam()
+            file = sam / "model.safetensors" if sam and sam.is_dir() else sam
+            return files.digest(file) if file else None
+        if split == "backbone_file":
+            file = one.supervised_backbone
+            return files.digest(file) if file else None
+        if split in ("p1_data", "p2_data"):
+            return layout.folder_fingerprint(self.data.root / split)
+        if split.startswith("tiles_"):
+            return layout.fingerprint(getattr(two, split.removeprefix("tiles_")))
+        return layout.fingerprint(getattr(one, split))
+
+    def _refuse_changed(self, step, draft):
+        """A result must not be kept under the key of data that it may not have seen."""
+        changed = [split for split in step.data if self._hashed(split) != self._fingerprint(split)]
+        if changed:
+            draft.checkpoint.unlink(missing_ok=True)
+            raise UserError(
+                f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result "
+                "is not kept. Run the same command again, in a new kernel."
+            )
 
     def status(self, name):
         """done, to resume or to run."""
@@ -286,6 +298,7 @@ class Steps:
                     draft.watch = functools.partial(self.watch, name)
                 with self._naming_what_helps(name):
                     step.run(draft, self)
+                self._refuse_changed(step, draft)
                 run = {**self._provenance(started), "resumed": draft.resumed}
                 files.write_json(draft.folder / "run.json", run)
         return self.store.result(name, key)
@@ -305,11 +318,14 @@ class Steps:
 
     def for_less_memory(self, name):
         """Which setting makes a step need less memory: a sentence."""
+        if not self.step(name).trains:
+            return "Close other programs."
         for group in self.step(name).reads:
             for setting in (f"{group}.batch_size", f"{group}.points_per_batch"):
                 with contextlib.suppress(AttributeError):
                     now = _setting(self.profile, setting)
-                    return f"Lower {setting}, for example --set {setting}={max(now // 2, 2)}."
+                    if now > 2:
+                        return f"Lower {setting}, for example --set {setting}={now // 2}."
         limit = "data.office_limit=1000" if self.step(name).problem == 1 else "data.tile_limit=200"
         return f"Close other programs, or use less of the data: --set {limit}."
 

@@ -123,19 +123,24 @@ class Store:
         folder = self.folder(step, key)
         if not (folder / DONE).is_file():
             return []
-        looks = _looks(folder)
-        if self._trusted.get(folder) != looks:
-            problems = _damage(folder)
-            if problems:
-                return problems
-            self._trusted[folder] = looks
-        return []
+        try:
+            looks = _looks(folder)
+            if self._trusted.get(folder) != looks:
+                problems = _damage(folder)
+                if problems:
+                    return problems
+                self._trusted[folder] = looks
+            return []
+        except FileNotFoundError:
+            return ["another process is writing it anew"]
 
     def status(self, step, key):
         """done, to resume or to run."""
         if self.done(step, key):
             return "done"
-        return "to resume" if (self.folder(step, key) / CHECKPOINT).is_file() else "to run"
+        folder = self.folder(step, key)
+        half = (folder / CHECKPOINT).is_file() and not (folder / DONE).is_file()
+        return "to resume" if half else "to run"
 
     def result(self, step, key):
         return Result(step, self.folder(step, key))
@@ -190,9 +195,13 @@ class Store:
             with lock.if_free(other) as free:
                 if not free:
                     continue
+                for path in set(other.glob(".*")) - {other / lock.LOCK}:
+                    path.unlink()  # half written by a process that was killed
                 if (other / DONE).is_file():
                     (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
                 elif not _only_the_seed_differs(_config(other), config):
+                    if (other / CHECKPOINT).is_file():
+                        print(f"{step}: what other settings had begun is given up", flush=True)
                     _empty(other)
 
     def verify(self):
@@ -200,11 +209,12 @@ class Store:
         markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
         if not markers:
             raise UserError(f"{self.out} holds no finished step yet. Run the report first.")
-        return [
-            "/".join((*marker.parent.parts[-2:], problem))
-            for marker in markers
-            for problem in _damage(marker.parent)
-        ]
+        found = [(folder.parent, f) for folder in markers for f in _damage(folder.parent)]
+        for run in sorted(self.out.glob("steps/*/*/run.json")):  # the last but one to be written
+            going_on = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()
+            if not going_on and not (run.parent / DONE).exists():
+                found.append((run.parent, f"{DONE} is missing"))
+        return ["/".join((*folder.parts[-2:], problem)) for folder, problem in found]
 
 
 def _looks(folder):

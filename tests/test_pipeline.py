@@ -182,36 +182,68 @@ def test_a_second_call_runs_nothing(smoke_run):
     assert json.loads((smoke_run / "run.json").read_text())["seconds_total"] == seconds
 
 
-def test_a_deleted_figure_is_drawn_again(smoke_run, tmp_path):
+class Executed(Exception):
+    pass
+
+
+@pytest.fixture
+def copied(smoke_run, tmp_path, monkeypatch):
+    """A copy of the finished smoke run in which executing a notebook ends with Executed."""
     out = tmp_path / "smoke"
     shutil.copytree(smoke_run, out)
-    lost = [out / "figures" / name for name in ("tsne.png", "tiles.pdf")]
-    for path in lost:
-        path.unlink()
-    handin.render(Workbook("smoke", out=out))
-    for path in lost:
-        assert path.read_bytes() == (smoke_run / "figures" / path.name).read_bytes()
+
+    def execute(source, target, *words, **named):
+        (out / "notebooks" / "00_data.ipynb").write_text("{")  # killed while it writes
+        raise Executed
+
+    monkeypatch.setattr(pipeline.papermill, "execute_notebook", execute)
+    return out
 
 
-def test_a_notebook_that_was_stopped_is_executed_again(smoke_run, tmp_path, monkeypatch):
-    """Though its steps are done: the copy may be half written."""
-    out = tmp_path / "smoke"
-    shutil.copytree(smoke_run, out)
-    source = out / "notebooks" / "00_data.ipynb"
-    request = pipeline.Request("smoke", out=str(out))
+def execute(out, **settings):
+    request = pipeline.Request("smoke", out=str(out), settings=settings)
+    pipeline._execute("00_data", request, request.workbook())
 
-    def stopped(*words, **named):
-        source.write_text("{")
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.papermill, "execute_notebook", stopped)
-    book = request.workbook()
-    pipeline._execute("00_data", request, book)  # nothing to do
-    (out / "notebooks" / ".00_data.json").write_text("{}")  # as after a change of the library
-    with pytest.raises(KeyboardInterrupt):
-        pipeline._execute("00_data", request, book)
-    with pytest.raises(KeyboardInterrupt):  # it runs again
-        pipeline._execute("00_data", request, book)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out: (out / "figures" / "tiles.pdf").unlink(),
+        lambda out: (out / "figures" / "class_counts.png").write_bytes(b"another picture"),
+        lambda out: (out / "notebooks" / "00_data.ipynb").unlink(),
+        lambda out: (out / "notebooks" / ".00_data.json").write_text("{"),
+        lambda out: (out / "notebooks" / ".00_data.json").unlink(),
+    ],
+    ids=["figure deleted", "figure altered", "copy deleted", "stamp damaged", "stamp deleted"],
+)
+def test_a_notebook_runs_again_when_what_it_made_is_not_as_it_was(copied, change):
+    execute(copied)  # nothing to do
+    change(copied)
+    for _ in range(2):  # and again, as it did not run to its end
+        with pytest.raises(Executed):
+            execute(copied)
+
+
+@pytest.mark.parametrize("setting", ["data.tile_limit", "segmentation.improved"])
+def test_a_notebook_runs_again_when_a_setting_changed(copied, setting):
+    """Its figures show how much of the data is used, and the improved model, whatever the steps."""
+    value = {"data.tile_limit": 3, "segmentation.improved": "fcn32s"}[setting]
+    with pytest.raises(Executed):
+        execute(copied, **{setting: value})
+
+
+def test_one_problem_alone_does_not_look_at_the_others_data(course_data, tmp_path):
+    """However broken that is."""
+    for path in (course_data / "p2_data" / "train").iterdir():
+        path.write_bytes(b"")
+    small = ["--set", "model_scale=0.125", "pretrain.epochs=1", "supervised.epochs=1",
+             "finetune.epochs=1", "embed.perplexity=3", "data.image_size=32"]
+    words = ["report", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"]
+    done = hw1lib(*words, "--only", "problem1", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = hw1lib(*words, "--only", "problem2", *small)
+    assert done.returncode == 1 and "0001_" in done.stderr and "Traceback" not in done.stderr
+    assert "segment-" not in done.stdout.partition("00_data")[2]  # nothing was trained
 
 
 def test_a_changed_colour_or_sentence_trains_nothing(smoke_run, tmp_path):

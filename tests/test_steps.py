@@ -259,6 +259,24 @@ def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
 
 
+def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
+    """It would be kept under the key of the data that was there before."""
+    made = faked(make(course_data, tmp_path / "out"), [])
+    path = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
+    content = path.read_bytes()
+
+    def run(draft, context):
+        draft.metrics({})
+        draft.checkpoint.write_bytes(b"trained on either")
+        path.write_bytes(content + b" ")
+
+    made.all["control-colour"] = dataclasses.replace(made.all["control-colour"], run=run)
+    with pytest.raises(UserError, match="control-colour: the data changed while it ran"):
+        made.done("control-colour")
+    path.write_bytes(content)
+    assert make(course_data, tmp_path / "out").status("control-colour") == "to run"
+
+
 def test_running_out_of_memory_names_the_setting_to_change(course_data, tmp_path):
     """On any device: torch says it in several ways."""
     cases = [

@@ -268,6 +268,16 @@ def test_a_folder_in_place_of_the_marker_is_no_marker(tmp_path):
     assert results.verify() == []
 
 
+def test_verify_names_a_marker_that_is_gone(tmp_path):
+    """A step that ran to its end has run.json."""
+    results = store.Store(tmp_path)
+    finish(results)
+    folder = finish(results, "finetune-A", "f" * 16).folder
+    files.write_json(folder / "run.json", {})
+    (folder / "done.json").unlink()
+    assert results.verify() == [f"finetune-A/{'f' * 16}/done.json is missing"]
+
+
 def test_markers_of_before_there_were_sizes_still_count(tmp_path):
     results = store.Store(tmp_path)
     folder = finish(results).folder

@@ -304,7 +304,8 @@ def lab(tmp_path_factory):
             pytest.skip("no port of this machine can be bound")
         port = free.getsockname()[1]
     recipe = subprocess.run(
-        ["make", "--dry-run", "lab"], cwd=paths.ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", "lab"],  # these tests run inside of make
+        cwd=paths.ROOT, capture_output=True, text=True, check=True,
     )
     started = recipe.stdout.replace("\\\n", " ").strip().splitlines()[-1]
     assert "jupyter lab" in started

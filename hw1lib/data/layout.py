@@ -134,12 +134,13 @@ class Layout:
         return {1: self.problem1 is not None, 2: self.problem2 is not None}
 
 
-def find(root, limits):
+def find(root, limits, only=""):
     """Reads the layout under `root`.
 
     Args:
         root: folder that holds p1_data/, p2_data/ or both.
         limits: settings.Data, how much of it to use.
+        only: 1 or 2 as text: the other problem is not looked at, as if it were not there.
 
     Raises:
         UserError: neither problem is there, or one is incomplete.
@@ -147,10 +148,13 @@ def find(root, limits):
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"There is no data folder {root}. {HINT}")
-    has1, has2 = (root / "p1_data").is_dir(), (root / "p2_data").is_dir()
+    has1, has2 = (
+        (root / f"p{problem}_data").is_dir() and only in ("", problem) for problem in ("1", "2")
+    )
     if not (has1 or has2):
         raise UserError(
-            f"{root} holds neither p1_data/ nor p2_data/. {HINT} Give the folder above "
+            f"{root} holds {f'no p{only}_data/' if only else 'neither p1_data/ nor p2_data/'}. "
+            f"{HINT} Give the folder above "
             "them with --data-root (make: DATA=…)."
         )
     return Layout(
@@ -212,8 +216,10 @@ def leaves(folder, name):
     if os.path.basename(name) != name or "\0" in name:
         return True
     path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return False
     real = Path(os.path.realpath(path))  # resolve() would fail where links go round in a loop
-    return os.path.islink(path) and not real.is_relative_to(os.path.realpath(folder))
+    return not real.is_relative_to(os.path.realpath(folder))
 
 
 def _refuse_links(folder, names):

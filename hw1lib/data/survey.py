@@ -67,12 +67,14 @@ def read(look, paths, bar):
 
 
 def _look(path, measure):
+    data = path.read_bytes()  # what the disk refuses is no damage of the image
     try:
-        data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             mode, size = image.mode, image.size
             rgb = image.convert("RGB")
         measured = measure(rgb)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise errors of any kind for damaged files
         words = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hw1lib.data import images as image_files
+from hw1lib.errors import UserError
 
 
 class ArrayBatches:
@@ -52,7 +53,11 @@ class ArrayBatches:
 
 
 class FileBatches:
-    """Shuffled batches of image files, each through a transform of PIL images."""
+    """Shuffled batches of image files, each through a transform of PIL images.
+
+    NOTE: only with workers, whose draws are their own, is a run that was stopped inside an epoch
+    resumed to the bit.
+    """
 
     def __init__(self, split, transform, batch_size, seed, device, workers=2):
         self.split = split
@@ -76,8 +81,11 @@ class FileBatches:
             generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch),
         )
         # The workers' draws depend on the batches before: those are made again, and left out.
-        for images, labels, self._chosen in itertools.islice(loader, start, None):
-            yield images.to(self.device), labels.to(self.device)
+        try:
+            for images, labels, self._chosen in itertools.islice(loader, start, None):
+                yield images.to(self.device), labels.to(self.device)
+        except UserError as error:  # a worker's comes with its whole traceback
+            raise UserError(str(error).rpartition("UserError: ")[2].removesuffix("\\n")) from None
 
     def files(self):
         """Names of the files in the last batch."""

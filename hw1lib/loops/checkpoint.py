@@ -44,8 +44,8 @@ class Checkpoint:
         module: what is trained, with what follows it, such as a moving average.
         optimizer: its optimizer.
         device: torch device of both.
-        every: seconds between two of them, or more where writing takes over a twentieth of the
-            time; inside an epoch ten times that. 0: at every chance, whatever it costs.
+        every: seconds between two of them, inside an epoch ten times that; more where writing
+            would take over a twentieth of the time. 0: at every chance, whatever it costs.
     """
 
     def __init__(self, path, module, optimizer, device, every):
@@ -54,12 +54,12 @@ class Checkpoint:
         self.optimizer = optimizer
         self.device = device
         self.every = every
-        self._wait = every
+        self._least = 0.0  # seconds to wait, by what the last one took
         self._saved = time.monotonic()
 
     def due(self, inside=False):
         """Whether it is time for one, at the end of an epoch or inside of it."""
-        wait = INSIDE * self._wait if inside else self._wait
+        wait = max(self.every * (INSIDE if inside else 1), self._least)
         return self.path is not None and time.monotonic() - self._saved >= wait
 
     def save(self, progress, finished=False):
@@ -76,33 +76,43 @@ class Checkpoint:
             torch.save(state, _Passing(file))
         self._saved = time.monotonic()
         if self.every > 0:
-            self._wait = max(self.every, (self._saved - started) / COST)
+            self._least = (self._saved - started) / COST
 
     def load(self):
         """Puts weights and optimizer back, and returns the progress.
 
-        A damaged checkpoint, or one that holds code, is deleted; the training then starts from
-        its beginning.
+        With a damaged checkpoint, or one that holds code, the training starts from its beginning.
+        Results beside it that came after it, or that belong to none, are removed.
         """
         if self.path is None or not self.path.is_file():
+            self._forget()
             return Progress([])
         try:
             state = self._read()
             progress = Progress(**state["progress"])
+        except Exception as error:  # damage shows in many ways, all with the same remedy
+            if isinstance(error, (OSError, MemoryError)) or OUT_OF_MEMORY.search(str(error)):
+                raise  # the file may be whole
+            return self._refuse(error)
+        try:
             if state["optimizer"] is not None:
                 self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # damage shows in many ways, all with the same remedy
-            reason = " ".join(str(error).split())[:200]
-            if isinstance(error, (OSError, MemoryError)) or OUT_OF_MEMORY.search(reason):
-                raise  # the file may be whole
-            print(
-                f"{self.path} cannot be used ({reason}); the step starts from its beginning.",
-                flush=True,
-            )
-            self.path.unlink()
-            return Progress([])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:  # no device's error
+            return self._refuse(error)
+        self._forget(but=state["beside"])
         self.module.load_state_dict(state["module"])
         return progress
+
+    def _refuse(self, error):
+        """Deletes a checkpoint that cannot be used, and says so."""
+        reason = " ".join(str(error).split())[:200]
+        print(
+            f"{self.path} cannot be used ({reason}); the step starts from its beginning.",
+            flush=True,
+        )
+        self.path.unlink()
+        self._forget()
+        return Progress([])
 
     def _read(self):
         """The file's contents, held against its checksums, the module and the results beside."""
@@ -119,6 +129,12 @@ class Checkpoint:
             if here.get(name) != expected:
                 raise ValueError(f"{name} was altered or is missing")
         return state
+
+    def _forget(self, but=()):
+        """Removes results beside the checkpoint, such as those of an epoch that is done again."""
+        for path in self.path.parent.glob("*.npy") if self.path else ():
+            if path.name not in but:
+                path.unlink()
 
     def _beside(self):
         """Hashes of the results that the training has written so far."""
@@ -176,4 +192,5 @@ def restore_random(states, device):
 
 
 def _number(device):
-    return () if device.index is None else (device,)
+    """What the generator's functions want to know of a device; that of mps is the only one."""
+    return () if device.index is None or device.type == "mps" else (device,)

@@ -37,8 +37,7 @@ def run(draft, problem2, profile, name, device):
     batches = _batches(images, masks, profile, settings, device, names)
     stages = stage_epochs(settings.epochs)
     seen = [number for number in range(UNKNOWN) if (masks == number).any()]
-    if not seen:
-        raise UserError(f"No training mask of {problem2.train.folder} shows a class.")
+    _refuse_unlabelled(problem2, masks, val_masks)
 
     def score(epoch, tta=False):
         predicted = predict(network, val_images, device, settings, tta, seen)
@@ -87,6 +86,16 @@ def run(draft, problem2, profile, name, device):
     if settings.tta:
         numbers["tta"] = summary([history[-1]["tta"]])
     draft.metrics(numbers)
+
+
+def _refuse_unlabelled(problem2, masks, val_masks):
+    """Raises where the tiles in use show nothing to learn or to score."""
+    for tiles, of in ((problem2.train, masks), (problem2.validation, val_masks)):
+        if (of == UNKNOWN).all():
+            raise UserError(
+                f"No mask of the {len(tiles)} tiles in use of {tiles.folder} shows a class. Use "
+                "more of them (data.tile_limit) or other masks."
+            )
 
 
 def stage_epochs(epochs):
@@ -202,19 +211,22 @@ def colour(draft, problem2):
     """Step `segment-colour`: each colour gets the class that it most often has in training."""
     images, masks, stray = image_files.load_tiles(problem2.train)
     val_images, val_masks, val_stray = image_files.load_tiles(problem2.validation)
-    known = masks != UNKNOWN
-    counts = np.zeros((LEVELS**3, UNKNOWN), dtype=np.int64)
-    np.add.at(counts, (_bins(images)[known], masks[known]), 1)
+    _refuse_unlabelled(problem2, masks, val_masks)
+    counts = np.zeros((LEVELS**3, len(CLASSES)), dtype=np.int64)
+    for image, mask in zip(images, masks):  # one by one: all bins at once would not fit
+        places = _bins(image) * len(CLASSES) + mask
+        counts += np.bincount(places.ravel(), minlength=counts.size).reshape(counts.shape)
+    counts = counts[:, :UNKNOWN]
     table = counts.argmax(axis=1).astype(np.uint8)
     table[counts.sum(axis=1) == 0] = counts.sum(axis=0).argmax()  # colours never seen
-    predicted = table[_bins(val_images)]
+    predicted = np.stack([table[_bins(image)] for image in val_images])
     row = scored(0, val_masks, predicted)
     draft.array("predictions", predicted)
     draft.history([row])
     draft.metrics(summary([row]) | {"stray_pixels": stray + val_stray})
 
 
-def _bins(images):
-    """(N, 3, H, W) uint8 -> (N, H, W) number of the colour's bin."""
-    red, green, blue = (images // (256 // LEVELS)).astype(np.int64).transpose(1, 0, 2, 3)
+def _bins(image):
+    """(3, H, W) uint8 -> (H, W) number of the colour's bin."""
+    red, green, blue = (image // (256 // LEVELS)).astype(np.int64)
     return (red * LEVELS + green) * LEVELS + blue

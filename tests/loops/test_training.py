@@ -208,9 +208,12 @@ def test_slow_disks_are_written_to_less_often(tmp_path, monkeypatch):
     clock[0] = 60
     assert saved.due()
     saved.save(training.Progress([]))
-    for seconds, due in ((70, False), (269, False), (270, True)):
+    for seconds, end, inside in (
+        (70, False, False), (269, False, False), (270, True, False), (669, True, False),
+        (670, True, True),  # inside an epoch after ten minutes all the same
+    ):
         clock[0] = seconds
-        assert saved.due() == due
+        assert (saved.due(), saved.due(inside=True)) == (end, inside)
 
 
 def test_after_the_last_epoch_nothing_is_trained_again(tmp_path):
@@ -275,15 +278,31 @@ def test_a_checkpoint_of_another_network_is_not_used(tmp_path, capsys):
 def test_a_checkpoint_goes_with_the_results_beside_it(tmp_path, capsys):
     """An array that an epoch has written is trusted only as it was then."""
     checkpoint, array = tmp_path / "checkpoint.pt", tmp_path / "stage_early.npy"
-    array.write_bytes(b"as written")
+
+    def stop(*now):
+        if now == (2, 1):
+            array.write_bytes(b"as written")
+        stop_at(3, 2)(*now)
+
     for change, trusted in ((lambda: None, True), (lambda: array.write_bytes(b"other"), False)):
         checkpoint.unlink(missing_ok=True)
         with pytest.raises(Stopped):
-            fit(settings(), checkpoint=checkpoint, stop=stop_at(3, 2))
+            fit(settings(), checkpoint=checkpoint, stop=stop)
         change()
         capsys.readouterr()
         assert_same(fit(settings(), checkpoint=checkpoint), fit(settings()))
         assert ("stage_early.npy was altered" in capsys.readouterr().out) != trusted
+        assert array.exists() == trusted
+
+
+def test_results_that_came_after_the_checkpoint_are_made_again(tmp_path):
+    """Else a GPU's other rounding would make the next checkpoint contradict them."""
+    checkpoint, later = tmp_path / "checkpoint.pt", tmp_path / "predictions.npy"
+    with pytest.raises(Stopped):
+        fit(settings(), checkpoint=checkpoint, stop=stop_at(3, 2))
+    later.write_bytes(b"of the epoch that was interrupted")
+    fit(settings(), checkpoint=checkpoint, stop=lambda *now: None)
+    assert not later.exists()
 
 
 def test_a_full_disk_is_a_clear_error(tmp_path, monkeypatch):
