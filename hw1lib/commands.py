@@ -63,27 +63,25 @@ def _print_steps(planned, operations):
     """A line a step: whether it is done, what it costs, and why it has to run."""
     from hw1lib import cost
 
-    taken = {
-        (label, name): steps.done(name).run["seconds"]
-        for label, steps, name in planned if steps.status(name) == "done"
+    runs = {
+        label: steps.done(name).run for label, steps, name in planned
+        if steps.status(name) == "done"
     }
-    whole = [  # a resumed step's seconds are those of its last call alone
-        (name, taken[label, name]) for label, steps, name in planned
-        if (label, name) in taken and not steps.done(name).run.get("resumed")
-    ]
-    speed = cost.speed(operations, whole)
+    speed = cost.speed(operations, [
+        (name, runs[label]["seconds"]) for label, _, name in planned
+        if label in runs and not runs[label].get("resumed")  # else only its last call's seconds
+    ])
     print(f"{'step':<30}{'state':<11}{'PFLOP':>9}{'seconds':>9}  key")
     for label, steps, name in planned:
         count = f"{operations[name] / 1e15:.3f}" if name in operations else "–"
-        if (label, name) in taken:
-            seconds = f"{taken[label, name]:.0f}"
+        if label in runs:
+            seconds = f"{runs[label]['seconds']:.0f}"
         else:
             seconds = f"~{operations[name] / speed:.0f}" if speed and name in operations else "–"
         print(f"{label:<30}{steps.status(name):<11}{count:>9}{seconds:>9}  {steps.key(name)}")
         if why := steps.why(name):
             print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
-    guessed = {(label, name) for label, _, name in planned if name in operations} - taken.keys()
-    if speed and guessed:
+    if speed and any(label not in runs and name in operations for label, _, name in planned):
         print("\n~ seconds: at the mean speed of the steps that are done here.")
 
 

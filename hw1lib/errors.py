@@ -33,3 +33,8 @@ def remedy(error):
     else:  # torch and safetensors do not say which
         what = "Free some disk space or mend the permissions of its folder"
     return f"{what}, then run the same command again."
+
+
+def out_of_memory(error):
+    """Whether an error says that memory ran out, on whatever device."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))

@@ -16,7 +16,7 @@ from importlib.metadata import version
 
 from hw1lib import files, profiles, stale, store
 from hw1lib.data import check, layout
-from hw1lib.errors import OUT_OF_MEMORY, UserError
+from hw1lib.errors import UserError, out_of_memory
 from hw1lib.loops import everything, finetune, pretrain, segment, training
 from hw1lib.models import weights
 from hw1lib.results import embedding
@@ -246,10 +246,10 @@ class Steps:
         if split == "sam_weights":
             sam = weights.find_sam()
             file = sam / "model.safetensors" if sam and sam.is_dir() else sam
-            return files.digest(file) if file else None
+            return layout.digest(file).hex() if file else None
         if split == "backbone_file":
             file = one.supervised_backbone
-            return files.digest(file) if file else None
+            return layout.digest(file).hex() if file else None
         if split in ("p1_data", "p2_data"):
             return layout.folder_fingerprint(self.data.root / split)
         if split.startswith("tiles_"):
@@ -309,7 +309,7 @@ class Steps:
         try:
             yield
         except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
-            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            if not out_of_memory(error):
                 raise
             raise UserError(
                 f"{name}: memory ran out on {self.device}. {self.for_less_memory(name)} What was "

@@ -283,7 +283,7 @@ def fingerprint(split):
     """A hash of a split's file names, contents and labels, as hex."""
     total = hashlib.sha256()
     for path in split.paths:
-        total.update(os.fsencode(path.name) + b"\0" + _digest(path))
+        total.update(os.fsencode(path.name) + b"\0" + digest(path))
     labels = getattr(split, "labels", None)
     if labels is not None:
         total.update("\0".join(split.classes).encode() + labels.tobytes())
@@ -297,16 +297,16 @@ def folder_fingerprint(folder):
     for part in PARTS:  # these alone, so that no link leads round in circles or elsewhere
         for path in sorted((folder / part).iterdir()) if (folder / part).is_dir() else ():
             if path.suffix != ".pt" and path.is_file():
-                total.update(os.fsencode(path.relative_to(folder)) + b"\0" + _digest(path))
+                total.update(os.fsencode(path.relative_to(folder)) + b"\0" + digest(path))
     return total.hexdigest()
 
 
-def _digest(path):
+def digest(path):
+    """SHA-256 of a file, as bytes; computed anew only when its size or date changes."""
     status = path.stat()
     return _digest_of(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=None)
 def _digest_of(path, size, date):
-    """SHA-256 of a file, as bytes; computed anew only when its size or date changes."""
     return bytes.fromhex(files.digest(path))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hw1lib import files
-from hw1lib.errors import OUT_OF_MEMORY
+from hw1lib.errors import out_of_memory
 
 FORMAT = 1  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
@@ -91,7 +91,7 @@ class Checkpoint:
             state = self._read()
             progress = Progress(**state["progress"])
         except Exception as error:  # damage shows in many ways, all with the same remedy
-            if isinstance(error, (OSError, MemoryError)) or OUT_OF_MEMORY.search(str(error)):
+            if isinstance(error, OSError) or out_of_memory(error):
                 raise  # the file may be whole
             return self._refuse(error)
         try:
