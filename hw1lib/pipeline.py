@@ -1,24 +1,33 @@
-"""Runs the notebooks headless in their order, then builds the report from the stored results."""
+"""Runs the notebooks that have something to show anew, headless and in their order, then builds the report."""
 
 import builtins
-import dataclasses
+import contextlib
+import datetime
 import hashlib
 import json
 import logging
 import os
+import platform
+import re
+import subprocess
 import sys
 import textwrap
 import time
 import warnings
+from importlib.metadata import version
 
+import pandas as pd
 import papermill
+import torch
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import answers, files, handin, paths, profiles, store
+from hw1lib import files, paths, settings
+from hw1lib.chapters import render, style
+from hw1lib.chapters.words import escape
 from hw1lib.errors import UserError, remedy
-from hw1lib.steps import check_of
-from hw1lib.workbook import ONLY, Workbook
+from hw1lib.steps.graph import check_of
+from hw1lib.steps.store import key_of
 
 NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
     "00_data": 0,
@@ -28,55 +37,31 @@ NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
     "04_segmentation": 2,
     "05_segment_anything": 2,
 }
-SEGMENT = tuple(f"segment-{m}" for m in (*profiles.SEGMENTERS, "colour"))
-SHOWS = {  # the steps that a notebook shows
-    "00_data": tuple(check_of(problem) for problem in (1, 2)),
-    "01_pretraining": ("pretrain", "pretrain-supervised"),
-    "02_finetuning": tuple(answers.step_of(row) for row in answers.rows()),
-    "03_embeddings": ("embed",),
-    "04_segmentation": SEGMENT,
-    "05_segment_anything": ("everything", *SEGMENT),
-}
+LIVE = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # environment variables of kernels that one looks at
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the user asked for; the parameters of every notebook."""
-
-    profile: str = "demo"
-    data_root: str = ""
-    out: str = ""
-    settings: dict = dataclasses.field(default_factory=dict)
-
-    def workbook(self):
-        return Workbook(self.profile, self.data_root, self.out, self.settings)
-
-
-def run(request, only=None):
+def run(book, parameters):
     """Runs what is not done, through the notebooks, and builds the report.
 
     Args:
-        request: Request.
-        only: 1 or 2 for one problem alone.
-
-    Returns:
-        The build folder.
+        book: workbook.Workbook.
+        parameters: what it was made of, a dict of profile, data_root, out and settings: each notebook's parameters.
     """
     started = time.time()
-    os.environ[ONLY] = str(only or "")  # the kernels inherit it
-    book = request.workbook()
-    sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
     undone = _print_plan(book)
+
     for name, problem in NOTEBOOKS.items():
         if problem == 0 or book.has[problem]:
-            _execute(name, request, book)
+            _execute(name, book, parameters | {"out": str(book.out)})
         if problem == 0:
             _print_weaknesses(book)
-    handin.write(book, started, ran=bool(undone))
+
+    write(book, started, ran=bool(undone))
     print(f"\nReport  {book.out / 'report.html'}\n        {book.out / 'report.pdf'}")
-    return book.out
 
 
 def _print_plan(book):
@@ -97,126 +82,200 @@ def _print_indented(text):
 def _print_weaknesses(book):
     """What the check of the data found, before anything is trained on it."""
     for problem in (1, 2):
-        for warning in book.metrics(check_of(problem))["warnings"] if book.has[problem] else ():
+        for warning in book.steps.result(check_of(problem)).metrics["warnings"] if book.has[problem] else ():
             _print_indented(warning)
 
 
-def _execute(name, request, book):
-    """Executes one notebook, unless its executed copy still shows what it would show now."""
-    source = paths.NOTEBOOKS / f"{name}.ipynb"
-    target = book.out / "notebooks" / f"{name}.ipynb"
-    stamp = book.out / "notebooks" / f".{name}.json"
-    made_of = _made_of(source, name, book)
-    if _drawn(stamp, book) == made_of and not _undone(name, book):
+def keeps(notebook):
+    """The names that a notebook keeps, read off its cells: book.keep("NAME", …)."""
+    return re.findall(r'book\.keep\(\s*"([^"]+)"', "\n".join(_cells(notebook)))
+
+
+def _cells(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def _execute(name, book, parameters):
+    """Executes one notebook, unless what it kept is what it would keep now."""
+    source, target = (folder / f"{name}.ipynb" for folder in (paths.NOTEBOOKS, book.out / "notebooks"))
+    stamp, made_of = target.with_name(f".{name}.json"), _made_of(source, book)
+    if _read(stamp) == made_of and target.is_file() and all(_current(kept, book) for kept in keeps(source)):
         print(f"\n{name}: nothing to do")
         return
     print(f"\n{name}")
+
     started = time.time()
-    _listen()
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
-    before = _figures(book)
-    os.environ["HW1_HEADLESS"] = "1"  # the kernel inherits it: no live figures
-    parameters = dataclasses.asdict(request) | {"out": str(book.out)}
-    if request.data_root:
-        parameters["data_root"] = str(book.root)
+    with _naming_its_fault(name, target, book):
+        _papermill(source, target, parameters, set(book.steps.all))
+
+    missing = [kept for kept in keeps(source) if not _current(kept, book, since=started)]
+    if missing:  # an output notebook alone proves nothing
+        raise UserError(f"Notebook {name} ended, but did not keep {', '.join(missing)}. Run the same command again.")
+    files.write_json(stamp, made_of)
+    print(f"{name}: {time.time() - started:.0f} s")
+
+
+def _made_of(source, book):
+    """What an executed notebook follows from, beside the steps that it shows: its cells, the library, settings."""
+    library = hashlib.sha256()
+    for path in sorted((paths.ROOT / "hw1lib").rglob("*.py")):
+        library.update(path.read_bytes())
+    profile = settings.plain(book.profile) | {"checkpoint_every": None}
+    return {"source": key_of(_cells(source)), "library": library.hexdigest(), "settings": key_of(profile)}
+
+
+def _read(path):
+    with contextlib.suppress(OSError, ValueError):
+        return files.read_json(path)
+
+
+def _current(name, book, since=0.0):
+    """Whether a kept thing is there, not older than `since`, and the steps behind it are those of now."""
+    endings = {"figure": ("figures", "png", "pdf"), "table": ("tables", "csv"), "text": ("text", "md")}
+    path = book.out / "kept" / f"{name}.json"
+    try:
+        about = files.read_json(path)
+        folder, *kinds = endings[about["kind"]]
+        there = all((book.out / folder / f"{name}.{kind}").is_file() for kind in kinds)
+        keys = {label: steps.key(step) for label, steps, step in book.planned() if label in about["steps"]}
+        done = all(steps.status(step) == "done" for label, steps, step in book.planned() if label in keys)
+        return there and done and keys == about["steps"] and path.stat().st_mtime >= since - 2  # coarse clocks
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _papermill(source, target, parameters, steps):
+    _listen(steps)
+    live = {name: os.environ.pop(name) for name in LIVE if name in os.environ}  # nobody looks at these kernels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its dependencies
             papermill.execute_notebook(
-                str(source), str(target), parameters, kernel_name="python3",
-                log_output=True, progress_bar=False, cwd=str(paths.NOTEBOOKS),
-                extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
-            )
+                str(source), str(target), parameters, kernel_name="python3", log_output=True, progress_bar=False,
+                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+            )  # fmt: skip
+    finally:
+        os.environ.update(live)
+
+
+@contextlib.contextmanager
+def _naming_its_fault(name, target, book):
+    """Turns what papermill says of a notebook that stopped into one clear error."""
+    try:
+        yield
     except PapermillExecutionError as error:
-        if error.ename == "UserError":
+        if error.ename in ("UserError", "Diverged"):
             raise UserError(str(error.evalue)) from error
         if issubclass(getattr(builtins, error.ename, object), OSError):
             raise UserError(f"{name}: {error.evalue}. {remedy(None)}") from error
         raise UserError(
-            f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: "
-            f"{error.evalue}. The executed copy {target} shows where. This is likely a fault of "
-            "the workbook; what was finished before is kept."
+            f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}. The executed "
+            f"copy {target} shows where. This is likely a fault of the workbook; what was finished before is kept."
         ) from error
     except DeadKernelError as error:
-        helps = [steps.for_less_memory(step) for _, steps, step in _undone(name, book)]
+        undone = [(steps, step) for _, steps, step in book.planned() if steps.status(step) != "done"]
+        helps = [steps.for_less_memory(step) for steps, step in undone]
         raise UserError(
-            f"The kernel of notebook {name} died, as it does when memory runs out or it is "
-            "killed. Run the same command again: finished steps are kept, half done ones go on "
-            f"from their last checkpoint. If it was memory: {''.join(helps[:1])}"
+            f"The kernel of notebook {name} died, as it does when memory runs out or it is killed. Run the same "
+            "command again: finished steps are kept, half done ones go on from their last checkpoint. If it was "
+            f"memory: {''.join(helps[:1])}"
         ) from error
-    undone = [label for label, _, _ in _undone(name, book)]
-    if undone:  # an output notebook alone proves nothing
-        raise UserError(
-            f"Notebook {name} ended, but {', '.join(undone)} did not finish. Run it again."
-        )
-    drawn = [path for path, looks in _figures(book).items() if before.get(path) != looks]
-    hashes = {str(path.relative_to(book.out)): files.digest(path) for path in [target, *drawn]}
-    files.write_json(stamp, {"made_of": made_of, "files": hashes})
-    print(f"{name}: {time.time() - started:.0f} s")
 
 
-def _figures(book):
-    """The figures that there are, and what tells that one was drawn again: a dict."""
-    found = [path for path in (book.out / "figures").glob("[!.]*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in found}
+def _listen(steps):
+    """Lets papermill's log carry what steps print, and nothing else that cells show."""
 
+    def of_step(record):
+        lines = record.getMessage().splitlines()
+        shown = [line for line in lines if line.partition(" ")[0].rstrip(":") in steps]
+        record.msg, record.args = textwrap.indent("\n".join(shown), "  "), ()
+        return bool(shown)
 
-def _drawn(stamp, book):
-    """What a notebook was made of when it last ran; None where its files are not as then."""
-    try:
-        noted = files.read_json(stamp)
-        for name, expected in noted["files"].items():
-            if files.digest(book.out / name) != expected:
-                return None
-        return noted["made_of"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _undone(name, book):
-    """Those of the steps that a notebook shows that are not done."""
-    return [shown for shown in _shown(name, book) if shown[1].status(shown[2]) != "done"]
-
-
-def _made_of(source, name, book):
-    """What an executed notebook shows: its own source, the library's, settings, and its steps."""
-    total = hashlib.sha256()
-    for path in sorted((paths.ROOT / "hw1lib").rglob("*.py")):
-        total.update(path.read_bytes())
-    cells = [cell["source"] for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]]
-    keys = {label: steps.key(step) for label, steps, step in _shown(name, book)}
-    settings = dataclasses.asdict(book.profile) | {"device": None, "checkpoint_every": None}
-    return {
-        "source": store.key_of(cells),
-        "library": total.hexdigest(),
-        "settings": store.key_of(settings),
-        "steps": keys,
-    }
-
-
-def _shown(name, book):
-    """Those of the planned steps that a notebook shows; 02 shows the other seeds', too."""
-    for label, steps, step in book.planned():
-        own = steps is book.steps
-        if (own and step in SHOWS[name]) or (not own and name == "02_finetuning"):
-            yield label, steps, step
-
-
-def _listen():
-    """Lets papermill's log carry what the cells print, and nothing else."""
     log = logging.getLogger("papermill")
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(_printed_by_cell)
+        handler.addFilter(of_step)
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
 
 
-def _printed_by_cell(record):
-    own = ("Executing", "Input Notebook", "Output Notebook", "Ending", "Working dir", "<IPython")
-    text = record.getMessage()
-    record.msg, record.args = textwrap.indent(text.rstrip("\n"), "  "), ()
-    return bool(text.strip()) and not text.startswith(own)
+def write(book, started, ran=True):
+    """Writes metrics.json, run.json, timings.csv and the report.
+
+    Args:
+        started: when the call began, in seconds since 1970.
+        ran: whether it ran a step; else run.json keeps the seconds_total of the call that did.
+    """
+    done = {label: steps.result(name) for label, steps, name in book.planned()}
+    steps = {name: {"key": result.key, **result.metrics} for name, result in done.items()}
+    profile = settings.plain(book.profile)
+    files.write_json(book.out / "metrics.json", {"profile": book.profile.name, "settings": profile, "steps": steps})
+    seconds = time.time() - started
+    if not ran:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be damaged
+            seconds = files.read_json(book.out / "run.json")["seconds_total"]
+    files.write_json(book.out / "run.json", provenance(book, done, seconds))
+    rows = [{"step": s} | {c: r.run[c] for c in ("seconds", "device", "started")} for s, r in done.items()]
+    files.write_text(book.out / "timings.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.6f"))
+    build(book)
+
+
+def build(book):
+    """Writes the report in its three forms; of how it ran they say what run.json says."""
+    run = files.read_json(book.out / "run.json")
+    book.keep("timing-steps", style.timing(run["seconds"]), caption="Seconds of each step.")
+    keys = [{"step": label, "key": steps.key(name)} for label, steps, name in book.planned()]
+    book.keep("steps", pd.DataFrame(keys))
+    run |= {name: escape(run[name]) for name in ("device_name", "host", "commit")}
+    render.write(book.out, {"profile": book.profile, "is_sample": book.is_sample, "has": book.has, "run": run})
+
+
+def provenance(book, done, seconds):
+    """Where and how this report came about: what run.json holds."""
+    names = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "matplotlib", "papermill")
+    root = book.root.relative_to(paths.ROOT) if book.root.is_relative_to(paths.ROOT) else book.root
+    return {
+        "profile": book.profile.name,
+        "data_root": str(root),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds_total": round(seconds, 1),
+        "seconds": {name: result.run["seconds"] for name, result in done.items()},
+        "resumed": [name for name, result in done.items() if result.run.get("resumed")],
+        "device": str(book.device),
+        "device_name": _device_name(book.device),
+        "threads": torch.get_num_threads(),
+        "host": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in names},
+        "commit": _commit(),
+    }
+
+
+def _device_name(device):
+    if device.type != "cpu":
+        return torch.get_device_module(device).get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor() or "CPU"
+    return f"{names[0]}, {len(names)} cores" if names else "CPU"
+
+
+def _commit():
+    """The commit that the code is at, with + where files differ from it; empty outside git."""
+
+    def git(*words):
+        done = subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short", "HEAD")
+        return commit + "+" if commit and git("status", "--porcelain") else commit
+    except FileNotFoundError:
+        return ""

@@ -1,7 +1,7 @@
-"""Predictions for new images by the trained models, as the course's evaluation wants them.
+"""Predictions for new images by the trained models, and their scores, as the course's own evaluation wants them.
 
-What cannot be read is skipped and named: both functions return a list of (file, reason), and all
-the rest is written.
+What cannot be read is skipped and named: each function returns a list of (file, reason) beside its result, and
+all the rest is done.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +12,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hw1lib import files, profiles
-from hw1lib.data import images as image_files
+from hw1lib import comparison, files
 from hw1lib.data import csv_rows, landcover, layout
+from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, features, finetune, segment, training
+from hw1lib.loops import augment, features, segment, training
+from hw1lib.measures import metrics
+from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier, segmenters
 
 SATELLITE, MASK = "_sat", "_mask.png"  # NNNN_sat.jpg -> NNNN_mask.png
+MASK_FILES = f"*{MASK}"
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 AHEAD = 16  # images that are decoded before they are needed
 
@@ -47,12 +50,12 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
             f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks in there would be replaced. "
             "Name another folder for the predictions."
         )
-    if name not in profiles.SEGMENTERS:
-        raise UserError(f"--model {name}: choose one of {', '.join(profiles.SEGMENTERS)}.")
+    if name not in segmenters.SEGMENTERS:
+        raise UserError(f"--model {name}: choose one of {', '.join(segmenters.SEGMENTERS)}.")
     settings = getattr(book.profile, name)
     network = segmenters.build(name, book.profile.model_scale)
     network = _trained(book, f"segment-{name}", network)
-    seen = book.metrics(f"segment-{name}")["seen"]
+    seen = book.result(f"segment-{name}").metrics["seen"]
     taken, problems = {}, []
     for path in _images_in(image_dir):
         target = path.stem.removesuffix(SATELLITE) + MASK
@@ -87,8 +90,8 @@ def classification(book, table, image_dir, out, setting="C"):
     Raises:
         UserError: the setting is not trained, or the CSV cannot be read.
     """
-    if setting not in profiles.SETTINGS:
-        raise UserError(f"--model {setting}: choose one of {', '.join(profiles.SETTINGS)}.")
+    if setting not in comparison.SETTINGS:
+        raise UserError(f"--model {setting}: choose one of {', '.join(comparison.SETTINGS)}.")
     rows, folder = csv_rows.read_rows(table, "id", "filename"), Path(image_dir)
     settings, size = book.profile.finetune, book.profile.data.image_size
     _must_be_trained(book, f"finetune-{setting}")
@@ -96,7 +99,7 @@ def classification(book, table, image_dir, out, setting="C"):
     head = classifier.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
-    frozen, problems = finetune.PLAN[setting][1], []
+    frozen, problems = comparison.ROWS[setting].frozen, []
     names = rows["filename"].unique()
     inside = [name for name in names if not layout.leaves(folder, name)]
     problems += [(n, f"it leads out of {folder}") for n in names if layout.leaves(folder, n)]
@@ -107,9 +110,7 @@ def classification(book, table, image_dir, out, setting="C"):
         if frozen:  # its head was trained and scored on features in float32
             known = features.extract(model.backbone, images, book.device).to(book.device)
         with torch.no_grad(), _precision(settings, book.device):
-            scores = model.head(known) if frozen else model(
-                augment.normalise(images.to(book.device))
-            )
+            scores = model.head(known) if frozen else model(augment.normalise(images.to(book.device)))
         numbers = scores.float().argmax(dim=1).tolist()
         found |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}
     labels = rows["filename"].map(found).astype("Int64")
@@ -160,6 +161,7 @@ def _batches(paths, size, problems, square=None):
         problems: list that takes (path, reason) of what cannot be decoded.
         square: side that images are resized and cropped to; None leaves them as they are.
     """
+
     def decode(path):
         try:
             image = image_files.open_rgb(path)
@@ -187,3 +189,105 @@ def _batches(paths, size, problems, square=None):
                 batch.append((path, pixels))
     if batch:
         yield batch
+
+
+def score_segmentation(predicted_dir, true_dir):
+    """The course's mIoU of a folder of masks.
+
+    Args:
+        predicted_dir, true_dir: folders of NNNN_mask.png; names must agree.
+
+    Returns:
+        Dict with tiles, miou, iou (by class; None where a class does not occur), pixel_accuracy
+        and stray_pixels (of the predictions), and a list of (file, reason) of what was not scored.
+
+    Raises:
+        UserError: a folder is missing or holds no masks, or nothing could be scored.
+    """
+    predicted_dir, true_dir = Path(predicted_dir), Path(true_dir)
+    for folder in (predicted_dir, true_dir):
+        if not any(folder.glob(MASK_FILES)):
+            raise UserError(f"{folder} holds no {MASK_FILES} files.")
+    matrix, scored, strays, problems = 0, 0, 0, []
+    for path in sorted(true_dir.glob(MASK_FILES)):
+        try:
+            truth, _ = _mask(path)
+            predicted, stray = _mask(predicted_dir / path.name)
+        except UserError as error:
+            problems.append((path.name, str(error)))
+            continue
+        if truth.shape != predicted.shape:
+            shapes = (f"{height} × {width}" for height, width in (predicted.shape, truth.shape))
+            problems.append((path.name, f"its size is {' instead of '.join(shapes)}"))
+            continue
+        matrix = matrix + metrics.confusion(truth, predicted)
+        strays += stray
+        scored += 1
+    if not scored:
+        raise UserError(
+            f"No mask of {predicted_dir} could be scored against {true_dir}; the first reason: "
+            f"{problems[0][0]}: {problems[0][1]}."
+        )
+    iou = [None if np.isnan(value) else float(value) for value in metrics.iou(matrix)]
+    return {
+        "tiles": scored,
+        "miou": metrics.miou(matrix),
+        "iou": dict(zip(landcover.SCORED, iou)),
+        "pixel_accuracy": metrics.pixel_accuracy(matrix),
+        "stray_pixels": strays,
+    }, problems
+
+
+def score_classification(predicted_csv, true_csv):
+    """The accuracy of a CSV of labels; an image without a prediction counts as wrong.
+
+    Args:
+        predicted_csv, true_csv: CSVs with columns filename and label.
+
+    Returns:
+        Dict with correct, total, accuracy and its 95 % interval ci_low, ci_high, and a list of
+        (file, reason) of what has no prediction.
+
+    Raises:
+        UserError: a CSV cannot be read.
+    """
+    predicted, true = _labels(predicted_csv), _labels(true_csv)
+    problems = [(name, "it has no prediction") for name in true.index if name not in predicted]
+    problems += [(name, "it is not among the true labels") for name in predicted.index if name not in true]
+    correct = int((predicted.reindex(true.index) == true).sum())
+    low, high = wilson(correct, len(true))
+    return {
+        "correct": correct,
+        "total": len(true),
+        "accuracy": correct / len(true),
+        "ci_low": low,
+        "ci_high": high,
+    }, problems
+
+
+def _mask(path):
+    """(H, W) classes of a mask file, and its number of stray pixels.
+
+    Colours that are no class count as the nearest of the cube's eight corners, as in the course's
+    own evaluation; red, which is no class either, is unknown.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    colours = np.asarray(image_files.open_rgb(path))
+    nearest = np.where(colours >= 128, 255, 0).astype(np.uint8)
+    return landcover.decode(nearest)[0], landcover.decode(colours)[1]
+
+
+def _labels(table):
+    """Labels by file name; rows without a label are left out."""
+    rows = csv_rows.read_rows(table, "filename", "label")
+    twice = rows["filename"][rows["filename"].duplicated()]
+    if len(twice):
+        raise UserError(f"{table} names {twice.iloc[0]} more than once.")
+    rows = rows[rows["label"] != ""]
+    if rows.empty:
+        raise UserError(f"{table} holds no labels.")
+    labels = rows.set_index("filename")["label"].map(csv_rows.whole_number)
+    if labels.isna().any():
+        raise UserError(f"{table}: the label of {labels.index[labels.isna()][0]} is no number.")
+    return labels.astype("int64")

@@ -4,54 +4,30 @@ A profile is plain data. `ours` names what the original report leaves open and t
 choose.
 """
 
-import dataclasses
+from dataclasses import replace
 
 from hw1lib.errors import UserError
-from hw1lib.settings import (
-    Data,
-    Everything,
-    Finetune,
-    Pretrain,
-    Profile,
-    Segment,
-    Segmentation,
-    Supervised,
-    replaced,
-)
+from hw1lib.settings import Data, Everything, Finetune, Pretrain, Profile, Segment, Segmentation, Supervised, replaced
 
-SETTINGS = ("A", "B", "C", "D", "E")
-CONTROLS = ("random", "knn", "colour")
-SEGMENTERS = ("fcn32s", "lraspp", "deeplabv3")
+COSINE = dict(optimizer="adamw", schedule="cosine")
 
 
 def _demo():
     """The Earth sample, the real architectures from scratch, 15 minutes on two CPU cores."""
-    tiles = dict(optimizer="adamw", schedule="cosine", batch_size=16, crop=64, loss="lovasz")
+    byol = dict(views="geometry", zero_init_residual=True, projection_hidden_size=2048)
+    tiles = dict(**COSINE, batch_size=16, crop=64, loss="lovasz")
     return Profile(
         name="demo",
         about="the Earth sample, real architectures from scratch, minutes on a laptop",
         data=Data(image_size=32, overhead=True),
         # By the k-NN probe inside the pool: many small steps, and views that leave colours alone.
-        pretrain=Pretrain(
-            epochs=6, batch_size=32, optimizer="adamw", lr=3e-4, weight_decay=1e-4,
-            schedule="cosine", warmup_epochs=0.5, views="geometry", zero_init_residual=True,
-            projection_hidden_size=2048,
-        ),
-        supervised=Supervised(
-            epochs=3, batch_size=128, optimizer="adamw", lr=1e-3, weight_decay=1e-2,
-            schedule="cosine", warmup_epochs=0.5,
-        ),
-        finetune=Finetune(
-            epochs=20, batch_size=32, optimizer="adamw", lr=5e-4, weight_decay=1e-2,
-            schedule="cosine", warmup_epochs=1.0,
-        ),
-        fcn32s=Segment(epochs=7, lr=2e-4, warmup_epochs=1.0, **tiles),
+        pretrain=Pretrain(**COSINE, **byol, epochs=6, batch_size=32, lr=3e-4, weight_decay=1e-4, warmup_epochs=0.5),
+        supervised=Supervised(**COSINE, epochs=3, batch_size=128, lr=1e-3, weight_decay=1e-2, warmup_epochs=0.5),
+        finetune=Finetune(**COSINE, epochs=20, batch_size=32, lr=5e-4, weight_decay=1e-2, warmup_epochs=1.0),
+        fcn32s=Segment(**tiles, epochs=7, lr=2e-4, warmup_epochs=1.0),
         # Small tiles are enlarged: at a stride of 8 even perfect labels would lose a fifth.
-        lraspp=Segment(
-            epochs=22, lr=2e-3, weight_decay=1e-2, precision="float32", enlarge=2, tta=True,
-            **tiles,
-        ),
-        deeplabv3=Segment(epochs=4, lr=5e-4, **tiles),
+        lraspp=Segment(**tiles, epochs=22, lr=2e-3, weight_decay=1e-2, precision="float32", enlarge=2, tta=True),
+        deeplabv3=Segment(**tiles, epochs=4, lr=5e-4),
         segmentation=Segmentation(improved="lraspp"),
     )
 
@@ -60,13 +36,12 @@ def _smoke():
     """The demo's code path with width, depth and data shrunk, for tests."""
     demo = _demo()
     short = dict(epochs=2, batch_size=32)
-    replace = dataclasses.replace
     return replace(
         demo,
         name="smoke",
         about="the whole pipeline in about two minutes: width, depth and data shrunk",
         model_scale=0.25,
-        data=Data(image_size=32, overhead=True, pool_limit=192, office_limit=96, tile_limit=8),
+        data=replace(demo.data, pool_limit=192, office_limit=96, tile_limit=8),
         pretrain=replace(demo.pretrain, projection_hidden_size=256, **short),
         supervised=replace(demo.supervised, **short),
         finetune=replace(demo.finetune, **short),
@@ -81,32 +56,28 @@ def _smoke():
 
 def _seed():
     """The original report's settings to the letter."""
-    tiles = dict(
-        optimizer="adam", lr=1e-4, batch_size=8, epochs=50, precision="float32",
-        pretrained=True, augmentation="none", norm_momentum=0.0,
-    )
-    images = dict(optimizer="adam", precision="float32", augmentation="original")
+    plain = dict(optimizer="adam", precision="float32")
+    images = dict(**plain, augmentation="original")
+    tiles = dict(**plain, augmentation="none", pretrained=True, norm_momentum=0.0)
+    tiles = Segment(**tiles, lr=1e-4, batch_size=8, epochs=50)
+    tuned = dict(epochs=200, batch_size=128, lr=1e-4, weight_decay=1e-4, standardise=False, augment_frozen=True)
     return Profile(
         name="seed",
         about="the original report's settings to the letter",
         ours=(
             "Adam for fine-tuning",
-            "supervised pre-training, where pretrain_model_SL.pt is missing: "
-            "as for the self-supervised one",
+            "supervised pre-training, where pretrain_model_SL.pt is missing: as for the self-supervised one",
             "Problem 2: Adam 1e-4, batch 8, 50 epochs, ImageNet or COCO weights, no augmentation",
             "validation images are never augmented (the original's were)",
             "frozen backbones stay in eval mode (the original's did not)",
         ),
         needs_data=True,
-        pretrain=Pretrain(epochs=10, batch_size=64, one_pass=False, hold_out=False, **images),
-        supervised=Supervised(epochs=10, batch_size=64, lr=1e-3, **images),
-        finetune=Finetune(
-            epochs=200, batch_size=128, lr=1e-4, weight_decay=1e-4,
-            standardise=False, augment_frozen=True, **images,
-        ),
-        fcn32s=Segment(**tiles),
-        lraspp=Segment(**tiles),
-        deeplabv3=Segment(**tiles),
+        pretrain=Pretrain(**images, epochs=10, batch_size=64, one_pass=False, hold_out=False),
+        supervised=Supervised(**images, epochs=10, batch_size=64, lr=1e-3),
+        finetune=Finetune(**images, **tuned),
+        fcn32s=tiles,
+        lraspp=tiles,
+        deeplabv3=tiles,
     )
 
 
@@ -116,36 +87,21 @@ def _strong():
     Public reports of this homework: hundreds of epochs at 1e-4 … 3e-4 decide, at 1e-3 nothing is
     learnt; a target network beats none. Our own trials: blocks that begin as identity help.
     """
-    tiles = dict(
-        optimizer="adamw", lr=1e-4, weight_decay=1e-2, schedule="cosine", warmup_epochs=1.0,
-        batch_size=8, epochs=60, pretrained=True, crop_scale=0.5, norm_momentum=0.0,
-        loss="lovasz", average=0.999, tta=True,
-    )
+    byol = dict(use_momentum=True, moving_average_decay=0.99, zero_init_residual=True)
+    tiles = dict(pretrained=True, crop_scale=0.5, norm_momentum=0.0, loss="lovasz", average=0.999, tta=True)
+    tiles = Segment(**COSINE, **tiles, epochs=60, batch_size=8, lr=1e-4, weight_decay=1e-2, warmup_epochs=1.0)
+    satellite = dict(pred_iou_thresh=0.86, stability_score_thresh=0.92, min_mask_region_area=100)  # as is usual there
     return Profile(
         name="strong",
         about="our best recipe for a GPU and the real course data",
         needs_data=True,
-        pretrain=Pretrain(
-            epochs=800, batch_size=256, optimizer="adamw", lr=3e-4, weight_decay=1e-4,
-            schedule="cosine", warmup_epochs=10.0, use_momentum=True, moving_average_decay=0.99,
-            zero_init_residual=True,
-        ),
-        supervised=Supervised(
-            epochs=100, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=5e-2,
-            schedule="cosine", warmup_epochs=5.0,
-        ),
-        finetune=Finetune(
-            epochs=300, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=5e-2,
-            schedule="cosine", warmup_epochs=10.0,
-        ),
-        fcn32s=Segment(**tiles),
-        lraspp=Segment(**{**tiles, "lr": 5e-4}),
-        deeplabv3=Segment(**tiles),
-        # What is usual for satellite scenes.
-        everything=Everything(
-            pred_iou_thresh=0.86, stability_score_thresh=0.92, crop_n_layers=1,
-            crop_n_points_downscale_factor=2, min_mask_region_area=100,
-        ),
+        pretrain=Pretrain(**COSINE, **byol, epochs=800, batch_size=256, lr=3e-4, weight_decay=1e-4, warmup_epochs=10.0),
+        supervised=Supervised(**COSINE, epochs=100, batch_size=256, lr=1e-3, weight_decay=5e-2, warmup_epochs=5.0),
+        finetune=Finetune(**COSINE, epochs=300, batch_size=64, lr=5e-4, weight_decay=5e-2, warmup_epochs=10.0),
+        fcn32s=tiles,
+        lraspp=replace(tiles, lr=5e-4),
+        deeplabv3=tiles,
+        everything=Everything(**satellite, crop_n_layers=1, crop_n_points_downscale_factor=2),
     )
 
 

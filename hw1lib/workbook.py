@@ -1,21 +1,23 @@
-"""What a notebook imports: one object that runs or loads steps and shows their results."""
+"""What a notebook imports: a profile on its data, the results of its steps, and `keep` for the report."""
 
 import functools
 import os
+import re
 from pathlib import Path
 
+import pandas as pd
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
 
-from hw1lib import answers, gallery, paths, profiles, prose
-from hw1lib.data import layout, sample
+from hw1lib import files, paths, profiles
+from hw1lib.chapters import style, words
+from hw1lib.data import layout
+from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
 from hw1lib.loops import training
-from hw1lib.results import figures, tables
-from hw1lib.steps import Steps
-from hw1lib.store import Store
-
-ONLY = "HW1_ONLY"  # environment variable: 1 or 2, the problem that is looked at alone
+from hw1lib.steps.graph import REPEATED, Steps
+from hw1lib.steps.store import Store
 
 
 class Workbook:
@@ -31,111 +33,130 @@ class Workbook:
         UserError: anything that the caller can mend.
     """
 
-    def __init__(self, profile="smoke", data_root="", out="", settings=None):
+    def __init__(self, profile="demo", data_root="", out="", settings=None):
         self.profile = profiles.get(profile, settings)
         self.is_sample = not data_root
         if self.profile.needs_data and self.is_sample:
             raise UserError(
-                f"Profile {profile} is for the real course data. Say where it is: "
-                f"make report PROFILE={profile} DATA=/path/to/hw1_data, or --data-root. "
-                "data/README.md shows its layout."
+                f"Profile {profile} is for the real course data. Say where it is: make report PROFILE={profile} "
+                "DATA=/path/to/hw1_data, or --data-root. data/README.md shows its layout."
             )
         self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
-        self.data = layout.find(self.root, self.profile.data, os.environ.get(ONLY, ""))
+        self.data = layout.find(self.root, self.profile.data, self.profile.only)
         self.device = training.choose_device(self.profile.device)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
-
-    @functools.cached_property
-    def seeds(self):
-        """The steps of each seed: dict from seed to Steps, the report's own first."""
-        first, count = self.profile.seed, self.profile.seeds if self.has[1] else 1
-        others = range(first + 1, first + count)
-        return {first: self.steps} | {
-            seed: self.steps.of_seed(seed, _live()) for seed in others
-        }
-
-    def planned(self):
-        """Everything that this profile runs: (label, Steps, name of the step), in order."""
-        first, *others = self.seeds
-        yield from ((name, self.steps, name) for name in self.steps.all)
-        for seed in others:
-            names = [n for n in self.steps.all if n in answers.REPEATED]
-            yield from ((f"{name}, seed {seed}", self.seeds[seed], name) for name in names)
-
-    def repeat(self):
-        """Runs or loads pre-training, fine-tuning and controls with the other seeds."""
-        first, *others = self.seeds
-        for seed in others:
-            for name in answers.REPEATED:
-                self.seeds[seed].done(name)
-        print(f"Seeds: {', '.join(map(str, self.seeds))}")
+        self._used = {}  # label of each step that this process has looked at -> its key
+        style.use()
 
     @property
     def has(self):
         """Which of the two problems the data holds: dict from 1, 2 to bool."""
         return self.data.has
 
-    def check(self):
-        """Looks through the data, unless that is done; shows what weakens the numbers."""
-        return self.say(*(f"weaknesses{problem}" for problem in (1, 2) if self.has[problem]))
+    @functools.cached_property
+    def seeds(self):
+        """The steps of each seed: dict from seed to Steps, the report's own first."""
+        first, count = self.profile.seed, self.profile.seeds if self.data.problem1 else 1
+        others = range(first + 1, first + count)
+        return {first: self.steps} | {seed: self.steps.of_seed(seed, _live()) for seed in others}
 
-    def run(self, *names):
-        """Runs steps, or loads those that are done; prints their progress either way."""
-        for name in names:
-            done = self.steps.status(name) == "done"
-            result = self.steps.done(name)
-            if done:
-                rows = [row for row in result.history.to_dict("records") if "loss" in row]
-                for row in rows:
-                    training.say(training.line(name, row, len(rows)))
+    def planned(self):
+        """Everything that this profile runs: (label, Steps, name of the step), in order."""
+        for seed, steps in self.seeds.items():
+            own = steps is self.steps
+            for name in steps.all:
+                if own or name in REPEATED:
+                    yield _label(name, None if own else seed), steps, name
 
-    def result(self, name):
-        """The stored result of a step, which is run first if need be."""
-        return self.steps.done(name)
+    def result(self, name, seed=None):
+        """The stored result of a step, such as "pretrain"; what is not done is trained first.
 
-    def metrics(self, name):
-        """The numbers of a step."""
-        return self.steps.done(name).metrics
+        Args:
+            name: of the step; `book.steps.all` lists them.
+            seed: another seed than the profile's own.
 
-    def figure(self, name):
-        """Draws a figure by name, saves it as PNG and PDF, and shows the PNG."""
-        problem = 1 if name in gallery.PROBLEM1 else 2
-        if not self.has[problem]:
-            text = f"*Problem {problem} is absent: the data folder holds no p{problem}_data.*"
-            return Markdown(text)
-        path = self.out / "figures" / f"{name}.png"
-        with figures.style():
-            drawn = gallery.FIGURES[name](self)
-            figures.save(drawn, path)
-            figures.save(drawn, path.with_suffix(".pdf"))
-        return Image(filename=str(path), width=round(drawn.get_figwidth() * 110))
+        Returns:
+            store.Result: `.metrics` (dict), `.history` (DataFrame), `.array(name)`, `.weights()`.
+        """
+        seed = None if seed == self.profile.seed else seed
+        steps = self.steps if seed is None else self.seeds[seed]
+        done = steps.status(name) == "done"
+        found = steps.result(name)
+        label = _label(name, seed)
+        if done and label not in self._used and "loss" in found.history:
+            last = found.history.to_dict("records")[-1]
+            training.say(training.line(label, last, len(found.history)))
+        self._used[label] = found.key
+        return found
 
-    def table(self, name):
-        """Saves a table as CSV where it is one of the report's, and shows it."""
-        table = answers.TABLES[name](self)
-        if any(name in saved for saved in answers.SAVED.values()):
-            tables.write_csv(self.out / "tables" / f"{name}.csv", table)
-        return Markdown(answers.printed(self, name, table))
+    def keep(self, name, thing, caption="", shown=None):
+        """Shows a figure, a table or a text, and keeps it under a name for the report.
 
-    def code(self, *names):
-        """Shows generated code or a printed network."""
-        return Markdown("\n\n".join(f"```\n{prose.CODE[name](self)}\n```" for name in names))
+        Args:
+            name: how the report's template calls it.
+            thing: a matplotlib Figure (kept as PNG and PDF), a DataFrame (CSV) or Markdown.
+            caption: of a figure.
+            shown: the DataFrame that a reader sees in place of `thing`, such as one with rounded intervals.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            raise UserError(f"keep({name!r}): a name has lower-case letters, digits, - and _.")
+        if isinstance(thing, Figure):
+            kind = "figure"
+            for ending in ("pdf", "png"):
+                style.save(thing, self.out / "figures" / f"{name}.{ending}")
+        elif isinstance(thing, pd.DataFrame):
+            kind, text = "table", words.markdown(thing if shown is None else shown)
+            table = thing.to_csv(index=False, float_format="%.6f")  # fractions with six digits
+            files.write_text(self.out / "tables" / f"{name}.csv", table)
+        elif isinstance(thing, str):
+            kind, text = "text", thing
+        else:
+            raise UserError(f"keep({name!r}): a {type(thing).__name__} is no figure, DataFrame or text.")
+        if kind != "figure":
+            files.write_text(self.out / "text" / f"{name}.md", text + "\n")
+        about = {"kind": kind, "caption": caption, "steps": self._used}
+        files.write_json(self.out / "kept" / f"{name}.json", about)
+        if get_ipython() is not None:
+            display(thing if kind == "figure" else Markdown(text))
 
-    def say(self, *names):
-        """Shows sentences that are computed from the results, a paragraph a name."""
-        return Markdown("\n\n".join(prose.SENTENCES[name](self) for name in names))
+
+def _label(name, seed):
+    return name if seed is None else f"{name}, seed {seed}"
+
+
+def is_live():
+    """Whether somebody looks at this kernel through a notebook, so that widgets are of use."""
+    return get_ipython() is not None and bool({"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"} & set(os.environ))
+
+
+def browse(draw, **choices):
+    """Shows draw(**chosen); in a live notebook with a control for each choice, elsewhere with the first of each.
+
+    Args:
+        draw: function that returns a Figure or anything else that notebooks show.
+        choices: what each argument of it may be, such as `number=["0001", "0002"]`.
+    """
+    if not is_live():
+        display(draw(**{name: next(iter(values)) for name, values in choices.items()}))
+        return
+    import ipywidgets
+
+    controls = {
+        name: ipywidgets.SelectionSlider(options=list(values), continuous_update=False)
+        for name, values in choices.items()
+    }
+    ipywidgets.interact(lambda **chosen: display(draw(**chosen)), **controls)
 
 
 def _live():
     """A figure for each training step that grows while one looks at it; None where nobody does."""
-    if not get_ipython() or os.environ.get("HW1_HEADLESS"):
+    if not is_live():
         return None
     shown = {}
 
     def watch(step, history):
-        with figures.style():
-            picture = Image(figures.png(figures.progress(step, history)))
+        picture = Image(style.png(style.progress(step, history)))
         if step in shown:
             shown[step].update(picture)
         else:

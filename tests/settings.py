@@ -1,6 +1,9 @@
 """Every setting of a profile, and for each another value that is allowed."""
 
 import dataclasses
+import functools
+
+import pydantic
 
 from hw1lib import profiles, settings
 
@@ -17,18 +20,21 @@ def leaves(part, prefix=""):
             yield prefix + field.name, value
 
 
+def allowed(dotted):
+    """What a setting may be, as its JSON schema has it: type, enum, minimum, maximum."""
+    *groups, name = dotted.split(".")
+    owner = functools.reduce(getattr, groups, profiles.get("demo"))
+    return pydantic.TypeAdapter(type(owner)).json_schema()["properties"][name]
+
+
 def other(dotted, value):
     """A value of the same type that is not `value`, inside what the field allows."""
-    owner = profiles.get("demo")
-    *groups, name = dotted.split(".")
-    for group in groups:
-        owner = getattr(owner, group)
-    allowed = {field.name: field.metadata for field in dataclasses.fields(owner)}[name]
-    if "choices" in allowed:
-        return next(choice for choice in allowed["choices"] if choice != value)
+    schema = allowed(dotted)
+    if "enum" in schema:
+        return next(choice for choice in schema["enum"] if choice != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        high = allowed.get("high", value + 1)
+        high = schema.get("maximum", value + 1)
         return value + 1 if value + 1 <= high else value / 2 or high
     return (*value, "0009") if isinstance(value, tuple) else value + "x"

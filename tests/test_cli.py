@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hw1lib import cli, commands, files, paths, profiles
-from hw1lib.data import sample
+from hw1lib.data.sample import build as sample
 from tests.conftest import picture
 
 COMMON = ("--profile", "--data-root", "--out", "--seeds", "--device", "--set")

@@ -6,15 +6,14 @@ import tomllib
 import pytest
 import torch
 
-from hw1lib import cost, original, paths, profiles, steps, store
+from hw1lib import cost, paths, profiles
+from hw1lib.chapters import original
+from hw1lib.steps import graph, store
 from hw1lib.data import layout
 
 COUNTS = cost.Counts(pool=1000, train=60, val=20, tiles_train=8, tiles_validation=4, tile_size=64)
 HIDDEN, PROJECTION = 32, 16
-SMALL = {
-    "model_scale": 0.125, "pretrain.projection_hidden_size": HIDDEN,
-    "pretrain.projection_size": PROJECTION,
-}
+SMALL = {"model_scale": 0.125, "pretrain.projection_hidden_size": HIDDEN, "pretrain.projection_size": PROJECTION}
 FC = 2048 * 1000  # multiply-adds of the layer that only byol-pytorch's call runs through
 
 
@@ -34,9 +33,7 @@ def test_a_resnet50_at_224_pixels_has_the_papers_count():
 def test_the_steps_are_those_that_train_a_network(course_data):
     """Controls, projections and segmenters without a network cost next to nothing."""
     chosen = profile()
-    made = steps.Steps(
-        chosen, layout.find(course_data, chosen.data), store.Store("unused"), torch.device("cpu")
-    )
+    made = graph.Steps(chosen, layout.find(course_data, chosen.data), store.Store("unused"), torch.device("cpu"))
     cheap = {"embed", "segment-colour", "everything"}
     names = [name for name, step in made.all.items() if step.trains and name not in cheap]
     expected = {name for name in names if not name.startswith("control-")}

@@ -8,8 +8,8 @@ from PIL import Image
 from hw1lib import cli, evaluate
 from hw1lib.data import landcover
 from hw1lib.errors import UserError
-from hw1lib.results import metrics
-from hw1lib.results.statistics import wilson
+from hw1lib.measures import metrics
+from hw1lib.measures.statistics import wilson
 
 SEEDS = range(5)
 COURSE = {3: 0, 6: 1, 5: 2, 2: 3, 1: 4, 7: 5, 0: 6}  # 4·red + 2·green + blue -> class

@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from hw1lib import cli, commands, paths, store
+from hw1lib import cli, commands, paths
+from hw1lib.steps import store
 from hw1lib.loops import segment
 from tests.smoke import hw1lib
 from tests.test_files import full_disk, held_to_permissions
@@ -23,8 +24,7 @@ CHECK = {"segment-colour": "check-problem2", "control-colour": "check-problem1"}
 
 def words(step, data, out, *more):
     """A command that runs one of the two quickest steps."""
-    return ["run", step, "--profile", "smoke", "--device", "cpu", "--data-root", str(data),
-            "--out", str(out), *more]
+    return ["run", step, "--profile", "smoke", "--device", "cpu", "--data-root", str(data), "--out", str(out), *more]
 
 
 def finished(out):
@@ -56,8 +56,11 @@ def half_written(out):
 def everything_of(out, step):
     """What a finished step holds, byte for byte, but for its times."""
     (folder,) = (out / "steps" / step).iterdir()
-    return {path.name: path.read_bytes() for path in folder.iterdir()
-            if path.name not in ("run.json", "done.json") and not path.name.startswith(".")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name not in ("run.json", "done.json") and not path.name.startswith(".")
+    }
 
 
 # --- a full disk
@@ -99,8 +102,7 @@ def test_a_disk_that_is_full_and_then_is_not(course_data, tmp_path):
         pytest.skip("this system does not let us mount a small disk")
     command = words("segment-colour", course_data, out)
     ended = subprocess.run(
-        [*alone, sys.executable, "-c", SCRIPT, str(out), *command],
-        capture_output=True, text=True, cwd=paths.ROOT,
+        [*alone, sys.executable, "-c", SCRIPT, str(out), *command], capture_output=True, text=True, cwd=paths.ROOT
     )
     said = one_paragraph(ended.stderr)
     assert "No space left on device" in said and "segment-colour" in said
@@ -108,9 +110,7 @@ def test_a_disk_that_is_full_and_then_is_not(course_data, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [40, 500, 1000, 8000])
-def test_a_training_that_meets_a_full_disk_ends_later_as_if_it_had_not(
-    course_data, tmp_path, capsys, limit
-):
+def test_a_training_that_meets_a_full_disk_ends_later_as_if_it_had_not(course_data, tmp_path, capsys, limit):
     """Wherever that was: the check's results, a checkpoint, or the step's own."""
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     command = words("control-colour", course_data, out, "--set", "checkpoint_every=0")
@@ -150,9 +150,7 @@ def test_a_process_without_permission_for_its_folder_ends_with_a_sentence(course
     assert list(out.iterdir()) == []
 
 
-def test_a_build_folder_that_becomes_read_only_between_steps_keeps_them(
-    course_data, tmp_path, capsys
-):
+def test_a_build_folder_that_becomes_read_only_between_steps_keeps_them(course_data, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(words("check-problem2", course_data, out)) == 0
     (out / "steps").chmod(0o555)
@@ -165,9 +163,7 @@ def test_a_build_folder_that_becomes_read_only_between_steps_keeps_them(
     assert finished(out) == ["check-problem2", "segment-colour"]
 
 
-def test_a_folder_that_becomes_read_only_inside_of_a_step_is_told(
-    course_data, tmp_path, capsys, monkeypatch
-):
+def test_a_folder_that_becomes_read_only_inside_of_a_step_is_told(course_data, tmp_path, capsys, monkeypatch):
     out, real = tmp_path / "out", segment.colour
 
     def colour(draft, data):
@@ -203,14 +199,16 @@ def test_finished_results_can_be_read_without_write_permission(course_data, tmp_
 
 @pytest.mark.parametrize(
     ("step", "file"),
-    [("segment-colour", "p2_data/train/0002_sat.jpg"),
-     ("segment-colour", "p2_data/validation/0001_mask.png"),
-     ("control-colour", "p1_data/office/train/Mug00002.jpg"),
-     ("control-colour", "p1_data/office/val.csv"),
-     ("control-colour", "p1_data/mini/train/00003.jpg"),
-     ("segment-colour", "p2_data/train"),
-     ("control-colour", "p1_data/office/train"),
-     ("control-colour", "p1_data/mini/train")],
+    [
+        ("segment-colour", "p2_data/train/0002_sat.jpg"),
+        ("segment-colour", "p2_data/validation/0001_mask.png"),
+        ("control-colour", "p1_data/office/train/Mug00002.jpg"),
+        ("control-colour", "p1_data/office/val.csv"),
+        ("control-colour", "p1_data/mini/train/00003.jpg"),
+        ("segment-colour", "p2_data/train"),
+        ("control-colour", "p1_data/office/train"),
+        ("control-colour", "p1_data/mini/train"),
+    ],
 )
 def test_data_that_may_not_be_read_is_named(course_data, tmp_path, capsys, step, file):
     out, path = tmp_path / "out", course_data / file
@@ -266,12 +264,18 @@ def test_a_damaged_result_is_run_again_and_said_so(course_data, tmp_path, capsys
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "a/b.csv"),
-         "hw1lib: a/b.csv: No space left on device. Free some disk space, then run"),
-        (OSError(errno.EROFS, "Read-only file system"),
-         "hw1lib: Read-only file system. Mend the permissions of its folder, or choose another"),
-        (PermissionError(errno.EACCES, "Permission denied", "x"),
-         "hw1lib: x: Permission denied. Mend the permissions of its folder, or choose another"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b.csv"),
+            "hw1lib: a/b.csv: No space left on device. Free some disk space, then run",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            "hw1lib: Read-only file system. Mend the permissions of its folder, or choose another",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x"),
+            "hw1lib: x: Permission denied. Mend the permissions of its folder, or choose another",
+        ),
         (OSError("odd"), "hw1lib: odd. "),
     ],
     ids=str,
@@ -286,6 +290,7 @@ def test_whatever_the_file_system_refuses_is_a_sentence(capsys, monkeypatch, err
 
 def test_files_that_are_written_by_hand_meet_the_same_net(tmp_path, capsys, monkeypatch):
     """A real refusal, not one of ours: this folder is none of the store's."""
+
     def write(arguments):
         (tmp_path / "list.txt").write_text("x" * 5000)
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hw1lib import files, store
+from hw1lib import files
+from hw1lib.steps import store
 from hw1lib.errors import UserError
 
 FREE, MEND = "Free some disk space,", "Mend the permissions of its folder, or choose another one,"
@@ -95,9 +96,7 @@ def test_a_file_is_on_the_disk_before_it_moves_and_its_folder_after(tmp_path, mo
     monkeypatch.setattr(os, "replace", move)
     files.write_text(path, "new")
     written, folder = path.stat().st_ino, tmp_path.stat()
-    assert calls == [
-        ("sync", written, 3), ("move", written, str(path)), ("sync", folder.st_ino, folder.st_size)
-    ]
+    assert calls == [("sync", written, 3), ("move", written, str(path)), ("sync", folder.st_ino, folder.st_size)]
 
 
 def test_writers_of_one_file_leave_one_whole_version(tmp_path):
@@ -173,12 +172,9 @@ def test_a_folder_in_place_of_the_file_is_a_clear_error(tmp_path):
 @pytest.mark.parametrize("failing", ["os.open", "os.fsync", "os.replace"])
 @pytest.mark.parametrize(
     ("number", "helps"),
-    [("ENOSPC", FREE), ("EDQUOT", FREE), ("EFBIG", FREE),
-     ("EACCES", MEND), ("EPERM", MEND), ("EROFS", MEND)],
+    [("ENOSPC", FREE), ("EDQUOT", FREE), ("EFBIG", FREE), ("EACCES", MEND), ("EPERM", MEND), ("EROFS", MEND)],
 )
-def test_a_refusal_names_what_helps_and_keeps_the_old_file(
-    tmp_path, monkeypatch, failing, number, helps
-):
+def test_a_refusal_names_what_helps_and_keeps_the_old_file(tmp_path, monkeypatch, failing, number, helps):
     path, number = tmp_path / "metrics.json", getattr(errno, number)
     files.write_text(path, "old")
 
@@ -215,10 +211,14 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path, write):
     [
         pytest.param(lambda d: d.metrics({"long": "x" * 500}), id="text"),
         pytest.param(lambda d: d.history([{"epoch": e} for e in range(500)]), id="table"),
-        *(pytest.param(lambda d, n=n: d.array("a", np.zeros(n, np.uint8)), id=f"array of {n}")
-          for n in (10, 3_000, 4_050, 9_000, 100_000)),
-        *(pytest.param(lambda d, n=n: d.weights({"a": torch.zeros(n)}), id=f"weights of {n}")
-          for n in (10, 3_000, 100_000)),
+        *(
+            pytest.param(lambda d, n=n: d.array("a", np.zeros(n, np.uint8)), id=f"array of {n}")
+            for n in (10, 3_000, 4_050, 9_000, 100_000)
+        ),
+        *(
+            pytest.param(lambda d, n=n: d.weights({"a": torch.zeros(n)}), id=f"weights of {n}")
+            for n in (10, 3_000, 100_000)
+        ),
     ],
 )
 @pytest.mark.parametrize("short", [1, 50])

@@ -26,7 +26,8 @@ from PIL import Image
 
 from hw1lib import cli, evaluate, profiles
 from hw1lib.data import images as image_files
-from hw1lib.data import check, csv_rows, landcover, layout
+from hw1lib.data import csv_rows, landcover, layout
+from hw1lib.data.check import check
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import picture

@@ -15,7 +15,8 @@ import time
 import psutil
 import pytest
 
-from hw1lib import files, lock, paths, store
+from hw1lib import files, paths
+from hw1lib.steps import lock, store
 from tests.smoke import hw1lib
 
 KILLS = int(os.environ.get("HW1_KILLS", 2))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hw1lib import gallery, handin, paths, pipeline, profiles
 from hw1lib.data import images
-from hw1lib.results import metrics as scores
+from hw1lib.measures import metrics as scores
 from hw1lib.results import tables
 from hw1lib.workbook import Workbook
 from tests.smoke import hw1lib

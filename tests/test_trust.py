@@ -24,8 +24,10 @@ from torchvision.models.segmentation import (
     LRASPP_MobileNet_V3_Large_Weights,
 )
 
-from hw1lib import paths, predict, store
-from hw1lib.data import layout, sample
+from hw1lib import paths, predict
+from hw1lib.steps import store
+from hw1lib.data import layout
+from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
 from hw1lib.models import classifier, segmenters, weights
 from hw1lib.settings import Data

@@ -140,7 +140,7 @@ def find(root, limits, only=""):
     Args:
         root: folder that holds p1_data/, p2_data/ or both.
         limits: settings.Data, how much of it to use.
-        only: 1 or 2 as text: the other problem is not looked at, as if it were not there.
+        only: problem1 or problem2: the other one is not looked at, as if it were not there.
 
     Raises:
         UserError: neither problem is there, or one is incomplete.
@@ -149,11 +149,11 @@ def find(root, limits, only=""):
     if not root.is_dir():
         raise UserError(f"There is no data folder {root}. {HINT}")
     has1, has2 = (
-        (root / f"p{problem}_data").is_dir() and only in ("", problem) for problem in ("1", "2")
+        (root / f"p{problem}_data").is_dir() and only in ("", f"problem{problem}") for problem in (1, 2)
     )
     if not (has1 or has2):
         raise UserError(
-            f"{root} holds {f'no p{only}_data/' if only else 'neither p1_data/ nor p2_data/'}. "
+            f"{root} holds {f'no p{only[-1]}_data/' if only else 'neither p1_data/ nor p2_data/'}. "
             f"{HINT} Give the folder above "
             "them with --data-root (make: DATA=…)."
         )

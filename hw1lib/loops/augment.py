@@ -70,6 +70,9 @@ class Views(nn.Module):
         self.size = size
         self.recipe = replace(recipe, overhead=overhead)
 
+    def extra_repr(self):
+        return f"size={self.size}, {self.recipe}"
+
     def forward(self, images):
         theta = geometry(len(images), self.recipe)
         images = warp(images.float() / 255, theta, self.size)
@@ -96,8 +99,11 @@ def tile_recipe(settings):
     """The recipe of Problem 2's tiles, of settings.Segment."""
     strength = settings.jitter
     return Recipe(
-        crop_scale=settings.crop_scale, aspect=1.0, overhead=True,
-        jitter=(strength, strength, strength, strength / 10), grayscale_p=0.0,
+        crop_scale=settings.crop_scale,
+        aspect=1.0,
+        overhead=True,
+        jitter=(strength, strength, strength, strength / 10),
+        grayscale_p=0.0,
     )
 
 

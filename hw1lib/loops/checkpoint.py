@@ -106,10 +106,7 @@ class Checkpoint:
     def _refuse(self, error):
         """Deletes a checkpoint that cannot be used, and says so."""
         reason = " ".join(str(error).split())[:200]
-        print(
-            f"{self.path} cannot be used ({reason}); the step starts from its beginning.",
-            flush=True,
-        )
+        print(f"{self.path} cannot be used ({reason}); the step starts from its beginning.", flush=True)
         self.path.unlink()
         self._forget()
         return Progress([])
@@ -172,11 +169,7 @@ def _shapes(state):
 def random_states(device):
     """The states of all random generators as plain data."""
     kind, keys, *rest = np.random.get_state()
-    states = {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-    }
+    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
     if device.type != "cpu":
         states["device"] = torch.get_device_module(device).get_rng_state(*_number(device))
     return states

@@ -11,7 +11,7 @@ from hw1lib.errors import UserError
 from hw1lib.loops import segment
 from hw1lib.loops.training import say
 from hw1lib.models import everything, sam, weights
-from hw1lib.results import metrics, segments
+from hw1lib.measures import metrics, segments
 
 CLASSICAL = {"slic": everything.slic, "felzenszwalb": everything.felzenszwalb}
 METHODS = ("sam", *CLASSICAL)

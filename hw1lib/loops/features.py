@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
-from hw1lib.loops import augment
+from hw1lib.loops import augment, training
 from hw1lib.models import classifier
 
 
@@ -20,17 +20,16 @@ def extract(backbone, images, device, batch=256):
     """
     was_training = backbone.training
     backbone.eval()
-    with torch.autocast(device.type, enabled=False):
+    with training.autocast("float32", device):
         parts = [
-            classifier.features(backbone, augment.normalise(part.to(device))).cpu()
-            for part in images.split(batch)
+            classifier.features(backbone, augment.normalise(part.to(device))).cpu() for part in images.split(batch)
         ]
     backbone.train(was_training)
     return torch.cat(parts)
 
 
 def nearest_class(bank, labels, queries, neighbours):
-    """k-NN by cosine: the commonest class of the nearest; of equal ones the lowest number.
+    """k-NN by cosine: the commonest class of the nearest; ties go to the lower class.
 
     Args:
         bank: (N, D) features with labels (N,), whole numbers.
@@ -46,6 +45,6 @@ def nearest_class(bank, labels, queries, neighbours):
 
 
 def colour_statistics(images):
-    """Mean and deviation of each channel: (N, 3, S, S) uint8 tensor -> (N, 6) float32."""
+    """Mean and standard deviation of each channel, in [0, 1]: (N, 3, S, S) uint8 tensor -> (N, 6) float32."""
     pixels = images.float().flatten(2) / 255
     return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)

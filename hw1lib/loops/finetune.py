@@ -4,22 +4,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from hw1lib.comparison import ROWS
 from hw1lib.data import images as image_files
 from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.loops.pretrain import labelled_batches
 from hw1lib.models import classifier
-
-# What each row of the table starts from, and whether its backbone is frozen.
-PLAN = {
-    "A": (None, False),
-    "B": ("pretrain-supervised", False),
-    "C": ("pretrain", False),
-    "D": ("pretrain-supervised", True),
-    "E": ("pretrain", True),
-    "random": (None, True),
-    "knn": ("pretrain", True),
-}
 
 
 def run(draft, problem1, profile, setting, backbone_weights, device):
@@ -27,52 +17,46 @@ def run(draft, problem1, profile, setting, backbone_weights, device):
 
     Args:
         draft: store.Draft of the step.
+        problem1: layout.Problem1.
+        profile: settings.Profile.
         setting: A … E or random.
         backbone_weights: state of the pre-trained backbone, or None for a random one.
+        device: torch device.
     """
-    settings, data = profile.finetune, profile.data
-    frozen = PLAN[setting][1]
+    settings, frozen = profile.finetune, ROWS[setting].frozen
     network = _backbone(profile, backbone_weights)
-    head = classifier.Head(
-        len(problem1.classes), hidden=settings.hidden, dropout=settings.dropout
-    )
+    head = classifier.Head(len(problem1.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(network, head, frozen)
     model.to(device, memory_format=torch.channels_last)
-    inputs = tuple(
-        torch.from_numpy(image_files.load(split, data.image_size))
-        for split in (problem1.train, problem1.val)
-    )
+
+    inputs = _images(problem1, profile)
     if frozen:  # the features never change, so they are computed once
-        inputs = tuple(features.extract(network, images, device) for images in inputs)
+        inputs = [features.extract(network, images, device) for images in inputs]
         if settings.standardise:
             head.standardise_by(inputs[0].to(device))
     if frozen and not settings.augment_frozen:
-        module = head
-        batches = _feature_batches(inputs[0], problem1.train, profile, device)
+        module, batches = head, _feature_batches(inputs[0], problem1.train, profile, device)
     else:
-        module = model
-        batches = labelled_batches(problem1.train, profile, settings, device)
-    history = _fit(draft, module, batches, inputs, problem1, profile, device, model)
+        module, batches = model, labelled_batches(problem1.train, profile, settings, device)
+
+    def embed(images):
+        return images if frozen else model.features(augment.normalise(images))
+
+    history = _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
     draft.weights(model)
     _finish(draft, history, problem1)
 
 
 def colour(draft, problem1, profile, device):
-    """Step `control-colour`: the same head on mean and deviation of each colour channel."""
+    """Step `control-colour`: the same head on mean and standard deviation of each colour channel."""
     training.seed_everything(profile.seed, 0)
-    size = profile.data.image_size
-    inputs = tuple(
-        features.colour_statistics(torch.from_numpy(image_files.load(split, size)))
-        for split in (problem1.train, problem1.val)
-    )
     settings = profile.finetune
-    head = classifier.Head(
-        len(problem1.classes), inputs[0].shape[1], settings.hidden, settings.dropout
-    )
+    inputs = [features.colour_statistics(images) for images in _images(problem1, profile)]
+    head = classifier.Head(len(problem1.classes), inputs[0].shape[1], settings.hidden, settings.dropout)
     head.standardise_by(inputs[0])
     head.to(device)
     batches = _feature_batches(inputs[0], problem1.train, profile, device)
-    history = _fit(draft, head, batches, inputs, problem1, profile, device)
+    history = _fit(draft, head, head, lambda found: found, batches, inputs, problem1, profile, device)
     _finish(draft, history, problem1)
 
 
@@ -82,22 +66,22 @@ def knn(draft, problem1, profile, backbone_weights, device):
     On the self-supervised features and, to know what they are worth, on those of the random
     backbone that setting A starts from.
     """
-    size = profile.data.image_size
-    splits = (problem1.train, problem1.val)
-    images = [torch.from_numpy(image_files.load(split, size)) for split in splits]
+    images, truth = _images(problem1, profile), problem1.val.labels
     found = {}
     for source, state in (("pretrain", backbone_weights), ("random", None)):
         network = _backbone(profile, state).to(device, memory_format=torch.channels_last)
         train, val = (features.extract(network, part, device) for part in images)
-        found[source] = features.nearest_class(
-            train, problem1.train.labels, val, profile.controls.knn
-        )
+        found[source] = features.nearest_class(train, problem1.train.labels, val, profile.controls.knn)
     draft.array("predictions_random", found["random"].astype(np.int16)[None])
-    right = int((found["random"] == problem1.val.labels).sum())
-    _finish(
-        draft, [{"epoch": 0, "predictions": found["pretrain"].tolist()}], problem1,
-        correct_random=right, accuracy_random=right / len(problem1.val),
-    )
+    right = int((found["random"] == truth).sum())
+    row = {"epoch": 0, "predictions": found["pretrain"].tolist()}
+    _finish(draft, [row], problem1, correct_random=right, accuracy_random=right / len(truth))
+
+
+def _images(problem1, profile):
+    """The training and the validation images, each an (N, 3, S, S) uint8 tensor."""
+    splits = problem1.train, problem1.val
+    return [torch.from_numpy(image_files.load(split, profile.data.image_size)) for split in splits]
 
 
 def _backbone(profile, state):
@@ -114,32 +98,30 @@ def _loss(module):
 
 
 def _feature_batches(features, split, profile, device):
-    return ArrayBatches(
-        [features, torch.from_numpy(split.labels)],
-        profile.finetune.batch_size, profile.seed, device, names=split.files,
-    )
+    tensors, size = [features, torch.from_numpy(split.labels)], profile.finetune.batch_size
+    return ArrayBatches(tensors, size, profile.seed, device, names=split.files)
 
 
-def _fit(draft, module, batches, inputs, problem1, profile, device, model=None):
-    """Trains, and notes after each epoch the validation predictions; keeps two activations."""
-    settings = profile.finetune
-    frozen = inputs[0].dtype != torch.uint8
-    head = model.head if model is not None else module
+def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device):
+    """Trains; notes the validation predictions after each epoch, and the training images' activations after two.
 
-    def second_last(images):
-        features = images.to(device)
-        if not frozen:
-            features = model.features(augment.normalise(features))
-        return head.activations(features)
+    Args:
+        module: what is trained: the head, or the whole classifier.
+        head: classifier.Head.
+        embed: function of a part of `inputs` on the device -> what enters the head, (B, features).
+        batches: of `module`'s inputs and labels.
+        inputs: training and validation images or features, without augmentation.
+    """
+    settings, labels = profile.finetune, torch.from_numpy(problem1.val.labels)
+
+    def second_last(inputs):
+        return [head.activations(embed(part.to(device))) for part in inputs.split(256)]  # each (B, hidden)
 
     def evaluate(epoch):
         for name, at in (("activations_first", 1), ("activations_last", settings.epochs)):
             if epoch == at:
-                parts = [second_last(part).float().cpu() for part in inputs[0].split(256)]
-                draft.array(name, torch.cat(parts).numpy())
-        parts = [head.linear(second_last(part)).float() for part in inputs[1].split(256)]
-        logits = torch.cat(parts).cpu()
-        labels = torch.from_numpy(problem1.val.labels)
+                draft.array(name, torch.cat([part.float().cpu() for part in second_last(inputs[0])]).numpy())
+        logits = torch.cat([head.linear(part).float() for part in second_last(inputs[1])]).cpu()  # (N, classes)
         predicted = logits.argmax(dim=1)
         return {
             "val_loss": float(F.cross_entropy(logits, labels)),
@@ -147,20 +129,15 @@ def _fit(draft, module, batches, inputs, problem1, profile, device, model=None):
             "predictions": predicted.tolist(),
         }
 
-    return training.train(
-        module, _loss(module), batches, settings, device,
-        seed=profile.seed, name=draft.step, evaluate=evaluate,
-        checkpoint=draft.checkpoint, checkpoint_every=profile.checkpoint_every,
-        watch=draft.watch,
-    )
+    step = training.for_step(draft, profile)
+    return training.train(module, _loss(module), batches, settings, device, evaluate=evaluate, **step)
 
 
 def _finish(draft, history, problem1, **more):
     """Saves the predictions of every epoch, and the accuracy of the best and of the last one."""
-    predictions = np.array([row.pop("predictions") for row in history], dtype=np.int16)
+    predictions = np.array([row.pop("predictions") for row in history], dtype=np.int16)  # (epochs, N)
     correct = (predictions == problem1.val.labels).sum(axis=1)  # (epochs,)
-    best = int(correct.argmax())
-    total = len(problem1.val)
+    best, total = int(correct.argmax()), len(problem1.val)
     draft.array("predictions", predictions)
     draft.history(history)
     draft.metrics(

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 
 from hw1lib.data.landcover import UNKNOWN
 
-FOCUS = 2.0  # focal loss: gamma, as in its paper
-
 
 def segmentation(scores, masks, kind="cross_entropy", weights=None):
     """The loss of a batch over its known pixels.
@@ -14,8 +12,8 @@ def segmentation(scores, masks, kind="cross_entropy", weights=None):
     Args:
         scores: (B, 7, H, W) float32.
         masks: (B, H, W) classes 0…6.
-        kind: cross_entropy, focal, dice or lovasz; the last two are added to cross-entropy.
-        weights: (7,) weight of each class in cross-entropy and focal loss; None: all 1.
+        kind: cross_entropy, or lovasz: cross-entropy plus the Lovász-Softmax loss.
+        weights: (7,) weight of each class in cross-entropy; None: all 1.
 
     Returns:
         Scalar; 0 where no pixel is known.
@@ -25,13 +23,8 @@ def segmentation(scores, masks, kind="cross_entropy", weights=None):
     pixels = scores.permute(0, 2, 3, 1)[known]  # (P, 7)
     if not len(labels):
         return pixels.sum()  # of nothing: 0, with gradients of 0
-    if kind == "focal":
-        return focal(pixels, labels, weights)
     total = F.cross_entropy(pixels, labels, weights, reduction="sum") / len(labels)
-    if kind == "cross_entropy":
-        return total
-    shares = pixels.softmax(dim=1)
-    return total + {"dice": dice, "lovasz": lovasz}[kind](shares, labels)
+    return total + lovasz(pixels.softmax(dim=1), labels) if kind == "lovasz" else total
 
 
 def class_weights(masks, balance):
@@ -46,45 +39,16 @@ def class_weights(masks, balance):
     """
     counts = torch.bincount(torch.as_tensor(masks).flatten(), minlength=UNKNOWN + 1).double()
     counts[UNKNOWN] = 0
-    share = counts / counts.sum().clamp_min(1)
-    weights = torch.where(share > 0, share.clamp_min(1e-12) ** -balance, 0)
-    return (weights / (share * weights).sum().clamp_min(1e-12)).float()
+    frequency = counts / counts.sum().clamp_min(1)
+    weights = torch.where(frequency > 0, frequency.clamp_min(1e-12) ** -balance, 0)
+    return (weights / (frequency * weights).sum().clamp_min(1e-12)).float()
 
 
-def focal(pixels, labels, weights=None):
-    """Cross-entropy that counts pixels the less, the surer they are (Lin et al. 2017, eq. 5).
-
-    Args:
-        pixels: (P, C) scores.
-        labels: (P,) classes.
-        weights: (C,) or None.
-    """
-    entropy = F.cross_entropy(pixels, labels, reduction="none")
-    hard = (1 - torch.exp(-entropy)) ** FOCUS
-    return (hard * entropy * (1 if weights is None else weights[labels])).mean()
-
-
-def dice(shares, labels):
-    """1 - the soft Dice coefficient, averaged over the classes that occur (Milletari et al. 2016).
-
-    Args:
-        shares: (P, C) probabilities.
-        labels: (P,) classes.
-
-    Returns:
-        Scalar in [0, 1].
-    """
-    truth = F.one_hot(labels, shares.shape[1]).to(shares.dtype)
-    there = truth.sum(dim=0)
-    coefficient = 2 * (shares * truth).sum(dim=0) / (shares.sum(dim=0) + there)
-    return 1 - coefficient[there > 0].mean()
-
-
-def lovasz(shares, labels):
+def lovasz(probabilities, labels):
     """The Lovász-Softmax loss, a surrogate of 1 - IoU (Berman et al. 2018, eqs. 8 and 9).
 
     Args:
-        shares: (P, C) probabilities.
+        probabilities: (P, C), each row adds up to 1.
         labels: (P,) classes.
 
     Returns:
@@ -92,8 +56,8 @@ def lovasz(shares, labels):
     """
     losses = []
     for number in labels.unique():
-        truth = (labels == number).to(shares.dtype)
-        errors, order = (truth - shares[:, number]).abs().sort(descending=True)
+        truth = (labels == number).to(probabilities.dtype)
+        errors, order = (truth - probabilities[:, number]).abs().sort(descending=True)
         truth = truth[order]
         left = truth.sum() - truth.cumsum(dim=0)  # intersection after so many errors
         union = truth.sum() + (1 - truth).cumsum(dim=0)

@@ -9,8 +9,8 @@ from hw1lib.errors import UserError
 from hw1lib.loops import augment, training
 from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.probe import probe_of
+from hw1lib.measures import representation
 from hw1lib.models import byol, classifier, weights
-from hw1lib.results import representation
 
 
 def self_supervised(draft, problem1, profile, device):
@@ -21,59 +21,71 @@ def self_supervised(draft, problem1, profile, device):
         raise UserError(f"{pool.folder} needs at least two images for pre-training.")
     probe, rest = probe_of(pool, size, device)
     pool = rest if settings.hold_out else pool
-    training.seed_everything(profile.seed, 0)
-    backbone = classifier.backbone(profile.model_scale, settings.zero_init_residual)
-    backbone.to(device, memory_format=torch.channels_last)
+    backbone = initial(profile).to(device, memory_format=torch.channels_last)
     before = probe(backbone)
     if settings.augmentation == "original":
-        batches, views = _file_batches(pool, profile, settings, device), None
+        batches = _file_batches(pool, profile, settings, device)
     else:
-        views = augment.two_views(size, settings, profile.data.overhead)
-        images = torch.from_numpy(image_files.load(pool, size))
-        batches = ArrayBatches(
-            [images], settings.batch_size, profile.seed, device, names=pool.files
-        )
-    learner = byol.learner(backbone, size, settings, views).to(device)
+        batches = ArrayBatches([inputs(pool, profile)], settings.batch_size, profile.seed, device, names=pool.files)
+    learner = byol.learner(backbone, size, settings, views(profile)).to(device)
 
-    def follow(share):
+    def follow(done):
         if settings.one_pass:
-            byol.follow(learner, byol.decay(settings.moving_average_decay, share))
+            byol.follow(learner, byol.decay(settings.moving_average_decay, done))
         else:
             learner.update_moving_average()
 
     history = training.train(
         learner,
-        lambda images, *_: byol.loss(learner, images) if settings.one_pass else learner(images),
+        lambda images, *_: loss(learner, images, settings),
         batches,
         settings,
         device,
-        seed=profile.seed,
-        name=draft.step,
         evaluate=lambda epoch: probe(backbone),
         after_step=follow if settings.use_momentum else None,
-        checkpoint=draft.checkpoint,
-        checkpoint_every=profile.checkpoint_every,
-        watch=draft.watch,
+        **training.for_step(draft, profile),
     )
     draft.weights(without_fc(backbone))
     draft.history(history)
-    last = history[-1]
-    collapsed = representation.collapsed(last)
+    queries, collapsed = len(probe.held_out) if probe.asks else 0, representation.collapsed(history[-1])
     if collapsed:
         training.say(
             f"{draft.step}  collapsed: the backbone says nearly the same of every image. Another "
             "learning rate may help, or --set pretrain.use_momentum=true"
         )
-    draft.metrics(
-        {
-            "source": "byol",
-            "images": len(pool),
-            "queries": len(probe.held_out) if probe.asks else 0,
-            "before": before,
-            "collapsed": collapsed,
-            **last,
-        }
-    )
+    found = {"source": "byol", "images": len(pool), "queries": queries, "before": before, "collapsed": collapsed}
+    draft.metrics(found | history[-1])
+
+
+def initial(profile):
+    """The backbone that pre-training starts from: random weights, by the profile's seed."""
+    training.seed_everything(profile.seed, 0)
+    return classifier.backbone(profile.model_scale, profile.pretrain.zero_init_residual)
+
+
+def views(profile):
+    """The two modules that draw the views of each image, or None where the package draws its own."""
+    if profile.pretrain.augmentation == "original":
+        return None
+    return augment.two_views(profile.data.image_size, profile.pretrain, profile.data.overhead)
+
+
+def inputs(pool, profile):
+    """The images of a layout.Split as the learner takes them.
+
+    Returns:
+        (N, 3, S, S) uint8; where the original's transforms run first, float32, normalised.
+    """
+    size = profile.data.image_size
+    if profile.pretrain.augmentation == "original":
+        transform = augment.original(size)
+        return torch.stack([transform(image_files.open_rgb(path)) for path in pool.paths])
+    return torch.from_numpy(image_files.load(pool, size))
+
+
+def loss(learner, images, settings):
+    """What pre-training minimises: our forward pass or the package's own, in [0, 8]."""
+    return byol.loss(learner, images) if settings.one_pass else learner(images)
 
 
 def supervised(draft, problem1, profile, device):
@@ -122,11 +134,7 @@ def _supervised_on_pool(draft, pool, profile, device):
         labelled_batches(pool, profile, settings, device),
         settings,
         device,
-        seed=profile.seed,
-        name=draft.step,
-        checkpoint=draft.checkpoint,
-        checkpoint_every=profile.checkpoint_every,
-        watch=draft.watch,
+        **training.for_step(draft, profile),
     )
     draft.weights(without_fc(backbone))
     draft.history(history)
@@ -134,16 +142,17 @@ def _supervised_on_pool(draft, pool, profile, device):
 
 
 def labelled_batches(split, profile, settings, device):
-    """Augmented training batches (images, labels) of a labelled split."""
+    """Augmented training batches of a labelled split: (B, 3, S, S) normalised images and (B,) labels."""
     if settings.augmentation == "original":
         return _file_batches(split, profile, settings, device)
-    data = profile.data
-    views = augment.Views(data.image_size, augment.CLASSIFY, data.overhead)
-    images = torch.from_numpy(image_files.load(split, data.image_size))
-    return ArrayBatches(
-        [images, torch.from_numpy(split.labels)], settings.batch_size, profile.seed, device,
-        prepare=lambda images, labels: (views(images), labels), names=split.files,
-    )
+    size = profile.data.image_size
+    view = augment.Views(size, augment.CLASSIFY, profile.data.overhead)
+    tensors = [torch.from_numpy(image_files.load(split, size)), torch.from_numpy(split.labels)]
+
+    def prepare(images, labels):
+        return view(images), labels
+
+    return ArrayBatches(tensors, settings.batch_size, profile.seed, device, prepare, split.files)
 
 
 def _file_batches(split, profile, settings, device):

@@ -8,7 +8,7 @@ import torch
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import features
-from hw1lib.results import representation
+from hw1lib.measures import representation
 
 BANK = 2000  # pool images whose features are watched, and neighbours found among
 QUERIES = 500  # other pool images whose labels are asked for; at most a tenth of it

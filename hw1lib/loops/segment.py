@@ -8,9 +8,9 @@ from hw1lib.data.landcover import CLASSES, UNKNOWN
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, losses, training
 from hw1lib.loops.batches import ArrayBatches
+from hw1lib.measures import metrics
 from hw1lib.models import segmenters
 from hw1lib.models.average import Averaged
-from hw1lib.results import metrics
 
 STAGES = ("early", "middle", "final")
 LEVELS = 16  # of each channel in the colour control's table
@@ -19,25 +19,24 @@ LEVELS = 16  # of each channel in the colour control's table
 def run(draft, problem2, profile, name, device):
     """Steps `segment-fcn32s`, `segment-lraspp` and `segment-deeplabv3`."""
     settings = getattr(profile, name)
-    wanted = [
-        problem2.validation.index(n, "segmentation.stage_images")
-        for n in profile.segmentation.stage_images
-    ]
+    shown = [problem2.validation.index(n, "segmentation.stage_images") for n in profile.segmentation.stage_images]
     images, masks, stray = image_files.load_tiles(problem2.train)
     val_images, val_masks, val_stray = image_files.load_tiles(problem2.validation)
+    _refuse_unlabelled(problem2, masks, val_masks)
+    seen = [number for number in range(UNKNOWN) if (masks == number).any()]
+
     training.seed_everything(profile.seed, 0)
-    network = segmenters.build(
-        name, profile.model_scale, settings.pretrained, settings.norm_momentum
-    )
-    if settings.average:
-        network = Averaged(network, settings.average)
+    network = segmenters.build(name, profile.model_scale, settings.pretrained, settings.norm_momentum)
+    network = Averaged(network, settings.average) if settings.average else network
     network.to(device, memory_format=torch.channels_last)
-    weights = losses.class_weights(masks, settings.balance).to(device)
     names = [problem2.train.sat(number).name for number in problem2.train.numbers]
     batches = _batches(images, masks, profile, settings, device, names)
+    weights = losses.class_weights(masks, settings.balance).to(device)
     stages = stage_epochs(settings.epochs)
-    seen = [number for number in range(UNKNOWN) if (masks == number).any()]
-    _refuse_unlabelled(problem2, masks, val_masks)
+
+    def loss(images, masks):
+        scores = segmenters.scores(network, images, settings.enlarge)
+        return losses.segmentation(scores, masks, settings.loss, weights)
 
     def score(epoch, tta=False):
         predicted = predict(network, val_images, device, settings, tta, seen)
@@ -47,7 +46,7 @@ def run(draft, problem2, profile, name, device):
         predicted, row = score(epoch)
         for stage, at in stages.items():
             if at == epoch:
-                draft.array(f"stage_{stage}", predicted[wanted])
+                draft.array(f"stage_{stage}", predicted[shown])
         if epoch == settings.epochs:
             draft.array("predictions", predicted)
             if settings.tta:
@@ -55,41 +54,30 @@ def run(draft, problem2, profile, name, device):
                 draft.array("predictions_tta", predicted)
         return row
 
-    def after_step(share):
-        if settings.average:
-            network.follow(round(share * settings.epochs * len(batches)))
+    def follow(done):
+        network.follow(round(done * settings.epochs * len(batches)))
 
     history = training.train(
         network,
-        lambda images, masks: losses.segmentation(
-            segmenters.scores(network, images, settings.enlarge), masks, settings.loss, weights
-        ),
+        loss,
         batches,
         settings,
         device,
-        seed=profile.seed,
-        name=draft.step,
         evaluate=evaluate,
-        after_step=after_step,
-        checkpoint=draft.checkpoint,
-        checkpoint_every=profile.checkpoint_every,
-        watch=draft.watch,
+        after_step=follow if settings.average else None,
+        **training.for_step(draft, profile),
     )
     draft.weights(network.average if settings.average else network)
     draft.history(history)
-    numbers = summary(history) | {
-        "stages": stages,
-        "seen": seen,
-        "stray_pixels": stray + val_stray,
-        "ceiling": metrics.ceiling(val_masks, stride(name, settings)),
-    }
+    ceiling = metrics.ceiling(val_masks, stride(name, settings))
+    more = {"stages": stages, "seen": seen, "stray_pixels": stray + val_stray, "ceiling": ceiling}
     if settings.tta:
-        numbers["tta"] = summary([history[-1]["tta"]])
-    draft.metrics(numbers)
+        more["tta"] = summary([history[-1]["tta"]])
+    draft.metrics(summary(history) | more)
 
 
 def _refuse_unlabelled(problem2, masks, val_masks):
-    """Raises where the tiles in use show nothing to learn or to score."""
+    """Raises a UserError where the tiles in use show nothing to learn or to score."""
     for tiles, of in ((problem2.train, masks), (problem2.validation, val_masks)):
         if (of == UNKNOWN).all():
             raise UserError(
@@ -105,7 +93,7 @@ def stage_epochs(epochs):
 
 def stride(name, settings):
     """How many pixels of a tile, along one side, share one of the network's finest scores."""
-    return max(1, segmenters.STRIDE[name] // settings.enlarge)
+    return max(1, segmenters.SEGMENTERS[name].stride // settings.enlarge)
 
 
 @torch.no_grad()
@@ -176,20 +164,19 @@ def summary(history):
 
 
 def _by_class(matrix):
-    return {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(CLASSES, metrics.iou(matrix))
-    }
+    """{class: IoU of a confusion matrix, None where the class is absent}."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, metrics.iou(matrix))}
 
 
 def _batches(images, masks, profile, settings, device, names=()):
+    """Augmented training batches: (B, 3, H, W) normalised images and (B, H, W) uint8 masks, whole tiles or crops."""
     recipe = augment.tile_recipe(settings)
     height, width = images.shape[-2:]
     side = settings.crop
     if side > min(height, width):
         raise UserError(
-            f"A crop of {side} pixels does not fit into tiles of {width} × {height}. Make it "
-            "smaller, or 0 for whole tiles."
+            f"A crop of {side} pixels does not fit into tiles of {width} × {height}. Make it smaller, or 0 for whole "
+            "tiles."
         )
     size = (side, side) if side else (height, width)
     shares = (side / height, side / width) if side else None  # crops keep the resolution

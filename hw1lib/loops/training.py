@@ -1,21 +1,18 @@
 """THE training loop, and the choice of device and precision. Every network is trained here."""
 
-import contextlib
 import ctypes
 import math
 import random
-import time
 
 import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from hw1lib import files
-from hw1lib.errors import UserError
+from hw1lib.errors import Diverged, UserError
 from hw1lib.loops.checkpoint import Checkpoint, Progress, restore_random
 
-NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave such a loss
+BAR = {"leave": False, "disable": None, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
 
 
 def choose_device(name="auto"):
@@ -31,8 +28,7 @@ def choose_device(name="auto"):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}). "
-            "Leave it out, or give --device cpu."
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}). Leave it out, or give --device cpu."
         ) from error
     return device
 
@@ -51,6 +47,12 @@ def autocast_dtype(precision, device):
         has = torch.cpu.get_capabilities()
         return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
     return torch.bfloat16
+
+
+def autocast(precision, device):
+    """The context in which networks run: bfloat16 where `autocast_dtype` says so, else plain float32."""
+    dtype = autocast_dtype(precision, device)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def seed_everything(*numbers):
@@ -78,9 +80,7 @@ def make_optimizer(module, settings):
     """Adam, AdamW or SGD over what is trained; the last two spare biases and norms from decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if settings.optimizer == "adam":
-        return torch.optim.Adam(
-            trained, settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
+        return torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -106,8 +106,19 @@ def rate(progress, settings):
 
 
 def train(
-    module, loss, batches, settings, device, *,
-    seed, name, evaluate=None, after_step=None, checkpoint=None, checkpoint_every=60.0, watch=None,
+    module,
+    loss,
+    batches,
+    settings,
+    device,
+    *,
+    seed,
+    label,
+    evaluate=None,
+    after_step=None,
+    checkpoint=None,
+    checkpoint_every=60.0,
+    watch=None,
 ):
     """THE loop.
 
@@ -122,7 +133,7 @@ def train(
         settings: settings.Optimization.
         device: torch device that `module` is on.
         seed: whole number.
-        name: of the step, for the progress lines.
+        label: what its progress lines begin with.
         evaluate: function(epoch) -> dict of plain numbers (lists allowed), after each epoch.
         after_step: function(share of the training that is done, up to 1), called after each
             optimizer step, such as a target network's update.
@@ -136,15 +147,15 @@ def train(
         `evaluate` gave.
 
     Raises:
-        UserError: a loss or a weight is not finite.
+        Diverged: a loss or a weight is not finite.
     """
     optimizer = make_optimizer(module, settings)
-    dtype = autocast_dtype(settings.precision, device)
     saved = Checkpoint(checkpoint, module, optimizer, device, checkpoint_every)
     resumed = saved.load()
-    history = resumed.history
+    history, steps = resumed.history, len(batches)
     if device.type == "cpu":
         keep_memory()
+
     for epoch in range(len(history) + 1, settings.epochs + 1):
         seed_everything(seed, epoch)
         module.train()
@@ -153,69 +164,71 @@ def train(
             start, total = resumed.step, resumed.total.to(device)
             restore_random(resumed.random, device)
             resumed = Progress([])
-        left = batches(epoch, start)
-        for step, batch in enumerate(_progress(left, len(batches), name, epoch, start), start + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(epoch - 1 + step / len(batches), settings)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                value = loss(*batch)
-            if not value.isfinite():  # before it reaches the weights
-                _stop(name, settings, epoch, step, value.item(), batches, checkpoint)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+
+        for step, value in train_one_epoch(loss, batches, optimizer, settings, device, epoch, start, label):
             if after_step is not None:
-                after_step((epoch - 1 + step / len(batches)) / settings.epochs)
-            total += value.detach()
-            if step < len(batches) and saved.due(inside=True):
-                _check_weights(module, name, settings, epoch)
+                after_step((epoch - 1 + step / steps) / settings.epochs)
+            total += value
+            if step < steps and saved.due(inside=True):
+                _check_weights(module, settings, epoch)
                 saved.save(Progress(history, step, total))
-        _check_weights(module, name, settings, epoch)
-        row = {"epoch": epoch, "loss": float(total) / len(batches), "lr": group["lr"]}
+        _check_weights(module, settings, epoch)
+
+        row = {"epoch": epoch, "loss": float(total) / steps, "lr": optimizer.param_groups[-1]["lr"]}
         if evaluate is not None:
             module.eval()
-            with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.no_grad(), autocast(settings.precision, device):
                 row.update(evaluate(epoch))
         history.append(row)
-        say(line(name, row, settings.epochs))
+        say(line(label, row, settings.epochs))
         if watch is not None:
             watch(history)
-        if epoch < settings.epochs and saved.due():
-            saved.save(Progress(history))
-        elif epoch == settings.epochs and checkpoint:
+
+        if epoch == settings.epochs and checkpoint:
             saved.save(Progress(history), finished=True)
+        elif saved.due():
+            saved.save(Progress(history))
     return history
 
 
-def _stop(name, settings, epoch, step, value, batches, checkpoint):
-    """Ends a training whose loss is not finite; names the files of the batch."""
-    look = ""
-    if checkpoint:
-        path = checkpoint.with_name(NOT_FINITE)
-        seen = {"epoch": epoch, "step": step, "loss": str(value), "files": batches.files()}
-        with contextlib.suppress(UserError):  # a full disk must not hide the reason
-            files.write_json(path, seen)
-            look = f"look whether one of the images that {path} names is odd, or "
-    raise UserError(
-        f"{name}: the loss is {value} in epoch {epoch}, step {step} of {len(batches)}. Please "
-        f"{look}{_slower(name, settings)}"
-    )
+def train_one_epoch(loss, batches, optimizer, settings, device, epoch, start=0, label=""):
+    """Trains on the batches of one epoch; yields the number of each step, from 1, and its loss.
+
+    Args:
+        loss: function(*batch) -> scalar tensor.
+        batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
+        optimizer: torch optimizer over what is trained.
+        settings: settings.Optimization.
+        device: torch device that the loss is computed on.
+        epoch: its number, from 1.
+        start: how many of its steps were taken before.
+        label: what the progress bar begins with.
+
+    Raises:
+        Diverged: a loss is not finite; the weights are then as before that step.
+    """
+    steps = len(batches)
+    left = tqdm(batches(epoch, start), f"{label} epoch {epoch}", steps, initial=start, **BAR)
+    for step, batch in enumerate(left, start + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(epoch - 1 + step / steps, settings)
+
+        with autocast(settings.precision, device):
+            value = loss(*batch)
+        if not value.isfinite():
+            said = f"the loss is {value.item()} in epoch {epoch}, step {step} of {steps}"
+            raise Diverged(said, settings.lr, batches.files())
+
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        yield step, value.detach()
 
 
-def _check_weights(module, name, settings, epoch):
+def _check_weights(module, settings, epoch):
     """Ends a training whose weights are not finite, as the gradient of a finite loss may be."""
     if not get_total_norm(module.parameters(), math.inf).isfinite():
-        raise UserError(
-            f"{name}: a weight is not finite any more in epoch {epoch}. Please "
-            f"{_slower(name, settings)}"
-        )
-
-
-def _slower(name, settings):
-    return (
-        f"lower the learning rate (now {settings.lr:g}), for example "
-        f"--set {_group(name)}.lr={settings.lr / 10:g}."
-    )
+        raise Diverged(f"a weight is not finite any more in epoch {epoch}", settings.lr)
 
 
 def say(line):
@@ -223,26 +236,15 @@ def say(line):
     tqdm.write(line)
 
 
-def _progress(batches, total, name, epoch, start):
-    """A live bar in a terminal; silent elsewhere, where one line an epoch is what one reads."""
-    label = f"{name} epoch {epoch}"
-    return tqdm(batches, label, total, initial=start, leave=False, disable=None, ncols=80)
-
-
-def _group(name):
-    """The group of settings that a step reads: finetune-A -> finetune, segment-lraspp -> lraspp."""
-    first, _, rest = name.partition("-")
-    groups = {
-        "segment": rest,
-        "pretrain": "supervised" if rest else "pretrain",
-        "control": "finetune",
-    }
-    return groups.get(first, first)
-
-
-def line(name, row, epochs):
+def line(label, row, epochs):
     """One epoch of progress as text: what `train` prints, and what a loaded step shows again."""
     short = {"effective_rank": "rank"}  # a line has 80 columns
     shown = {short.get(k, k): v for k, v in row.items() if isinstance(v, float)}
     numbers = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
-    return f"{name}  epoch {row['epoch']}/{epochs}  {numbers}"
+    return f"{label}  epoch {row['epoch']}/{epochs}  {numbers}"
+
+
+def for_step(draft, profile):
+    """What `train` has to know of the step that it works for, as keyword arguments; `draft` is its store.Draft."""
+    every, watch = profile.checkpoint_every, draft.watch
+    return dict(seed=profile.seed, label=draft.step, checkpoint=draft.checkpoint, checkpoint_every=every, watch=watch)

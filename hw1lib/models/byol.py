@@ -99,27 +99,3 @@ def follow(learner, decay):
     NOTE: BatchNorm's running statistics follow, too; the package moves parameters only.
     """
     average.follow(learner.target_encoder, learner.online_encoder, decay)
-
-
-def call_text(image_size, settings):
-    """The call above as the report prints it; arguments at the package's defaults are left out."""
-    lines = [
-        "learner = BYOL(",
-        "    model,",
-        f"    image_size = {image_size},",
-        "    hidden_layer = 'avgpool',",
-    ]
-    defaults = {
-        "use_momentum": True,
-        "moving_average_decay": 0.99,
-        "projection_size": 256,
-        "projection_hidden_size": 4096,
-    }
-    for name, default in defaults.items():
-        if getattr(settings, name) != default:
-            lines.append(f"    {name} = {getattr(settings, name)},")
-    if settings.augmentation == "batched":
-        lines.append("    augment_fn = views[0],     # each drawn for each image by itself")
-        lines.append("    augment_fn2 = views[1],")
-    lines += ["    use_simplicial_embeddings = False,", ")"]
-    return "\n".join(lines)

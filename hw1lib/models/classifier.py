@@ -25,9 +25,7 @@ def backbone(scale=1.0, zero_init_residual=False):
     if scale == 1:
         return convolution.quicken(resnet50(weights=None, **options))
     width = max(8, int(64 * scale))
-    return convolution.quicken(
-        ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=width, **options)
-    )
+    return convolution.quicken(ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=width, **options))
 
 
 def features(network, images):

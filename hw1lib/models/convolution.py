@@ -25,8 +25,7 @@ class Conv2d(nn.Conv2d):
             and self.padding_mode == "zeros"
             and isinstance(self.padding, tuple)
         ):
-            reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding,
-                           self.dilation)
+            reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
             # Products in float32 are not quicker than the library where all of a kernel is used.
             half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
             if self.groups == 1 and reach is not None and (half or self.kernel_size != (1, 1)):
@@ -55,7 +54,9 @@ class Conv2d(nn.Conv2d):
         """Whether the dilation divides map and padding, so that its parts do not mix."""
         spread = self.dilation[0]
         return (
-            self.dilation == (spread, spread) and spread > 1 and self.stride == (1, 1)
+            self.dilation == (spread, spread)
+            and spread > 1
+            and self.stride == (1, 1)
             and all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
         )
 
@@ -66,9 +67,7 @@ class Conv2d(nn.Conv2d):
         pixels = images.permute(0, 2, 3, 1).reshape(batch, height // d, d, width // d, d, channels)
         parts = pixels.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B·d², H/d, W/d, C)
         pads = [pad // d for pad in self.padding]
-        out = F.conv2d(
-            parts.permute(0, 3, 1, 2), self.weight, self.bias, padding=pads, groups=self.groups
-        )
+        out = F.conv2d(parts.permute(0, 3, 1, 2), self.weight, self.bias, padding=pads, groups=self.groups)
         out = out.permute(0, 2, 3, 1).unflatten(0, (batch, d, d))  # (B, d, d, P/d, Q/d, O)
         out = out.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)  # (B, P, Q, O)
         return out.permute(0, 3, 1, 2)
@@ -82,13 +81,10 @@ def _reach(sizes, kernels, strides, paddings, dilations):
         First and last tap along each side, padding for F.pad and the output's sides; or None.
     """
     taps, pads, out = [], [], []
-    for size, kernel, stride, padding, dilation in zip(
-        sizes, kernels, strides, paddings, dilations
-    ):
+    for size, kernel, stride, padding, dilation in zip(sizes, kernels, strides, paddings, dilations):
         count = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         seen = [
-            tap for tap in range(kernel)
-            if any(0 <= i * stride + tap * dilation - padding < size for i in range(count))
+            tap for tap in range(kernel) if any(0 <= i * stride + tap * dilation - padding < size for i in range(count))
         ]
         if not seen:  # the library says it best
             return None

@@ -4,7 +4,7 @@ Here are SLIC and Felzenszwalb, the baselines that always run, and what all meth
 own generator is in `sam.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import skimage.measure
@@ -23,6 +23,7 @@ class Masks:
         boxes_xyxy: (M, 4) int first and last pixel of each mask; zeros for an empty mask.
         points_xy: (M, 2) float the prompt point that gave the mask, or the segment's centroid.
         grid_xy: (P, 2) float all prompt points (SAM), the seed grid (SLIC), or none.
+        funnel: how many prompts there were, candidate masks, and masks left after each filter (SAM).
     """
 
     masks: np.ndarray
@@ -31,6 +32,7 @@ class Masks:
     boxes_xyxy: np.ndarray
     points_xy: np.ndarray
     grid_xy: np.ndarray
+    funnel: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.masks)

@@ -4,6 +4,7 @@
 crops and cleaning included; tests hold it against that package.
 """
 
+import collections
 import itertools
 import math
 
@@ -66,7 +67,7 @@ def sam_everything(
         none at all.
     """
     height, width = image.shape[:2]
-    grids, found, crop_areas = [], [], []
+    grids, found, crop_areas, funnel = [], [], [], collections.Counter()
     for (x0, y0, x1, y1), layer in crops(height, width, crop_n_layers, crop_overlap_ratio):
         # Meta's code stops with an error where a layer has no point left.
         side = max(1, int(points_per_side / crop_n_points_downscale_factor**layer))
@@ -79,10 +80,13 @@ def sam_everything(
             pred_iou_thresh,
             stability_score_thresh,
             stability_score_offset,
+            funnel,
         )
         boxes = mask_boxes(part[0]) + (x0, y0, x0, y0)
         part = _pick(part, ~near_inner_edge(boxes, (x0, y0, x1, y1), (0, 0, width, height)))
+        funnel["away from the crop's edges"] += len(part[0])
         masks, scores, stability, points_xy = _pick(part, _distinct(*part[:2], box_nms_thresh))
+        funnel["distinct by box NMS"] += len(masks)
         # Only what is left grows to the image's size: there can be very many crops.
         masks = np.pad(masks, ((0, 0), (y0, height - y1), (x0, width - x1)))
         found.append((masks, scores, stability, points_xy + (x0, y0)))
@@ -93,6 +97,7 @@ def sam_everything(
     if crop_n_layers > 0:
         smallness = 1 / np.concatenate(crop_areas).astype(np.float32)
         found = _pick(found, _distinct(found[0], smallness, crop_nms_thresh))
+        funnel["distinct between crops"] = len(found[0])
     if min_mask_region_area > 0 and len(found[0]):
         cleaned = [without_small_regions(mask, min_mask_region_area) for mask in found[0]]
         found[0] = np.stack([mask for mask, _ in cleaned])
@@ -100,8 +105,32 @@ def sam_everything(
         untouched = np.array([not changed for _, changed in cleaned], dtype=np.float32)
         threshold = max(box_nms_thresh, crop_nms_thresh)  # Meta's choice, without crops, too
         found = _pick(found, _distinct(found[0], untouched, threshold))
+        funnel["distinct after cleaning"] = len(found[0])
     masks, scores, stability, points_xy = found
-    return Masks(masks, scores, stability, mask_boxes(masks), points_xy, np.concatenate(grids))
+    return Masks(masks, scores, stability, mask_boxes(masks), points_xy, np.concatenate(grids), dict(funnel))
+
+
+def untrained(seed=0, side=256):
+    """A small SAM with random weights: its masks mean nothing, but every stage of the generator runs on them.
+
+    Args:
+        seed: whole number.
+        side: of the square that it reads, in pixels.
+    """
+    from transformers import SamConfig, SamModel
+
+    prompts = {"hidden_size": 32, "image_size": side, "patch_size": 16}
+    vision = {
+        "hidden_size": 32, "output_channels": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_dim": 64,
+        "image_size": side, "patch_size": 16, "window_size": 5, "global_attn_indexes": [1], "num_pos_feats": 16,
+    }  # fmt: skip
+    decoder = {"hidden_size": 32, "mlp_dim": 64, "num_hidden_layers": 2, "iou_head_hidden_dim": 48}
+    torch.manual_seed(seed)
+    network = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    with torch.no_grad():
+        for parameter in network.parameters():  # else all masks are faint and alike
+            parameter += 0.3 * torch.randn(parameter.shape)
+    return network.eval()
 
 
 def crops(height, width, layers, overlap_ratio):
@@ -141,16 +170,15 @@ def near_inner_edge(boxes, crop, whole):
     return (near_crop & ~near_whole).any(axis=1)
 
 
-def _candidates(
-    crop, network, grid_xy, points_per_batch, pred_iou_thresh, stability_score_thresh, offset
-):
+def _candidates(crop, network, grid_xy, points_per_batch, pred_iou_thresh, stability_score_thresh, offset, funnel):
     """Masks of one crop that pass both thresholds, alike ones included.
 
     Args:
         crop: (h, w, 3) uint8.
         network: SAM.
         grid_xy: (P, 2) prompt points in the crop's pixels.
-        points_per_batch: this and the rest as for `sam_everything`.
+        points_per_batch: this and the thresholds as for `sam_everything`.
+        funnel: Counter that takes how many points and masks there are after each stage.
 
     Returns:
         A tuple: (N, h, w) bool masks, (N,) predicted IoU, (N,) stability, (N, 2) points.
@@ -164,18 +192,22 @@ def _candidates(
     for start in range(0, len(grid_xy), points_per_batch):
         points_xy = grid_xy[start : start + points_per_batch]
         logits, scores = _decode(points_xy * scale_xy, network, embedding)
+        funnel["points"] += len(points_xy)
+        funnel["candidate masks"] += len(scores)
         points_xy = points_xy.repeat(len(scores) // len(points_xy), axis=0)  # (3N, 2)
         # NOTE: Meta enlarges all masks and then drops most. To drop first leaves the same masks
         # and saves nearly all the memory.
         if pred_iou_thresh > 0:
             keep = scores > pred_iou_thresh
             logits, scores, points_xy = logits[keep], scores[keep], points_xy[keep.cpu().numpy()]
+        funnel["predicted IoU high enough"] += len(scores)
         logits = _enlarge(logits, side, filled, (height, width))
         stability = stability_scores(logits, offset)
         if stability_score_thresh > 0:
             keep = stability >= stability_score_thresh
             logits, scores, stability = logits[keep], scores[keep], stability[keep]
             points_xy = points_xy[keep.cpu().numpy()]
+        funnel["stable"] += len(scores)
         tensors = (logits > 0, scores, stability)
         found.append((*(tensor.cpu().numpy() for tensor in tensors), points_xy))
     return tuple(np.concatenate(parts) for parts in zip(*found))

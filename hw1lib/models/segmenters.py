@@ -5,6 +5,8 @@ Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores throug
 
 import functools
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,18 +30,6 @@ from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
 from hw1lib.models import convolution
 
-NAMES = {
-    "fcn32s": "VGG16-FCN32s",
-    "lraspp": "LR-ASPP MobileNetV3-Large",
-    "deeplabv3": "DeepLabV3-ResNet101",
-}
-PAPERS = {
-    "fcn32s": "Long, Shelhamer and Darrell 2015, arXiv:1411.4038",
-    "lraspp": "Howard et al. 2019, arXiv:1905.02244",
-    "deeplabv3": "Chen et al. 2017, arXiv:1706.05587",
-}
-STRIDE = {"fcn32s": 32, "lraspp": 8, "deeplabv3": 8}  # input pixels for one of the finest scores
-
 
 class VGG16_FCN32s(nn.Module):
     """VGG16 features, two 4096-channel convolutions, one 32-fold upsampling: the original's own.
@@ -54,12 +44,8 @@ class VGG16_FCN32s(nn.Module):
         channels = [m.out_channels for m in features if isinstance(m, nn.Conv2d)][-1]
         classes = len(CLASSES)
         self.vgg16 = features
-        self.conv6_1 = nn.Sequential(
-            nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(), nn.Dropout2d()
-        )
-        self.conv7_1 = nn.Sequential(
-            nn.Conv2d(width, width, kernel_size=3, padding=1), nn.ReLU(), nn.Dropout2d()
-        )
+        self.conv6_1 = nn.Sequential(nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(), nn.Dropout2d())
+        self.conv7_1 = nn.Sequential(nn.Conv2d(width, width, kernel_size=3, padding=1), nn.ReLU(), nn.Dropout2d())
         self.score_pred = nn.Conv2d(width, classes, kernel_size=1)
         self.upsample = nn.ConvTranspose2d(classes, classes, kernel_size=32, stride=32)
 
@@ -85,14 +71,13 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
     Raises:
         UserError: the pretrained weights cannot be had.
     """
-    builders = {"fcn32s": _fcn32s, "lraspp": _lraspp, "deeplabv3": _deeplabv3}
     try:
-        network = builders[name](scale, pretrained)
+        network = SEGMENTERS[name].build(scale, pretrained and scale == 1)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
         if not pretrained:
             raise
         raise UserError(
-            f"The pretrained weights of {NAMES[name]} cannot be had "
+            f"The pretrained weights of {SEGMENTERS[name].full} cannot be had "
             f"({str(error).splitlines()[0]}). Train from scratch with --set "
             f"{name}.pretrained=false, or put the file into torch's cache "
             f"({torch.hub.get_dir()}/checkpoints) on a machine that has network."
@@ -105,7 +90,7 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
 
 
 def _fcn32s(scale, pretrained):
-    if pretrained and scale == 1:
+    if pretrained:
         return VGG16_FCN32s(vgg16(weights="IMAGENET1K_V1").features)
     if scale == 1:
         network = VGG16_FCN32s(vgg16(weights=None).features)
@@ -127,33 +112,24 @@ def _fcn32s(scale, pretrained):
 
 
 def _lraspp(scale, pretrained):
-    if pretrained and scale == 1:
-        network = lraspp_mobilenet_v3_large(weights=LRASPP_MobileNet_V3_Large_Weights.DEFAULT)
-        head = network.classifier
-        head.low_classifier = _resized(head.low_classifier)
-        head.high_classifier = _resized(head.high_classifier)
-        return network
-    if scale == 1:
-        return lraspp_mobilenet_v3_large(
-            weights=None, weights_backbone=None, num_classes=len(CLASSES)
-        )
-    trunk = mobilenet_v3_large(weights=None, dilated=True, width_mult=scale)
-    return lraspp._lraspp_mobilenetv3(trunk, len(CLASSES))
+    if not pretrained:
+        return lraspp._lraspp_mobilenetv3(mobilenet_v3_large(dilated=True, width_mult=scale), len(CLASSES))
+    network = lraspp_mobilenet_v3_large(weights=LRASPP_MobileNet_V3_Large_Weights.DEFAULT)
+    head = network.classifier
+    head.low_classifier, head.high_classifier = _resized(head.low_classifier), _resized(head.high_classifier)
+    return network
 
 
 def _deeplabv3(scale, pretrained):
-    if pretrained and scale == 1:
-        network = deeplabv3_resnet101(weights=DeepLabV3_ResNet101_Weights.DEFAULT)
-        network.classifier[4] = _resized(network.classifier[4])
-        network.aux_classifier = None
-        return network
-    if scale == 1:
-        return deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=len(CLASSES))
-    trunk = ResNet(
-        Bottleneck, [1, 1, 1, 1], width_per_group=max(8, int(64 * scale)),
-        replace_stride_with_dilation=[False, True, True],
-    )
-    return deeplabv3._deeplabv3_resnet(trunk, len(CLASSES), None)
+    if not pretrained:
+        depth, width = ([3, 4, 23, 3], 64) if scale == 1 else ([1, 1, 1, 1], max(8, int(64 * scale)))
+        dilated = [False, True, True]
+        trunk = ResNet(Bottleneck, depth, width_per_group=width, replace_stride_with_dilation=dilated)
+        return deeplabv3._deeplabv3_resnet(trunk, len(CLASSES), None)
+    network = deeplabv3_resnet101(weights=DeepLabV3_ResNet101_Weights.DEFAULT)
+    network.classifier[4] = _resized(network.classifier[4])
+    network.aux_classifier = None
+    return network
 
 
 def _resized(layer):
@@ -211,23 +187,22 @@ def anatomy(name):
         Dict from a building block, as the field calls it, to how many there are.
     """
     modules = list(real(name).modules())
-    plain = [m for m in modules if isinstance(m, nn.Conv2d)]
+
+    def count(kind, where=lambda module: True):
+        return sum(isinstance(module, kind) and where(module) for module in modules)
+
     return {
-        "convolutions": len(plain),
-        "depthwise convolutions": sum(m.groups == m.in_channels > 1 for m in plain),
-        "dilated convolutions": sum(max(m.dilation) > 1 for m in plain),
-        "transposed convolutions": sum(isinstance(m, nn.ConvTranspose2d) for m in modules),
-        "poolings": sum(isinstance(m, nn.MaxPool2d) for m in modules),
-        "BatchNorm layers": sum(isinstance(m, nn.BatchNorm2d) for m in modules),
-        "residual bottlenecks": sum(isinstance(m, Bottleneck) for m in modules),
-        "inverted residuals": sum(isinstance(m, InvertedResidual) for m in modules),
-        "of these with a skip connection": sum(
-            isinstance(m, InvertedResidual) and m.use_res_connect for m in modules
-        ),
-        "squeeze-and-excite blocks": sum(isinstance(m, SqueezeExcitation) for m in modules),
-        "branches of the ASPP": sum(
-            len(m.convs) for m in modules if isinstance(m, deeplabv3.ASPP)
-        ),
+        "convolutions": count(nn.Conv2d),
+        "depthwise convolutions": count(nn.Conv2d, lambda m: m.groups == m.in_channels > 1),
+        "dilated convolutions": count(nn.Conv2d, lambda m: max(m.dilation) > 1),
+        "transposed convolutions": count(nn.ConvTranspose2d),
+        "poolings": count(nn.MaxPool2d),
+        "BatchNorm layers": count(nn.BatchNorm2d),
+        "residual bottlenecks": count(Bottleneck),
+        "inverted residuals": count(InvertedResidual),
+        "of these with a skip connection": count(InvertedResidual, lambda m: m.use_res_connect),
+        "squeeze-and-excite blocks": count(SqueezeExcitation),
+        "branches of the ASPP": sum(len(m.convs) for m in modules if isinstance(m, deeplabv3.ASPP)),
     }
 
 
@@ -245,9 +220,11 @@ def outline(name, size=512):
     network = real(name).eval()
     blocks = [{"label": "image", "part": "input", "shape": (3, size, size)}]
     hooks = []
-    for label, part, module in _BLOCKS[name](network):
+    for label, part, module in SEGMENTERS[name].blocks(network):
+
         def note(module, inputs, output, label=label, part=part):
             blocks.append({"label": label, "part": part, "shape": tuple(output.shape[1:])})
+
         hooks.append(module.register_forward_hook(note))
     with torch.no_grad():
         network(torch.empty(1, 3, size, size, device="meta"))
@@ -294,4 +271,43 @@ def _deeplabv3_blocks(network):
     yield "score 1×1", "head", network.classifier[4]
 
 
-_BLOCKS = {"fcn32s": _fcn32s_blocks, "lraspp": _lraspp_blocks, "deeplabv3": _deeplabv3_blocks}
+@dataclass(frozen=True)
+class Segmenter:
+    """One network of Problem 2; a further one is a further entry of SEGMENTERS and of settings.Profile.
+
+    Attributes:
+        name: as in settings and steps.
+        full: as in the report.
+        paper: where it is described.
+        stride: input pixels, along one side, for one of its finest scores.
+        colour: of its curves and bars.
+        build: function(scale, pretrained) -> nn.Module from (B, 3, H, W) to (B, 7, H, W), or a dict with it as "out".
+        blocks: function(network) -> (label, part, module) of each box of its diagram.
+    """
+
+    name: str
+    full: str
+    paper: str
+    stride: int
+    colour: str
+    build: Callable
+    blocks: Callable
+
+
+SEGMENTERS = {
+    segmenter.name: segmenter
+    for segmenter in (
+        Segmenter(
+            "fcn32s", "VGG16-FCN32s", "Long, Shelhamer and Darrell 2015, arXiv:1411.4038", 32, "#d55e00",
+            _fcn32s, _fcn32s_blocks,
+        ),
+        Segmenter(
+            "lraspp", "LR-ASPP MobileNetV3-Large", "Howard et al. 2019, arXiv:1905.02244", 8, "#0173b2",
+            _lraspp, _lraspp_blocks,
+        ),
+        Segmenter(
+            "deeplabv3", "DeepLabV3-ResNet101", "Chen et al. 2017, arXiv:1706.05587", 8, "#029e73",
+            _deeplabv3, _deeplabv3_blocks,
+        ),
+    )
+}  # fmt: skip

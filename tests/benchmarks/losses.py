@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hw1lib import paths, profiles, store
-from hw1lib.data import layout, sample
+from hw1lib import paths, profiles
+from hw1lib.data import layout
 from hw1lib.data.layout import Problem2, Tiles
+from hw1lib.data.sample import build as sample
 from hw1lib.loops import segment
+from hw1lib.steps import store
 
 SEEDS = (0,)
 BLOCK, FOLDS = 512, 5  # pixels of the Earth's image; one fold of so many is held out
 CHOICES = {
     "cross-entropy": {"loss": "cross_entropy"},
     "cross-entropy, classes weighed": {"loss": "cross_entropy", "balance": 0.5},
-    "focal": {"loss": "focal"},
-    "cross-entropy + Dice": {"loss": "dice"},
     "cross-entropy + Lovász": {"loss": "lovasz"},
 }
 
@@ -32,8 +32,7 @@ CHOICES = {
 def fold(tiles, root):
     """The training tiles without one fold, and that fold."""
     with open(root / "windows.csv", encoding="utf-8") as file:
-        places = {row["filename"]: row for row in csv.DictReader(file)
-                  if row["split"] == "p2_data/train"}
+        places = {row["filename"]: row for row in csv.DictReader(file) if row["split"] == "p2_data/train"}
 
     def held(number):
         place = places[f"{number}_sat.jpg"]
@@ -47,9 +46,7 @@ def fold(tiles, root):
 def score(problem2, settings, seed):
     """mIoU at the last epoch, without and with TTA."""
     demo = profiles.get("demo")
-    shown = dataclasses.replace(
-        demo.segmentation, stage_images=problem2.validation.numbers[:1]
-    )
+    shown = dataclasses.replace(demo.segmentation, stage_images=problem2.validation.numbers[:1])
     lraspp = dataclasses.replace(demo.lraspp, tta=True, **settings)
     profile = dataclasses.replace(demo, seed=seed, segmentation=shown, lraspp=lraspp)
     with tempfile.TemporaryDirectory() as folder:

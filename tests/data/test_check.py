@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hw1lib import cli, paths
-from hw1lib.data import check, landcover, layout
+from hw1lib.data import landcover, layout
+from hw1lib.data.check import check
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import picture, save_oddly

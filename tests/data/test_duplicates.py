@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from hw1lib.data import duplicates, survey
+from hw1lib.data.check import duplicates, survey
 from tests.data.test_leakage import land
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hw1lib.data import leakage
+from hw1lib.data.check import leakage
 
 SIDE = 64
 

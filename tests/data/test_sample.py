@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from hw1lib import paths
-from hw1lib.data import landcover, sample, windows
+from hw1lib.data import landcover
+from hw1lib.data.sample import build as sample
+from hw1lib.data.sample import windows
 from hw1lib.errors import UserError
 
 POOL, TRAIN, VAL = "p1_data/mini/train", "p1_data/office/train", "p1_data/office/val"

@@ -140,10 +140,7 @@ def test_a_view_leaves_its_images_alone():
 def test_two_views_are_those_that_the_profile_names(name, overhead):
     chosen = Pretrain(views=name, crop_scale=0.35)
     views = augment.two_views(16, chosen, overhead)
-    expected = [
-        dataclasses.replace(recipe, crop_scale=0.35, overhead=overhead)
-        for recipe in augment.VIEWS[name]
-    ]
+    expected = [dataclasses.replace(recipe, crop_scale=0.35, overhead=overhead) for recipe in augment.VIEWS[name]]
     assert [view.recipe for view in views] == expected
     assert [view.size for view in views] == [16, 16] and views[0] is not views[1]
 
@@ -222,8 +219,7 @@ def test_a_crop_is_what_torchvision_would_cut_out():
 def coordinates(height, width):
     """An image of one channel a side: each pixel holds its own place, (1, 2, H, W)."""
     rows, columns = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64),
-        indexing="ij",
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
     )
     return torch.stack([rows, columns])[None]
 
@@ -346,9 +342,7 @@ def test_image_and_mask_move_together(tile, shares, square):
 
 def test_denormalise_undoes_normalise():
     images = batch(4)
-    torch.testing.assert_close(
-        augment.denormalise(augment.normalise(images)), images, atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(augment.denormalise(augment.normalise(images)), images, atol=1e-6, rtol=0)
 
 
 def test_normalise_is_torchvisions_and_bytes_are_shares():
@@ -367,6 +361,11 @@ def test_the_originals_transforms_give_one_normalised_image():
     assert not torch.equal(first, second)
     names = [type(step).__name__ for step in draw.transforms]
     assert names == [
-        "Resize", "RandomCrop", "RandomHorizontalFlip", "RandomVerticalFlip",
-        "TrivialAugmentWide", "ToTensor", "Normalize",
+        "Resize",
+        "RandomCrop",
+        "RandomHorizontalFlip",
+        "RandomVerticalFlip",
+        "TrivialAugmentWide",
+        "ToTensor",
+        "Normalize",
     ]

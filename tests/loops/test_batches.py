@@ -61,9 +61,7 @@ def test_the_order_follows_from_seed_and_epoch_alone(make):
     assert first not in others
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "sizes"), [(5, [5, 5]), (12, [12]), (100, [12]), (1, [1] * 12)]
-)
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5]), (12, [12]), (100, [12]), (1, [1] * 12)])
 def test_batches_are_full_ones(make, batch_size, sizes):
     """BatchNorm wants them so; what is left waits for another epoch, unless it is all there is."""
     batches = make(batch_size)
@@ -98,9 +96,12 @@ def test_files_and_labels_stay_together(split):
 
 def test_draws_on_files_follow_from_the_seed(split):
     """The transforms draw from torch's generator, which the loop seeds for each epoch."""
-    batches = from_files(split, transform=transforms.Compose(
-        [transforms.RandomCrop(8), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    ))
+    batches = from_files(
+        split,
+        transform=transforms.Compose(
+            [transforms.RandomCrop(8), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        ),
+    )
 
     def draw(seed):
         torch.manual_seed(seed)
@@ -149,6 +150,7 @@ class Noisy:
 @pytest.mark.parametrize("start", [1, 3])
 def test_random_transforms_in_workers_go_on_to_the_bit(split, start):
     """Whatever state the generators of the process are in: the workers have their own."""
+
     def epoch(start):
         batches = from_files(split, 2, transform=Noisy(), workers=2)
         return [images for images, _ in batches(3, start)]
@@ -163,6 +165,7 @@ def test_random_transforms_in_workers_go_on_to_the_bit(split, start):
 
 def test_workers_leave_the_generators_of_the_process_alone(split):
     """Else a resumed run would draw other numbers than one that left nothing out."""
+
     def after(start):
         torch.manual_seed(5), random.seed(5), np.random.seed(5)
         list(from_files(split, transform=Noisy(), workers=2)(1, start))

@@ -32,8 +32,10 @@ def make(path, seed=0, every=0.0):
 
 
 def progress():
-    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True},
-            {"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"}]
+    rows = [
+        {"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True},
+        {"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"},
+    ]
     return Progress(rows, step=3, total=torch.tensor(1 / 3))
 
 
@@ -197,9 +199,18 @@ def test_a_checkpoint_that_lacks_a_part_is_not_used(tmp_path, capsys, part):
 
 @pytest.mark.parametrize(
     ("part", "odd"),
-    [("format", 2), ("module", []), ("module", {"0.weight": 1}), ("optimizer", {}),
-     ("optimizer", {"state": {}, "param_groups": []}), ("progress", {}), ("progress", {"odd": 1}),
-     ("progress", None), ("beside", None), ("beside", {"gone.npy": "0"})],
+    [
+        ("format", 2),
+        ("module", []),
+        ("module", {"0.weight": 1}),
+        ("optimizer", {}),
+        ("optimizer", {"state": {}, "param_groups": []}),
+        ("progress", {}),
+        ("progress", {"odd": 1}),
+        ("progress", None),
+        ("beside", None),
+        ("beside", {"gone.npy": "0"}),
+    ],
     ids=str,
 )
 def test_a_checkpoint_with_an_odd_part_is_not_used(tmp_path, capsys, part, odd):
@@ -210,8 +221,7 @@ def test_a_checkpoint_with_an_odd_part_is_not_used(tmp_path, capsys, part, odd):
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
-    [(lambda path: path.unlink(), "is missing"), (lambda path: path.write_text("x"), "altered")],
+    ("change", "word"), [(lambda path: path.unlink(), "is missing"), (lambda path: path.write_text("x"), "altered")]
 )
 def test_without_the_results_it_goes_with_it_is_not_used(tmp_path, capsys, change, word):
     array = tmp_path / "stage_early.npy"

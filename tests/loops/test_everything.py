@@ -6,7 +6,8 @@ import torch
 
 from PIL import Image
 
-from hw1lib import profiles, store
+from hw1lib import profiles
+from hw1lib.steps import store
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover, layout
 from hw1lib.data.landcover import UNKNOWN
@@ -14,7 +15,7 @@ from hw1lib.errors import UserError
 from hw1lib.loops import everything as step
 from hw1lib.models import everything as models
 from hw1lib.models import weights
-from hw1lib.results import metrics, segments
+from hw1lib.measures import metrics, segments
 
 CPU = torch.device("cpu")
 SETTINGS = {"everything.images": "0003,0001", "everything.segments": 9}

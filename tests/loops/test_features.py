@@ -135,6 +135,4 @@ def test_colours_are_read_from_this_image_alone_and_know_no_places():
     torch.testing.assert_close(features.colour_statistics(shuffled), found)
     torch.testing.assert_close(features.colour_statistics(image[1:]), found[1:])
     flat = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    torch.testing.assert_close(
-        features.colour_statistics(flat), torch.tensor([[0, 0.2, 1, 0, 0, 0]])
-    )
+    torch.testing.assert_close(features.colour_statistics(flat), torch.tensor([[0, 0.2, 1, 0, 0, 0]]))

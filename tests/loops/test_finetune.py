@@ -8,17 +8,21 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
-from hw1lib import profiles, store
+from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.loops import augment, features, finetune, pretrain, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.models import classifier
+from hw1lib.steps import store
 from tests.conftest import save_oddly
 
 CPU = torch.device("cpu")
 SETTINGS = {
-    "finetune.epochs": 2, "finetune.batch_size": 6, "finetune.precision": "float32",
-    "finetune.hidden": 16, "model_scale": 0.125,
+    "finetune.epochs": 2,
+    "finetune.batch_size": 6,
+    "finetune.precision": "float32",
+    "finetune.hidden": 16,
+    "model_scale": 0.125,
 }
 
 
@@ -176,9 +180,7 @@ def test_training_on_features_is_training_on_images(problem1, backbone, standard
 
     def train(module, tensors, prepare=None):
         batches = ArrayBatches(tensors, chosen.batch_size, 0, CPU, prepare)
-        return training.train(
-            module, finetune._loss(module), batches, chosen, CPU, seed=0, name="finetune-D"
-        )
+        return training.train(module, finetune._loss(module), batches, chosen, CPU, seed=0, name="finetune-D")
 
     whole, short = model(), model()
     extracted = features.extract(short.backbone, pixels, CPU)
@@ -215,9 +217,7 @@ def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1, backbo
     Labels are shuffled, else their colours would tell the classes apart in any features.
     """
     labels = np.random.default_rng(0).permutation(problem1.train.labels)
-    problem1 = dataclasses.replace(
-        problem1, train=dataclasses.replace(problem1.train, labels=labels)
-    )
+    problem1 = dataclasses.replace(problem1, train=dataclasses.replace(problem1.train, labels=labels))
     draft = store.Draft("control-knn", tmp_path)
     finetune.knn(draft, problem1, profile(controls__knn=3, seed=seed), backbone, CPU)
     result = store.Result("control-knn", tmp_path)

@@ -165,9 +165,7 @@ def test_focal_is_its_formula(seed):
     each = -((1 - share) ** 2) * share.log()
     torch.testing.assert_close(losses.focal(scores, labels), each.mean())
     weights = WEIGHTS.double()
-    torch.testing.assert_close(
-        losses.focal(scores, labels, weights), (weights[labels] * each).mean()
-    )
+    torch.testing.assert_close(losses.focal(scores, labels, weights), (weights[labels] * each).mean())
 
 
 def test_focal_is_cross_entropy_where_all_is_wrong_and_a_quarter_at_even_odds():
@@ -231,9 +229,7 @@ def naive_lovasz(shares, labels):
     total = []
     for number in sorted(set(labels.tolist())):
         there = {i for i, label in enumerate(labels.tolist()) if label == number}
-        errors = [
-            1 - float(s[number]) if i in there else float(s[number]) for i, s in enumerate(shares)
-        ]
+        errors = [1 - float(s[number]) if i in there else float(s[number]) for i, s in enumerate(shares)]
         order = sorted(range(len(errors)), key=lambda i: -errors[i])
         wrong, before, value = set(), 0.0, 0.0
         for i in order:

@@ -11,19 +11,25 @@ import torch
 from byol_pytorch import BYOL
 from torchvision.models import ResNet50_Weights, resnet18, resnet50
 
-from hw1lib import profiles, store
+from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.errors import UserError
 from hw1lib.loops import finetune, pretrain, probe
 from hw1lib.models import byol, classifier
+from hw1lib.steps import store
 from tests.conftest import save_oddly, write_problem1
 
 CPU = torch.device("cpu")
 SETTINGS = {
     "model_scale": 0.125,
-    "pretrain.epochs": 2, "pretrain.batch_size": 6, "pretrain.precision": "float32",
-    "pretrain.projection_size": 8, "pretrain.projection_hidden_size": 16,
-    "supervised.epochs": 1, "supervised.batch_size": 6, "supervised.precision": "float32",
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 6,
+    "pretrain.precision": "float32",
+    "pretrain.projection_size": 8,
+    "pretrain.projection_hidden_size": 16,
+    "supervised.epochs": 1,
+    "supervised.batch_size": 6,
+    "supervised.precision": "float32",
 }
 SPREAD = {"deviation": 0.5, "effective_rank": 9.0}
 
@@ -111,9 +117,7 @@ def test_without_labels_everything_is_trained_on(tmp_path, problem1, reached):
 
 
 @pytest.mark.parametrize("hold_out", [True, False])
-def test_the_originals_augmentation_holds_out_the_same_images(
-    tmp_path, problem1, monkeypatch, hold_out
-):
+def test_the_originals_augmentation_holds_out_the_same_images(tmp_path, problem1, monkeypatch, hold_out):
     """And trains through the package's own forward, as the seed profile does."""
     taken = []
 
@@ -158,9 +162,7 @@ def test_gray_images_and_printing_inks_are_trained_on(tmp_path, problem1, reache
 # --- what it hands on
 
 
-def test_the_backbone_of_the_last_epoch_is_handed_on_not_that_of_the_lowest_loss(
-    tmp_path, problem1, monkeypatch
-):
+def test_the_backbone_of_the_last_epoch_is_handed_on_not_that_of_the_lowest_loss(tmp_path, problem1, monkeypatch):
     """A low loss may be a collapse."""
     states, real_loss, real_look = [], byol.loss, probe.Probe.__call__  # the first: untrained
 
@@ -198,13 +200,14 @@ def test_the_numbers_before_training_are_those_of_the_random_backbone(tmp_path, 
 
 @pytest.mark.parametrize(
     ("before", "first", "last", "expected"),
-    [({}, {}, {}, False), ({}, {}, {"deviation": 0.01}, True),
-     ({}, {}, {"effective_rank": 1.1}, True),
-     ({"deviation": 0.01}, {"effective_rank": 1.1}, {}, False)],
+    [
+        ({}, {}, {}, False),
+        ({}, {}, {"deviation": 0.01}, True),
+        ({}, {}, {"effective_rank": 1.1}, True),
+        ({"deviation": 0.01}, {"effective_rank": 1.1}, {}, False),
+    ],
 )
-def test_collapsed_is_what_ends_collapsed(
-    tmp_path, problem1, monkeypatch, before, first, last, expected
-):
+def test_collapsed_is_what_ends_collapsed(tmp_path, problem1, monkeypatch, before, first, last, expected):
     """Either of the two numbers tells; a run that recovered is fine."""
     looks = [SPREAD | numbers for numbers in (before, first, last)]
     monkeypatch.setattr(probe.Probe, "__call__", lambda self, backbone: looks.pop(0))
@@ -247,10 +250,7 @@ def test_the_targets_decay_follows_the_training_to_its_end(tmp_path, problem1, m
         real(learner, decay)
 
     monkeypatch.setattr(byol, "follow", spied)
-    train(
-        tmp_path / "run", problem1, pretrain__use_momentum=True,
-        pretrain__moving_average_decay=0.9,
-    )
+    train(tmp_path / "run", problem1, pretrain__use_momentum=True, pretrain__moving_average_decay=0.9)
     assert decays == pytest.approx([byol.decay(0.9, step / 6) for step in range(1, 7)])
     assert decays == sorted(decays) and decays[0] > 0.9 and decays[-1] == 1.0
 
@@ -311,6 +311,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """torch's cache, empty, and no network."""
+
     def refuse(*words, **options):
         raise urllib.error.URLError("no network in tests")
 
@@ -367,9 +368,7 @@ def test_a_small_network_is_trained_on_the_pool(tmp_path, problem1, whole, sourc
     assert missing == ["fc.weight", "fc.bias"] and foreign == [] and len(result.history) == 1
 
 
-def test_without_a_file_a_whole_network_is_trained_on_the_pool_too(
-    tmp_path, problem1, monkeypatch
-):
+def test_without_a_file_a_whole_network_is_trained_on_the_pool_too(tmp_path, problem1, monkeypatch):
     asked = []
     monkeypatch.setattr(pretrain, "_supervised_on_pool", lambda *words: asked.append(words[1]))
     pretrain.supervised(None, problem1, profile(model_scale=1.0), CPU)
@@ -378,8 +377,12 @@ def test_without_a_file_a_whole_network_is_trained_on_the_pool_too(
 
 def test_a_file_that_is_asked_for_but_not_there_is_named(tmp_path, problem1):
     fails(
-        tmp_path / "run", problem1, "p1_data has no pretrain_model_SL.pt",
-        "--set supervised.source=pool", model_scale=1.0, supervised__source="file",
+        tmp_path / "run",
+        problem1,
+        "p1_data has no pretrain_model_SL.pt",
+        "--set supervised.source=pool",
+        model_scale=1.0,
+        supervised__source="file",
     )
 
 
@@ -387,8 +390,13 @@ def test_a_file_that_is_asked_for_but_not_there_is_named(tmp_path, problem1):
 def test_whole_weights_do_not_fit_a_small_network(tmp_path, problem1, whole, source, cache):
     given = dataclasses.replace(problem1, supervised_backbone=whole)
     fails(
-        tmp_path / "run", given, f"supervised.source={source}", "profile smoke",
-        "model_scale=0.125", "--set supervised.source=pool", supervised__source=source,
+        tmp_path / "run",
+        given,
+        f"supervised.source={source}",
+        "profile smoke",
+        "model_scale=0.125",
+        "--set supervised.source=pool",
+        supervised__source=source,
     )
 
 
@@ -396,8 +404,12 @@ def test_whole_weights_do_not_fit_a_small_network(tmp_path, problem1, whole, sou
 def test_without_labels_there_is_no_training_on_the_pool(tmp_path, problem1, source):
     """Both remedies are named."""
     fails(
-        tmp_path / "run", without_labels(problem1), "pretrain_model_SL.pt", "mini/train.csv",
-        "data/README.md", supervised__source=source,
+        tmp_path / "run",
+        without_labels(problem1),
+        "pretrain_model_SL.pt",
+        "mini/train.csv",
+        "data/README.md",
+        supervised__source=source,
     )
 
 
@@ -413,8 +425,14 @@ def test_imagenets_weights_come_from_torchs_cache(tmp_path, problem1, whole, cac
 
 def test_imagenets_weights_that_cannot_be_had_are_a_clear_error(tmp_path, problem1, cache):
     fails(
-        tmp_path / "run", problem1, IMAGENET, "no network in tests", str(cache),
-        "--set supervised.source=pool", model_scale=1.0, supervised__source="imagenet",
+        tmp_path / "run",
+        problem1,
+        IMAGENET,
+        "no network in tests",
+        str(cache),
+        "--set supervised.source=pool",
+        model_scale=1.0,
+        supervised__source="imagenet",
     )
 
 
@@ -423,6 +441,11 @@ def test_another_network_in_the_file_is_named(tmp_path, problem1, cache, source)
     path = {"file": tmp_path / "pretrain_model_SL.pt", "imagenet": cache / IMAGENET}[source]
     torch.save(resnet18().state_dict(), path)
     fails(
-        tmp_path / "run", dataclasses.replace(problem1, supervised_backbone=path), str(path),
-        "layer1.0", "--set supervised.source=pool", model_scale=1.0, supervised__source=source,
+        tmp_path / "run",
+        dataclasses.replace(problem1, supervised_backbone=path),
+        str(path),
+        "layer1.0",
+        "--set supervised.source=pool",
+        model_scale=1.0,
+        supervised__source=source,
     )

@@ -9,8 +9,8 @@ import torch
 from hw1lib.data import images
 from hw1lib.data.layout import Split
 from hw1lib.loops import features, probe
+from hw1lib.measures import representation
 from hw1lib.models import classifier
-from hw1lib.results import representation
 from tests.conftest import picture
 
 CPU = torch.device("cpu")
@@ -41,10 +41,7 @@ def by_colour(monkeypatch):
     And fewer neighbours than the small pool has images of a class.
     """
     monkeypatch.setattr(probe, "NEIGHBOURS", 5)
-    monkeypatch.setattr(
-        features, "extract",
-        lambda backbone, images, device: features.colour_statistics(images)[:, :3],
-    )
+    monkeypatch.setattr(features, "extract", lambda backbone, images, device: features.colour_statistics(images)[:, :3])
 
 
 def backbone():

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hw1lib import profiles, store
+from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.data.landcover import SCORED, UNKNOWN
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, losses, segment
+from hw1lib.measures import metrics
 from hw1lib.models import segmenters
 from hw1lib.models.average import Averaged
-from hw1lib.results import metrics
 from hw1lib.settings import Data, Segment
+from hw1lib.steps import store
 from tests.conftest import write_tile
 
 CPU = torch.device("cpu")
@@ -55,9 +56,7 @@ def test_unknown_is_no_answer(enlarge, tta):
 
 @pytest.mark.parametrize("tta", [False, True])
 def test_predictions_do_not_depend_on_the_batch(tta):
-    one, many = (
-        segment.predict(Local(), pixels(5), CPU, Segment(batch_size=b), tta) for b in (2, 100)
-    )
+    one, many = (segment.predict(Local(), pixels(5), CPU, Segment(batch_size=b), tta) for b in (2, 100))
     assert np.array_equal(one, many)
 
 
@@ -137,8 +136,7 @@ def test_turned_scores_turn_with_their_images():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "expected"),
-    [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (50, (1, 25, 50))],
+    ("epochs", "expected"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (50, (1, 25, 50))]
 )
 def test_stages_are_first_middle_and_last(epochs, expected):
     assert tuple(segment.stage_epochs(epochs).values()) == expected
@@ -171,8 +169,7 @@ def test_an_absent_class_is_none_and_left_out():
 
 @pytest.mark.parametrize(
     ("name", "enlarge", "expected"),
-    [("fcn32s", 1, 32), ("fcn32s", 2, 16), ("lraspp", 1, 8), ("lraspp", 2, 4),
-     ("deeplabv3", 8, 1), ("lraspp", 3, 2)],
+    [("fcn32s", 1, 32), ("fcn32s", 2, 16), ("lraspp", 1, 8), ("lraspp", 2, 4), ("deeplabv3", 8, 1), ("lraspp", 3, 2)],
 )
 def test_an_enlarged_tile_has_a_finer_stride(name, enlarge, expected):
     assert segment.stride(name, Segment(enlarge=enlarge)) == expected
@@ -220,9 +217,14 @@ def test_a_colour_never_seen_gets_the_commonest_class(tmp_path, monkeypatch):
 
 
 SMALL = {
-    "model_scale": 0.125, "lraspp.epochs": 3, "lraspp.batch_size": 2, "lraspp.crop": 16,
-    "lraspp.average": 0.9, "lraspp.norm_momentum": 1.0,
-    "segmentation.stage_images": "0003,0001", "checkpoint_every": 0,
+    "model_scale": 0.125,
+    "lraspp.epochs": 3,
+    "lraspp.batch_size": 2,
+    "lraspp.crop": 16,
+    "lraspp.average": 0.9,
+    "lraspp.norm_momentum": 1.0,
+    "segmentation.stage_images": "0003,0001",
+    "checkpoint_every": 0,
 }
 
 
@@ -333,9 +335,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("average", [0.9, 0.0])
 @pytest.mark.parametrize("place", [3, 5, 6])  # loss number so and so of six
-def test_a_resumed_run_leaves_what_an_uninterrupted_one_does(
-    tmp_path, problem2, place, average, monkeypatch
-):
+def test_a_resumed_run_leaves_what_an_uninterrupted_one_does(tmp_path, problem2, place, average, monkeypatch):
     """File by file, to the bit; the average goes on from the checkpoint, too."""
     run(tmp_path / "whole", problem2, lraspp__average=average)
     plain, calls = losses.segmentation, []
@@ -368,12 +368,8 @@ def test_two_runs_leave_the_same_and_another_seed_does_not(tmp_path, problem2):
     assert one["weights.safetensors"] != other["weights.safetensors"]
 
 
-@pytest.mark.parametrize(
-    ("loss", "balance"), [("cross_entropy", 0.0), ("focal", 0.5), ("dice", 1.0), ("lovasz", 0.3)]
-)
-def test_a_run_trains_with_the_loss_and_weights_that_are_set(
-    tmp_path, problem2, loss, balance, monkeypatch
-):
+@pytest.mark.parametrize(("loss", "balance"), [("cross_entropy", 0.0), ("focal", 0.5), ("dice", 1.0), ("lovasz", 0.3)])
+def test_a_run_trains_with_the_loss_and_weights_that_are_set(tmp_path, problem2, loss, balance, monkeypatch):
     plain, seen = losses.segmentation, []
 
     def noted(scores, masks, kind, weights):
@@ -390,9 +386,7 @@ def test_a_run_trains_with_the_loss_and_weights_that_are_set(
 
 
 @pytest.mark.parametrize("enlarge", [1, 2])
-def test_the_network_sees_tiles_enlarged_in_training_and_evaluation(
-    tmp_path, problem2, enlarge, monkeypatch
-):
+def test_the_network_sees_tiles_enlarged_in_training_and_evaluation(tmp_path, problem2, enlarge, monkeypatch):
     plain, seen = segmenters.scores, []
 
     def noted(network, pixels, times=1):
@@ -415,8 +409,7 @@ def test_averaging_leaves_the_training_as_it_is(tmp_path, problem2):
 @pytest.mark.parametrize("name", ["lraspp", "fcn32s"])
 def test_tiles_that_are_not_square_are_trained_on(tmp_path, oblong, name, crop):
     settings = SMALL | {
-        f"{name}.{key}": value
-        for key, value in dict(crop=crop, epochs=1, batch_size=4, enlarge=2, tta=True).items()
+        f"{name}.{key}": value for key, value in dict(crop=crop, epochs=1, batch_size=4, enlarge=2, tta=True).items()
     }
     draft = store.Draft(f"segment-{name}", tmp_path)
     segment.run(draft, oblong, profiles.get("smoke", settings), name, CPU)
@@ -424,9 +417,7 @@ def test_tiles_that_are_not_square_are_trained_on(tmp_path, oblong, name, crop):
     _, masks, _ = images.load_tiles(oblong.validation)
     stride = {"lraspp": 4, "fcn32s": 16}[name]  # a stride of 8 or 32, enlarged twice
     assert result.metrics["ceiling"] == metrics.ceiling(masks, stride)
-    for array, numbers in (
-        ("predictions", result.metrics), ("predictions_tta", result.metrics["tta"])
-    ):
+    for array, numbers in (("predictions", result.metrics), ("predictions_tta", result.metrics["tta"])):
         predicted = result.array(array)
         assert predicted.shape == (3, 32, 48)
         assert numbers["confusion_last"] == metrics.confusion(masks, predicted).tolist()
@@ -499,8 +490,14 @@ def test_augmented_masks_still_fit_their_images(kind, crop, scale, request, monk
 
 @pytest.mark.parametrize(
     ("kind", "crop", "scale", "most"),
-    [("problem2", 16, 1.0, 40), ("problem2", 0, 1.0, 8), ("problem2", 0, 0.4, 40),
-     ("oblong", 16, 1.0, 40), ("oblong", 0, 1.0, 4), ("oblong", 0, 0.4, 40)],
+    [
+        ("problem2", 16, 1.0, 40),
+        ("problem2", 0, 1.0, 8),
+        ("problem2", 0, 0.4, 40),
+        ("oblong", 16, 1.0, 40),
+        ("oblong", 0, 1.0, 4),
+        ("oblong", 0, 0.4, 40),
+    ],
 )
 def test_each_image_of_a_batch_has_a_draw_of_its_own(kind, crop, scale, most, request, monkeypatch):
     """One tile forty times: whole tiles show its symmetries, crops are all different."""
@@ -519,9 +516,7 @@ def test_crops_keep_the_resolution_of_their_tiles(height, width, monkeypatch):
     rows, columns = np.mgrid[:height, :width]
     tile = 5 * np.stack([rows, columns, 0 * rows]).astype(np.uint8)
     masks = (rows // 8 % 7).astype(np.uint8)
-    batch, moved = batch_of(
-        tile[None].repeat(12, 0), masks[None].repeat(12, 0), monkeypatch, crop=16, crop_scale=0.3
-    )
+    batch, moved = batch_of(tile[None].repeat(12, 0), masks[None].repeat(12, 0), monkeypatch, crop=16, crop_scale=0.3)
     places = augment.denormalise(batch)[:, :2] * 255 / 5
     for steps in (places.diff(dim=2), places.diff(dim=3)):
         length = steps.abs().sum(1)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hw1lib import files, profiles, steps, store
+from hw1lib import files, profiles
+from hw1lib.steps import graph, store
 from hw1lib.data import layout
 from hw1lib.errors import UserError
 from hw1lib.loops import training
@@ -29,8 +30,7 @@ class Small(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
-            nn.Linear(4 * 36, 3),
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(4 * 36, 3)
         )
 
     def forward(self, images):
@@ -76,13 +76,11 @@ def fit(chosen, *, weights_seed=0, seed=5, checkpoint=None, stop=None, every=-1.
     def evaluate(epoch):
         assert not module.training
         correct = (module(images).argmax(1) == labels).float()
-        return {"accuracy": float(correct.mean()), "noise": float(torch.rand(())),
-                "nested": [epoch, [1, 2]]}
+        return {"accuracy": float(correct.mean()), "noise": float(torch.rand(())), "nested": [epoch, [1, 2]]}
 
     options = {"evaluate": evaluate, "name": "finetune-A"} | options
     history = training.train(
-        module, loss, Batches(), chosen, CPU,
-        seed=seed, checkpoint=checkpoint, checkpoint_every=every, **options,
+        module, loss, Batches(), chosen, CPU, seed=seed, checkpoint=checkpoint, checkpoint_every=every, **options
     )
     return module.state_dict(), history
 
@@ -101,6 +99,7 @@ def stop_at(epoch, step):
     def stop(*now):
         if now == (epoch, step):
             raise Stopped
+
     return stop
 
 
@@ -110,18 +109,14 @@ def stop_at(epoch, step):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("place", [(2, 1), (3, 2), (4, 1)])
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, optimizer, place):
-    chosen = settings(
-        optimizer=optimizer, schedule="cosine", warmup_epochs=1.5, weight_decay=0.1
-    )
+    chosen = settings(optimizer=optimizer, schedule="cosine", warmup_epochs=1.5, weight_decay=0.1)
     whole = fit(chosen)
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(Stopped):
         fit(chosen, checkpoint=checkpoint, stop=stop_at(*place))
     assert checkpoint.is_file()
     taken = []
-    resumed = fit(
-        chosen, weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now)
-    )
+    resumed = fit(chosen, weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now))
     assert_same(resumed, whole)
     assert taken[0] == place  # nothing that was finished ran again
 
@@ -144,10 +139,7 @@ def test_stopped_while_evaluating_the_epoch_is_done_again(tmp_path):
 
     with pytest.raises(Stopped):
         fit(settings(), checkpoint=checkpoint, evaluate=broken)
-    assert_same(
-        fit(settings(), checkpoint=checkpoint, evaluate=None),
-        fit(settings(), evaluate=None),
-    )
+    assert_same(fit(settings(), checkpoint=checkpoint, evaluate=None), fit(settings(), evaluate=None))
 
 
 def test_checkpoints_do_not_change_what_is_trained(tmp_path):
@@ -178,13 +170,13 @@ def test_at_every_chance_each_step_is_saved(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("step_seconds", "expected"),
-    [(40, [(1, 0), (2, 0), (3, 0)]),  # an epoch of 80 s: at its end
-     (20, [(2, 0), (3, 0)]),  # of 40 s: at every second one's
-     (700, [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)])],  # of 1,400 s: inside, too
+    [
+        (40, [(1, 0), (2, 0), (3, 0)]),  # an epoch of 80 s: at its end
+        (20, [(2, 0), (3, 0)]),  # of 40 s: at every second one's
+        (700, [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]),
+    ],  # of 1,400 s: inside, too
 )
-def test_checkpoints_fall_on_epoch_ends_or_inside_of_long_ones(
-    tmp_path, monkeypatch, step_seconds, expected
-):
+def test_checkpoints_fall_on_epoch_ends_or_inside_of_long_ones(tmp_path, monkeypatch, step_seconds, expected):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
 
@@ -209,7 +201,10 @@ def test_slow_disks_are_written_to_less_often(tmp_path, monkeypatch):
     assert saved.due()
     saved.save(training.Progress([]))
     for seconds, end, inside in (
-        (70, False, False), (269, False, False), (270, True, False), (669, True, False),
+        (70, False, False),
+        (269, False, False),
+        (270, True, False),
+        (669, True, False),
         (670, True, True),  # inside an epoch after ten minutes all the same
     ):
         clock[0] = seconds
@@ -221,9 +216,7 @@ def test_after_the_last_epoch_nothing_is_trained_again(tmp_path):
     checkpoint, taken = tmp_path / "checkpoint.pt", []
     whole = fit(settings(), checkpoint=checkpoint)
     assert torch.load(checkpoint, weights_only=True)["optimizer"] is None
-    again = fit(
-        settings(), weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now)
-    )
+    again = fit(settings(), weights_seed=99, checkpoint=checkpoint, stop=lambda *now: taken.append(now))
     assert_same(again, whole)
     assert not taken
 
@@ -258,8 +251,15 @@ def replace_by(state):
 
 @pytest.mark.parametrize(
     "change",
-    [cut, flip, lambda path: path.write_bytes(b""), lambda path: path.write_text("no archive"),
-     replace_by({}), replace_by([1]), replace_by({"format": 0})],
+    [
+        cut,
+        flip,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("no archive"),
+        replace_by({}),
+        replace_by([1]),
+        replace_by({"format": 0}),
+    ],
 )
 def test_a_damaged_checkpoint_is_never_half_trusted(tmp_path, capsys, change):
     said = damaged_by(change, tmp_path, capsys)
@@ -356,9 +356,7 @@ def test_history_has_a_row_an_epoch_with_the_mean_loss():
         return value
 
     batches = ArrayBatches([torch.linspace(0, 1, 12).view(-1, 1)], 4, 0, CPU)
-    history = training.train(
-        module, loss, batches, settings(epochs=3), CPU, seed=0, name="pretrain"
-    )
+    history = training.train(module, loss, batches, settings(epochs=3), CPU, seed=0, name="pretrain")
     assert [row["epoch"] for row in history] == [1, 2, 3]
     for number, row in enumerate(history):
         mean = sum(seen[3 * number : 3 * number + 3]) / 3
@@ -376,8 +374,14 @@ def test_after_step_is_called_once_a_step_after_it():
 
     batches = ArrayBatches([torch.ones(12, 1)], 4, 0, CPU)
     training.train(
-        module, lambda x: module(x).mean(), batches, settings(epochs=2, optimizer="sgd"), CPU,
-        seed=0, name="pretrain", after_step=after_step,
+        module,
+        lambda x: module(x).mean(),
+        batches,
+        settings(epochs=2, optimizer="sgd"),
+        CPU,
+        seed=0,
+        name="pretrain",
+        after_step=after_step,
     )
     assert len(weights) == 1 + 2 * 3
     assert all(later < sooner for sooner, later in itertools.pairwise(weights))
@@ -389,8 +393,14 @@ def test_the_share_of_the_training_rises_to_exactly_one(images, epochs):
     """Also where a batch is left over, and where all images are one batch."""
     module, shares = nn.Linear(1, 1), []
     training.train(
-        module, lambda x: module(x).mean(), ArrayBatches([torch.ones(images, 1)], 4, 0, CPU),
-        settings(epochs=epochs), CPU, seed=0, name="pretrain", after_step=shares.append,
+        module,
+        lambda x: module(x).mean(),
+        ArrayBatches([torch.ones(images, 1)], 4, 0, CPU),
+        settings(epochs=epochs),
+        CPU,
+        seed=0,
+        name="pretrain",
+        after_step=shares.append,
     )
     assert len(shares) == epochs * max(1, images // 4)
     assert all(later > sooner > 0 for sooner, later in itertools.pairwise(shares))
@@ -423,8 +433,7 @@ def test_a_resumed_run_is_watched_from_where_it_goes_on(tmp_path):
     checkpoint, seen = tmp_path / "checkpoint.pt", []
     with pytest.raises(Stopped):
         fit(settings(), checkpoint=checkpoint, stop=stop_at(3, 1))
-    fit(settings(), checkpoint=checkpoint,
-        watch=lambda history: seen.append([row["epoch"] for row in history]))
+    fit(settings(), checkpoint=checkpoint, watch=lambda history: seen.append([row["epoch"] for row in history]))
     assert seen == [[1, 2, 3], [1, 2, 3, 4]]
 
 
@@ -446,8 +455,14 @@ def test_the_module_trains_in_train_mode_whatever_evaluate_left(tmp_path):
         return F.cross_entropy(module(batch), targets)
 
     training.train(
-        module, loss, ArrayBatches([images, labels], 10, 0, CPU), settings(epochs=2), CPU,
-        seed=0, name="finetune-A", evaluate=lambda epoch: module.eval() and {},
+        module,
+        loss,
+        ArrayBatches([images, labels], 10, 0, CPU),
+        settings(epochs=2),
+        CPU,
+        seed=0,
+        name="finetune-A",
+        evaluate=lambda epoch: module.eval() and {},
     )
     assert modes == [True] * 4
 
@@ -458,9 +473,13 @@ def test_what_is_frozen_is_left_alone():
     before = module.body[0].weight.clone()
     images, labels = data()
     training.train(
-        module, lambda x, y: F.cross_entropy(module(x), y),
+        module,
+        lambda x, y: F.cross_entropy(module(x), y),
         ArrayBatches([images, labels], 10, 0, CPU),
-        settings(epochs=1, optimizer="adamw", weight_decay=0.5), CPU, seed=0, name="finetune-A",
+        settings(epochs=1, optimizer="adamw", weight_decay=0.5),
+        CPU,
+        seed=0,
+        name="finetune-A",
     )
     assert torch.equal(module.body[0].weight, before)
 
@@ -517,9 +536,7 @@ def test_each_step_has_its_own_rate():
 def test_decay_spares_biases_and_norms(name):
     module = Small()
     optimizer = training.make_optimizer(module, settings(optimizer=name, weight_decay=0.3))
-    decay = {
-        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
-    }
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in module.named_parameters():
         is_kernel = name in ("body.0.weight", "body.5.weight")
         assert decay.pop(id(parameter)) == (0.3 if is_kernel else 0.0), name
@@ -534,9 +551,11 @@ def test_adam_decays_as_the_original_did():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"optimizer": "lion"}, ("optimizer=lion", "adamw")),
-     ({"schedule": "step"}, ("schedule=step", "cosine")),
-     ({"precision": "float8"}, ("precision=float8", "float32"))],
+    [
+        ({"optimizer": "lion"}, ("optimizer=lion", "adamw")),
+        ({"schedule": "step"}, ("schedule=step", "cosine")),
+        ({"precision": "float8"}, ("precision=float8", "float32")),
+    ],
 )
 def test_an_unknown_choice_is_a_clear_error(changes, words):
     with pytest.raises(UserError) as caught:
@@ -552,18 +571,16 @@ def test_a_loss_that_explodes_is_a_clear_error(value):
     module = nn.Linear(1, 1)
     batches = ArrayBatches([torch.ones(4, 1)], 2, 0, CPU)
     with pytest.raises(UserError, match=r"--set pretrain\.lr=0\.001"):
-        training.train(
-            module, lambda x: module(x).mean() * value, batches, settings(), CPU, seed=0,
-            name="pretrain",
-        )
+        training.train(module, lambda x: module(x).mean() * value, batches, settings(), CPU, seed=0, name="pretrain")
 
 
 def test_the_setting_that_an_exploding_step_names_is_its_own(course_data):
     """For every step that trains: the setting exists, and it changes that step."""
+
     def made(changes=None):
         profile = profiles.get("smoke", changes)
         found = layout.find(course_data, profile.data)
-        return steps.Steps(profile, found, store.Store("unused"), CPU)
+        return graph.Steps(profile, found, store.Store("unused"), CPU)
 
     untrained = {name for name, step in made().all.items() if not step.trains}
     untrained |= {"control-knn", "embed", "segment-colour", "everything"}
@@ -571,8 +588,13 @@ def test_the_setting_that_an_exploding_step_names_is_its_own(course_data):
     for name in sorted(plain.all.keys() - untrained):
         with pytest.raises(UserError) as caught:
             training.train(
-                module, lambda x: module(x).mean() * math.nan,
-                ArrayBatches([torch.ones(4, 1)], 2, 0, CPU), settings(), CPU, seed=0, name=name,
+                module,
+                lambda x: module(x).mean() * math.nan,
+                ArrayBatches([torch.ones(4, 1)], 2, 0, CPU),
+                settings(),
+                CPU,
+                seed=0,
+                name=name,
             )
         setting = re.search(r"--set (\S+)=", str(caught.value)).group(1)
         try:
@@ -594,8 +616,12 @@ def test_float32_is_never_autocast():
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16),
-     ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, None),
+        ({}, None),
+    ],
 )
 def test_auto_takes_bfloat16_where_the_cpu_is_fast_at_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -638,8 +664,14 @@ class Weights:
         batches = ArrayBatches([self.rows], 2, 3, CPU, names=self.names)
         options = {"name": "finetune-A", "checkpoint_every": -1.0} | options
         return training.train(
-            self.module, self.loss, batches, settings(epochs=3, optimizer="sgd"), CPU,
-            seed=0, checkpoint=checkpoint, **options,
+            self.module,
+            self.loss,
+            batches,
+            settings(epochs=3, optimizer="sgd"),
+            CPU,
+            seed=0,
+            checkpoint=checkpoint,
+            **options,
         )
 
     def files(self, rows):
@@ -649,9 +681,7 @@ class Weights:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize(("place", "epoch", "step"), [(1, 1, 1), (8, 2, 3), (15, 3, 5)])
-def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
-    tmp_path, value, place, epoch, step
-):
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path, value, place, epoch, step):
     run, after = Weights(place, value), []
     with pytest.raises(UserError) as caught:
         run.train(tmp_path / "checkpoint.pt", after_step=after.append)
@@ -661,9 +691,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
     assert f"finetune-A: the loss is {value} in epoch {epoch}, step {step} of 5." in said
     assert f"the images that {note} names" in said and "\n" not in said
     assert "(now 0.01), for example --set finetune.lr=0.001." in said
-    assert files.read_json(note) == {
-        "epoch": epoch, "step": step, "loss": str(value), "files": run.files(run.seen[-1])
-    }
+    assert files.read_json(note) == {"epoch": epoch, "step": step, "loss": str(value), "files": run.files(run.seen[-1])}
 
 
 def test_the_file_whose_pixels_are_odd_is_among_those_named(tmp_path):
@@ -699,9 +727,7 @@ def test_when_the_cause_is_mended_the_step_goes_on_and_forgets_it(tmp_path):
     assert history == expected and torch.equal(again.module.weight, whole.module.weight)
     assert len(again.before) == 15 - 8  # those before the odd one did not run again
     assert not note.exists() and results.verify() == []
-    assert files.read_json(draft.folder / "done.json")["files"].keys() == {
-        "config.json", "history.csv"
-    }
+    assert files.read_json(draft.folder / "done.json")["files"].keys() == {"config.json", "history.csv"}
 
 
 def test_a_full_disk_does_not_hide_that_the_loss_is_not_finite(tmp_path, monkeypatch):
@@ -716,6 +742,7 @@ def test_a_full_disk_does_not_hide_that_the_loss_is_not_finite(tmp_path, monkeyp
 @pytest.mark.parametrize("place", [3, 5, 15], ids=["inside", "end of an epoch", "the very end"])
 def test_weights_that_are_not_finite_are_never_kept(tmp_path, place):
     """A finite loss may have a gradient that is not; after the last step no loss would show it."""
+
     class Root(Weights):
         def loss(self, rows):
             value = super().loss(rows)

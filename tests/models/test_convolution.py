@@ -47,7 +47,10 @@ def assert_alike(ours, plain, images, tolerance=1e-5):
     for name, value in expected.items():
         assert found[name].shape == value.shape and found[name].dtype == value.dtype, name
         torch.testing.assert_close(
-            found[name], value, atol=tolerance, rtol=tolerance,
+            found[name],
+            value,
+            atol=tolerance,
+            rtol=tolerance,
             msg=lambda text, name=name: f"{name} of {tuple(images.shape)}, {ours}: {text}",
         )
     return True
@@ -98,8 +101,12 @@ def drawn(seed):
     if groups > 1:
         padding = tuple(d * (k // 2) * (k % 2) for d, k in zip(dilation, kernel))
     options = dict(
-        stride=stride, padding=padding, dilation=dilation, bias=bool(random.integers(2)),
-        groups=groups, channels=(6, int(random.choice((6, 12)))),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        bias=bool(random.integers(2)),
+        groups=groups,
+        channels=(6, int(random.choice((6, 12)))),
     )
     sizes = [two(*range(1, 13)) for _ in range(4)] + [two(1, 2, 3, 4), two(4, 6, 8, 12), (12, 12)]
     return kernel, options, sizes
@@ -150,7 +157,8 @@ def test_both_sides_may_differ(kernel, padding, stride):
 @pytest.mark.parametrize("name", ["one product", "in parts", "the library's"])
 def test_batches_of_any_length(name, count):
     options = {
-        "one product": {"padding": 1}, "in parts": {"padding": 2, "dilation": 2, "groups": 6},
+        "one product": {"padding": 1},
+        "in parts": {"padding": 2, "dilation": 2, "groups": 6},
         "the library's": {"padding": 1, "groups": 6},
     }[name]
     ours, plain = pair(3, channels=(6, 6), **options)
@@ -168,9 +176,7 @@ QUICK = {  # kernel, channels, options, maps
     "1x3": ((1, 3), (6, 4), {"padding": (0, 1)}, [(2, 2), (7, 1)]),
     "one tap by dilation": (3, (6, 4), {"padding": 12, "dilation": 12}, [(8, 8), (12, 5)]),
     "dilated, divisible": (3, (6, 4), {"padding": 2, "dilation": 2}, [(8, 8), (4, 12)]),
-    "dilated depthwise": (
-        5, (6, 6), {"padding": 4, "dilation": 2, "groups": 6}, [(4, 4), (8, 12), (16, 16)]
-    ),
+    "dilated depthwise": (5, (6, 6), {"padding": 4, "dilation": 2, "groups": 6}, [(4, 4), (8, 12), (16, 16)]),
 }
 
 
@@ -191,15 +197,19 @@ OTHER = {
     "groups-1x1": (1, (6, 4), {"groups": 2}, [(2, 2), (1, 3), (5, 5)]),
     "depthwise": (3, (6, 6), {"groups": 6, "padding": 1}, [(1, 1), (2, 2), (8, 8)]),
     "dilation that does not divide the map": (
-        3, (6, 6), {"groups": 6, "padding": 2, "dilation": 2}, [(5, 5), (4, 5), (7, 8)]
+        3,
+        (6, 6),
+        {"groups": 6, "padding": 2, "dilation": 2},
+        [(5, 5), (4, 5), (7, 8)],
     ),
     "dilation that does not divide the padding": (
-        3, (6, 6), {"groups": 6, "padding": 1, "dilation": 2}, [(8, 8), (4, 6)]
+        3,
+        (6, 6),
+        {"groups": 6, "padding": 1, "dilation": 2},
+        [(8, 8), (4, 6)],
     ),
     "two dilations": (3, (6, 6), {"groups": 6, "padding": (2, 4), "dilation": (2, 4)}, [(8, 8)]),
-    "dilation with a stride": (
-        3, (6, 6), {"groups": 6, "padding": 2, "dilation": 2, "stride": 2}, [(8, 8)]
-    ),
+    "dilation with a stride": (3, (6, 6), {"groups": 6, "padding": 2, "dilation": 2, "stride": 2}, [(8, 8)]),
 }
 
 
@@ -250,8 +260,11 @@ def test_images_that_do_not_fit_are_refused(wrong):
 
 @pytest.mark.parametrize(
     ("options", "size"),
-    [({"padding": 1}, (2, 1)), ({"padding": 9, "dilation": 9}, (7, 7)),
-     ({"padding": 2, "dilation": 2, "groups": 6}, (6, 10))],
+    [
+        ({"padding": 1}, (2, 1)),
+        ({"padding": 9, "dilation": 9}, (7, 7)),
+        ({"padding": 2, "dilation": 2, "groups": 6}, (6, 10)),
+    ],
 )
 def test_training_goes_on_after_inference_mode(options, size):
     """What is remembered of a map's size must not belong to inference alone."""
@@ -357,6 +370,7 @@ def test_weights_travel_both_ways(both):
 
 def test_only_plain_convolutions_are_turned():
     """A class of someone else's has its own forward."""
+
     class Own(nn.Conv2d):
         pass
 

@@ -78,6 +78,7 @@ def sends(content, length=True, status=200):
             handler.send_header("Content-Length", str(len(CONTENT)))
         handler.end_headers()
         handler.wfile.write(content)
+
     return reply
 
 
@@ -125,9 +126,7 @@ def test_an_unknown_name_comes_with_the_known_ones(folder):
 
 def test_without_a_mirror_it_is_metas_server():
     known = fetch.KNOWN["sam_vit_b"]
-    assert fetch.address(known) == (
-        "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
-    )
+    assert fetch.address(known) == ("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth")
 
 
 # --- a file
@@ -237,9 +236,7 @@ def test_a_server_that_stalls_in_the_middle(folder, serve, monkeypatch):
 
     serve(reply)
     plain = urllib.request.urlopen
-    monkeypatch.setattr(
-        urllib.request, "urlopen", lambda url, timeout: plain(url, timeout=timeout / 60)
-    )
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: plain(url, timeout=timeout / 60))
     try:
         fails(folder, FILE, "timed out", "--from FILE")
     finally:
@@ -346,8 +343,7 @@ sys.exit(code)
 def program(folder, source, limit=0):
     source.write_bytes(CONTENT)
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, folder, source, str(limit)],
-        cwd=paths.ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", PROGRAM, folder, source, str(limit)], cwd=paths.ROOT, capture_output=True, text=True
     )
 
 

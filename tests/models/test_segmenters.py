@@ -20,7 +20,7 @@ from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
 from hw1lib.models import convolution, segmenters
 
-NAMES = tuple(segmenters.NAMES)
+NAMES = tuple(segmenters.SEGMENTERS)
 PRINTED = Path(__file__).with_name("vgg16_fcn32s.txt")  # the original report's own print
 
 
@@ -39,8 +39,7 @@ def test_the_baseline_is_the_printed_network():
 
 
 @pytest.mark.parametrize(
-    ("name", "builder"),
-    [("lraspp", lraspp_mobilenet_v3_large), ("deeplabv3", deeplabv3_resnet101)],
+    ("name", "builder"), [("lraspp", lraspp_mobilenet_v3_large), ("deeplabv3", deeplabv3_resnet101)]
 )
 def test_names_shapes_and_printed_text_are_torchvisions(name, builder):
     with torch.device("meta"):
@@ -89,7 +88,7 @@ def test_outlines_lead_from_the_image_to_full_size_scores(name, size):
     backbone = [block["shape"][1] for block in blocks if block["part"] in order[:2]]
     assert backbone == sorted(backbone, reverse=True)  # it only ever gets coarser
     assert blocks[-2]["part"] == "head"
-    assert blocks[-2]["shape"] == (len(CLASSES), *[size // segmenters.STRIDE[name]] * 2)
+    assert blocks[-2]["shape"] == (len(CLASSES), *[size // segmenters.SEGMENTERS[name].stride] * 2)
 
 
 def test_every_network_has_its_paper():
@@ -140,20 +139,32 @@ def test_multiply_adds_grow_with_the_area_and_padding_counts(name):
         ("fcn32s", {"convolutions": 13 + 3, "transposed convolutions": 1, "poolings": 5}),
         # MobileNetV3-Large: a first convolution, 15 blocks of which the first does not expand
         # and eight squeeze, a last one; the head has four. Its table: 10 blocks keep their shape.
-        ("lraspp", {
-            "convolutions": 1 + 14 * 3 + 2 + 8 * 2 + 1 + 4, "depthwise convolutions": 15,
-            "dilated convolutions": 3, "BatchNorm layers": 1 + 14 * 3 + 2 + 1 + 1,
-            "inverted residuals": 15, "of these with a skip connection": 10,
-            "squeeze-and-excite blocks": 8,
-        }),
+        (
+            "lraspp",
+            {
+                "convolutions": 1 + 14 * 3 + 2 + 8 * 2 + 1 + 4,
+                "depthwise convolutions": 15,
+                "dilated convolutions": 3,
+                "BatchNorm layers": 1 + 14 * 3 + 2 + 1 + 1,
+                "inverted residuals": 15,
+                "of these with a skip connection": 10,
+                "squeeze-and-excite blocks": 8,
+            },
+        ),
         # ResNet101: 3 + 4 + 23 + 3 blocks of three, four shortcuts and a first convolution; the
         # ASPP's five branches and its projection, a convolution, the score. Dilated: each 3×3 of
         # the last two stages but the first one, and three branches.
-        ("deeplabv3", {
-            "convolutions": 33 * 3 + 4 + 1 + 6 + 2, "dilated convolutions": 22 + 3 + 3,
-            "poolings": 1, "BatchNorm layers": 33 * 3 + 4 + 1 + 6 + 1,
-            "residual bottlenecks": 33, "branches of the ASPP": 5,
-        }),
+        (
+            "deeplabv3",
+            {
+                "convolutions": 33 * 3 + 4 + 1 + 6 + 2,
+                "dilated convolutions": 22 + 3 + 3,
+                "poolings": 1,
+                "BatchNorm layers": 33 * 3 + 4 + 1 + 6 + 1,
+                "residual bottlenecks": 33,
+                "branches of the ASPP": 5,
+            },
+        ),
     ],
 )
 def test_the_anatomy_is_the_papers(name, expected):
@@ -320,4 +331,4 @@ def test_weights_that_cannot_be_downloaded_are_a_clear_error(name, tmp_path, mon
         with pytest.raises(UserError) as caught:
             segmenters.build(name, pretrained=True)
     assert f"--set {name}.pretrained=false" in str(caught.value)
-    assert segmenters.NAMES[name] in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert segmenters.SEGMENTERS[name].full in str(caught.value) and str(tmp_path) in str(caught.value)

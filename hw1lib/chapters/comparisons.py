@@ -1,0 +1,177 @@
+"""Notebook 02: what N validation images can show of settings and controls.
+
+"Better" is said only where an exact McNemar test on the same images supports it at 5 %. Rankings and tests use the
+last epoch, which no selection used.
+"""
+
+import pandas as pd
+
+from hw1lib.chapters.words import LEVEL, capital, listed, p_number, p_value, percent, points
+from hw1lib.comparison import ROWS, SETTINGS
+from hw1lib.measures.statistics import mcnemar
+
+
+def hits(predictions, labels, collapsed=False):
+    """Which validation images each row gets right at its last epoch.
+
+    Args:
+        predictions: dict from row to (N,) predicted classes.
+        labels: (N,) true classes.
+        collapsed: whether self-supervised pre-training collapsed: then what rests on it is left out, so that none of
+            it wins a comparison.
+
+    Returns:
+        Dict from row to (N,) bool.
+    """
+    rests = {name for name, row in ROWS.items() if row.pretraining == "pretrain"} if collapsed else set()
+    return {name: found == labels for name, found in predictions.items() if name not in rests}
+
+
+def two_by_two(one, two, names):
+    """The validation images by who gets them right: what McNemar's test looks at.
+
+    Args:
+        one, two: (N,) bool, which of the same images each gets right.
+        names: what the two are called.
+    """
+    first, second = (f"{name} right" for name in names), (f"{name} wrong" for name in names)
+    (right1, right2), (wrong1, wrong2) = first, second
+    counts = [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]
+    return pd.DataFrame({"": [right1, wrong1], right2: [r[0] for r in counts], wrong2: [r[1] for r in counts]})
+
+
+def p_values(right):
+    """Exact McNemar tests between all rows: the lower half of a table of p-values; `right` as of `hits`."""
+    names = list(right)
+    table = pd.DataFrame({"setting": names[1:]})
+    for column, one in enumerate(names[:-1]):
+        below = [p_number(mcnemar(right[one], right[two])) for two in names[column + 1 :]]
+        table[one] = [""] * column + below
+    return table
+
+
+def compare(first, second, right, names=None):
+    """Says whether `first` differs from `second`.
+
+    Args:
+        first, second: rows of the table.
+        right: as of `hits`. A row that is not there rests on pre-training that collapsed; it wins no comparison.
+        names: dict from row to how the sentence calls it.
+    """
+    names = names or {}
+    one, two = names.get(first, f"setting {first}"), names.get(second, f"setting {second}")
+    out = [text for row, text in ((first, one), (second, two)) if row not in right]
+    if out:
+        return f"{capital(one)} and {two} are not compared: the pre-training behind {listed(out)} has collapsed."
+    mine, other = right[first].mean(), right[second].mean()
+    p = mcnemar(right[first], right[second])
+    if p >= LEVEL:
+        return (
+            f"Between {one} ({percent(mine)}) and {two} ({percent(other)}) there is no difference that "
+            f"{len(right[first])} images can show ({p_value(p)})."
+        )
+    word = "better" if mine > other else "worse"
+    return (
+        f"{capital(one)} ({percent(mine)}) is {word} than {two} ({percent(other)}) by {points(abs(mine - other))} "
+        f"({p_value(p)})."
+    )
+
+
+def ranked(right):
+    """The settings A–E that may be compared, the best at the last epoch first."""
+    return sorted((s for s in right if s in SETTINGS), key=lambda s: (-right[s].mean(), s))
+
+
+def ranking(right):
+    """Names the best of the settings A–E and what it can be told apart from."""
+    best, second, *_ = order = ranked(right)
+    same = [s for s in order[1:] if mcnemar(right[best], right[s]) >= LEVEL]
+    lead = right[best].mean() - right[second].mean()
+    ahead = f"{points(lead)} ahead of" if lead > 0 else "level with"
+    text = (
+        f"At the last epoch setting {best} has the highest validation accuracy, {percent(right[best].mean())}, {ahead} "
+        f"setting {second}; the order is {', '.join(order)}."
+    )
+    absent = [s for s in SETTINGS if s not in right]
+    if absent:
+        text += f" {listed(absent)} rest on pre-training that collapsed and take no part."
+    if same:
+        return f"{text} {len(right[best])} images cannot tell it from {listed(same)} (exact McNemar test)."
+    return f"{text} The exact McNemar test tells it from each of the others."
+
+
+def pretraining(right):
+    """What pre-training brings when everything is fine-tuned: B and C against A, C against B."""
+    return " ".join(compare(*pair, right) for pair in (("B", "A"), ("C", "A"), ("C", "B")))
+
+
+def domains(right, pool, target):
+    """What frozen against unfrozen says about the two domains, which `pool` and `target` name."""
+    parts = []
+    for frozen, free, kind in (("D", "B", "supervised"), ("E", "C", "self-supervised")):
+        if free not in right:
+            parts.append(f"The {kind} pre-training has collapsed, so {frozen} and {free} say nothing.")
+            continue
+        gap, p = right[free].mean() - right[frozen].mean(), mcnemar(right[free], right[frozen])
+        if p >= LEVEL:
+            parts.append(
+                f"Freezing the {kind} backbone ({frozen} against {free}) changes nothing that {len(right[free])} "
+                f"images can show ({percent(right[frozen].mean())} against {percent(right[free].mean())}, "
+                f"{p_value(p)}): no sign here that {pool} and {target} ask for other features."
+            )
+        elif gap > 0:
+            parts.append(
+                f"Freezing the {kind} backbone ({frozen} against {free}) costs {points(gap)} ({p_value(p)}): features "
+                f"learnt on {pool} do not carry over to {target} whole, they have to be adapted."
+            )
+        else:
+            parts.append(
+                f"The frozen {kind} backbone ({frozen}) is even {points(-gap)} better than the fine-tuned one ({free}; "
+                f"{p_value(p)}): its features of {pool} serve {target} better as they are than after fine-tuning on "
+                "these few labelled images."
+            )
+    return " ".join(parts)
+
+
+def controls(right):
+    """Whether the self-supervised features hold more than the controls do."""
+    names = {
+        "E": "a head on the frozen self-supervised features (E)",
+        "random": "the same head on a frozen random backbone",
+        "colour": "the same head on colour statistics alone",
+        "knn": "k-NN on the self-supervised features",
+        "knn-random": "k-NN on those of a random backbone",
+    }
+    pairs = (("E", "random"), ("E", "colour"), ("knn", "knn-random"))
+    return " ".join(compare(*pair, right, names) for pair in pairs)
+
+
+def seeds(table, collapsed=()):
+    """What remains of the differences when everything is repeated with other seeds.
+
+    Args:
+        table: as of `accuracies_of_seeds`.
+        collapsed: seeds whose pre-training has collapsed; they take no part.
+    """
+    total = table["seed"].nunique()
+    table = table[~table["seed"].isin(collapsed)]
+    last = table.pivot(index="seed", columns="setting", values="accuracy_last")
+    left_out = f" Left out for collapsed pre-training: {listed(f'seed {s}' for s in collapsed)}." if collapsed else ""
+    if total == 1:
+        return (
+            "One seed was run, so how much these numbers move from seed to seed was not measured; `--seeds 3` repeats "
+            "pre-training, fine-tuning and controls with two more."
+        )
+    if len(last) < 2:
+        return f"Too few of the {total} seeds are left for a comparison.{left_out}"
+
+    parts = []
+    for one, two in (("C", "A"), ("E", "random"), ("E", "colour")):
+        change = last[one] - last[two]
+        sign = "each time" if (change > 0).all() else f"{int((change > 0).sum())} of {len(last)} times"
+        spread = f"{100 * change.mean():+.1f} ± {100 * change.std():.1f} points"
+        parts.append(f"{one} − {two} is {spread}, above zero {sign}")
+    return (
+        f"Over {len(last)} seeds, each with a pre-training of its own (mean ± standard deviation, last epoch): "
+        f"{'; '.join(parts)}.{left_out}"
+    )

@@ -1,0 +1,194 @@
+"""Notebook 00: what the two problems learn from, and whether it can be trusted."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Patch
+
+from hw1lib.chapters.style import MUTED, PALETTE, canvas, image_grid, show
+from hw1lib.chapters.words import escape
+from hw1lib.data import images as image_files
+from hw1lib.data import landcover
+
+
+def counts(data, image_size, is_sample):
+    """What the data holds, counted: a sentence a problem.
+
+    Args:
+        data: layout.Layout.
+        image_size: side of Problem 1's images in pixels, as training sees them.
+        is_sample: whether it is the Earth sample.
+    """
+    parts = []
+    if data.problem1:
+        one, (pool, target) = data.problem1, domains(is_sample)
+        labelled = "with labels" if one.pool.labels is not None else "without labels"
+        parts.append(
+            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool} ({labelled}) and fine-tunes on "
+            f"{len(one.train):,} training and {len(one.val):,} validation images of {target} in "
+            f"{len(one.classes)} classes, at {image_size} × {image_size} pixels."
+        )
+    if data.problem2:
+        two = data.problem2
+        parts.append(f"Problem 2 has {len(two.train):,} training and {len(two.validation):,} validation tiles.")
+    return " ".join(parts)
+
+
+def domains(is_sample):
+    """What Problem 1 pre-trains on and what it fine-tunes on, in words."""
+    return ("the Americas", "the other continents") if is_sample else ("Mini-ImageNet", "Office-Home")
+
+
+def findings(checks):
+    """What the check of the data counted, as a table to filter.
+
+    Args:
+        checks: dict from problem (1, 2) to the metrics of its check.
+
+    Returns:
+        DataFrame with columns problem, split, finding and count; lists of files are counted.
+    """
+    rows = [
+        (problem, split, finding, count)
+        for problem, facts in checks.items()
+        for split, values in facts.items()
+        if isinstance(values, dict)
+        for finding, count in _counted(values)
+    ]
+    return pd.DataFrame(rows, columns=["problem", "split", "finding", "count"])
+
+
+def _counted(values, above=""):
+    """Pairs of a finding and its number; groups of findings are flattened, lists counted."""
+    for name, value in values.items():
+        name = above + name.replace("_", " ")
+        if isinstance(value, dict):
+            yield from _counted(value, f"{name}: ")
+        elif value is not None:
+            yield name, len(value) if isinstance(value, list) else value
+
+
+def weaknesses(warnings, problem):
+    """What the check found that weakens a problem's numbers, as Markdown; `warnings` are its sentences."""
+    if not warnings:
+        return f"The check of Problem {problem}'s data found nothing that weakens its numbers."
+    head = f"**What weakens the numbers of Problem {problem}**, by the check of its data:"
+    return "\n".join([head, "", *(f"- {escape(line)}" for line in warnings)])
+
+
+def strays(pixels):
+    """How many pixels of the masks have a colour that is no class: a sentence."""
+    if not pixels:
+        return "Every pixel of the masks has the colour of a class."
+    return f"{pixels:,} pixels of the masks have a colour that is no class; they count as unknown."
+
+
+def examples(split, size, classes=8, images=8):
+    """Example images, one row a class.
+
+    Args:
+        split: layout.Split with labels.
+        size: side of the images in pixels.
+        classes: rows at most, evenly over the classes.
+        images: images of each class at most, evenly over the split.
+    """
+    rows = {}
+    for label in spread(len(split.classes), classes):
+        of_class = np.flatnonzero(split.labels == label)
+        rows[split.classes[label]] = some(split, of_class[spread(len(of_class), images)], size)
+    return image_grid(rows)
+
+
+def some(split, places, size):
+    """The images at some places of a split as training sees them: a list of (size, size, 3) uint8."""
+    opened = (image_files.open_rgb(split.paths[place]) for place in places)
+    return [image_files.square(image, size).transpose(1, 2, 0) for image in opened]
+
+
+def spread(count, wanted):
+    """Up to `wanted` whole numbers, evenly over 0 … count - 1."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+
+
+def class_counts(splits):
+    """Bars: images of each class in each split, from a dict of layout.Split."""
+    classes = next(iter(splits.values())).classes
+    figure, axes = canvas(1, len(splits), (7, max(2, 0.17 * len(classes) + 0.9)), sharey=True)
+    for axis, (name, split) in zip(axes, splits.items(), strict=True):
+        counted = split.counts()
+        axis.barh(classes, [counted.get(c, 0) for c in classes], color=PALETTE[0])
+        axis.set_title(f"{name}: {len(split):,} images")
+        axis.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    axes[0].tick_params(axis="y", labelsize=8 if len(classes) <= 20 else 5)
+    return figure
+
+
+def layers(image, classes):
+    """A tile and its mask, decoded colour by colour.
+
+    Args:
+        image: (3, H, W) uint8.
+        classes: (H, W) uint8 class numbers.
+    """
+    there = np.unique(classes)
+    figure, axes = canvas(1, len(there) + 2, (7.4, 7.4 / (len(there) + 2) + 0.5))
+    show(axes[0], image.transpose(1, 2, 0), "image")
+    show(axes[1], landcover.encode(classes), "mask")
+    for axis, number in zip(axes[2:], there, strict=True):
+        only = np.where((classes == number)[..., None], landcover.encode(classes), 235).astype(np.uint8)
+        show(axis, only, f"{landcover.CLASSES[number]} {np.mean(classes == number):.0%}")
+    return figure
+
+
+def tiles(split, count=6):
+    """Satellite tiles of a layout.Tiles above their masks, evenly over the split."""
+    chosen = [split.numbers[i] for i in spread(len(split), count)]
+    figure, axes = canvas(2, len(chosen), (7, 7 / len(chosen) * 2 + 0.5))
+    seen = set()
+    for column, number in enumerate(chosen):
+        image, classes, _ = image_files.load_tile(split, number)
+        show(axes[column], image.transpose(1, 2, 0), number)
+        show(axes[len(chosen) + column], landcover.encode(classes))
+        seen |= set(np.unique(classes).tolist())
+    class_legend(figure, sorted(seen))
+    return figure
+
+
+def pixel_frequencies(split):
+    """How often each class occurs in the pixels of a layout.Tiles: (7,) float that sums to 1."""
+    count = len(landcover.CLASSES)
+    counted = sum(
+        np.bincount(image_files.load_tile(split, number)[1].ravel(), minlength=count) for number in split.numbers
+    )
+    return counted / counted.sum()
+
+
+def frequency_bars(frequencies):
+    """One bar a split, divided by class: a dict from its name to (7,) frequencies."""
+    figure, axes = canvas(1, 1, (6.4, 1.6))
+    axis = axes[0]
+    for row, values in enumerate(frequencies.values()):
+        left = 0.0
+        for number, value in enumerate(values):
+            colour = landcover.PALETTE[number] / 255
+            axis.barh(row, value, left=left, color=colour, edgecolor=MUTED, linewidth=0.5)
+            if value > 0.04:
+                ink = "white" if landcover.CLASSES[number] in ("water", "unknown") else "black"
+                place = left + value / 2, row
+                axis.text(*place, f"{value:.0%}", ha="center", va="center", fontsize=7, color=ink)
+            left += value
+    axis.set_yticks(range(len(frequencies)), list(frequencies))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.grid(False)
+    class_legend(figure, range(len(landcover.CLASSES)))
+    return figure
+
+
+def class_legend(figure, classes, columns=7):
+    """The colours of some land-cover classes, by number, below a figure."""
+    handles = [
+        Patch(facecolor=landcover.PALETTE[c] / 255, edgecolor=MUTED, label=landcover.CLASSES[c]) for c in classes
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, handlelength=1.2)

@@ -1,0 +1,224 @@
+"""Notebook 05: all masks of a tile, what they are worth, and what they make of our own model's prediction."""
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+
+from hw1lib.chapters.data import class_legend
+from hw1lib.chapters.segmentation import VISIBLE, moved
+from hw1lib.chapters.style import INK, PALETTE, canvas, show
+from hw1lib.chapters.words import percent
+from hw1lib.data import images as image_files
+from hw1lib.data import landcover
+from hw1lib.models.weights import SAM_HINT
+
+METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
+COLUMNS = ["method", "image", "masks", "coverage", "asa", "oracle_miou", "vote_miou"]
+COLUMNS += ["boundary_recall", "boundary_precision"]
+
+
+def table(metrics, images):
+    """The table of everything masks, as tables/everything.csv; SAM's rows are empty where its weights are missing.
+
+    Args:
+        metrics: those of step everything.
+        images: numbers of the tiles.
+    """
+    rows = metrics["rows"]
+    if not metrics["sam"]:
+        rows = [{"method": "sam", "image": image} for image in images] + rows
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"masks": "Int64"})
+
+
+def readable(table):
+    """The same with methods in words."""
+    masks = ["not measured" if pd.isna(number) else str(number) for number in table["masks"]]
+    return table.assign(method=table["method"].map(METHODS), masks=masks)
+
+
+def refinement(metrics):
+    """What each method's masks make of the improved model's prediction on all tiles, as tables/refinement.csv."""
+    rows = [
+        {
+            "method": method,
+            "segments": values["segments"],
+            "model_miou": metrics["model_miou"],
+            "vote_miou": values["miou"],
+            "change": values["miou"] - metrics["model_miou"],
+        }
+        for method, values in metrics["refined"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def refinement_readable(table):
+    """The same for reading."""
+    forms = {"segments": "{:.0f}", "model_miou": "{:.3f}", "vote_miou": "{:.3f}", "change": "{:+.3f}"}
+    shown = table.assign(method=table["method"].map(METHODS), **{c: table[c].map(f.format) for c, f in forms.items()})
+    names = {"segments": "segments an image", "model_miou": "mIoU of the model", "vote_miou": "after the vote"}
+    return shown.rename(columns=names)
+
+
+def painted(labels, masks):
+    """A partition with -1 where no mask is: (H, W) labels and (M, H, W) masks -> (H, W)."""
+    return np.where(masks.any(axis=0), labels, -1)
+
+
+def outlined(image, labels, seed=0, strength=0.45):
+    """SAM's usual overlay: each segment in a random colour, with its outline.
+
+    Args:
+        image: (H, W, 3) uint8.
+        labels: (H, W) segment numbers; below zero is left as it is.
+
+    Returns:
+        (H, W, 3) float in [0, 1].
+    """
+    numbers, inverse = np.unique(labels, return_inverse=True)
+    hues = np.random.default_rng(seed).permutation(len(numbers)) / len(numbers)
+    hsv = np.stack([hues, np.full_like(hues, 0.75), np.full_like(hues, 0.95)], axis=1)
+    colours = matplotlib.colors.hsv_to_rgb(hsv)[inverse.reshape(labels.shape)]
+    mixed = (1 - strength) * image / 255 + strength * colours
+    mixed[labels < 0] = image[labels < 0] / 255
+
+    edge = np.zeros(labels.shape, dtype=bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    mixed[edge] = 1.0
+    return mixed
+
+
+def gather(result, tiles, numbers, methods, predictions):
+    """What `masks_figure` draws, from the arrays of step everything.
+
+    Args:
+        result: with array(name) and metrics, as store.Result.
+        tiles: layout.Tiles of the validation set.
+        numbers: of the tiles that are shown.
+        methods: names of the methods.
+        predictions: (N, H, W) our model's classes of all validation tiles.
+    """
+    counts = {(row["method"], row["image"]): row["masks"] for row in result.metrics["rows"]}
+    rows = {}
+    for number in numbers:
+        image, truth, _ = image_files.load_tile(tiles, number)
+        predicted = predictions[tiles.index(number, "everything.images")]
+        rows[number] = {"image": image.transpose(1, 2, 0), "model": predicted, "truth": truth}
+        for method in methods:
+            packed = result.array(f"{method}_{number}_masks")
+            masks = np.unpackbits(packed, axis=-1, count=truth.shape[1]).astype(bool)
+            rows[number][method] = {
+                "labels": painted(result.array(f"{method}_{number}_labels"), masks),
+                "vote": result.array(f"{method}_{number}_vote"),
+                "masks": counts[method, number],
+            }
+    return rows
+
+
+def masks_figure(rows, methods):
+    """Everything masks of a few tiles, one column a method, with the refined prediction.
+
+    Args:
+        rows: dict from a tile's number to a dict of image (H, W, 3), model and truth (H, W) classes and, for each
+            method, a dict of labels (H, W), vote (H, W) and masks (their number).
+        methods: dict from method to its full name.
+    """
+    columns = 3 + 2 * len(methods)
+    figure, axes = canvas(len(rows), columns, (7.2, 7.2 / columns * len(rows) + 0.8))
+    seen = set()
+    for row, (number, parts) in enumerate(rows.items()):
+        pictures = [("image", parts["image"]), ("model", landcover.encode(parts["model"]))]
+        for method, name in methods.items():
+            pictures.append((name, outlined(parts["image"], parts[method]["labels"])))
+            pictures.append(("its vote", landcover.encode(parts[method]["vote"])))
+            seen |= set(np.unique(parts[method]["vote"]).tolist())
+        pictures.append(("truth", landcover.encode(parts["truth"])))
+        seen |= set(np.unique([parts["model"], parts["truth"]]).tolist())
+
+        line = axes[row * columns : (row + 1) * columns]
+        for axis, (title, picture) in zip(line, pictures, strict=True):
+            show(axis, picture, title if row == 0 else "", 7)
+        for place, method in enumerate(methods):
+            line[2 + 2 * place].set_xlabel(f"{parts[method]['masks']} masks", fontsize=7)
+        line[0].set_ylabel(number, fontsize=8)
+    class_legend(figure, sorted(seen))
+    return figure
+
+
+def method_figure(image, grid_xy, points_xy, labels, masks, name):
+    """How everything mode works: points, points left, masks, cut-outs.
+
+    Args:
+        image: (H, W, 3) uint8.
+        grid_xy: (P, 2) all starting points.
+        points_xy: (M, 2) the points that masks are left of.
+        labels: (H, W) the masks as a partition, below zero where there is none.
+        masks: (M, H, W) bool.
+        name: of the method.
+    """
+    figure, axes = canvas(1, 4, (7.2, 2.3))
+    show(axes[0], image, f"1. {len(grid_xy)} starting points", 8)
+    axes[0].scatter(*grid_xy.T, s=3, color="white", edgecolors=INK, linewidths=0.3)
+    show(axes[1], image, f"2. {len(points_xy)} points left", 8)
+    axes[1].scatter(*points_xy.T, s=5, color=PALETTE[1], edgecolors=INK, linewidths=0.3)
+    show(axes[2], outlined(image, labels), f"3. {len(masks)} masks", 8)
+    show(axes[3], cut_outs(image, masks), "4. largest cut-outs", 8)
+    figure.suptitle(name, fontsize=9, color=INK)
+    return figure
+
+
+def cut_outs(image, masks, side=3):
+    """The largest masks cut out of the image, on a white sheet of side × side cells."""
+    cell = max(image.shape[:2]) // side
+    sheet = np.full((cell * side, cell * side, 3), 255, dtype=np.uint8)
+    largest = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")[: side * side]
+    for place, number in enumerate(largest):
+        rows, columns = np.nonzero(masks[number])
+        box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        piece = np.where(masks[number][box][..., None], image[box], 255)
+        step = max(1, int(np.ceil(max(piece.shape[:2]) / (cell - 2))))
+        piece = piece[::step, ::step]
+        top, left = (place // side) * cell + 1, (place % side) * cell + 1
+        sheet[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
+    return sheet
+
+
+def in_words(metrics):
+    """What the everything masks are worth for land cover, method by method; `metrics` are those of step everything."""
+    parts = []
+    if not metrics["sam"]:
+        parts.append(
+            f"**SAM was not measured**, its rows are empty. {SAM_HINT} The two classical segmenters need no weights."
+        )
+    frame = pd.DataFrame(metrics["rows"]).astype({"vote_miou": float, "model_miou": float, "asa": float})
+    for method, mean in frame.groupby("method", sort=False).mean(numeric_only=True).iterrows():
+        change = mean["vote_miou"] - mean["model_miou"]
+        effect = f"{'raises' if change > 0 else 'lowers'} its mIoU by {abs(change):.3f}"
+        if abs(change) < VISIBLE:
+            effect = "leaves its mIoU as it is"
+        parts.append(
+            f"{METHODS[method]} finds {mean['masks']:.0f} masks an image on average; if each took the right class, "
+            f"{percent(mean['asa'])} of the pixels would be right (an upper bound). Letting our own model vote inside "
+            f"each mask {effect} on these images."
+        )
+    return " ".join(parts)
+
+
+def refinement_in_words(metrics, model, tiles):
+    """What a majority vote in each segment makes of a model's prediction on all tiles.
+
+    Args:
+        metrics: those of step everything.
+        model: full name of the model.
+        tiles: number of validation tiles.
+    """
+    parts = [
+        f"with {METHODS[method]} ({values['segments']:.0f} segments an image) it "
+        f"{moved(values['miou'] - metrics['model_miou'])}"
+        for method, values in metrics["refined"].items()
+    ]
+    return (
+        f"On all {tiles} validation tiles, a majority vote in each segment changes {model}'s prediction of the last "
+        f"epoch: {'; '.join(parts)}. The row *vote* of the table of models is that of {METHODS[metrics['refine']]}, "
+        "which was chosen before anything was measured."
+    )

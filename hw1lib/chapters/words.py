@@ -1,0 +1,93 @@
+"""How numbers and tables are written out for a reader: percent, p-values, lists, Markdown."""
+
+import re
+
+import pandas as pd
+
+from hw1lib.data.landcover import SCORED
+
+LEVEL = 0.05  # of all tests
+
+
+def percent(value):
+    """0.4211 -> 42.1 %."""
+    return f"{100 * value:.1f} %"
+
+
+def fraction(value):
+    """0.68671 -> 0.687."""
+    return f"{value:.3f}"
+
+
+def points(value):
+    """0.042 -> 4.2 percentage points."""
+    return f"{100 * value:.1f} percentage points"
+
+
+def p_value(p):
+    """p = 0.042, or p < 0.001."""
+    number = p_number(p)
+    return f"p {number}" if number.startswith("<") else f"p = {number}"
+
+
+def p_number(p):
+    """Three digits, and more where three would hide on which side of the level it is."""
+    if p < 0.001:
+        return "< 0.001"
+    digits = 3
+    while p != LEVEL and round(p, digits) == LEVEL:
+        digits += 1
+    return f"{p:.{digits}f}"
+
+
+def listed(items):
+    """A, B and C."""
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def capital(text):
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def escape(text):
+    """Makes any text harmless inside Markdown: no markup, no HTML, no curly quotes, one line."""
+    special = r"""[\\`*_{}\[\]<>#|~^$@&'"]|(?<=-)-|(?<=\.)\."""  # the last two: -- and ...
+    return re.sub(special, r"\\\g<0>", " ".join(str(text).split()))
+
+
+def code(text):
+    """Text as a block of code in Markdown."""
+    return f"```\n{text}\n```"
+
+
+FORMATS = (
+    dict.fromkeys(("accuracy", "accuracy_last"), percent)
+    | dict.fromkeys(
+        ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last", *SCORED), fraction
+    )
+    | dict.fromkeys(("coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision"), fraction)
+    | {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
+)
+HEADINGS = {
+    "asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU",
+    "accuracy_last": "last epoch", "miou_last": "last epoch",
+}  # fmt: skip
+
+
+def markdown(table):
+    """A DataFrame as a pipe table: numbers as FORMATS says of their column, what is missing as –."""
+    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table]
+    lines = [
+        _line(HEADINGS.get(column, column.replace("_", " ")) for column in table),
+        _line("---:" if right else ":---" for right in numeric),
+    ]
+    for row in table.itertuples(index=False):
+        cells = zip(table, row, strict=True)
+        lines.append(_line("–" if pd.isna(v) else escape(FORMATS.get(c, str)(v)) for c, v in cells))
+    return "\n".join(lines)
+
+
+def _line(cells):
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,1 @@
+"""The data doctor: reads all data once and says what is wrong with it, before anything trains."""

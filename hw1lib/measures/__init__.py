@@ -1,0 +1,1 @@
+"""Numbers in, numbers out: the measures of the report as plain functions of arrays."""

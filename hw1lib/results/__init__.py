@@ -1,1 +1,0 @@
-"""From plain results to numbers, pictures, sentences and the report."""

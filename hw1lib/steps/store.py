@@ -1,0 +1,289 @@
+"""Results on disk: keyed by what made them, written atomically.
+
+A finished step is a folder steps/<step>/<key>/ that holds config.json (what made it),
+metrics.json, history.csv, arrays, weights and, written last, done.json with the SHA-256 of
+every other file. Without that marker, or with a file that is not as it says, nothing in the folder
+counts as done.
+"""
+
+import contextlib
+import hashlib
+import json
+import operator
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+
+from hw1lib import files
+from hw1lib.steps import lock
+from hw1lib.errors import UserError
+
+DONE = "done.json"
+CONFIG = "config.json"
+CHECKPOINT = "checkpoint.pt"
+
+
+def key_of(parts):
+    """A short key for plain JSON data: 16 hex digits of its SHA-256."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Result:
+    """One finished step, read only when asked."""
+
+    def __init__(self, step, folder):
+        self.step = step
+        self.folder = Path(folder)
+
+    @property
+    def key(self):
+        return self.folder.name
+
+    @property
+    def metrics(self):
+        """The step's numbers, a dict."""
+        return files.read_json(self.folder / "metrics.json")
+
+    @property
+    def history(self):
+        """One row an epoch, a DataFrame; empty for a step without epochs."""
+        path = self.folder / "history.csv"
+        return pd.read_csv(path) if path.read_text().strip() else pd.DataFrame()
+
+    @property
+    def epochs(self):
+        """How many epochs it trained; 0 for a step without."""
+        return len(self.history)
+
+    @property
+    def run(self):
+        """How it ran: seconds, device, precision, versions."""
+        return files.read_json(self.folder / "run.json")
+
+    def array(self, name):
+        """A saved array."""
+        return np.load(self.folder / f"{name}.npy", allow_pickle=False)
+
+    def weights(self):
+        """The saved weights, a dict of tensors."""
+        return safetensors.torch.load_file(self.folder / "weights.safetensors")
+
+
+class Draft:
+    """The folder of a step that is running; the step writes its results through it."""
+
+    def __init__(self, step, folder):
+        self.step = step
+        self.folder = Path(folder)
+        self.checkpoint = self.folder / CHECKPOINT
+        self.resumed = self.checkpoint.is_file()
+        self.watch = None  # function(history), called after each epoch
+
+    def metrics(self, data):
+        files.write_json(self.folder / "metrics.json", data)
+
+    def history(self, rows):
+        """Saves the plain numbers of each epoch; nested values belong into metrics."""
+        plain = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
+        files.write_text(self.folder / "history.csv", pd.DataFrame(plain).to_csv(index=False))
+
+    def array(self, name, values):
+        with files.replacing(self.folder / f"{name}.npy") as temporary:
+            with open(temporary, "wb") as file:
+                # NumPy's own way to write into a file does not notice a full disk.
+                np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
+
+    def weights(self, module):
+        """Saves a module's state, or a dict of tensors, as safetensors."""
+        state = module if isinstance(module, dict) else module.state_dict()
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        with files.replacing(self.folder / "weights.safetensors") as temporary:
+            safetensors.torch.save_file(state, temporary)
+
+
+class Store:
+    """The steps of one build folder."""
+
+    def __init__(self, out):
+        self.out = Path(out)
+        self._trusted = {}  # folder -> how its files looked when their hashes were right
+
+    def folder(self, step, key):
+        return self.out / "steps" / step / key
+
+    def done(self, step, key):
+        """Whether a step is finished and each of its files is as it was written."""
+        return (self.folder(step, key) / DONE).is_file() and not self.damage(step, key)
+
+    def damage(self, step, key):
+        """What is wrong with a finished step's files: a list of phrases, empty if nothing is.
+
+        Files are hashed the first time, and again when their size or date changes.
+        """
+        folder = self.folder(step, key)
+        if not (folder / DONE).is_file():
+            return []
+        try:
+            looks = _looks(folder)
+            if self._trusted.get(folder) != looks:
+                problems = _damage(folder)
+                if problems:
+                    return problems
+                self._trusted[folder] = looks
+            return []
+        except FileNotFoundError:
+            return ["another process is writing it anew"]
+
+    def status(self, step, key):
+        """done, to resume or to run."""
+        if self.done(step, key):
+            return "done"
+        folder = self.folder(step, key)
+        half = (folder / CHECKPOINT).is_file() and not (folder / DONE).is_file()
+        return "to resume" if half else "to run"
+
+    def result(self, step, key):
+        return Result(step, self.folder(step, key))
+
+    def results(self, step):
+        """The finished results of a step, of all keys that there are: a list."""
+        return [Result(step, marker.parent) for marker in sorted(self.out.glob(f"steps/{step}/*/{DONE}"))]
+
+    def configs(self, step):
+        """What made them: a list of what their config.json hold."""
+        configs = [_config(result.folder) for result in self.results(step)]
+        return [config for config in configs if config]
+
+    @contextlib.contextmanager
+    def claimed(self, step, key, config):
+        """Locks a step's folder and yields a Draft, or None where another process finished it.
+
+        Leaving the block without an error writes the done marker. What an earlier attempt left is
+        cleared first, but for a checkpoint and the results that go with it.
+
+        Args:
+            config: what the step follows from, with groups settings and settings.profile.
+        """
+        folder = self.folder(step, key)
+        with lock.held(folder, step):
+            if self.done(step, key):
+                yield None
+                return
+            with lock.naming(folder):
+                self._clear(step, folder, config)
+            files.write_json(folder / CONFIG, config)
+            draft = Draft(step, folder)
+            yield draft
+            results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file()]
+            results = [path for path in results if path != draft.checkpoint]
+            hashes = {path.name: files.digest(path) for path in results}
+            sizes = {path.name: path.stat().st_size for path in results}
+            files.write_json(folder / DONE, {"files": hashes, "bytes": sizes})
+            draft.checkpoint.unlink(missing_ok=True)
+
+    def _clear(self, step, folder, config):
+        """Removes what counts no longer; of each step and seed at most one attempt stays."""
+        keep = []
+        if (folder / DONE).is_file():
+            print(f"{step}: {'; '.join(_damage(folder))}. The step is run again.", flush=True)
+            (folder / DONE).unlink()  # first of all: without it nothing else counts
+        elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
+            keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
+        _empty(folder, keep)
+        for other in folder.parent.iterdir():
+            if other == folder or not other.is_dir():
+                continue
+            with lock.if_free(other) as free:
+                if not free:
+                    continue
+                for path in set(other.glob(".*")) - {other / lock.LOCK}:
+                    path.unlink()  # half written by a process that was killed
+                if (other / DONE).is_file():
+                    (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
+                elif not _only_the_seed_differs(_config(other), config):
+                    if (other / CHECKPOINT).is_file():
+                        print(f"{step}: what other settings had begun is given up", flush=True)
+                    _empty(other)
+
+    def verify(self):
+        """Re-hashes every finished step; returns a line for each file that is not as written."""
+        markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
+        if not markers:
+            raise UserError(f"{self.out} holds no finished step yet. Run the report first.")
+        found = [(folder.parent, f) for folder in markers for f in _damage(folder.parent)]
+        for run in sorted(self.out.glob("steps/*/*/run.json")):  # the last but one to be written
+            going_on = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()
+            if not going_on and not (run.parent / DONE).exists():
+                found.append((run.parent, f"{DONE} is missing"))
+        return ["/".join((*folder.parts[-2:], problem)) for folder, problem in found]
+
+
+def _looks(folder):
+    """Size and date of each file: what a change of it changes."""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
+
+
+def _damage(folder):
+    """Holds a finished step's files against its marker: a list of phrases."""
+    try:
+        marker = files.read_json(folder / DONE)
+        expected = [(str(k), str(v)) for k, v in marker["files"].items()]
+        sizes = {k: operator.index(v) for k, v in marker.get("bytes", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        expected = []
+    if not expected:
+        return [f"{DONE} is damaged"]
+    problems = []
+    for name, digest in expected:
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size < sizes.get(name, 0):
+            problems.append(f"{name} is truncated")
+        elif files.digest(path) != digest:
+            problems.append(f"{name} was altered")
+    return problems
+
+
+def _empty(folder, keep=()):
+    """Removes what is in a step's folder, half written files included."""
+    for path in folder.iterdir():
+        if path.name in (lock.LOCK, lock.HOLDER, *keep):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _config(folder):
+    """What made the contents of a folder, or None where that cannot be told."""
+    try:
+        config = files.read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _only_the_seed_differs(one, two):
+    """Whether two configs are of the same settings and data but of another seed."""
+    try:
+        (seed, rest), (other_seed, other_rest) = map(_seed_and_rest, (one, two))
+    except (KeyError, TypeError, ValueError):  # a damaged config is like no other
+        return False
+    return seed != other_seed and rest == other_rest
+
+
+def _seed_and_rest(config):
+    settings = dict(config["settings"])
+    profile = dict(settings.pop("profile"))
+    seed = profile.pop("seed", None)
+    return seed, key_of([config["version"], config["data"], settings, profile])
