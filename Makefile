@@ -1,6 +1,6 @@
 # make report [PROFILE=demo] [DATA=/path/to/hw1_data] [OUT=…] [SEEDS=1] [SET="name=value …"]
 #             [DEVICE=auto]
-# make test     make lab     make bench     make notebooks     make publish     make clean
+# make check    make test    make lab    make bench    make notebooks    make publish    make clean
 #
 # Every target sets up .venv first, if need be. Works from any folder and in one with spaces.
 
@@ -17,7 +17,7 @@ options := --profile "$(PROFILE)" --device "$(DEVICE)" \
 	$(if $(DATA),--data-root "$(DATA)") $(if $(OUT),--out "$(OUT)") \
 	$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(SET),--set $(SET))
 
-.PHONY: report plan test lab bench notebooks publish setup setup-dev clean
+.PHONY: report plan check test lint lab bench notebooks publish setup setup-dev clean
 
 report: setup
 	@$(python) -m hw1lib report $(options)
@@ -25,8 +25,16 @@ report: setup
 plan: setup
 	@$(python) -m hw1lib plan $(options)
 
-test: setup-dev
+# The quick lane for work: lint and unit tests, at most 90 seconds.
+check: setup-dev lint
+	@cd "$(here)" && .venv/bin/python -m pytest -m "not slow"
+
+test: setup-dev lint
 	@cd "$(here)" && .venv/bin/python -m pytest
+
+lint: setup-dev
+	@cd "$(here)" && .venv/bin/ruff check --quiet hw1lib tests notebooks
+	@cd "$(here)" && .venv/bin/ruff format --check --quiet hw1lib tests notebooks
 
 lab: setup
 	@cd "$(here)" && .venv/bin/jupyter lab --ServerApp.ip=localhost --notebook-dir=notebooks \
@@ -37,10 +45,9 @@ bench: setup
 	@cd "$(here)" && .venv/bin/python tests/benchmarks/augmentation.py
 	@cd "$(here)" && .venv/bin/python tests/benchmarks/losses.py
 
-# Runs the committed notebooks in place, with the smoke profile, so that they show its outputs.
-notebooks: setup
-	@cd "$(here)" && HW1_HEADLESS=1 .venv/bin/jupyter nbconvert --to notebook --execute --inplace \
-		--log-level=WARN --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+# Runs the committed notebooks, so that they show the demo, and the smoke copies that nbval compares.
+notebooks: setup-dev
+	@cd "$(here)" && .venv/bin/python tests/notebooks/make.py
 
 # Copies the demo report into report/demo, as it is committed.
 publish: setup

@@ -19,29 +19,34 @@ def digest(path):
 
 
 @contextlib.contextmanager
+def naming(path, helps="What was finished before is kept."):
+    """Turns what the file system refuses into a clear error about `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} could not be written: {reason}. {remedy(error)} {helps}") from error
+
+
+@contextlib.contextmanager
 def replacing(path):
     """Yields a temporary path beside `path`; on success it is synced and takes its place.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    path, temporary = Path(path), None
-    try:
+    path = Path(path)
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         temporary.touch(exist_ok=False)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            _sync(path.parent)  # else a power cut could forget the move
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path} could not be written: {reason}. {remedy(error)} What was finished before is kept."
-        ) from error
-    finally:
-        if temporary is not None:
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            with contextlib.suppress(OSError):  # some network file systems cannot
+                _sync(path.parent)  # else a power cut could forget the move
+        finally:
             with contextlib.suppress(OSError):  # what happened before says more
                 temporary.unlink(missing_ok=True)
 

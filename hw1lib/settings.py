@@ -25,11 +25,8 @@ Limit = Annotated[int, Field(ge=0, le=LARGEST)]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Positive = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Names = Annotated[  # text: separated by commas
-    tuple[str, ...],
-    BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
-    Field(min_length=1),
-]
+Separated = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+Names = Annotated[tuple[str, ...], Separated, Field(min_length=1)]
 
 
 @group

@@ -14,6 +14,13 @@ from hw1lib.data import landcover
 
 torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
 
+def pytest_collection_modifyitems(items):
+    """What needs the whole smoke run is slow."""
+    for item in items:
+        if "smoke_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 SIDE = 32  # of every image of the small course folder
 OFFICE = ("Couch", "Alarm_Clock", "Mug")
 POOL = ("100", "200")  # labels of the pool, whose file names say nothing
@@ -58,8 +65,7 @@ def write_problem1(root, pool=12, train=4, val=2):
 
 # One colour for each class, in the middle of its bin of the colour control.
 GROUND = np.array(
-    [(200, 40, 40), (216, 200, 72), (152, 120, 56), (24, 88, 24), (24, 40, 136), (232, 232, 216),
-     (8, 8, 8)],
+    [(200, 40, 40), (216, 200, 72), (152, 120, 56), (24, 88, 24), (24, 40, 136), (232, 232, 216), (8, 8, 8)],
     dtype=np.uint8,
 )
 

@@ -14,7 +14,11 @@ def hw1lib(*words, build=None, **options):
     environment = os.environ | ({"HW1_BUILD": str(build)} if build else {})
     return subprocess.run(
         [sys.executable, "-m", "hw1lib", *map(str, words)],
-        capture_output=True, text=True, cwd=paths.ROOT, env=environment, **options,
+        capture_output=True,
+        text=True,
+        cwd=paths.ROOT,
+        env=environment,
+        **options,
     )
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hw1lib import cli, commands, files, paths, profiles
+from hw1lib import cli, files, paths, profiles
 from hw1lib.data.sample import build as sample
 from tests.conftest import picture
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate classification": ("PRED_CSV", "TRUE_CSV"),
     "evaluate segmentation": ("PRED_DIR", "TRUE_DIR"),
     "publish": COMMON,
+    "compare": ("RUN",),
     "figures": (*COMMON, "--format", "--dpi", "NAME"),
 }
 
@@ -36,6 +37,7 @@ COMMANDS = {
 @pytest.fixture(autouse=True)
 def no_sample(monkeypatch):
     """No test here may build the Earth sample: a command that tries did not see its error."""
+
     def build(*words, **options):
         raise AssertionError("the Earth sample was asked for")
 
@@ -76,6 +78,7 @@ def test_help_names_every_option_and_fits_a_terminal(capsys, monkeypatch, comman
 
 def test_every_command_there_is_has_its_help_tested():
     """Walks the parser, so that a new command cannot be forgotten here."""
+
     def commands(parser, name=""):
         kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         if not kinds:
@@ -98,8 +101,7 @@ def test_help_names_every_command_and_profile(capsys, monkeypatch):
 
 def test_it_runs_as_a_module():
     done = subprocess.run(
-        [sys.executable, "-m", "hw1lib", "run", "--help"],
-        cwd=paths.ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "hw1lib", "run", "--help"], cwd=paths.ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "STEP" in done.stdout and done.stderr == ""
 
@@ -109,14 +111,33 @@ def test_it_runs_as_a_module():
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("nonsense",), ("report", "--nonsense"), ("run",), ("data",), ("data", "nonsense"),
-     ("report", "--only", "problem3"), ("report", "--profile"), ("report", "--set"),
-     ("plan", "--seeds", "two"), ("plan", "--seeds"), ("figures", "--dpi", "high"),
-     ("plan", "extra"), ("weights",), ("weights", "fetch"), ("weights", "fetch", "a", "b"),
-     ("weights", "fetch", "a", "--from"), ("predict",), ("predict", "segmentation", "a"),
-     ("predict", "classification", "a", "b"), ("predict", "segmentation", "a", "b", "--tta=1"),
-     ("evaluate",), ("evaluate", "segmentation", "a"), ("evaluate", "classification"),
-     ("evaluate", "segmentation", "a", "b", "--profile", "smoke")],
+    [
+        (),
+        ("nonsense",),
+        ("report", "--nonsense"),
+        ("run",),
+        ("data",),
+        ("data", "nonsense"),
+        ("report", "--only", "problem3"),
+        ("report", "--profile"),
+        ("report", "--set"),
+        ("plan", "--seeds", "two"),
+        ("plan", "--seeds"),
+        ("figures", "--dpi", "high"),
+        ("plan", "extra"),
+        ("weights",),
+        ("weights", "fetch"),
+        ("weights", "fetch", "a", "b"),
+        ("weights", "fetch", "a", "--from"),
+        ("predict",),
+        ("predict", "segmentation", "a"),
+        ("predict", "classification", "a", "b"),
+        ("predict", "segmentation", "a", "b", "--tta=1"),
+        ("evaluate",),
+        ("evaluate", "segmentation", "a"),
+        ("evaluate", "classification"),
+        ("evaluate", "segmentation", "a", "b", "--profile", "smoke"),
+    ],
 )
 def test_wrong_usage_ends_with_2(capsys, words):
     code, out, text = run(capsys, *words)
@@ -132,9 +153,7 @@ PREDICT = {  # with words that stand for files
 }
 
 
-@pytest.mark.parametrize(
-    "command", ["report", "plan", "verify", "publish", "figures", "run", *PREDICT]
-)
+@pytest.mark.parametrize("command", ["report", "plan", "verify", "publish", "run", *PREDICT])
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -146,7 +165,7 @@ PREDICT = {  # with words that stand for files
         (("--set", "=3"), "''"),
         (("--set", "seed=1", "seed=x"), "seed=x"),
         (("--data-root", "/nowhere/at/all"), "/nowhere/at/all"),
-        (("--seeds", "0"), "seeds=0: it must be at least 1"),
+        (("--seeds", "0"), "seeds=0"),
         (("--seeds", "-3"), "seeds=-3"),
     ],
 )
@@ -155,25 +174,29 @@ def test_a_wrong_option_is_named(capsys, command, options, word):
     assert word in fails(capsys, *command.split(), *words, *options)
 
 
-@pytest.mark.parametrize("command", ["report", "verify", "publish", "figures", "run", *PREDICT])
+@pytest.mark.parametrize("command", ["report", "plan", "verify", "publish", "run", *PREDICT])
 @pytest.mark.parametrize(("profile", "word"), [("seed", "DATA="), ("strong", "--data-root")])
 def test_a_profile_for_the_course_data_asks_for_it(capsys, command, profile, word):
-    """But for `plan`, which then counts on the course's numbers."""
     words = ["pretrain"] if command == "run" else PREDICT.get(command, ())
     assert word in fails(capsys, *command.split(), *words, "--profile", profile)
 
 
 @pytest.mark.parametrize("command", PREDICT)
-def test_predictions_of_an_unfinished_report_say_what_to_run(
-    capsys, course_data, tmp_path, command
-):
+def test_predictions_of_an_unfinished_report_say_what_to_run(capsys, course_data, tmp_path, command):
     """And write nothing."""
     picture(0).save(tmp_path / "x.jpg")
     (tmp_path / "table.csv").write_text("id,filename\n1,x.jpg\n")
     files = ("table.csv", ".", "out.csv") if "class" in command else (".", "out")
     text = fails(
-        capsys, *command.split(), *(tmp_path / name for name in files), "--profile", "smoke",
-        "--data-root", course_data, "--out", tmp_path / "build",
+        capsys,
+        *command.split(),
+        *(tmp_path / name for name in files),
+        "--profile",
+        "smoke",
+        "--data-root",
+        course_data,
+        "--out",
+        tmp_path / "build",
     )
     assert "not trained" in text and "make report PROFILE=smoke" in text
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.csv").exists()
@@ -200,8 +223,7 @@ def test_a_setting_may_hold_what_a_shell_lets_through(capsys, course_data, setti
 
 def test_a_wrong_step_comes_with_the_right_ones(capsys, course_data, tmp_path):
     text = fails(
-        capsys, "run", "pre-train", "--profile", "smoke", "--data-root", course_data,
-        "--out", tmp_path / "out",
+        capsys, "run", "pre-train", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"
     )
     assert "pre-train" in text and "finetune-A" in text and "segment-lraspp" in text
 
@@ -221,16 +243,16 @@ def test_an_incomplete_data_folder_is_named(capsys, course_data):
 def test_an_output_folder_that_cannot_be_is_named(capsys, course_data, tmp_path):
     (tmp_path / "file").write_text("")
     text = fails(
-        capsys, "run", "segment-colour", "--profile", "smoke", "--data-root", course_data,
-        "--out", tmp_path / "file",
+        capsys, "run", "segment-colour", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "file"
     )
     assert str(tmp_path / "file") in text and "--out" in text
 
 
-def test_an_unknown_figure_or_format_is_named(capsys, course_data, tmp_path):
-    common = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
-    assert "bmp" in fails(capsys, "figures", "--format", "png,bmp", *common)
-    text = fails(capsys, "figures", "tyles", *common)
+def test_an_unknown_figure_or_format_is_named(capsys, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "tiles.pdf").write_bytes(b"%PDF")
+    assert "bmp" in fails(capsys, "figures", "--format", "png,bmp", "--out", tmp_path)
+    text = fails(capsys, "figures", "tyles", "--out", tmp_path)
     assert "'tyles'" in text and "tiles" in text
 
 
@@ -238,18 +260,14 @@ def test_stopping_it_is_no_traceback(capsys, monkeypatch, course_data):
     def stop(*words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_request", stop)
+    monkeypatch.setattr(cli, "_book", stop)
     code, _, text = run(capsys, "plan", "--data-root", course_data)
     assert code == 130 and "Finished steps are kept" in text and "Traceback" not in text
 
 
 # --- plan
 
-HEADING = re.compile(r"step +state +PFLOP +seconds +key")
-LINE = re.compile(
-    r"(?P<label>\S.*?) +(?P<state>done|to run|to resume) +(?P<flops>\d+\.\d{3}|–) +"
-    r"(?P<seconds>~?\d+|–) +(?P<key>[0-9a-f]{16})"
-)
+LINE = re.compile(r"(?P<label>\S.*?) +(?P<state>done|to run|to resume) +(?P<seconds>~?\d+|–) +(?P<key>[0-9a-f]{16})")
 
 
 def plan(capsys, *words):
@@ -257,8 +275,8 @@ def plan(capsys, *words):
     code, out, _ = run(capsys, "plan", *words)
     assert code == 0
     head, *lines = out.splitlines()
-    assert HEADING.fullmatch(head)
-    table = lines[: lines.index("")]
+    assert re.fullmatch(r"step +state +seconds +key", head)
+    table = lines[: lines.index("")] if "" in lines else lines
     found = [LINE.fullmatch(line) for line in table if not line.startswith("  ")]
     assert all(found), table
     reasons = [line for line in table if line.startswith("  ")]
@@ -267,40 +285,11 @@ def plan(capsys, *words):
     return {match["label"]: match.groupdict() for match in found}
 
 
-@pytest.mark.parametrize("profile", ["seed", "strong"])
-def test_without_data_a_plan_counts_on_the_courses(capsys, profile):
-    """What a run will cost is asked before the data is fetched."""
-    code, out, error = run(capsys, "plan", "--profile", profile)
-    assert code == 0 and error == "" and "No --data-root is given" in out
-    rows = dict(re.findall(r"^(\S+) +(\d+\.\d{3})$", out, re.M))
-    assert set(rows) == {
-        "pretrain", "pretrain-supervised", *(f"finetune-{s}" for s in profiles.SETTINGS),
-        *(f"segment-{m}" for m in profiles.SEGMENTERS),
-    }
-    assert all(float(number) > 0 for number in rows.values())
-    total = float(re.search(r"Training once: ([\d.]+) PFLOP", out).group(1))
-    assert total == pytest.approx(sum(map(float, rows.values())), abs=0.02)
-    hours = re.search(r"about (\S+) hours", out).group(1)
-    assert "e" not in hours  # no power of ten in a sentence
-    assert float(hours) == pytest.approx(total * 1e15 / 40e12 / 3600, rel=0.06)
-    assert max(map(len, out.splitlines())) <= 80
-
-
-def test_hours_of_a_long_plan_are_written_out(capsys):
-    out = run(capsys, "plan", "--profile", "strong", "--set", "pretrain.epochs=40000")[1]
-    assert re.search(r"about [\d,]+ hours", out)
-
-
 @pytest.mark.parametrize("profile", ["smoke", "strong"])
 def test_a_plan_fits_a_terminal(capsys, course_data, tmp_path, profile):
-    words = ("--profile", profile, "--data-root", course_data, "--out", tmp_path / "out",
-             "--seeds", 12)
+    words = ("--profile", profile, "--data-root", course_data, "--out", tmp_path / "out", "--seeds", 12)
     assert max(map(len, run(capsys, "plan", *words)[1].splitlines())) <= 80
-    cells = plan(capsys, *words)
-    dear = {label for label, row in cells.items() if row["flops"] != "–"}
-    assert {"pretrain", "pretrain, seed 11", "segment-fcn32s"} <= dear
-    assert not [n for n in dear if n.startswith("control") or n in ("embed", "segment-colour")]
-    assert {row["seconds"] for row in cells.values()} == {"–"}
+    assert {row["seconds"] for row in plan(capsys, *words).values()} == {"–"}
 
 
 def test_other_seeds_repeat_problem_1_and_nothing_else(capsys, course_data, tmp_path):
@@ -312,9 +301,7 @@ def test_other_seeds_repeat_problem_1_and_nothing_else(capsys, course_data, tmp_
     assert {label: two[label] for label in one} == one  # the report's own stay as they are
     assert not [n for n in two if n.startswith(("segment", "embed")) and "seed" in n]
     alone = plan(capsys, *words, "--set", "seed=1")
-    assert {n: two[f"{n}, seed 1"]["key"] for n in repeated} == {
-        n: alone[n]["key"] for n in repeated
-    }
+    assert {n: two[f"{n}, seed 1"]["key"] for n in repeated} == {n: alone[n]["key"] for n in repeated}
     last = plan(capsys, *words, "--set", "seeds=5", "--seeds", 2)
     assert last == two
 
@@ -322,18 +309,29 @@ def test_other_seeds_repeat_problem_1_and_nothing_else(capsys, course_data, tmp_
 @pytest.mark.parametrize("half", ["p1_data", "p2_data"])
 def test_half_of_the_data_has_a_plan(capsys, course_data, tmp_path, half):
     (course_data / half).rename(tmp_path / "away")
-    found = plan(
-        capsys, "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"
-    )
+    found = plan(capsys, "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
     assert ("pretrain" in found) == (half == "p2_data") != ("segment-lraspp" in found)
 
 
 # --- what works
 
 
+def test_a_plan_expects_what_a_step_took_with_other_settings(capsys, course_data, tmp_path):
+    common = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
+    assert run(capsys, "run", "control-colour", *common)[0] == 0
+    (path,) = (tmp_path / "out" / "steps").glob("control-colour/*/run.json")
+    path.write_text(json.dumps(files.read_json(path) | {"seconds": 40}))
+    marker = path.with_name("done.json")
+    held = files.read_json(marker)
+    held["files"]["run.json"] = files.digest(path)
+    marker.write_text(json.dumps(held))
+    assert plan(capsys, *common)["control-colour"]["seconds"] == "40"
+    longer = plan(capsys, *common, "--set", "finetune.epochs=6")
+    assert longer["control-colour"]["seconds"] == "~120" and longer["finetune-A"]["seconds"] == "–"
+
+
 def test_plan_run_and_verify(capsys, course_data, tmp_path):
-    common = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out",
-              "--device", "cpu")
+    common = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--device", "cpu")
 
     def states():
         return {label: cells["state"] for label, cells in plan(capsys, *common).items()}
@@ -378,14 +376,16 @@ def test_weights_list_says_how_to_get_them(capsys):
     assert code == 0 and "data/weights" in out and "weights fetch NAME" in out
 
 
-def test_figures_are_exported_in_every_format(capsys, course_data, tmp_path):
-    code, out, _ = run(
-        capsys, "figures", "tiles", "--format", "pdf,svg,png", "--dpi", "50",
-        "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out",
-        "--into", tmp_path / "into",
-    )
+def test_reports_are_compared_side_by_side(capsys, tmp_path):
+    for name, accuracy in (("one", 0.5), ("two", 0.75)):
+        steps = {"finetune-C": {"accuracy_last": accuracy}, "segment-lraspp": {"miou_last": 0.1}}
+        settings = {"seed": 0, "finetune": {"epochs": 2 if name == "one" else 4}}
+        (tmp_path / name).mkdir()
+        files.write_json(tmp_path / name / "metrics.json", {"steps": steps, "settings": settings})
+    code, out, _ = run(capsys, "compare", tmp_path / "one", tmp_path / "two")
     assert code == 0
-    assert {path.name for path in (tmp_path / "into").iterdir()} == {
-        "tiles.pdf", "tiles.svg", "tiles.png"
-    }
-    assert all(str(path) in out for path in (tmp_path / "into").iterdir())
+    for row in (r"finetune-C +0\.5000 +0\.7500", r"segment-lraspp +0\.1000 +0\.1000", r"finetune\.epochs +2 +4"):
+        assert re.search(row, out), row
+    assert "seed" not in out.replace("seeds", "")  # what is the same is not listed
+    assert "same" in run(capsys, "compare", tmp_path / "one", tmp_path / "one")[1]
+    assert str(tmp_path / "three") in fails(capsys, "compare", tmp_path / "three")

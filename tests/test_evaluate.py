@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hw1lib import cli, evaluate
+from hw1lib import cli, predict
 from hw1lib.data import landcover
 from hw1lib.errors import UserError
 from hw1lib.measures import metrics
@@ -17,6 +17,7 @@ COURSE = {3: 0, 6: 1, 5: 2, 2: 3, 1: 4, 7: 5, 0: 6}  # 4·red + 2·green + blue 
 
 def course_mean_iou(predicted_dir, true_dir):
     """The course's mean_iou_evaluate.py, written again without a line of ours."""
+
     def read(folder):
         found = []
         for path in sorted(folder.glob("*.png")):
@@ -56,11 +57,13 @@ def case(seed, count=3, shape=(9, 12), classes=range(7)):
 @pytest.fixture
 def folders(tmp_path):
     """Writes masks, and returns the folders of the predicted and the true ones."""
+
     def write(true, predicted):
         for number, (one, two) in enumerate(zip(true, predicted)):
             save(tmp_path / "true", f"{number:04d}", one)
             save(tmp_path / "predicted", f"{number:04d}", two)
         return tmp_path / "predicted", tmp_path / "true"
+
     return write
 
 
@@ -87,7 +90,7 @@ def test_the_miou_is_the_courses(folders, seed):
     true, predicted = case(seed)
     true[0, :5] = 4
     where = folders(true, predicted)
-    found, problems = evaluate.segmentation(*where)
+    found, problems = predict.score_segmentation(*where)
     assert found["miou"] == pytest.approx(course_mean_iou(*where), abs=1e-12)
     assert found["tiles"] == 3 and found["stray_pixels"] == 0 and problems == []
     each = [metrics.miou(metrics.confusion(*pair)) for pair in zip(true, predicted)]
@@ -97,7 +100,7 @@ def test_the_miou_is_the_courses(folders, seed):
 @pytest.mark.parametrize("classes", [range(7), (1, 3, 6), (0, 5), (2,)])
 def test_all_numbers_are_those_of_the_arrays(folders, classes):
     true, predicted = case(0, classes=classes)
-    found, _ = evaluate.segmentation(*folders(true, predicted))
+    found, _ = predict.score_segmentation(*folders(true, predicted))
     matrix = metrics.confusion(true, predicted)
     assert found["miou"] == metrics.miou(matrix)
     assert found["pixel_accuracy"] == metrics.pixel_accuracy(matrix)
@@ -108,37 +111,37 @@ def test_all_numbers_are_those_of_the_arrays(folders, classes):
 
 def test_perfect_masks_score_one_and_strangers_nothing(folders):
     true, _ = case(1, classes=range(6))
-    found, _ = evaluate.segmentation(*folders(true, true))
+    found, _ = predict.score_segmentation(*folders(true, true))
     assert found["miou"] == found["pixel_accuracy"] == 1
-    found, _ = evaluate.segmentation(*folders(true, (true + 1) % 6))
+    found, _ = predict.score_segmentation(*folders(true, (true + 1) % 6))
     assert found["miou"] == found["pixel_accuracy"] == 0
 
 
 def test_files_are_paired_by_name_and_further_predictions_do_not_matter(folders):
     true, predicted = case(2)
     where = folders(true, predicted)
-    before = evaluate.segmentation(*where)
+    before = predict.score_segmentation(*where)
     save(where[0], "9999", true[0])
     (where[0] / "notes.txt").write_text("text")
-    assert evaluate.segmentation(*where) == before
+    assert predict.score_segmentation(*where) == before
     one, two = (where[0] / f"{n}_mask.png" for n in ("0000", "0001"))
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    assert evaluate.segmentation(*where)[0]["miou"] != before[0]["miou"]
+    assert predict.score_segmentation(*where)[0]["miou"] != before[0]["miou"]
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA"])
 def test_the_same_colours_in_another_kind_of_png(folders, mode):
     true, predicted = case(3)
     where = folders(true, predicted)
-    before = evaluate.segmentation(*where)
+    before = predict.score_segmentation(*where)
     for path in where[0].iterdir():
         image = Image.open(path).convert("RGB")
         image.quantize(8).save(path) if mode == "P" else image.convert(mode).save(path)
         with Image.open(path) as saved:
             assert saved.mode == mode
-    assert evaluate.segmentation(*where) == before
+    assert predict.score_segmentation(*where) == before
 
 
 def test_strange_colours_of_the_prediction_are_counted(folders):
@@ -151,13 +154,13 @@ def test_strange_colours_of_the_prediction_are_counted(folders):
     Image.fromarray(pixels).save(path)
     nearly_yellow = landcover.CLASSES.index("agriculture")
     predicted[1, 0, :3] = (landcover.UNKNOWN, nearly_yellow, landcover.UNKNOWN)
-    found, problems = evaluate.segmentation(*where)
+    found, problems = predict.score_segmentation(*where)
     assert found["stray_pixels"] == 3 and problems == []
     assert found["miou"] == metrics.miou(metrics.confusion(true, predicted))
     pixels = np.array(Image.open(where[1] / "0000_mask.png"))
     pixels[0, 0] = (1, 2, 3)
     Image.fromarray(pixels).save(where[1] / "0000_mask.png")
-    assert evaluate.segmentation(*where)[0]["stray_pixels"] == 3  # the truth's are not its fault
+    assert predict.score_segmentation(*where)[0]["stray_pixels"] == 3  # the truth's are not its fault
 
 
 def test_what_cannot_be_scored_is_named_and_left_out(folders, capsys):
@@ -167,7 +170,7 @@ def test_what_cannot_be_scored_is_named_and_left_out(folders, capsys):
         save(where[0], f"000{number}", classes)
     (where[0] / "0003_mask.png").unlink()
     (where[0] / "0004_mask.png").write_bytes(b"text")
-    found, problems = evaluate.segmentation(*where)
+    found, problems = predict.score_segmentation(*where)
     assert [name for name, _ in problems] == [f"000{n}_mask.png" for n in (1, 2, 3, 4)]
     reasons = [reason for _, reason in problems]
     assert "9 × 7 instead of 9 × 12" in reasons[0] and "12 × 9 instead of 9 × 12" in reasons[1]
@@ -183,7 +186,7 @@ def test_what_cannot_be_scored_is_named_and_left_out(folders, capsys):
 def test_the_command_prints_what_was_found(folders, capsys):
     true, predicted = case(6, classes=(0, 1, 2, 3, 4, 6))
     where = folders(true, predicted)
-    found, _ = evaluate.segmentation(*where)
+    found, _ = predict.score_segmentation(*where)
     code, out, text = run(capsys, "segmentation", *where)
     assert code == 0 and text == ""
     lines = {line[:15].strip(): line[15:].strip() for line in out.splitlines()}
@@ -200,15 +203,15 @@ def test_a_folder_without_masks_is_named(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "empty" / "0001_sat.jpg")
     for bad in (tmp_path / "empty", tmp_path / "nowhere"):
-        fails(lambda bad=bad: evaluate.segmentation(bad, where[1]), str(bad), "_mask.png")
-        fails(lambda bad=bad: evaluate.segmentation(where[0], bad), str(bad), "_mask.png")
+        fails(lambda bad=bad: predict.score_segmentation(bad, where[1]), str(bad), "_mask.png")
+        fails(lambda bad=bad: predict.score_segmentation(where[0], bad), str(bad), "_mask.png")
 
 
 def test_nothing_to_score_is_an_error_with_the_reason(folders, capsys):
     where = folders(*case(0))
     for path in where[0].iterdir():
         path.rename(path.with_name(f"x{path.name}"))
-    fails(lambda: evaluate.segmentation(*where), "0000_mask.png", "missing")
+    fails(lambda: predict.score_segmentation(*where), "0000_mask.png", "missing")
     code, out, text = run(capsys, "segmentation", *where)
     assert code == 1 and out == "" and text.startswith("hw1lib: ") and "\n" not in text
 
@@ -236,7 +239,7 @@ def csvs(tmp_path):
 
 def test_the_accuracy_is_that_of_the_file_names(csvs, capsys):
     """Whatever the order and the ids."""
-    found, problems = evaluate.classification(*csvs)
+    found, problems = predict.score_classification(*csvs)
     assert problems == [] and (found["correct"], found["total"]) == (6, 10)
     assert found["accuracy"] == 0.6
     assert (found["ci_low"], found["ci_high"]) == wilson(6, 10)
@@ -252,7 +255,7 @@ def test_an_image_without_a_prediction_is_wrong_and_named(csvs, capsys, gap):
     at = next(i for i, line in enumerate(lines) if "Mug00001" in line)
     lines[at : at + 1] = [] if gap == "row" else [lines[at].rpartition(",")[0] + ","]
     csvs[0].write_text("\n".join(lines) + "\n")
-    found, problems = evaluate.classification(*csvs)
+    found, problems = predict.score_classification(*csvs)
     assert (found["correct"], found["total"], found["accuracy"]) == (5, 10, 0.5)
     assert (found["ci_low"], found["ci_high"]) == wilson(5, 10)
     assert [name for name, _ in problems] == ["Mug00001.jpg"]
@@ -263,7 +266,7 @@ def test_an_image_without_a_prediction_is_wrong_and_named(csvs, capsys, gap):
 def test_a_prediction_for_nothing_is_named_and_changes_nothing(csvs):
     with open(csvs[0], "a") as file:
         file.write("99,Fan00001.jpg,3\n")
-    found, problems = evaluate.classification(*csvs)
+    found, problems = predict.score_classification(*csvs)
     assert (found["correct"], found["total"]) == (6, 10)
     assert [name for name, _ in problems] == ["Fan00001.jpg"]
 
@@ -273,15 +276,13 @@ def test_a_name_twice_is_an_error(csvs, side):
     """Which of its labels counts would be a guess."""
     with open(csvs[side], "a") as file:
         file.write("99,Mug00004.jpg,3\n")
-    fails(lambda: evaluate.classification(*csvs), str(csvs[side]), "Mug00004.jpg", "more than once")
+    fails(lambda: predict.score_classification(*csvs), str(csvs[side]), "Mug00004.jpg", "more than once")
 
 
 def test_spaces_and_windows_line_ends_do_not_matter(csvs):
     text = csvs[0].read_text()
-    csvs[0].write_bytes(
-        b"\xef\xbb\xbf" + text.replace(",3\n", ", 3 \n").replace("\n", "\r\n").encode()
-    )
-    assert evaluate.classification(*csvs)[0]["correct"] == 6
+    csvs[0].write_bytes(b"\xef\xbb\xbf" + text.replace(",3\n", ", 3 \n").replace("\n", "\r\n").encode())
+    assert predict.score_classification(*csvs)[0]["correct"] == 6
 
 
 @pytest.mark.parametrize(
@@ -303,4 +304,4 @@ def test_a_faulty_table_is_named(csvs, content, word, side):
         csvs[side].unlink()
     else:
         csvs[side].write_bytes(content)
-    fails(lambda: evaluate.classification(*csvs), str(csvs[side]), word)
+    fails(lambda: predict.score_classification(*csvs), str(csvs[side]), word)

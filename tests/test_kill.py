@@ -27,10 +27,13 @@ PATIENCE = 300  # seconds
 def start(build, *words):
     """A process of the command line that saves a checkpoint after every step of training."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hw1lib", *words, "--profile", "smoke",
-         "--set", "checkpoint_every=0"],
-        cwd=paths.ROOT, env=os.environ | {"HW1_BUILD": str(build)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [sys.executable, "-m", "hw1lib", *words, "--profile", "smoke", "--set", "checkpoint_every=0"],
+        cwd=paths.ROOT,
+        env=os.environ | {"HW1_BUILD": str(build)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -79,12 +82,13 @@ def assert_same(folder, reference):
 
 @pytest.mark.parametrize(
     ("step", "upstream"),
-    [("pretrain", ["check-problem1"]), ("finetune-C", ["check-problem1", "pretrain"]),
-     ("segment-lraspp", ["check-problem2"])],
+    [
+        ("pretrain", ["check-problem1"]),
+        ("finetune-C", ["check-problem1", "pretrain"]),
+        ("segment-lraspp", ["check-problem2"]),
+    ],
 )
-def test_a_step_that_is_killed_again_and_again_ends_as_if_it_never_was(
-    smoke_run, tmp_path, step, upstream
-):
+def test_a_step_that_is_killed_again_and_again_ends_as_if_it_never_was(smoke_run, tmp_path, step, upstream):
     for name in upstream:
         shutil.copytree(smoke_run / "steps" / name, tmp_path / "smoke" / "steps" / name)
     reference = only(smoke_run.parent, step)
@@ -118,7 +122,8 @@ def test_a_step_that_is_killed_again_and_again_ends_as_if_it_never_was(
 def kernels(process):
     """The kernels that papermill has started."""
     return [
-        child for child in psutil.Process(process.pid).children(recursive=True)
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
         if "ipykernel_launcher" in " ".join(child.cmdline())
     ]
 
@@ -153,10 +158,7 @@ def killed_run(tmp_path_factory):
 def numbers_of(run):
     """Everything of a build folder that may not depend on time or machine."""
     found = [run / "metrics.json", *run.glob("tables/*.csv"), *run.glob("figures/*")]
-    return {
-        str(path.relative_to(run)): path.read_bytes()
-        for path in found if not path.name.startswith("timing-")
-    }
+    return {str(path.relative_to(run)): path.read_bytes() for path in found if not path.name.startswith("timing-")}
 
 
 def test_two_runs_give_the_same_bytes_though_one_was_killed_twice(smoke_run, killed_run):
@@ -167,10 +169,10 @@ def test_two_runs_give_the_same_bytes_though_one_was_killed_twice(smoke_run, kil
 
 def test_the_same_run_json_gives_the_same_report(smoke_run, killed_run):
     """Its pages, too: only run.json says how long it took, where and when."""
-    from hw1lib import handin
+    from hw1lib import pipeline
     from hw1lib.workbook import Workbook
 
     shutil.copy(smoke_run / "run.json", killed_run / "run.json")
-    handin.render(Workbook("smoke", out=killed_run))
+    pipeline.build(Workbook("smoke", out=killed_run))
     for name in ("report.md", "report.html", "report.pdf", "figures/timing-steps.png"):
         assert (smoke_run / name).read_bytes() == (killed_run / name).read_bytes(), name

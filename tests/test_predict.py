@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hw1lib import cli, predict, profiles
+from hw1lib import cli, comparison, predict
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover
 from hw1lib.errors import UserError
@@ -65,7 +65,8 @@ def root(tmp_path_factory, networks):
         if isinstance(layer, torch.nn.Conv2d):  # else little of the image would reach its scores
             torch.nn.init.kaiming_normal_(layer.weight)
     last = {
-        "C": networks["C"].head.linear, "fcn32s": networks["fcn32s"].upsample,
+        "C": networks["C"].head.linear,
+        "fcn32s": networks["fcn32s"].upsample,
         "lraspp": networks["lraspp"].classifier.high_classifier,
     }
     for name, network in networks.items():
@@ -112,8 +113,15 @@ def masks(folder):
 # --- segmentation: what is written
 
 
-SIZES = {"0007": (7, 5), "0010": (33, 100), "0002": (128, 128), "0009": (64, 64), "0001": (1, 1),
-         "0003": (128, 128), "0004": (32, 32)}
+SIZES = {
+    "0007": (7, 5),
+    "0010": (33, 100),
+    "0002": (128, 128),
+    "0009": (64, 64),
+    "0001": (1, 1),
+    "0003": (128, 128),
+    "0004": (32, 32),
+}
 
 
 @pytest.fixture
@@ -151,8 +159,7 @@ def test_every_image_gets_its_mask_in_its_own_size(book, networks, tiles, tmp_pa
 
 def test_with_flips_and_turns_a_turned_image_gets_the_turned_mask(book, tiles, tmp_path):
     """Without them it does not: a network knows left from right."""
-    for name, turn in {"turned": Image.Transpose.ROTATE_90,
-                       "flipped": Image.Transpose.FLIP_LEFT_RIGHT}.items():
+    for name, turn in {"turned": Image.Transpose.ROTATE_90, "flipped": Image.Transpose.FLIP_LEFT_RIGHT}.items():
         folder = tmp_path / name
         folder.mkdir()
         for number in ("0", "1", "2"):
@@ -163,14 +170,30 @@ def test_with_flips_and_turns_a_turned_image_gets_the_turned_mask(book, tiles, t
         for tta in (False, True):
             predict.segmentation(book, folder, tmp_path / f"{name} {tta}", tta=tta)
             found = masks(tmp_path / f"{name} {tta}")
-            pairs = [(np.asarray(Image.fromarray(found[f"{n}_mask.png"]).transpose(turn)),
-                      found[f"{n} {name}_mask.png"]) for n in ("0", "1", "2")]
+            pairs = [
+                (np.asarray(Image.fromarray(found[f"{n}_mask.png"]).transpose(turn)), found[f"{n} {name}_mask.png"])
+                for n in ("0", "1", "2")
+            ]
             same[tta] = np.mean([(one == two).mean() for one, two in pairs])
         assert same[True] > 0.99 > same[False]
 
 
-@pytest.mark.parametrize("kind", ["RGB.png", "RGBA.png", "L.png", "P.png", "L.jpg", "CMYK.jpg",
-                                  "RGB.JPG", "RGB.tif", "RGB.bmp", "RGB.webp", "1.png"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "RGB.png",
+        "RGBA.png",
+        "L.png",
+        "P.png",
+        "L.jpg",
+        "CMYK.jpg",
+        "RGB.JPG",
+        "RGB.tif",
+        "RGB.bmp",
+        "RGB.webp",
+        "1.png",
+    ],
+)
 def test_every_kind_of_image_is_read_as_its_colours(book, networks, tmp_path, kind):
     mode = kind.partition(".")[0]
     folder = tmp_path / "images"
@@ -237,9 +260,7 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_written(capsys, root, t
 
 
 def test_without_a_fault_the_exit_code_is_0(capsys, root, tiles, tmp_path):
-    code, out, text = command(
-        capsys, root, "segmentation", tiles, tmp_path / "out", "--model", "fcn32s", "--tta"
-    )
+    code, out, text = command(capsys, root, "segmentation", tiles, tmp_path / "out", "--model", "fcn32s", "--tta")
     assert code == 0 and f"{len(SIZES)} masks" in out and "left out" not in text
 
 
@@ -268,8 +289,14 @@ def fails(function, *words):
 
 def test_an_untrained_model_is_one_clear_sentence(capsys, root, book, tiles, tmp_path):
     out = tmp_path / "out"
-    fails(lambda: predict.segmentation(book, tiles, out, "deeplabv3"),
-          "segment-deeplabv3", "not trained", "PROFILE=smoke", "--data-root", "--set")
+    fails(
+        lambda: predict.segmentation(book, tiles, out, "deeplabv3"),
+        "segment-deeplabv3",
+        "not trained",
+        "PROFILE=smoke",
+        "--data-root",
+        "--set",
+    )
     code, _, text = command(capsys, root, "segmentation", tiles, out, "--model", "deeplabv3")
     assert code == 1 and text.startswith("hw1lib: ") and "\n" not in text
     assert not out.exists()
@@ -280,8 +307,9 @@ def test_an_unknown_model_comes_with_the_known_ones(book, tiles, tmp_path, model
     if model == "":
         assert predict.segmentation(book, tiles, tmp_path / "out", model)[0] == len(SIZES)
         return  # as if none was given
-    fails(lambda: predict.segmentation(book, tiles, tmp_path / "out", model),
-          f"--model {model}", *profiles.SEGMENTERS)
+    fails(
+        lambda: predict.segmentation(book, tiles, tmp_path / "out", model), f"--model {model}", *segmenters.SEGMENTERS
+    )
 
 
 def test_a_folder_without_images_is_named(book, tmp_path):
@@ -289,8 +317,7 @@ def test_a_folder_without_images_is_named(book, tmp_path):
     empty.mkdir()
     file.write_text("")
     for folder in (empty, file, tmp_path / "nowhere"):
-        fails(lambda folder=folder: predict.segmentation(book, folder, tmp_path / "out"),
-              str(folder))
+        fails(lambda folder=folder: predict.segmentation(book, folder, tmp_path / "out"), str(folder))
     Image.new("RGB", (9, 9)).save(empty / "0001_mask.png")  # masks alone are no images
     fails(lambda: predict.segmentation(book, empty, tmp_path / "out"), "holds no images")
 
@@ -354,9 +381,7 @@ def test_ids_and_names_stay_as_they_are(book, root, tmp_path):
 
 def test_an_image_named_twice_gets_its_label_twice(book, root, tmp_path):
     name, other = book.data.problem1.val.files[0], book.data.problem1.val.files[-1]
-    found, done, problems = fill(
-        book, root, tmp_path, ["filename,id", f"{name},1", f"{other},2", f"{name},3"]
-    )
+    found, done, problems = fill(book, root, tmp_path, ["filename,id", f"{name},1", f"{other},2", f"{name},3"])
     assert found[0]["label"] == found[2]["label"] != "" and done == 3 and problems == []
     assert [row["id"] for row in found] == ["1", "2", "3"]
 
@@ -365,15 +390,14 @@ def test_images_of_any_size_and_kind_are_labelled(book, root, networks, tmp_path
     folder = tmp_path / "images"
     folder.mkdir()
     names = ["wide.png", "tall.jpg", "dot.png", "gray.jpg", "clear.png"]
-    for name, size, mode in zip(names, ((90, 20), (20, 90), (1, 1), (32, 32), (40, 40)),
-                                ("RGB", "RGB", "RGB", "L", "RGBA")):
+    for name, size, mode in zip(
+        names, ((90, 20), (20, 90), (1, 1), (32, 32), (40, 40)), ("RGB", "RGB", "RGB", "L", "RGBA")
+    ):
         picture(1, size).convert(mode).save(folder / name)
     lines = ["id,filename", *(f"{i},{name}" for i, name in enumerate(names))]
     found, done, problems = fill(book, root, tmp_path, lines, folder=folder)
     assert done == 5 and problems == []
-    assert [int(row["label"]) for row in found] == labels(
-        networks["C"], [folder / name for name in names]
-    )
+    assert [int(row["label"]) for row in found] == labels(networks["C"], [folder / name for name in names])
 
 
 def test_missing_and_damaged_images_have_no_label_and_a_name(capsys, root, tmp_path):
@@ -435,8 +459,7 @@ def test_a_faulty_table_is_named(book, root, tmp_path, content, word):
     table = tmp_path / "test.csv"
     if content is not None:
         table.write_bytes(content)
-    fails(lambda: predict.classification(book, table, root, tmp_path / "out.csv"),
-          "test.csv", word)
+    fails(lambda: predict.classification(book, table, root, tmp_path / "out.csv"), "test.csv", word)
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -446,19 +469,16 @@ def test_a_table_without_rows_stays_one(book, root, tmp_path):
     assert (tmp_path / "out.csv").read_text().strip() == "id,filename,label"
 
 
-@pytest.mark.parametrize(("setting", "word"), [("A", "finetune-A"), ("c", "--model c"),
-                                               ("F", "A, B, C, D, E")])
+@pytest.mark.parametrize(("setting", "word"), [("A", "finetune-A"), ("c", "--model c"), ("F", "A, B, C, D, E")])
 def test_a_setting_that_is_not_there_is_named(book, root, tmp_path, setting, word):
     fails(lambda: fill(book, root, tmp_path, ["id,filename", "1,a.jpg"], setting), word)
 
 
-@pytest.mark.parametrize(("half", "words"), [
-    ("p1_data", ("classification", "table.csv", "images", "out.csv")),
-    ("p2_data", ("segmentation", "images", "out")),
-])
-def test_without_that_half_of_the_data_there_is_no_model(
-    capsys, course_data, tmp_path, half, words
-):
+@pytest.mark.parametrize(
+    ("half", "words"),
+    [("p1_data", ("classification", "table.csv", "images", "out.csv")), ("p2_data", ("segmentation", "images", "out"))],
+)
+def test_without_that_half_of_the_data_there_is_no_model(capsys, course_data, tmp_path, half, words):
     """A data root with the other half alone is allowed everywhere else."""
     shutil.rmtree(course_data / half)
     (tmp_path / "images").mkdir()
@@ -486,8 +506,7 @@ def shown(report, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("model", "tta"), [*((m, False) for m in profiles.SEGMENTERS),
-                                            ("lraspp", True)])
+@pytest.mark.parametrize(("model", "tta"), [*((m, False) for m in segmenters.SEGMENTERS), ("lraspp", True)])
 def test_masks_are_the_steps_own_predictions(report, shown, tmp_path, model, tta):
     written, problems = predict.segmentation(report, shown, tmp_path, model, tta)
     found = masks(tmp_path)
@@ -497,15 +516,13 @@ def test_masks_are_the_steps_own_predictions(report, shown, tmp_path, model, tta
     assert np.array_equal(np.stack(list(found.values())), stored)
 
 
-@pytest.mark.parametrize("setting", profiles.SETTINGS)
+@pytest.mark.parametrize("setting", comparison.SETTINGS)
 def test_labels_are_the_settings_own_predictions(report, tmp_path, setting):
     """Frozen settings, too, whose head was trained on stored features."""
     val = report.data.problem1.val
     table = tmp_path / "val.csv"
     write_labelled(table, [(name, "") for name in val.files])
-    done, problems = predict.classification(
-        report, table, val.folder, tmp_path / "out.csv", setting
-    )
+    done, problems = predict.classification(report, table, val.folder, tmp_path / "out.csv", setting)
     assert done == len(val) and problems == []
     stored = report.result(f"finetune-{setting}").array("predictions")[-1]
     expected = np.array(val.numbers)[stored]
@@ -524,7 +541,7 @@ def test_predict_and_evaluate_give_the_reports_numbers(smoke_run, report, shown,
     scored = hw1lib("evaluate", "segmentation", tmp_path / "masks", shown)
     assert scored.returncode == 0, scored.stderr
     miou = re.search(r"^mIoU +(\d\.\d{4})", scored.stdout, re.M).group(1)
-    assert miou == f"{report.metrics('segment-lraspp')['miou_last']:.4f}"
+    assert miou == f"{report.result('segment-lraspp').metrics['miou_last']:.4f}"
 
     val = report.data.problem1.val
     table = tmp_path / "val.csv"

@@ -31,8 +31,7 @@ def stand_in(clone, name, script):
 def setup(clone, **variables):
     path = f"{clone.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        [clone / "setup.sh"], capture_output=True, text=True, cwd="/",
-        env=os.environ | {"PATH": path} | variables,
+        [clone / "setup.sh"], capture_output=True, text=True, cwd="/", env=os.environ | {"PATH": path} | variables
     )
 
 
@@ -65,9 +64,17 @@ def test_too_little_disk(clone):
 
 def test_no_network(clone):
     fails_with(
-        setup(clone, PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0",
-              PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull),
-        "could not be installed", "network", "same command again",
+        setup(
+            clone,
+            PIP_INDEX_URL="http://127.0.0.1:9/simple",
+            PIP_RETRIES="0",
+            PIP_EXTRA_INDEX_URL="",
+            PIP_FIND_LINKS="",
+            PIP_CONFIG_FILE=os.devnull,
+        ),
+        "could not be installed",
+        "network",
+        "same command again",
     )
     assert not (clone / ".venv" / ".installed").exists()
 

@@ -15,6 +15,8 @@ MARKERS = "osD^vP*X<>hdp"
 def planes(points, labels, classes):
     """Points in the plane, a panel each, in a frame that they fill; one colour and marker for each class.
 
+    The outermost points, one in a hundred along each axis, are moved to the edge of the rest.
+
     Args:
         points: dict from a panel's title to (N, 2) coordinates.
         labels: (N,) class numbers.
@@ -24,6 +26,7 @@ def planes(points, labels, classes):
     figure, axes = canvas(1, len(points), (7.2, 3.9 if few else 5.6))
     colours = PALETTE if few else seaborn.husl_palette(len(classes), s=0.85, l=0.55).as_hex()
     for axis, (title, xy) in zip(axes, points.items(), strict=True):
+        xy = np.clip(xy, *np.quantile(xy, (0.005, 0.995), axis=0))  # so that a stray point does not shrink the rest
         # Neighbours on the colour circle differ in their marker.
         for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):
             axis.scatter(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hw1lib.chapters.data import spread
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, image_grid
 from hw1lib.chapters.words import percent
 from hw1lib.measures.representation import spectrum
@@ -94,10 +95,21 @@ def spectra(features):
     for name, values in features.items():
         found = spectrum(np.asarray(values))
         axes[0].loglog(np.arange(1, len(found) + 1), found / found.sum(), label=name)
+    for axis in (axes[0].xaxis, axes[0].yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes[0].set_ylim(bottom=1e-5)
     axes[0].set_xlabel("singular value, by size")
     axes[0].set_ylabel("part of their sum")
     axes[0].legend()
     return figure
+
+
+def queries(split, count):
+    """The places of a few images of a layout.Split: of different classes where it has labels, else evenly over it."""
+    if split.labels is None:
+        return spread(len(split), count).tolist()
+    classes = np.unique(split.labels)
+    return [int((split.labels == classes[place]).argmax()) for place in spread(len(classes), count)]
 
 
 def nearest(features, queries, count):

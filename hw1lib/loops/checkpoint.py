@@ -1,6 +1,5 @@
 """Checkpoints: everything that a training needs to go on to the bit after it was killed."""
 
-import os
 import random
 import time
 import zipfile
@@ -14,7 +13,6 @@ from hw1lib.errors import out_of_memory
 
 FORMAT = 1  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
-BLOCK = 1 << 26  # bytes that are written before they leave the system's cache
 INSIDE = 10  # an epoch that lasts so many times the interval is saved inside, too
 
 
@@ -73,7 +71,7 @@ class Checkpoint:
             "beside": self._beside(),
         }
         with files.replacing(self.path) as temporary, open(temporary, "wb") as file:
-            torch.save(state, _Passing(file))
+            torch.save(state, file)
         self._saved = time.monotonic()
         if self.every > 0:
             self._least = (self._saved - started) / COST
@@ -90,26 +88,19 @@ class Checkpoint:
         try:
             state = self._read()
             progress = Progress(**state["progress"])
-        except Exception as error:  # damage shows in many ways, all with the same remedy
-            if isinstance(error, OSError) or out_of_memory(error):
-                raise  # the file may be whole
-            return self._refuse(error)
-        try:
             if state["optimizer"] is not None:
                 self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, ValueError, TypeError, AttributeError) as error:  # no device's error
-            return self._refuse(error)
+        except Exception as error:  # damage shows in many ways, all with the same remedy
+            if isinstance(error, OSError | torch.AcceleratorError) or out_of_memory(error):
+                raise  # the file may be whole
+            reason = " ".join(str(error).split())[:200]
+            print(f"{self.path} cannot be used ({reason}); the step starts from its beginning.", flush=True)
+            self.path.unlink()
+            self._forget()
+            return Progress([])
         self._forget(but=state["beside"])
         self.module.load_state_dict(state["module"])
         return progress
-
-    def _refuse(self, error):
-        """Deletes a checkpoint that cannot be used, and says so."""
-        reason = " ".join(str(error).split())[:200]
-        print(f"{self.path} cannot be used ({reason}); the step starts from its beginning.", flush=True)
-        self.path.unlink()
-        self._forget()
-        return Progress([])
 
     def _read(self):
         """The file's contents, held against its checksums, the module and the results beside."""
@@ -136,30 +127,6 @@ class Checkpoint:
     def _beside(self):
         """Hashes of the results that the training has written so far."""
         return {path.name: files.digest(path) for path in sorted(self.path.parent.glob("*.npy"))}
-
-
-class _Passing:
-    """Writes a file that hardly anybody will read: it leaves the system's cache at once.
-
-    Else gigabytes of it push out the data, and fresh memory for them costs three times the time.
-    """
-
-    def __init__(self, file):
-        self.file = file
-        self.waiting = 0  # bytes since the last time
-
-    def write(self, data):
-        written = self.file.write(data)
-        self.waiting += written
-        if self.waiting >= BLOCK and hasattr(os, "posix_fadvise"):  # as on Linux
-            self.flush()
-            os.fdatasync(self.file.fileno())
-            os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            self.waiting = 0
-        return written
-
-    def flush(self):
-        self.file.flush()
 
 
 def _shapes(state):

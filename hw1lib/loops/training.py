@@ -41,8 +41,6 @@ def autocast_dtype(precision, device):
     """
     if precision == "float32":
         return None
-    if precision != "auto":
-        raise UserError(f"precision={precision}: choose auto or float32.")
     if device.type == "cpu":
         has = torch.cpu.get_capabilities()
         return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
@@ -87,9 +85,7 @@ def make_optimizer(module, settings):
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, settings.lr, fused=True)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=0.9, fused=True)
-    raise UserError(f"optimizer={settings.optimizer}: choose adam, adamw or sgd.")
+    return torch.optim.SGD(groups, settings.lr, momentum=0.9, fused=True)
 
 
 def rate(progress, settings):
@@ -99,10 +95,8 @@ def rate(progress, settings):
         return settings.lr * progress / warm
     if settings.schedule == "constant":
         return settings.lr
-    if settings.schedule != "cosine":
-        raise UserError(f"schedule={settings.schedule}: choose constant or cosine.")
-    share = (progress - warm) / max(settings.epochs - warm, 1e-9)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+    done = (progress - warm) / max(settings.epochs - warm, 1e-9)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def train(

@@ -238,14 +238,13 @@ def imagenet_backbone():
 
 def _read_pickle(path):
     """A dict of plain tensors from a file of torch.save; code in it is refused, not run."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise  # not there, or not to be read: the system says it best
-    except Exception as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise ValueError("it holds a pickled object whose loading would run code") from error
-        raise ValueError("it is damaged or no file of torch.save") from error
+    with open(path, "rb") as file:  # where it is not there, or not to be read, the system says it best
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+                raise ValueError("it holds a pickled object whose loading would run code") from error
+            raise ValueError("it is damaged or no file of torch.save") from error
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
     return state

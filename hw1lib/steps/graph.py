@@ -8,25 +8,28 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from hw1lib import files
 from hw1lib.comparison import ROWS
-from hw1lib.steps import store, why
 from hw1lib.data import layout
 from hw1lib.data.check import check
 from hw1lib.errors import Diverged, UserError, out_of_memory
 from hw1lib.loops import everything, finetune, pretrain, segment, training
+from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
-from hw1lib.measures import embedding
+from hw1lib.steps import store, why
 
 REPEATED = ("pretrain", "pretrain-supervised", *(row.step for row in ROWS.values()))  # with each seed
+NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
 ERRORS = 5  # of the data that are named where it is refused
 
 
@@ -40,7 +43,7 @@ class Step:
         reads: the settings that it depends on, whole groups or single ones.
         data: the splits that it depends on, such as pool.
         upstream: the steps whose results it needs.
-        run: function(draft, context); writes the results.
+        run: function(draft, the problem's data, profile, device, *results of `upstream`); writes the results.
         version: raised by hand when `run` computes something else, be it in rounding.
         trains: whether seed, model_scale and image size count, as for all but the data's check.
     """
@@ -55,67 +58,30 @@ class Step:
     trains: bool = True
 
 
-def _all():
-    office = ("train", "val")
-    tiles = ("tiles_train", "tiles_validation")
-    for problem in (1, 2):
-        name, folder = check_of(problem), f"p{problem}_data"
-        yield Step(name, problem, (), (folder,), (), _check(problem), trains=False)
-    yield Step(
-        "pretrain",
-        1,
-        ("pretrain",),
-        ("pool",),
-        (),
-        lambda draft, c: pretrain.self_supervised(draft, c.data.problem1, c.profile, c.device),
-        version=3,
-    )
-    yield Step(
-        "pretrain-supervised",
-        1,
-        ("supervised",),
-        ("pool", "backbone_file"),
-        (),
-        lambda draft, c: pretrain.supervised(draft, c.data.problem1, c.profile, c.device),
-        version=2,
-    )
+def _all(profile, root):
+    """What depends on what: name, problem, settings, data, upstream, function, version."""
+    office, tiles = ("train", "val"), ("tiles_train", "tiles_validation")
+    yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, check.problem1, root / "p1_data"), trains=False)
+    yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, check.problem2, root / "p2_data"), trains=False)
+
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 3)
+    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 2)
     for row in ROWS.values():
-        if row.name == "colour":
-            continue
-        knn = row.name == "knn"
         upstream = (row.pretraining,) if row.pretraining else ()
-        # The last version of each came with matrix products for small convolutions.
-        yield Step(
-            row.step,
-            1,
-            ("controls",) if knn else ("finetune",),
-            office,
-            upstream,
-            _knn if knn else _finetune(row),
-            version=3 if knn else 2,
-        )
-    yield Step(
-        "control-colour",
-        1,
-        ("finetune",),
-        office,
-        (),
-        lambda draft, c: finetune.colour(draft, c.data.problem1, c.profile, c.device),
-    )
-    yield Step("embed", 1, ("embed",), ("train",), ("finetune-{embed.setting}",), _embed, version=2)
+        if row.name == "colour":
+            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour)
+        elif row.name == "knn":
+            yield Step(row.step, 1, ("controls",), office, upstream, _knn, 3)
+        else:
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(_finetune, row.name), 2)
+    yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 2)
+
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), _segment(name), version=2)
-    yield Step("segment-colour", 2, (), tiles, (), lambda draft, c: segment.colour(draft, c.data.problem2))
-    yield Step(
-        "everything",
-        2,
-        ("everything",),
-        ("tiles_validation", "sam_weights"),
-        ("segment-{segmentation.improved}",),
-        _everything,
-        version=2,
-    )
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(_segment, name), 2)
+    yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data))
+    upstream = (f"segment-{profile.segmentation.improved}",)
+    yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 2)
 
 
 def check_of(problem):
@@ -123,65 +89,41 @@ def check_of(problem):
     return f"check-problem{problem}"
 
 
-def _check(problem):
-    examine = {1: check.problem1, 2: check.problem2}[problem]
-
-    def run(draft, context):
-        folder = context.data.root / f"p{problem}_data"
-        found = examine(folder)
-        if found.errors:
-            raise UserError(
-                f"{folder} cannot be used as it is, so nothing is trained: "
-                f"{' '.join(found.errors[:ERRORS])} All findings: "
-                f".venv/bin/python -m hw1lib data check --data-root {str(context.data.root)!r}"
-            )
-        draft.history([])
-        draft.metrics({"warnings": found.warnings, **found.facts})
-
-    return run
+def _check(examine, folder, draft, *_):
+    found = examine(folder)
+    if found.errors:
+        raise UserError(
+            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(found.errors[:ERRORS])} "
+            f"All findings: .venv/bin/python -m hw1lib data check --data-root {str(folder.parent)!r}"
+        )
+    draft.history([])
+    draft.metrics({"warnings": found.warnings, **found.facts})
 
 
-def _finetune(row):
-    def run(draft, context):
-        backbone = context.result(row.pretraining).weights() if row.pretraining else None
-        finetune.run(draft, context.data.problem1, context.profile, row.name, backbone, context.device)
-
-    return run
+def _finetune(setting, draft, data, profile, device, *pretrained):
+    backbone = pretrained[0].weights() if pretrained else None
+    finetune.run(draft, data, profile, setting, backbone, device)
 
 
-def _knn(draft, context):
-    backbone = context.result("pretrain").weights()
-    finetune.knn(draft, context.data.problem1, context.profile, backbone, context.device)
+def _knn(draft, data, profile, device, pretrained):
+    finetune.knn(draft, data, profile, pretrained.weights(), device)
 
 
-def _segment(name):
-    def run(draft, context):
-        segment.run(draft, context.data.problem2, context.profile, name, context.device)
-
-    return run
-
-
-def _embed(draft, context):
-    settings = context.profile.embed
-    source = context.result(f"finetune-{settings.setting}")
-    plane, numbers = embedding.project(
-        source.array("activations_first"),
-        source.array("activations_last"),
-        context.data.problem1.train.labels,
-        settings.perplexity,
-        context.profile.seed,
-    )
+def _embed(draft, data, profile, device, tuned):
+    first, last = tuned.array("activations_first"), tuned.array("activations_last")
+    plane, numbers = embedding.project(first, last, data.train.labels, profile.embed.perplexity, profile.seed)
     for name, points in plane.items():
         draft.array(name, points)
     draft.history([])
     draft.metrics(numbers)
 
 
-def _everything(draft, context):
-    model = context.result(f"segment-{context.profile.segmentation.improved}")
-    everything.run(
-        draft, context.data.problem2, context.profile, model.array("predictions"), weights.find_sam(), context.device
-    )
+def _segment(name, draft, data, profile, device):
+    segment.run(draft, data, profile, name, device)
+
+
+def _everything(draft, data, profile, device, segmented):
+    everything.run(draft, data, profile, segmented.array("predictions"), weights.find_sam(), device)
 
 
 class Steps:
@@ -214,14 +156,7 @@ class Steps:
     @functools.cached_property
     def all(self):
         """The steps that this data allows, by name, each after those that it builds on."""
-        has = self.data.has
-        return {step.name: self._filled(step) for step in _all() if has[step.problem]}
-
-    def _filled(self, step):
-        """Replaces settings in the names of upstream steps, as in finetune-{embed.setting}."""
-        groups = {f.name: getattr(self.profile, f.name) for f in dataclasses.fields(self.profile)}
-        names = tuple(name.format(**groups) for name in step.upstream)
-        return dataclasses.replace(step, upstream=names)
+        return {step.name: step for step in _all(self.profile, self.data.root) if self.data.has[step.problem]}
 
     def step(self, name):
         """A step by name.
@@ -235,27 +170,20 @@ class Steps:
 
     def config(self, name):
         """Everything that a step's result follows from, as plain data."""
-        step = self.step(name)
-        settings = {name: _setting(self.profile, name) for name in step.reads}
+        step, profile = self.step(name), self.profile
+        shared = {"seed": profile.seed, "model_scale": profile.model_scale} if step.trains else {}
+        if step.trains and step.problem == 1:
+            shared |= {"image_size": profile.data.image_size, "overhead": profile.data.overhead}
         return {
             "step": name,
             "version": step.version,
-            "settings": {"profile": self._shared(step), **settings},
+            "settings": {"profile": shared, **{name: _setting(profile, name) for name in step.reads}},
             "data": {split: self._fingerprint(split) for split in step.data},
             "upstream": {other: self.key(other) for other in step.upstream},
         }
 
-    def _shared(self, step):
-        """The settings that all training steps depend on."""
-        if not step.trains:
-            return {}
-        shared = {"seed": self.profile.seed, "model_scale": self.profile.model_scale}
-        if step.problem == 1:
-            data = self.profile.data
-            shared |= {"image_size": data.image_size, "overhead": data.overhead}
-        return shared
-
     def key(self, name):
+        """The name of its result's folder: a hash of `config`."""
         if name not in self._keys:
             self._keys[name] = store.key_of(self.config(name))
         return self._keys[name]
@@ -267,29 +195,14 @@ class Steps:
 
     def _hashed(self, split):
         """A hash of some data as it is now; files whose size and date are known are not read."""
-        one, two = self.data.problem1, self.data.problem2
-        if split == "sam_weights":
-            sam = weights.find_sam()
-            file = sam / "model.safetensors" if sam and sam.is_dir() else sam
-            return layout.digest(file).hex() if file else None
-        if split == "backbone_file":
-            file = one.supervised_backbone
-            return layout.digest(file).hex() if file else None
         if split in ("p1_data", "p2_data"):
             return layout.folder_fingerprint(self.data.root / split)
-        if split.startswith("tiles_"):
-            return layout.fingerprint(getattr(two, split.removeprefix("tiles_")))
-        return layout.fingerprint(getattr(one, split))
-
-    def _refuse_changed(self, step, draft):
-        """A result must not be kept under the key of data that it may not have seen."""
-        changed = [split for split in step.data if self._hashed(split) != self._fingerprint(split)]
-        if changed:
-            draft.checkpoint.unlink(missing_ok=True)
-            raise UserError(
-                f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result "
-                "is not kept. Run the same command again, in a new kernel."
-            )
+        if split in ("backbone_file", "sam_weights"):
+            file = self.data.problem1.supervised_backbone if split == "backbone_file" else weights.find_sam()
+            file = file / "model.safetensors" if file and file.is_dir() else file
+            return layout.digest(file).hex() if file else None
+        problem = self.data.problem2 if split.startswith("tiles_") else self.data.problem1
+        return layout.fingerprint(getattr(problem, split.removeprefix("tiles_")))
 
     def status(self, name):
         """done, to resume or to run."""
@@ -307,14 +220,15 @@ class Steps:
 
     def expected(self, name):
         """Seconds that a step took, or will take by its earlier results with other settings; None without any."""
-        done = self.store.done(name, self.key(name))
-        found = [self.store.result(name, self.key(name))] if done else self.store.results(name)
-        runs = [(r.run["seconds"], r.epochs) for r in found if not r.run.get("resumed")]  # else the last call's only
-        if not runs or done:
-            return runs[0][0] if runs else None
-        group = self.step(name).reads[0] if self.step(name).reads else ""
-        epochs = getattr(getattr(self.profile, group, None), "epochs", None)
-        return statistics.median(s * epochs / n if epochs and n else s for s, n in runs)
+        reads = self.step(name).reads
+        epochs = getattr(getattr(self.profile, reads[0], None), "epochs", None) if reads else None
+        seconds = {}
+        for result in self.store.results(name):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one tells nothing
+                run, trained = result.run, len(result.history)
+                if not run["resumed"]:  # else they are those of the last call alone
+                    seconds[result.key] = run["seconds"] * (epochs / trained if epochs and trained else 1)
+        return seconds.get(self.key(name)) or (statistics.median(seconds.values()) if seconds else None)
 
     def result(self, name):
         """The result of a step, which is run first if need be; so are the steps it builds on.
@@ -325,47 +239,64 @@ class Steps:
         step, key = self.step(name), self.key(name)
         if self.store.done(name, key):
             return self.store.result(name, key)
-        for other in (check_of(step.problem), *step.upstream) if step.trains else ():
-            self.result(other)
+
+        if step.trains:
+            self.result(check_of(step.problem))
+        upstream = [self.result(other) for other in step.upstream]
         with self.store.claimed(name, key, self.config(name)) as draft:
             if draft is not None:
-                started = time.time()
-                if self.watch is not None:
-                    draft.watch = functools.partial(self.watch, name)
-                with self._naming_what_helps(name):
-                    step.run(draft, self)
-                self._refuse_changed(step, draft)
-                run = {**self._provenance(started), "resumed": draft.resumed}
-                files.write_json(draft.folder / "run.json", run)
+                self._run(step, draft, upstream)
         return self.store.result(name, key)
 
+    def _run(self, step, draft, upstream):
+        started = time.time()
+        if self.watch is not None:
+            draft.watch = partial(self.watch, step.name)
+        with self._naming_what_helps(step.name, draft):
+            step.run(draft, getattr(self.data, f"problem{step.problem}"), self.profile, self.device, *upstream)
+
+        # A result must not be kept under the key of data that it may not have seen.
+        changed = [split for split in step.data if self._hashed(split) != self._fingerprint(split)]
+        if changed:
+            draft.checkpoint.unlink(missing_ok=True)
+            raise UserError(
+                f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result is not kept. "
+                "Run the same command again, in a new kernel."
+            )
+        files.write_json(draft.folder / "run.json", {**self._provenance(started), "resumed": draft.resumed})
+
     @contextlib.contextmanager
-    def _naming_what_helps(self, name):
+    def _naming_what_helps(self, name, draft):
         """Names the setting to change where a training diverges or memory runs out."""
         try:
             yield
         except Diverged as error:
-            rate = f"--set {self.step(name).reads[0]}.lr={error.rate / 10:g}"
-            raise UserError(f"{name}: {error} For example {rate}.") from error
+            look, note = "", draft.folder / NOT_FINITE
+            with contextlib.suppress(UserError):  # a full disk must not hide the reason
+                if error.files:
+                    files.write_json(note, {"problem": str(error), "files": error.files})
+                    look = f"look whether one of the images that {note} names is odd, or "
+            setting = f"{self.step(name).reads[0]}.lr"
+            raise UserError(
+                f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
+                f"for example --set {setting}={error.rate / 10:g}."
+            ) from error
         except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
             if not out_of_memory(error):
                 raise
-            raise UserError(
-                f"{name}: memory ran out on {self.device}. {self.for_less_memory(name)} What was "
-                "finished before is kept."
-            ) from error
+            helps = f"{self.for_less_memory(name)} What was finished before is kept."
+            raise UserError(f"{name}: memory ran out on {self.device}. {helps}") from error
 
     def for_less_memory(self, name):
         """Which setting makes a step need less memory: a sentence."""
-        if not self.step(name).trains:
+        step = self.step(name)
+        if not step.trains:
             return "Close other programs."
-        for group in self.step(name).reads:
-            for setting in (f"{group}.batch_size", f"{group}.points_per_batch"):
-                with contextlib.suppress(AttributeError):
-                    now = _setting(self.profile, setting)
-                    if now > 2:
-                        return f"Lower {setting}, for example --set {setting}={now // 2}."
-        limit = "data.office_limit=1000" if self.step(name).problem == 1 else "data.tile_limit=200"
+        for group, setting in itertools.product(step.reads, ("batch_size", "points_per_batch")):
+            now = getattr(getattr(self.profile, group, None), setting, 0)
+            if now > 2:
+                return f"Lower {group}.{setting}, for example --set {group}.{setting}={now // 2}."
+        limit = "data.office_limit=1000" if step.problem == 1 else "data.tile_limit=200"
         return f"Close other programs, or use less of the data: --set {limit}."
 
     def _provenance(self, started):

@@ -9,21 +9,14 @@ import platform
 import filelock
 
 from hw1lib import files
-from hw1lib.errors import UserError, remedy
 
 LOCK = ".lock"
 HOLDER = ".holder"  # who has the lock: for those who wait; it proves nothing
 
 
-@contextlib.contextmanager
 def naming(folder):
-    """Turns what the file system refuses into a clear error."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be used: {error.strerror or error}. {remedy(error)} --out names another one."
-        ) from error
+    """Turns what the file system refuses into a clear error about a build folder."""
+    return files.naming(folder, "--out names another build folder.")
 
 
 @contextlib.contextmanager
@@ -44,8 +37,8 @@ def held(folder, name):
             lock.acquire()
     try:
         with naming(folder):
-            me = {"pid": os.getpid(), "host": platform.node(), "since": _now()}
-            (folder / HOLDER).write_text(json.dumps(me))
+            since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+            (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -53,28 +46,8 @@ def held(folder, name):
         lock.release()
 
 
-def _now():
-    return datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-
-
 def _holder(folder):
     try:
-        holder = files.read_json(folder / HOLDER)
-        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+        return "process {pid} on {host} (since {since})".format(**files.read_json(folder / HOLDER))
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-@contextlib.contextmanager
-def if_free(folder):
-    """Holds the lock of a folder if nobody else does; yields whether it is held now."""
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except (filelock.Timeout, OSError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()

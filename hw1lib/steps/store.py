@@ -9,19 +9,19 @@ counts as done.
 import contextlib
 import hashlib
 import json
-import operator
 import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import pandas as pd
 import safetensors.torch
 
 from hw1lib import files
-from hw1lib.steps import lock
 from hw1lib.errors import UserError
+from hw1lib.steps import lock
 
 DONE = "done.json"
 CONFIG = "config.json"
@@ -57,11 +57,6 @@ class Result:
         return pd.read_csv(path) if path.read_text().strip() else pd.DataFrame()
 
     @property
-    def epochs(self):
-        """How many epochs it trained; 0 for a step without."""
-        return len(self.history)
-
-    @property
     def run(self):
         """How it ran: seconds, device, precision, versions."""
         return files.read_json(self.folder / "run.json")
@@ -94,10 +89,9 @@ class Draft:
         files.write_text(self.folder / "history.csv", pd.DataFrame(plain).to_csv(index=False))
 
     def array(self, name, values):
-        with files.replacing(self.folder / f"{name}.npy") as temporary:
-            with open(temporary, "wb") as file:
-                # NumPy's own way to write into a file does not notice a full disk.
-                np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
+        with files.replacing(self.folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            # NumPy's own way to write into a file does not notice a full disk.
+            np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
 
     def weights(self, module):
         """Saves a module's state, or a dict of tensors, as safetensors."""
@@ -131,14 +125,14 @@ class Store:
             return []
         try:
             looks = _looks(folder)
-            if self._trusted.get(folder) != looks:
-                problems = _damage(folder)
-                if problems:
-                    return problems
-                self._trusted[folder] = looks
-            return []
+            if self._trusted.get(folder) == looks:
+                return []
+            problems = _damage(folder)
         except FileNotFoundError:
             return ["another process is writing it anew"]
+        if not problems:
+            self._trusted[folder] = looks
+        return problems
 
     def status(self, step, key):
         """done, to resume or to run."""
@@ -157,8 +151,7 @@ class Store:
 
     def configs(self, step):
         """What made them: a list of what their config.json hold."""
-        configs = [_config(result.folder) for result in self.results(step)]
-        return [config for config in configs if config]
+        return [config for result in self.results(step) if (config := _config(result.folder))]
 
     @contextlib.contextmanager
     def claimed(self, step, key, config):
@@ -180,11 +173,8 @@ class Store:
             files.write_json(folder / CONFIG, config)
             draft = Draft(step, folder)
             yield draft
-            results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file()]
-            results = [path for path in results if path != draft.checkpoint]
-            hashes = {path.name: files.digest(path) for path in results}
-            sizes = {path.name: path.stat().st_size for path in results}
-            files.write_json(folder / DONE, {"files": hashes, "bytes": sizes})
+            results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
+            files.write_json(folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
             draft.checkpoint.unlink(missing_ok=True)
 
     def _clear(self, step, folder, config):
@@ -196,17 +186,15 @@ class Store:
         elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
             keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
         _empty(folder, keep)
-        for other in folder.parent.iterdir():
-            if other == folder or not other.is_dir():
-                continue
-            with lock.if_free(other) as free:
-                if not free:
-                    continue
+
+        others = [other for other in folder.parent.iterdir() if other != folder and other.is_dir()]
+        for other in others:
+            with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(other / lock.LOCK, timeout=0):
                 for path in set(other.glob(".*")) - {other / lock.LOCK}:
                     path.unlink()  # half written by a process that was killed
                 if (other / DONE).is_file():
                     (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
-                elif not _only_the_seed_differs(_config(other), config):
+                elif _seed(_config(other)) in (None, _seed(config)):
                     if (other / CHECKPOINT).is_file():
                         print(f"{step}: what other settings had begun is given up", flush=True)
                     _empty(other)
@@ -234,21 +222,16 @@ def _looks(folder):
 def _damage(folder):
     """Holds a finished step's files against its marker: a list of phrases."""
     try:
-        marker = files.read_json(folder / DONE)
-        expected = [(str(k), str(v)) for k, v in marker["files"].items()]
-        sizes = {k: operator.index(v) for k, v in marker.get("bytes", {}).items()}
+        expected = list(files.read_json(folder / DONE)["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         expected = []
     if not expected:
         return [f"{DONE} is damaged"]
     problems = []
     for name, digest in expected:
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             problems.append(f"{name} is missing")
-        elif path.stat().st_size < sizes.get(name, 0):
-            problems.append(f"{name} is truncated")
-        elif files.digest(path) != digest:
+        elif files.digest(folder / name) != digest:
             problems.append(f"{name} was altered")
     return problems
 
@@ -265,25 +248,17 @@ def _empty(folder, keep=()):
 
 
 def _config(folder):
-    """What made the contents of a folder, or None where that cannot be told."""
+    """What made the contents of a folder; empty where that cannot be told."""
     try:
         config = files.read_json(folder / CONFIG)
     except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
-def _only_the_seed_differs(one, two):
-    """Whether two configs are of the same settings and data but of another seed."""
+def _seed(config):
+    """The seed that a config names, or None."""
     try:
-        (seed, rest), (other_seed, other_rest) = map(_seed_and_rest, (one, two))
-    except (KeyError, TypeError, ValueError):  # a damaged config is like no other
-        return False
-    return seed != other_seed and rest == other_rest
-
-
-def _seed_and_rest(config):
-    settings = dict(config["settings"])
-    profile = dict(settings.pop("profile"))
-    seed = profile.pop("seed", None)
-    return seed, key_of([config["version"], config["data"], settings, profile])
+        return config["settings"]["profile"]["seed"]
+    except (KeyError, TypeError):
+        return None

@@ -1,11 +1,13 @@
 """Why a step has to run: what differs from the results that there are."""
 
+import json
+
 
 def reason(wanted, finished):
     """What differs between a step's config and the most similar of its finished results.
 
     Args:
-        wanted: config of the step, as steps.Steps.config gives it.
+        wanted: config of the step, as graph.Steps.config gives it.
         finished: configs of its finished results, of other keys.
 
     Returns:
@@ -13,9 +15,10 @@ def reason(wanted, finished):
     """
     if not finished:
         return "it never ran to its end"
-    wanted = _flat(wanted)
-    differences = (_differences(_flat(config), wanted) for config in finished)
-    return "; ".join(min(differences, key=len)) or "its results are gone"
+    wanted = _flat(json.loads(json.dumps(wanted)))  # as stored: JSON has no tuples
+    return (
+        "; ".join(min((_differences(_flat(config), wanted) for config in finished), key=len)) or "its results are gone"
+    )
 
 
 def _flat(config, above=()):
@@ -23,33 +26,22 @@ def _flat(config, above=()):
     flat = {}
     for name, value in config.items():
         here = (*above, name)
-        flat |= _flat(value, here) if isinstance(value, dict) else {here: _plain(value)}
+        flat |= _flat(value, here) if isinstance(value, dict) else {here: value}
     return flat
 
 
-def _plain(value):
-    return tuple(value) if isinstance(value, list) else value  # as JSON has no tuples
-
-
 def _differences(before, now):
-    paths = [path for path in {**now, **before} if before.get(path) != now.get(path)]
-    return [_phrase(path, before, now) for path in paths]
+    """A phrase for each value that is another; "–" stands for none."""
+    before, now = ({path: flat.get(path, "–") for path in {**now, **before}} for flat in (before, now))
+    return [_phrase(*path, before=before[path], now=now[path]) for path in now if before[path] != now[path]]
 
 
-def _phrase(path, before, now):
-    kind, name = path[0], ".".join(path[1:]).removeprefix("profile.")
+def _phrase(kind, *name, before, now):
+    name = ".".join(name).removeprefix("profile.")
     if kind == "upstream":
         return f"{name} is another"
     if kind == "data":
         return f"the data changed ({name})"
     if kind == "version":
         return "its code computes something else now"
-    if path not in before:
-        return f"{name} is new"
-    if path not in now:
-        return f"{name} is gone"
-    return f"{name} {_text(before[path])} → {_text(now[path])}"
-
-
-def _text(value):
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{name} {before} → {now}"

@@ -57,34 +57,24 @@ def draws():
     return random.random(), random.gauss(), np.random.rand(), np.random.randn(), torch.randn(3)
 
 
-def test_generators_go_on_where_they_were():
-    """NumPy and Python make normal numbers in pairs and keep the second; a state has it, too."""
+def test_generators_go_on_where_they_were(tmp_path):
+    """Through a file. NumPy and Python make normal numbers in pairs and keep the second; a state has it, too.
+
+    What began on another device goes on here: its generator's state is of no use, and no harm, on a CPU.
+    """
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     random.gauss(), np.random.randn(), torch.randn(1)
     states = random_states(CPU)
     assert states["numpy"][3] == 1 and states["python"][2] is not None
+    torch.save(states | {"device": torch.zeros(16, dtype=torch.uint8)}, tmp_path / "states.pt")
     first = draws()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    random.gauss(), np.random.randn(), torch.randn(1)
+    assert same(draws(), first)  # asking for the states has drawn nothing
     random.seed(2), np.random.seed(2), torch.manual_seed(2), draws()
-    restore_random(states, CPU)
-    assert same(draws(), first)
-    assert not same(draws(), first)
-
-
-def test_states_of_generators_survive_the_file(tmp_path):
-    np.random.randn(), random.gauss()
-    states = random_states(CPU)
-    torch.save(states, tmp_path / "states.pt")
-    first = draws()
     restore_random(torch.load(tmp_path / "states.pt", weights_only=True), CPU)
     assert same(draws(), first)
-
-
-def test_asking_for_the_states_draws_nothing():
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    first = draws()
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    random_states(CPU)
-    assert same(draws(), first)
+    assert not same(draws(), first)
 
 
 # --- saving and loading
@@ -107,10 +97,13 @@ def test_a_checkpoint_is_plain_data_with_all_that_a_training_needs(tmp_path):
 
 
 def test_what_was_saved_is_what_is_loaded(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    saved, other = make(path), make(path, seed=1)
-    saved.save(progress())
+    """Each takes the place of the one before; saving does not change what goes on."""
+    saved, other, now = make(tmp_path / "checkpoint.pt"), make(tmp_path / "checkpoint.pt", seed=1), progress()
+    saved.save(Progress([], 1, torch.tensor(0.0)))
+    saved.save(now)
     states = random_states(CPU)
+    assert now.random is None and same(vars(now), vars(progress()))
+    assert names(tmp_path) == ["checkpoint.pt"]
     loaded = other.load()
     assert loaded.history == progress().history and loaded.step == 3
     assert same(loaded.total, progress().total) and same(loaded.random, states)
@@ -118,30 +111,11 @@ def test_what_was_saved_is_what_is_loaded(tmp_path):
     assert same(other.optimizer.state_dict(), saved.optimizer.state_dict())
 
 
-def test_each_checkpoint_takes_the_place_of_the_one_before(tmp_path):
-    saved = make(tmp_path / "checkpoint.pt")
-    for step in (1, 2, 3):
-        saved.save(Progress([], step, torch.tensor(0.0)))
-    assert names(tmp_path) == ["checkpoint.pt"]
-    assert saved.load().step == 3
-
-
-def test_saving_does_not_change_what_goes_on(tmp_path):
-    saved, now = make(tmp_path / "checkpoint.pt"), progress()
-    saved.save(now)
-    assert now.random is None and same(vars(now), vars(progress()))
-
-
-def test_without_a_path_nothing_is_saved_or_loaded():
-    idle = make(None)
-    before = dict(idle.module.state_dict())
-    assert not idle.due() and not idle.due(inside=True)
-    assert idle.load() == Progress([])
-    assert same(dict(idle.module.state_dict()), before)
-
-
-def test_without_a_file_a_training_begins(tmp_path, capsys):
-    assert make(tmp_path / "checkpoint.pt").load() == Progress([])
+def test_without_a_path_or_a_file_a_training_begins(tmp_path, capsys):
+    for idle in (make(None), make(tmp_path / "checkpoint.pt")):
+        before = dict(idle.module.state_dict())
+        assert idle.load() == Progress([]) and same(dict(idle.module.state_dict()), before)
+    assert not make(None).due() and not make(None).due(inside=True)
     assert capsys.readouterr().out == "" and names(tmp_path) == []
 
 
@@ -171,65 +145,57 @@ def refused(path, capsys):
     return said
 
 
-@pytest.mark.parametrize("place", ["module", "optimizer", "progress", "beside", "more"])
+PARTS = ["format", "module", "optimizer", "progress", "beside"]
+
+
+@pytest.mark.parametrize("place", [*PARTS[1:], "more", "a plain pickle"])
 def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys, place):
     path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
-    make(path).save(progress())
-    torch.save(torch.load(path, weights_only=True) | {place: Code(ran)}, path)
+    if place == "a plain pickle":
+        path.write_bytes(pickle.dumps(Code(ran)))
+    else:
+        make(path).save(progress())
+        torch.save(torch.load(path, weights_only=True) | {place: Code(ran)}, path)
     refused(path, capsys)
     assert not ran.exists()
 
 
-def test_a_plain_pickle_is_not_run(tmp_path, capsys):
-    path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
-    path.write_bytes(pickle.dumps(Code(ran)))
-    refused(path, capsys)
-    assert not ran.exists()
+ODD = {"format": [2], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
+ODD |= {"progress": [{}, {"odd": 1}, None], "beside": [None, {"gone.npy": "0"}]}
 
 
-@pytest.mark.parametrize("part", ["format", "module", "optimizer", "progress", "beside"])
-def test_a_checkpoint_that_lacks_a_part_is_not_used(tmp_path, capsys, part):
+@pytest.mark.parametrize("part", PARTS)
+def test_a_checkpoint_that_lacks_a_part_or_has_an_odd_one_is_not_used(tmp_path, capsys, part):
     path = tmp_path / "checkpoint.pt"
     make(path).save(progress())
     state = torch.load(path, weights_only=True)
-    del state[part]
-    torch.save(state, path)
-    refused(path, capsys)
+    for odd in ({k: v for k, v in state.items() if k != part}, *(state | {part: odd} for odd in ODD[part])):
+        torch.save(odd, path)
+        refused(path, capsys)
 
 
-@pytest.mark.parametrize(
-    ("part", "odd"),
-    [
-        ("format", 2),
-        ("module", []),
-        ("module", {"0.weight": 1}),
-        ("optimizer", {}),
-        ("optimizer", {"state": {}, "param_groups": []}),
-        ("progress", {}),
-        ("progress", {"odd": 1}),
-        ("progress", None),
-        ("beside", None),
-        ("beside", {"gone.npy": "0"}),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_with_an_odd_part_is_not_used(tmp_path, capsys, part, odd):
+@pytest.mark.parametrize("error", [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError()], ids=repr)
+def test_what_is_no_fault_of_the_file_leaves_it_alone(tmp_path, monkeypatch, error):
     path = tmp_path / "checkpoint.pt"
     make(path).save(progress())
-    torch.save(torch.load(path, weights_only=True) | {part: odd}, path)
-    refused(path, capsys)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        make(path).load()
+    assert path.exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "word"), [(lambda path: path.unlink(), "is missing"), (lambda path: path.write_text("x"), "altered")]
-)
-def test_without_the_results_it_goes_with_it_is_not_used(tmp_path, capsys, change, word):
+@pytest.mark.parametrize("gone", [True, False])
+def test_without_the_results_it_goes_with_it_is_not_used(tmp_path, capsys, gone):
     array = tmp_path / "stage_early.npy"
     array.write_bytes(b"as written")
     make(tmp_path / "checkpoint.pt").save(progress())
-    change(array)
-    said = refused(tmp_path / "checkpoint.pt", capsys)
-    assert "stage_early.npy" in said and word in said
+    array.unlink() if gone else array.write_text("x")
+    assert "stage_early.npy was altered or is missing" in refused(tmp_path / "checkpoint.pt", capsys)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("lacking", [1, 100, 10_000])
@@ -237,17 +203,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, lacking):
     path = tmp_path / "checkpoint.pt"
     saved = make(path)
     saved.save(Progress([], 1, torch.tensor(0.0)))
-    with pytest.raises(UserError, match="checkpoint.pt could not be written") as caught:
-        with full_disk(path.stat().st_size - lacking):
-            saved.save(Progress([], 2, torch.tensor(0.0)))
+    refusal = pytest.raises(UserError, match=r"checkpoint\.pt could not be written")
+    with refusal as caught, full_disk(path.stat().st_size - lacking):
+        saved.save(Progress([], 2, torch.tensor(0.0)))
     assert "disk space" in str(caught.value) and "\n" not in str(caught.value)
     assert names(tmp_path) == ["checkpoint.pt"] and saved.load().step == 1
-
-
-def test_what_began_on_another_device_goes_on_here():
-    """Its generator's state is of no use, and no harm, on a CPU."""
-    here = torch.device("cpu")
-    states = random_states(here) | {"device": torch.zeros(16, dtype=torch.uint8)}
-    expected = torch.rand(3)
-    restore_random(states, here)
-    assert torch.equal(torch.rand(3), expected)

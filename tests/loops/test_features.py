@@ -24,42 +24,22 @@ def pixels(count=7):
     return drawn.to(torch.uint8)
 
 
-# --- extracting them
-
-
-def test_features_do_not_depend_on_their_batch(backbone):
-    whole = features.extract(backbone, pixels(), CPU)
-    assert whole.shape == (7, classifier.FEATURES) and whole.dtype == torch.float32
-    for batch in (1, 2, 7, 100):
-        parts = features.extract(backbone, pixels(), CPU, batch)
-        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
-    turned = features.extract(backbone, pixels().flip(0), CPU)
-    torch.testing.assert_close(turned.flip(0), whole, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("mode", [True, False])
-def test_extracting_leaves_the_network_as_it_was(backbone, mode):
-    """Its mode, and BatchNorm's running statistics; the features are those of eval mode."""
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(backbone, mode, batch):
+    """Batch by batch, and outside of autocast: rounding to bfloat16 adds directions, which effective ranks would count.
+
+    Pre-training looks at them inside its own, before training and fine-tuning outside of one.
+    """
     backbone.train(mode)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    found = features.extract(backbone, pixels(), CPU, batch=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = features.extract(backbone, pixels(), CPU, batch)
     assert {module.training for module in backbone.modules()} == {mode}
     assert all(torch.equal(before[n], v) for n, v in backbone.state_dict().items())
-    assert not found.requires_grad
+    assert found.shape == (7, classifier.FEATURES) and found.dtype == torch.float32 and not found.requires_grad
     with torch.no_grad():
         expected = classifier.features(backbone.eval(), augment.normalise(pixels()))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_autocast_does_not_reach_features(backbone):
-    """Pre-training looks at them inside its own, before training and fine-tuning outside of one.
-
-    Rounding to bfloat16 adds directions, which effective ranks would count.
-    """
-    expected = features.extract(backbone, pixels(), CPU)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = features.extract(backbone, pixels(), CPU)
-    assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -96,28 +76,16 @@ def test_neighbours_by_hand():
     asked = np.radians([4.0, 84.0, 99.0])
     queries = torch.tensor(np.stack([np.cos(asked), np.sin(asked)], 1)).float()
     assert features.nearest_class(bank, labels, queries, 1).tolist() == [7, 2, 5]
-    assert features.nearest_class(bank, labels, queries, 2).tolist() == [7, 2, 2]
     assert features.nearest_class(bank, labels, queries, 3).tolist() == [7, 2, 2]
 
 
-def test_more_neighbours_than_there_are_is_all_of_them():
-    """Then the commonest class of the bank is everyone's."""
-    bank, _ = clouds(5, 0)
-    queries, _ = clouds(6, 1)
-    labels = np.array([3, 1, 1, 3, 1])
-    assert features.nearest_class(bank, labels, queries, 20).tolist() == [1] * 6
-    assert features.nearest_class(bank[:1], labels[:1], queries, 20).tolist() == [3] * 6
-
-
-def test_a_tie_goes_to_the_lowest_number():
-    bank, _ = clouds(4, 0)
-    queries, _ = clouds(6, 1)
-    for labels, lowest in (([5, 5, 2, 2], 2), ([2, 9, 9, 2], 2), ([8, 6, 7, 9], 6)):
-        found = features.nearest_class(bank, np.array(labels), queries, 4)
-        assert found.tolist() == [lowest] * 6
-
-
-# --- colours
+@pytest.mark.parametrize(
+    ("labels", "lowest"), [([5, 5, 2, 2], 2), ([2, 9, 9, 2], 2), ([8, 6, 7, 9], 6), ([1, 3, 3], 3), ([4], 4)]
+)
+def test_a_tie_goes_to_the_lower_class_and_all_there_are_are_asked(labels, lowest):
+    """More neighbours than there are is all of them: then the commonest class of the bank is everyone's."""
+    found = features.nearest_class(clouds(len(labels), 0)[0], np.array(labels), clouds(6, 1)[0], 4)
+    assert found.tolist() == [lowest] * 6
 
 
 def test_colour_statistics_by_hand():
@@ -126,13 +94,3 @@ def test_colour_statistics_by_hand():
     flat = drawn.reshape(3, 3, 25) / 255
     expected = np.concatenate([flat.mean(2), flat.std(2, ddof=1)], axis=1)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
-
-
-def test_colours_are_read_from_this_image_alone_and_know_no_places():
-    image = pixels(2)
-    shuffled = image.flatten(2)[:, :, torch.randperm(32 * 32)].view_as(image)
-    found = features.colour_statistics(image)
-    torch.testing.assert_close(features.colour_statistics(shuffled), found)
-    torch.testing.assert_close(features.colour_statistics(image[1:]), found[1:])
-    flat = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    torch.testing.assert_close(features.colour_statistics(flat), torch.tensor([[0, 0.2, 1, 0, 0, 0]]))

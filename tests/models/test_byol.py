@@ -120,7 +120,7 @@ def test_the_seed_profile_calls_it_as_the_original_did():
 
 @both_ways
 def test_the_loss_is_the_papers(forward):
-    """Grill et al. 2020, eq. 2, both ways round; each view, drawn once by its own module, predicts the other's target."""
+    """Grill et al. 2020, eq. 2, both ways round; each view, drawn once by its module, predicts the other's."""
     views = Brighter(0), Brighter(2)
     learner = moved(byol.learner(Backbone(), SIDE, settings(use_momentum=True), views))
     found = loss_of(learner, images(), forward)

@@ -14,13 +14,13 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 LIBRARY = nn.Conv2d.forward
 
 
-def pair(kernel, seed=0, channels=(6, 4), **options):
+def pair(kernel, seed=0, channels=(6, 4), layout="contiguous", **options):
     """Ours and nn.Conv2d with the same weights."""
     torch.manual_seed(seed)
     plain = nn.Conv2d(*channels, kernel, **options)
     ours = convolution.Conv2d(*channels, kernel, **options)
     ours.load_state_dict(plain.state_dict())
-    return ours, plain
+    return [module.to(memory_format=FORMATS[layout]) for module in (ours, plain)]
 
 
 def passed(module, images):
@@ -43,23 +43,16 @@ def assert_alike(ours, plain, images, tolerance=1e-5):
             passed(ours, images)
         return False
     found = passed(ours, images)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].shape == value.shape and found[name].dtype == value.dtype, name
-        torch.testing.assert_close(
-            found[name],
-            value,
-            atol=tolerance,
-            rtol=tolerance,
-            msg=lambda text, name=name: f"{name} of {tuple(images.shape)}, {ours}: {text}",
-        )
+    torch.testing.assert_close(
+        found, expected, atol=tolerance, rtol=tolerance, msg=lambda text: f"{tuple(images.shape)}, {ours}: {text}"
+    )
     return True
 
 
-def image(height, width, layout=torch.contiguous_format, channels=6, count=3):
+def image(height, width, layout="contiguous", channels=6, count=3):
     generator = torch.Generator().manual_seed(10 * height + width)
     images = torch.randn(count, channels, height, width, generator=generator)
-    return images.to(memory_format=layout)
+    return images.to(memory_format=FORMATS[layout])
 
 
 @pytest.fixture
@@ -75,9 +68,6 @@ def library(monkeypatch):
 
     monkeypatch.setattr(nn.Conv2d, "forward", noted)
     return calls
-
-
-# --- equal to torch's
 
 
 def drawn(seed):
@@ -100,151 +90,77 @@ def drawn(seed):
     groups = int(random.choice((1, 1, 2, 6)))
     if groups > 1:
         padding = tuple(d * (k // 2) * (k % 2) for d, k in zip(dilation, kernel))
-    options = dict(
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        bias=bool(random.integers(2)),
-        groups=groups,
-        channels=(6, int(random.choice((6, 12)))),
-    )
+    options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    options |= dict(bias=bool(random.integers(2)), channels=(6, int(random.choice((6, 12)))))
     sizes = [two(*range(1, 13)) for _ in range(4)] + [two(1, 2, 3, 4), two(4, 6, 8, 12), (12, 12)]
     return kernel, options, sizes
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("start", range(0, 160, 40))
-def test_output_and_gradients_of_any_convolution_are_torchs(start, layout, library):
+def test_output_and_gradients_of_any_convolution_are_torchs(layout, library):
     """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12."""
     compared = 0
-    for seed in range(start, start + 40):
+    for seed in range(60):
         kernel, options, sizes = drawn(seed)
-        ours, plain = pair(kernel, seed, **options)
-        for module in (ours, plain):
-            module.to(memory_format=FORMATS[layout])
+        ours, plain = pair(kernel, seed, layout=layout, **options)
         for size in sizes:
-            compared += assert_alike(ours, plain, image(*size, FORMATS[layout], count=2), 1e-4)
-    own = compared - len(library)
-    assert own > 20 and len(library) > 20  # both ways were tried
+            compared += assert_alike(ours, plain, image(*size, layout, count=2), 1e-4)
+    assert compared - len(library) > 30 and len(library) > 30  # both ways were tried
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1, (2, 3)])
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_output_and_gradients_are_torchs(kernel, stride, padding, bias, layout):
-    """On every map from 1 × 1 to 5 × 5: on either side of what goes through one matrix."""
-    ours, plain = pair(kernel, stride=stride, padding=padding, bias=bias)
-    for module in (ours, plain):
-        module.to(memory_format=FORMATS[layout])
-    for height in range(1, 6):
-        for width in range(1, 6):
-            assert_alike(ours, plain, image(height, width, FORMATS[layout]))
-
-
-@pytest.mark.parametrize("stride", [(1, 2), (2, 1), (3, 3)])
-@pytest.mark.parametrize("padding", [(0, 1), (1, 0), (2, 2), (1, 3)])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_both_sides_may_differ(kernel, padding, stride):
-    """Padding may be wider than the kernel needs, too: then outputs see no pixel at all."""
-    ours, plain = pair(kernel, stride=stride, padding=padding)
-    for size in ((1, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1), (5, 2)):
-        assert_alike(ours, plain, image(*size))
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-@pytest.mark.parametrize("name", ["one product", "in parts", "the library's"])
-def test_batches_of_any_length(name, count):
-    options = {
-        "one product": {"padding": 1},
-        "in parts": {"padding": 2, "dilation": 2, "groups": 6},
-        "the library's": {"padding": 1, "groups": 6},
-    }[name]
-    ours, plain = pair(3, channels=(6, 6), **options)
-    side = 2 if name == "one product" else 8
-    assert_alike(ours, plain, image(side, side, count=count))
+def test_small_maps_are_torchs(kernel, stride, padding, layout):
+    """On either side of what goes through one matrix; where outputs see no pixel at all; without images."""
+    ours, plain = pair(kernel, stride=stride, padding=padding, layout=layout)
+    for height in range(1, 5):
+        for width in range(1, 5):
+            assert_alike(ours, plain, image(height, width, layout))
+    assert_alike(ours, plain, image(2, 2, layout, count=0))
 
 
 # --- which way is taken
 
-
-QUICK = {  # kernel, channels, options, maps
-    "a small map": (3, (6, 4), {"padding": 1}, [(1, 1), (1, 4), (2, 2), (4, 1)]),
-    "a small output": (3, (6, 4), {"padding": 1, "stride": 2}, [(3, 3), (4, 4), (2, 7)]),
-    "5x5 on a small map": (5, (6, 4), {"padding": 2}, [(1, 2), (2, 2)]),
-    "1x3": ((1, 3), (6, 4), {"padding": (0, 1)}, [(2, 2), (7, 1)]),
-    "one tap by dilation": (3, (6, 4), {"padding": 12, "dilation": 12}, [(8, 8), (12, 5)]),
-    "dilated, divisible": (3, (6, 4), {"padding": 2, "dilation": 2}, [(8, 8), (4, 12)]),
-    "dilated depthwise": (5, (6, 6), {"padding": 4, "dilation": 2, "groups": 6}, [(4, 4), (8, 12), (16, 16)]),
+DEPTHWISE = {"groups": 6, "channels": (6, 6)}
+QUICK = {  # kernel, options, maps
+    "a small map": (3, {"padding": 1}, [(1, 1), (1, 4), (2, 2), (4, 1)]),
+    "a small output": (3, {"padding": 1, "stride": 2}, [(3, 3), (4, 4), (2, 7)]),
+    "5x5 on a small map": (5, {"padding": 2}, [(1, 2), (2, 2)]),
+    "1x3": ((1, 3), {"padding": (0, 1)}, [(2, 2), (7, 1)]),
+    "one tap by dilation": (3, {"padding": 12, "dilation": 12}, [(8, 8), (12, 5)]),
+    "dilated, divisible": (3, {"padding": 2, "dilation": 2}, [(8, 8), (4, 12)]),
+    "dilated depthwise": (5, {"padding": 4, "dilation": 2, **DEPTHWISE}, [(4, 4), (8, 12)]),
 }
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("name", QUICK)
-def test_what_is_slow_is_not_left_to_the_library(name, layout, library):
-    kernel, channels, options, sizes = QUICK[name]
-    ours, plain = pair(kernel, channels=channels, **options)
-    for size in sizes:
-        assert assert_alike(ours, plain, image(*size, FORMATS[layout]))
-    assert library == []
-
-
 OTHER = {
-    "large maps": (3, (6, 4), {"padding": 1}, [(1, convolution.SMALL + 1), (3, 3), (8, 8)]),
-    "1x1 in float32": (1, (6, 4), {}, [(1, 1), (2, 2), (7, 7)]),
-    "groups": (3, (6, 4), {"groups": 2, "padding": 1}, [(2, 2), (1, 3), (5, 5)]),
-    "groups-1x1": (1, (6, 4), {"groups": 2}, [(2, 2), (1, 3), (5, 5)]),
-    "depthwise": (3, (6, 6), {"groups": 6, "padding": 1}, [(1, 1), (2, 2), (8, 8)]),
-    "dilation that does not divide the map": (
-        3,
-        (6, 6),
-        {"groups": 6, "padding": 2, "dilation": 2},
-        [(5, 5), (4, 5), (7, 8)],
-    ),
-    "dilation that does not divide the padding": (
-        3,
-        (6, 6),
-        {"groups": 6, "padding": 1, "dilation": 2},
-        [(8, 8), (4, 6)],
-    ),
-    "two dilations": (3, (6, 6), {"groups": 6, "padding": (2, 4), "dilation": (2, 4)}, [(8, 8)]),
-    "dilation with a stride": (3, (6, 6), {"groups": 6, "padding": 2, "dilation": 2, "stride": 2}, [(8, 8)]),
+    "large maps": (3, {"padding": 1}, [(1, convolution.SMALL + 1), (3, 3), (8, 8)]),
+    "1x1 in float32": (1, {}, [(1, 1), (2, 2), (7, 7)]),
+    "groups": (3, {"groups": 2, "padding": 1}, [(2, 2), (1, 3), (5, 5)]),
+    "depthwise": (3, {"padding": 1, **DEPTHWISE}, [(1, 1), (2, 2), (8, 8)]),
+    "undivided map": (3, {"padding": 2, "dilation": 2, **DEPTHWISE}, [(5, 5), (4, 5), (7, 8)]),
+    "undivided padding": (3, {"padding": 1, "dilation": 2, **DEPTHWISE}, [(8, 8), (4, 6)]),
+    "two dilations": (3, {"padding": (2, 4), "dilation": (2, 4), **DEPTHWISE}, [(8, 8)]),
+    "dilation with a stride": (3, {"padding": 2, "dilation": 2, "stride": 2, **DEPTHWISE}, [(8, 8)]),
+    "reflected": (3, {"padding": 1, "padding_mode": "reflect"}, [(2, 2), (4, 4)]),
+    "dilated and circular": (3, {"padding": 2, "dilation": 2, "padding_mode": "circular", **DEPTHWISE}, [(4, 4)]),
+    "padding in words": (3, {"padding": "same"}, [(2, 2), (1, 3), (5, 5)]),
 }
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_what_it_does_not_know_is_torchs_own(name, library):
-    """To the bit."""
-    kernel, channels, options, sizes = OTHER[name]
-    ours, plain = pair(kernel, channels=channels, **options)
+@pytest.mark.parametrize("name", [*QUICK, *OTHER])
+def test_what_is_slow_is_not_left_to_the_library_and_the_rest_is(name, library):
+    """The rest is torch's own to the bit."""
+    kernel, options, sizes = (QUICK | OTHER)[name]
+    ours, plain = pair(kernel, **options)
     for size in sizes:
-        assert assert_alike(ours, plain, image(*size), tolerance=0)
-    assert len(library) == len(sizes)
-
-
-@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 2, "dilation": 2, "groups": 6}])
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_padding_of_another_kind_is_torchs_own(mode, options, library):
-    """Padding that is not zeros is no part of the matrix."""
-    ours, plain = pair(3, channels=(6, 6), padding_mode=mode, **options)
-    for side in (2, 4):
-        assert_alike(ours, plain, image(side, side), tolerance=0)
-    assert library
-
-
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_padding_in_words_is_torchs_own(kernel, padding, library):
-    ours, plain = pair(kernel, padding=padding)
-    for size in ((2, 2), (1, 3), (5, 5)):
-        assert_alike(ours, plain, image(*size), tolerance=0)
-    assert library
+        assert assert_alike(ours, plain, image(*size), tolerance=1e-5 if name in QUICK else 0)
+    assert len(library) == (0 if name in QUICK else len(sizes))
 
 
 def test_on_another_device_it_is_torchs_own(library):
     with torch.device("meta"):
-        assert convolution.Conv2d(6, 4, 3, padding=1)(torch.empty(2, 6, 2, 2)).shape[1] == 4
+        assert convolution.Conv2d(6, 4, 3, padding=1)(torch.empty(2, 6, 2, 2)).shape == (2, 4, 2, 2)
         dilated = convolution.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6)
         assert dilated(torch.empty(2, 6, 8, 8)).shape == (2, 6, 8, 8)
     assert len(library) == 2
@@ -252,19 +168,13 @@ def test_on_another_device_it_is_torchs_own(library):
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 5, 2, 2), torch.zeros(2, 6, 2, 2).double()])
 def test_images_that_do_not_fit_are_refused(wrong):
-    ours, plain = pair(3, padding=1)
-    for module in (plain, ours):
-        with pytest.raises(RuntimeError):
-            module(wrong)
+    with pytest.raises(RuntimeError):
+        pair(3, padding=1)[0](wrong)
 
 
 @pytest.mark.parametrize(
     ("options", "size"),
-    [
-        ({"padding": 1}, (2, 1)),
-        ({"padding": 9, "dilation": 9}, (7, 7)),
-        ({"padding": 2, "dilation": 2, "groups": 6}, (6, 10)),
-    ],
+    [({"padding": 1}, (2, 1)), ({"padding": 9, "dilation": 9}, (7, 7)), ({"padding": 2, "dilation": 2}, (6, 10))],
 )
 def test_training_goes_on_after_inference_mode(options, size):
     """What is remembered of a map's size must not belong to inference alone."""
@@ -275,24 +185,20 @@ def test_training_goes_on_after_inference_mode(options, size):
     assert assert_alike(ours, plain, image(*size))
 
 
-# --- bfloat16
-
-
 NARROW = {  # kernel, options, maps
     "1x1": (1, {}, [(1, 1), (3, 3), (8, 8)]),
-    "1x1 with a stride": (1, {"stride": 2}, [(4, 4), (5, 7)]),
+    "1x1 with a stride": (1, {"stride": 2, "bias": False}, [(4, 4), (5, 7)]),
     "3x3": (3, {"padding": 1}, [(1, 1), (2, 2)]),
-    "one tap": (3, {"padding": 24, "dilation": 24}, [(8, 8)]),
+    "one tap": (3, {"padding": 24, "dilation": 24, "bias": False}, [(8, 8)]),
     "depthwise": (5, {"padding": 4, "dilation": 2, "groups": 64}, [(4, 4), (8, 8)]),
 }
 
 
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", NARROW)
-def test_under_autocast_it_is_quick_and_stays_close(name, bias, library):
+def test_under_autocast_it_is_quick_and_stays_close(name, library):
     """The reference is in float32: bfloat16 convolutions have faults of their own (segmenters)."""
     kernel, options, sizes = NARROW[name]
-    ours, plain = pair(kernel, channels=(64, 64), bias=bias, **options)
+    ours, plain = pair(kernel, channels=(64, 64), **options)
     for size in sizes:
         images = image(*size, channels=64, count=8)
         expected = passed(plain, images)
@@ -300,7 +206,7 @@ def test_under_autocast_it_is_quick_and_stays_close(name, bias, library):
             found = passed(ours, images)
         assert found["output"].dtype == torch.bfloat16  # as torch's own gives
         for key, value in expected.items():
-            assert found[key].shape == value.shape and found[key].dtype != torch.float64
+            assert found[key].shape == value.shape
             assert (found[key].float() - value).norm() < 0.02 * value.norm(), (key, size)
     assert library == []
 
@@ -308,64 +214,21 @@ def test_under_autocast_it_is_quick_and_stays_close(name, bias, library):
 # --- a whole network
 
 
-def networks(**options):
-    """A quickened ResNet50 and torchvision's, with the same weights."""
+def test_a_quickened_resnet50_is_torchvisions():
+    """In text, names, shapes and numbers; weights travel both ways, and a copy is independent."""
     torch.manual_seed(0)
-    plain = resnet50(weights=None)
-    ours = classifier.backbone(1.0)
-    ours.load_state_dict(plain.state_dict())
-    return ours, plain
-
-
-@pytest.fixture(scope="module")
-def both():
-    return networks()
-
-
-def test_every_convolution_of_a_resnet50_is_quick(both):
-    kinds = {type(m) for m in both[0].modules() if isinstance(m, nn.Conv2d)}
-    assert kinds == {convolution.Conv2d}
-
-
-def test_names_shapes_and_printed_text_are_torchvisions(both):
-    ours, plain = both
-    shapes = [{n: v.shape for n, v in made.state_dict().items()} for made in both]
-    assert shapes[0] == shapes[1] and list(shapes[0]) == list(shapes[1])
+    plain, ours = resnet50(weights=None), classifier.backbone(1.0)
+    assert {type(m) for m in ours.modules() if isinstance(m, nn.Conv2d)} == {convolution.Conv2d}
     assert str(ours) == str(plain)
-
-
-@pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_a_resnet50_gives_what_torchvisions_gives(both, size, mode):
-    """In train mode, too: there BatchNorm takes the batch's own statistics."""
-    images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(size))
-    with torch.no_grad():
-        found, expected = (getattr(copy.deepcopy(made), mode)()(images) for made in both)
-    scale = float(expected.abs().max())
-    tolerance = {"eval": 1e-4, "train": 1e-3}[mode]
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
-
-
-def test_a_copy_is_whole_and_independent(both):
-    """byol-pytorch copies the online network for its target."""
-    ours = both[0]
-    twin = copy.deepcopy(ours)
-    assert type(twin.conv1) is convolution.Conv2d
-    before = ours.conv1.weight.clone()
-    with torch.no_grad():
-        twin.conv1.weight.add_(1)
-    assert torch.equal(ours.conv1.weight, before)
-
-
-def test_weights_travel_both_ways(both):
-    """Also through a file, as the course hands its backbone out."""
-    ours, _ = both
-    target = resnet50(weights=None)
-    assert not any(target.load_state_dict(ours.state_dict()))  # nothing missing, nothing left
-    again = classifier.backbone(1.0)
-    again.load_state_dict(target.state_dict())
-    state = ours.state_dict()
-    assert all(torch.equal(state[name], v) for name, v in again.state_dict().items())
+    assert not any(plain.load_state_dict(ours.state_dict()))  # nothing missing, nothing left
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for mode, tolerance in (("eval", 1e-4), ("train", 1e-3)):  # in train BatchNorm takes the batch's own statistics
+        twin = copy.deepcopy(ours)  # byol-pytorch copies the online network for its target
+        with torch.no_grad():
+            found, expected = (getattr(made, mode)()(images) for made in (twin, plain))
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
+        assert type(twin.conv1) is convolution.Conv2d and twin.conv1.weight is not ours.conv1.weight
 
 
 def test_only_plain_convolutions_are_turned():

@@ -2,7 +2,6 @@
 
 import copy
 import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
 from hw1lib.models import convolution, segmenters
 
-NAMES = tuple(segmenters.SEGMENTERS)
+every_network = pytest.mark.parametrize("name", segmenters.SEGMENTERS)
 PRINTED = Path(__file__).with_name("vgg16_fcn32s.txt")  # the original report's own print
 
 
@@ -28,7 +27,11 @@ PRINTED = Path(__file__).with_name("vgg16_fcn32s.txt")  # the original report's 
 def small():
     """The three networks at a quarter of their size."""
     torch.manual_seed(0)
-    return {name: segmenters.build(name, 0.25).eval() for name in NAMES}
+    return {name: segmenters.build(name, 0.25).eval() for name in segmenters.SEGMENTERS}
+
+
+def image(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
 
 
 # --- the real ones
@@ -50,12 +53,6 @@ def test_names_shapes_and_printed_text_are_torchvisions(name, builder):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_convolution_is_a_quick_one(name):
-    kinds = {type(m) for m in segmenters.real(name).modules() if isinstance(m, nn.Conv2d)}
-    assert kinds == {convolution.Conv2d}
-
-
 def test_numbers_of_parameters():
     """The baseline's is that of the printed layers; torchvision says the others' for 21 classes."""
     assert segmenters.parameters("fcn32s") == 184_671_054
@@ -67,36 +64,18 @@ def test_numbers_of_parameters():
     assert segmenters.parameters("deeplabv3") == deeplab - auxiliary - fewer * (256 + 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_real_networks_give_a_score_a_class_and_pixel(name):
-    network = segmenters.real(name).eval()
-    out = network(torch.empty(1, 3, 512, 512, device="meta"))
-    out = out["out"] if isinstance(out, dict) else out
-    assert tuple(out.shape) == (1, len(CLASSES), 512, 512)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [128, 512])
-def test_outlines_lead_from_the_image_to_full_size_scores(name, size):
-    blocks = segmenters.outline(name, size)
-    assert blocks[0]["part"] == "input" and blocks[0]["shape"] == (3, size, size)
-    assert blocks[-1]["part"] == "upsampling"
-    assert blocks[-1]["shape"] == (len(CLASSES), size, size)
+@every_network
+def test_outlines_lead_from_the_image_to_full_size_scores(name):
+    blocks = segmenters.outline(name, 128)
+    assert blocks[0]["part"] == "input" and blocks[0]["shape"] == (3, 128, 128)
+    assert blocks[-1]["part"] == "upsampling" and blocks[-1]["shape"] == (len(CLASSES), 128, 128)
     parts = [block["part"] for block in blocks]
     order = ["input", "backbone", "head", "upsampling"]
     assert sorted(parts, key=order.index) == parts and set(parts) == set(order)
     backbone = [block["shape"][1] for block in blocks if block["part"] in order[:2]]
     assert backbone == sorted(backbone, reverse=True)  # it only ever gets coarser
-    assert blocks[-2]["part"] == "head"
-    assert blocks[-2]["shape"] == (len(CLASSES), *[size // segmenters.SEGMENTERS[name].stride] * 2)
-
-
-def test_every_network_has_its_paper():
-    assert set(segmenters.PAPERS) == set(segmenters.STRIDE) == set(NAMES)
-    assert all("arXiv:" in segmenters.PAPERS[name] for name in NAMES)
-
-
-# --- counts
+    coarse = 128 // segmenters.SEGMENTERS[name].stride
+    assert blocks[-2]["part"] == "head" and blocks[-2]["shape"] == (len(CLASSES), coarse, coarse)
 
 
 def test_multiply_adds_of_vgg16_by_hand():
@@ -111,25 +90,13 @@ def test_multiply_adds_of_vgg16_by_hand():
     head = 49 * (9 * 512 * 4096 + 9 * 4096 * 4096 + 4096 * 7)
     upsampling = 49 * 7 * 7 * 32 * 32
     assert segmenters.multiply_adds("fcn32s", 224) == vgg16 + head + upsampling
+    assert segmenters.multiply_adds("fcn32s", 193) == vgg16 + head + upsampling  # padding counts
 
 
 def test_multiply_adds_are_those_that_torchvision_tells():
-    """At 520 pixels and for 21 classes, so about; DeepLabV3's with its auxiliary head."""
-    smaller = (512 / 520) ** 2
+    """At 520 pixels and for 21 classes, so about."""
     lraspp = LRASPP_MobileNet_V3_Large_Weights.DEFAULT.meta["_ops"] * 1e9
-    assert segmenters.multiply_adds("lraspp", 512) == pytest.approx(lraspp * smaller, rel=0.04)
-    deeplab = DeepLabV3_ResNet101_Weights.DEFAULT.meta["_ops"] * 1e9
-    auxiliary = 65**2 * 9 * 1024 * 256
-    expected = (deeplab - auxiliary) * smaller
-    assert segmenters.multiply_adds("deeplabv3", 512) == pytest.approx(expected, rel=0.001)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_multiply_adds_grow_with_the_area_and_padding_counts(name):
-    """But for what each image has only once, such as squeeze-and-excite blocks."""
-    count = segmenters.multiply_adds
-    assert count(name, 512) == pytest.approx(4 * count(name, 256), rel=0.01)
-    assert count(name, 225) == count(name, 256)
+    assert segmenters.multiply_adds("lraspp", 512) == pytest.approx(lraspp * (512 / 520) ** 2, rel=0.04)
 
 
 @pytest.mark.parametrize(
@@ -173,125 +140,71 @@ def test_the_anatomy_is_the_papers(name, expected):
     assert list(found) == list(segmenters.anatomy("fcn32s"))  # one table for all
 
 
-# --- the small ones
+# --- scores
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(64, 64), (33, 47), (90, 40), (1, 1), (1, 70), (31, 2)])
-def test_any_size_is_scored_pixel_by_pixel(small, name, shape):
-    with torch.no_grad():
-        out = segmenters.scores(small[name], torch.randn(2, 3, *shape))
-    assert out.shape == (2, len(CLASSES), *shape) and out.dtype == torch.float32
-    assert out.isfinite().all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_padding_is_cut_off_again_where_it_was_added(small, name):
-    """Scores of an image that needs none are the network's own."""
-    images = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        own = small[name](images)
-        own = own["out"] if isinstance(own, dict) else own
-        torch.testing.assert_close(segmenters.scores(small[name], images), own)
-        wide = F.pad(images[..., :90], (0, 6, 0, 0), mode="replicate")
-        cut = segmenters.scores(small[name], images[..., :90])
-        torch.testing.assert_close(cut, segmenters.scores(small[name], wide)[..., :90])
-
-
-def test_padding_repeats_the_last_row_and_column():
-    """As often as needed to come to 32; the network sees nothing else."""
-    seen = []
-
-    def network(images):
-        seen.append(images)
-        return images.mean(1, keepdim=True).expand(-1, 7, -1, -1)
-
-    images = torch.randn(2, 3, 5, 33)
-    out = segmenters.scores(network, images)
-    assert seen[0].shape == (2, 3, 32, 64)
-    assert torch.equal(seen[0][..., :5, :33], images)
-    rows, columns = (torch.arange(n).clamp(max=m - 1) for n, m in ((32, 5), (64, 33)))
-    assert torch.equal(seen[0], images[:, :, rows][..., columns])
-    torch.testing.assert_close(out, images.mean(1, keepdim=True).expand(-1, 7, -1, -1))
-
-
-@pytest.mark.parametrize("enlarge", [2, 3, 8])
-@pytest.mark.parametrize("shape", [(32, 64), (5, 9)])
-def test_enlarged_images_are_interpolated_and_their_scores_averaged(enlarge, shape):
-    """By hand: pixel i of the tile lies under `enlarge` scores, and the mean of them is its own."""
+@pytest.mark.parametrize("enlarge", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(32, 64), (5, 33)])
+def test_scores_are_those_of_padded_and_enlarged_images(enlarge, shape):
+    """By hand: a pixel's score is the mean of the `enlarge`² that lie on it; the last row and column are repeated."""
     height, width = shape
     seen = []
 
     def network(images):
         seen.append(images)
-        steps = torch.arange(images.shape[-1]).float()
-        return (images[:, :1] + steps).expand(-1, 7, -1, -1)
+        return (images[:, :1] + torch.arange(images.shape[-1])).expand(-1, 7, -1, -1)
 
-    images = torch.randn(2, 3, height, width)
+    images = image(2, 3, height, width)
     out = segmenters.scores(network, images, enlarge)
     assert out.shape == (2, 7, height, width) and out.dtype == torch.float32
     size = (height * enlarge, width * enlarge)
     large = F.interpolate(images, size, mode="bilinear", align_corners=False)
-    assert seen[0].shape[2:] == tuple(n + -n % 32 for n in size)
-    torch.testing.assert_close(seen[0][..., : size[0], : size[1]], large)
+    rows, columns = (torch.arange(n + -n % 32).clamp(max=n - 1) for n in size)
+    torch.testing.assert_close(seen[0], large[:, :, rows][..., columns])
     mean = large[:, 0].reshape(2, height, enlarge, width, enlarge).mean((2, 4))
     expected = mean + enlarge * torch.arange(width) + (enlarge - 1) / 2
     torch.testing.assert_close(out[:, 0], expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_network_sees_more_in_an_enlarged_image(small, name):
-    images = torch.randn(1, 3, 48, 40, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        outs = [segmenters.scores(small[name], images, times) for times in (1, 2, 4)]
-    assert all(out.shape == (1, 7, 48, 40) and out.isfinite().all() for out in outs)
-    assert not torch.equal(outs[0], outs[1])
+@every_network
+def test_every_network_scores_images_of_any_size_in_float32(small, name):
+    for shape in ((64, 64), (33, 47), (1, 1)):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            out = segmenters.scores(small[name], image(2, 3, *shape))
+        assert out.shape == (2, len(CLASSES), *shape) and out.dtype == torch.float32 and out.isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (96, 33)])
-@pytest.mark.parametrize("name", NAMES)
-def test_quick_convolutions_give_what_torchs_give(name, shape, monkeypatch):
-    """The whole network: output in both modes, and every gradient."""
+def test_the_baselines_last_layers_run_in_float32_under_autocast(small):
+    network, seen = small["fcn32s"], []
+    handle = network.score_pred.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(image(1, 3, 32, 32))
+    handle.remove()
+    assert seen == [(torch.float32, torch.float32)]
+
+
+@every_network
+def test_quick_convolutions_give_what_torchs_give(name):
+    """The whole network: output, and every gradient, of every parameter."""
     torch.manual_seed(1)
-    ours = segmenters.build(name, 0.25)
-    for module in ours.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout2d):
-            module.p = 0.0
+    ours = segmenters.build(name, 0.25).eval()  # few pixels' own BatchNorm statistics magnify rounding errors
     plain = copy.deepcopy(ours)
     for module in plain.modules():
         if isinstance(module, nn.Conv2d):
+            assert type(module) is convolution.Conv2d
             module.__class__ = nn.Conv2d
-    images = torch.randn(4, 3, *shape, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        found, expected = (segmenters.scores(n.eval(), images) for n in (ours, plain))
+    found, expected = (segmenters.scores(network, image(4, 3, 64, 33)) for network in (ours, plain))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    values = []
-    for network in (ours, plain):
-        # BatchNorm as in evaluation: over few pixels its own statistics magnify rounding errors.
-        value = segmenters.scores(network, images).square().mean()
-        value.backward()
-        values.append(value.detach())
-    torch.testing.assert_close(*values, atol=1e-5, rtol=1e-4)
+    for out in (found, expected):
+        out.square().mean().backward()
     for (label, mine), other in zip(ours.named_parameters(), plain.parameters()):
         assert (mine.grad - other.grad).norm() <= 1e-3 * other.grad.norm() + 1e-7, label
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_scores_are_float32_under_autocast(small, name):
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        out = segmenters.scores(small[name], torch.randn(1, 3, 32, 32))
-    assert out.dtype == torch.float32
+# --- building
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_is_trained(name):
-    torch.manual_seed(0)
-    network = segmenters.build(name, 0.25)
-    segmenters.scores(network, torch.randn(2, 3, 64, 64)).square().mean().backward()
-    assert [n for n, p in network.named_parameters() if p.grad is None] == []
-
-
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_a_small_network_is_the_real_one_made_smaller(small, name):
     """The same kinds of modules under the same names; only blocks of a stage may be fewer."""
     real = dict(segmenters.real(name).named_modules())
@@ -299,14 +212,26 @@ def test_a_small_network_is_the_real_one_made_smaller(small, name):
     assert mine.keys() <= real.keys() if name == "deeplabv3" else mine.keys() == real.keys()
     assert [n for n in mine if type(mine[n]) is not type(real[n])] == []
     assert {type(m) for m in mine.values()} == {type(m) for m in real.values()}
-    size = sum(p.numel() for p in small[name].parameters())
-    assert size < sum(p.numel() for p in segmenters.real(name).parameters()) / 2
+    assert sum(p.numel() for p in small[name].parameters()) < segmenters.parameters(name) / 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_the_baseline_begins_with_scores_that_are_repeated(small):
+    """And with He's weights, which keep the variance of what ReLUs follow."""
+    network = small["fcn32s"]
+    scores = image(1, 7, 2, 3)
+    with torch.no_grad():
+        assert torch.equal(network.upsample(scores), scores.repeat_interleave(32, 2).repeat_interleave(32, 3))
+    for layer in (network.vgg16[-3], network.conv6_1[0], network.conv7_1[0]):
+        fan_in = layer.in_channels * 9
+        assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+        assert not layer.bias.any()
+
+
+@every_network
 def test_the_momentum_of_norms_is_set_or_left(name):
     def momenta(**options):
-        network = segmenters.build(name, 0.25, **options)
+        with torch.device("meta"):
+            network = segmenters.build(name, **options)
         return {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
 
     plain = momenta()
@@ -314,21 +239,15 @@ def test_the_momentum_of_norms_is_set_or_left(name):
     assert 0.07 not in plain and momenta(norm_momentum=0.0) == plain
 
 
-# --- pretrained weights
-
-
-def no_network(*words, **options):
-    raise urllib.error.URLError("no network in tests")
-
-
-@pytest.mark.parametrize("name", NAMES)
+@every_network
 def test_weights_that_cannot_be_downloaded_are_a_clear_error(name, tmp_path, monkeypatch):
+    def no_network(*words, **options):
+        raise urllib.error.URLError("no network in tests")
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # an empty cache
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    with torch.device("meta"):  # no time for weights that will not come
-        with pytest.raises(UserError) as caught:
-            segmenters.build(name, pretrained=True)
-    assert f"--set {name}.pretrained=false" in str(caught.value)
-    assert segmenters.SEGMENTERS[name].full in str(caught.value) and str(tmp_path) in str(caught.value)
+    with torch.device("meta"), pytest.raises(UserError) as caught:  # no time for weights that will not come
+        segmenters.build(name, pretrained=True)
+    for word in (f"--set {name}.pretrained=false", segmenters.SEGMENTERS[name].full, str(tmp_path), "no network"):
+        assert word in str(caught.value)

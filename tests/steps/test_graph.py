@@ -1,17 +1,18 @@
 """Steps: keys change with what a step depends on and with nothing else; each runs once."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
-from PIL import Image
 
-from hw1lib import profiles
-from hw1lib.steps import graph, store
+from hw1lib import files, profiles
 from hw1lib.data import layout
-from hw1lib.errors import UserError
+from hw1lib.errors import Diverged, UserError
 from hw1lib.models import weights
+from hw1lib.steps import graph, store
 from tests.settings import leaves, other
+from tests.test_files import held_to_permissions
 
 PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}
 TUNED = {*(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "control-colour", "embed"}
@@ -29,7 +30,7 @@ def no_sam(monkeypatch):
 
 def make(root, out="unused", **settings):
     profile = profiles.get("smoke", {k.replace("__", "."): v for k, v in settings.items()})
-    data = layout.find(root, profile.data)
+    data = layout.find(root, profile.data, profile.only)
     return graph.Steps(profile, data, store.Store(out), torch.device("cpu"))
 
 
@@ -47,75 +48,61 @@ def test_the_steps_are_those_of_the_two_problems(course_data):
     assert set(make(course_data).all) == PROBLEM1 | PROBLEM2 | CHECKS
 
 
-def test_every_key_is_one_of_its_own(course_data):
-    made = make(course_data)
-    found = keys(made, made.all)
+def test_every_key_is_one_of_its_own_and_the_same_again(course_data, tmp_path):
+    found = keys(make(course_data), CHECKS | PROBLEM1 | PROBLEM2)
     assert len(set(found.values())) == len(found)
+    again = make(course_data.rename(tmp_path / "moved"), tmp_path / "elsewhere")
+    assert keys(again, found) == found
 
 
-def test_keys_are_the_same_again(course_data, tmp_path):
-    assert keys(make(course_data)) == keys(make(course_data, tmp_path / "elsewhere"))
+def test_keys_are_those_of_the_results_that_there_are(course_data):
+    """A literal, as those of the smoke profile: with another rule all stored results would be unfound."""
+    made = make(course_data)
+    config = made.config("finetune-C")
+    assert config["settings"]["profile"] == {"seed": 0, "model_scale": 0.25, "image_size": 32, "overhead": True}
+    assert config["upstream"] == {"pretrain": made.key("pretrain")} and list(config["data"]) == ["train", "val"]
+    assert made.config("segment-colour")["settings"] == {"profile": {"seed": 0, "model_scale": 0.25}}
+    assert made.config("check-problem1")["settings"] == {"profile": {}}
+    stages = made.config("segment-fcn32s")["settings"]["segmentation.stage_images"]
+    assert stages == ("0001", "0003", "0005")
+    versions = {name: step.version for name, step in made.all.items() if step.version != 2}
+    ones = dict.fromkeys(("check-problem1", "check-problem2", "control-colour", "segment-colour"), 1)
+    assert versions == {"pretrain": 3, "control-knn": 3, **ones}
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "expected"),
-    [
-        ("seed", 1, PROBLEM1 | PROBLEM2),
-        ("model_scale", 0.5, PROBLEM1 | PROBLEM2),
-        ("device", "cpu", set()),
-        ("checkpoint_every", 1.0, set()),
-        ("seeds", 3, set()),  # how often, not what
-        ("data.image_size", 24, PROBLEM1),
-        ("data.overhead", False, PROBLEM1),
-        ("data.pool_limit", 8, {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS),
-        ("data.office_limit", 5, TUNED),
-        ("data.tile_limit", 2, PROBLEM2),
-        ("data.pool_limit", 10_000, set()),  # more than there are: nothing changes
-        ("pretrain.epochs", 9, {"pretrain"} | ON_BYOL),
-        ("pretrain.use_momentum", True, {"pretrain"} | ON_BYOL),
-        ("pretrain.one_pass", False, {"pretrain"} | ON_BYOL),
-        ("pretrain.hold_out", False, {"pretrain"} | ON_BYOL),
-        ("pretrain.views", "byol", {"pretrain"} | ON_BYOL),  # smoke's are geometry
-        ("pretrain.zero_init_residual", False, {"pretrain"} | ON_BYOL),
-        ("pretrain.crop_scale", 0.5, {"pretrain"} | ON_BYOL),
-        ("supervised.lr", 1.0, {"pretrain-supervised"} | ON_LABELS),
-        ("finetune.lr", 1.0, TUNED - {"control-knn"}),
-        ("finetune.hidden", 17, TUNED - {"control-knn"}),
-        ("controls.knn", 3, {"control-knn"}),
-        ("embed.perplexity", 7.0, {"embed"}),
-        ("embed.setting", "B", {"embed"}),
-        ("fcn32s.lr", 1.0, {"segment-fcn32s"}),
-        ("lraspp.lr", 1.0, {"segment-lraspp", "everything"}),  # smoke's improved model
-        ("deeplabv3.lr", 1.0, {"segment-deeplabv3"}),
-        ("fcn32s.tta", True, {"segment-fcn32s"}),
-        ("deeplabv3.average", 0.5, {"segment-deeplabv3"}),
-        ("lraspp.loss", "dice", {"segment-lraspp", "everything"}),
-        ("segmentation.improved", "deeplabv3", {"everything"}),
-        ("everything.points_per_side", 3, {"everything"}),
-        ("everything.refine", "slic", {"everything"}),
-        ("everything.images", "0001", {"everything"}),
-    ],
-)
-def test_a_setting_changes_exactly_the_steps_that_depend_on_it(course_data, setting, value, expected):
-    before, after = make(course_data), make(course_data, **{setting.replace(".", "__"): value})
-    assert changed(keys(before), keys(after)) == expected
+ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
+READ_BY = {
+    **{"seed": ALL, "model_scale": ALL, "device": set(), "checkpoint_every": set(), "seeds": set()},
+    **{"data.image_size": PROBLEM1, "data.overhead": PROBLEM1, "data.tile_limit": PROBLEM2, "data.office_limit": TUNED},
+    "data.pool_limit": {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS,
+    "pretrain": {"pretrain"} | ON_BYOL,
+    "supervised": {"pretrain-supervised"} | ON_LABELS,
+    "finetune": TUNED - {"control-knn"},
+    **{"controls": {"control-knn"}, "embed": {"embed"}},
+    **{"fcn32s": {"segment-fcn32s"}, "deeplabv3": {"segment-deeplabv3"}},
+    "lraspp": {"segment-lraspp", "everything"},  # smoke's improved model
+    "segmentation.stage_images": SEGMENTED | {"everything"},
+    **{"segmentation.improved": {"everything"}, "everything": {"everything"}},
+}
+
+
+def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
+    """A forgotten one would load stale results; one too many would train anew for nothing."""
+    before = keys(make(course_data))
+    for name, value in leaves(profiles.get("smoke")):
+        if name != "only":  # it says which steps there are
+            value = 3 if name.endswith("_limit") else other(name, value)
+            after = keys(make(course_data, **{name.replace(".", "__"): value}))
+            expected = READ_BY[name] if name in READ_BY else READ_BY[name.partition(".")[0]]
+            assert changed(before, after) == expected, name
+    assert keys(make(course_data, data__pool_limit=10_000)) == before  # more than there are: nothing changes
 
 
 def test_everything_follows_the_improved_model(course_data):
-    """The other side of lraspp.lr: with another improved model it is not `everything`'s."""
+    """The other side of lraspp: with another improved model it is not `everything`'s."""
     made = make(course_data, segmentation__improved="deeplabv3")
     after = make(course_data, segmentation__improved="deeplabv3", lraspp__lr=1.0)
     assert changed(keys(made), keys(after)) == {"segment-lraspp"}
-
-
-def test_every_setting_counts_for_some_step(course_data):
-    """But those that only say where and how often: a forgotten one would load stale results."""
-    before = keys(make(course_data))
-    for name, value in leaves(profiles.get("smoke")):
-        if "." in name:
-            value = 3 if name.endswith("_limit") else other(name, value)
-            after = keys(make(course_data, **{name.replace(".", "__"): value}))
-            assert changed(before, after), name
 
 
 # --- data
@@ -125,36 +112,23 @@ def test_every_setting_counts_for_some_step(course_data):
     ("file", "expected"),
     [
         ("p1_data/mini/train/00001.jpg", {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS),
+        ("p1_data/mini/train.csv", set()),
         ("p1_data/office/train/Mug00001.jpg", TUNED),
         ("p1_data/office/val/Mug00100.jpg", TUNED),
+        ("p1_data/office/val/new.jpg", set()),
+        ("p1_data/pretrain_model_SL.pt", {"pretrain-supervised"} | ON_LABELS),
         ("p2_data/train/0001_sat.jpg", PROBLEM2),  # everything: through its model
         ("p2_data/validation/0001_mask.png", PROBLEM2),
+        ("p2_data/train/left_over_mask.png", set()),
     ],
 )
-def test_an_image_changes_exactly_the_steps_that_see_it(course_data, file, expected):
-    before = keys(make(course_data))
-    with Image.open(course_data / file) as image:
-        other = Image.new(image.mode, image.size)
-    other.save(course_data / file)
-    assert changed(before, keys(make(course_data))) == expected
-
-
-@pytest.mark.parametrize(
-    ("file", "check"),
-    [
-        ("p1_data/mini/train/00001.jpg", "check-problem1"),
-        ("p1_data/mini/train.csv", "check-problem1"),
-        ("p1_data/office/val/new.jpg", "check-problem1"),
-        ("p2_data/validation/0001_mask.png", "check-problem2"),
-        ("p2_data/train/left_over_mask.png", "check-problem2"),
-    ],
-)
-def test_any_file_changes_the_check_of_its_problem(course_data, file, check):
-    """Also one that no training reads."""
-    before = keys(make(course_data), CHECKS)
+def test_a_file_changes_exactly_the_steps_that_see_it(course_data, file, expected):
+    """The check of its problem sees all but weights."""
+    before = keys(make(course_data), ALL | CHECKS)
     with open(course_data / file, "ab") as opened:
         opened.write(b"\n")
-    assert changed(before, keys(make(course_data), CHECKS)) == {check}
+    check = set() if file.endswith(".pt") else {f"check-problem{file[1]}"}
+    assert changed(before, keys(make(course_data), ALL | CHECKS)) == expected | check
 
 
 def test_no_setting_changes_a_check(course_data):
@@ -166,16 +140,8 @@ def test_no_setting_changes_a_check(course_data):
 def test_a_moved_label_changes_what_reads_labels(course_data):
     before = keys(make(course_data))
     table = course_data / "p1_data" / "mini" / "train.csv"
-    text = table.read_text()
-    table.write_text(text.replace("00001.jpg,100", "00001.jpg,200"))
-    assert table.read_text() != text
+    table.write_text(table.read_text().replace("00001.jpg,100", "00001.jpg,200"))
     assert changed(before, keys(make(course_data))) >= {"pretrain-supervised"} | ON_LABELS
-
-
-def test_the_courses_backbone_changes_what_builds_on_it(course_data):
-    before = keys(make(course_data))
-    (course_data / "p1_data" / "pretrain_model_SL.pt").write_bytes(b"weights")
-    assert changed(before, keys(make(course_data))) == {"pretrain-supervised"} | ON_LABELS
 
 
 def test_sams_weights_change_only_everything(course_data, tmp_path, monkeypatch):
@@ -186,14 +152,11 @@ def test_sams_weights_change_only_everything(course_data, tmp_path, monkeypatch)
     assert changed(before, keys(make(course_data))) == {"everything"}
 
 
-def test_the_same_data_elsewhere_has_the_same_keys(course_data, tmp_path):
-    before = keys(make(course_data))
-    assert keys(make(course_data.rename(tmp_path / "moved"))) == before
-
-
 @pytest.mark.parametrize(("gone", "left"), [("p1_data", PROBLEM2), ("p2_data", PROBLEM1)])
 def test_with_one_problem_alone_its_keys_stay(course_data, tmp_path, gone, left):
     before = keys(make(course_data))
+    made = make(course_data, only="problem2" if gone == "p1_data" else "problem1")
+    assert keys(made) == {name: before[name] for name in left}
     (course_data / gone).rename(tmp_path / "away")
     made = make(course_data)
     assert keys(made) == {name: before[name] for name in left}
@@ -204,189 +167,209 @@ def test_with_one_problem_alone_its_keys_stay(course_data, tmp_path, gone, left)
 # --- running
 
 
-def faked(made, ran, broken=()):
-    """The same steps, but each only notes that it ran."""
+def faked(made, ran, **others):
+    """The same steps, but each only notes that it ran; `others` are functions for some."""
 
     def fake(name):
-        def run(draft, context):
-            if name in broken:
-                raise RuntimeError(name)
+        def run(draft, *_):
             ran.append(name)
             draft.metrics({"step": name})
             draft.history([])
 
-        return run
+        return others.get(name.replace("-", "_"), run)
 
     made.all = {n: dataclasses.replace(step, run=fake(n)) for n, step in made.all.items()}
     return made
 
 
+def fail(error):
+    def run(*_):
+        raise error
+
+    return run
+
+
 def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
     ran = []
     made = faked(make(course_data, tmp_path / "out"), ran)
-    assert made.done("embed").metrics == {"step": "embed"}
+    assert made.result("embed").metrics == {"step": "embed"}
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
-    made.done("embed")
-    faked(make(course_data, tmp_path / "out"), ran).done("finetune-E")  # as a new process would
+    made.result("embed")
+    faked(make(course_data, tmp_path / "out"), ran).result("finetune-E")  # as a new process would
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed", "finetune-E"]
+
+
+def test_a_step_is_given_its_data_and_what_it_builds_on(course_data, tmp_path):
+    made, given = make(course_data, tmp_path / "out"), []
+    faked(made, [], embed=lambda draft, *words: given.append(words))
+    made.result("embed")
+    ((data, profile, device, upstream),) = given
+    assert (data, profile, device) == (made.data.problem1, made.profile, made.device)
+    assert (upstream.step, upstream.key) == ("finetune-C", made.key("finetune-C"))
 
 
 def test_data_with_errors_trains_nothing(course_data, tmp_path):
     """Also where the step is run by itself, and whatever was done before."""
     broken = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
+    ran, made = [], make(course_data, tmp_path / "out")
+    faked(made, ran, check_problem1=made.all["check-problem1"].run)
     for name in ("pretrain", "control-colour", "embed"):
-        ran = []
-        made = make(course_data, tmp_path / "out")
-        check = made.all["check-problem1"]
-        made = faked(made, ran)
-        made.all["check-problem1"] = check
-        with pytest.raises(UserError, match="Mug00100.jpg.*data check"):
-            made.done(name)
-        assert not ran
-    faked(make(course_data, tmp_path / "out"), ran).done("segment-colour")  # the other problem
+        with pytest.raises(UserError, match=r"Mug00100\.jpg.*data check"):
+            made.result(name)
+    made.result("segment-colour")  # the other problem
     assert ran == ["check-problem2", "segment-colour"]
 
 
 def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
     ran = []
-    made = faked(make(course_data, tmp_path / "out"), ran, broken={"finetune-C"})
-    with pytest.raises(RuntimeError):
-        made.done("embed")
+    made = faked(make(course_data, tmp_path / "out"), ran, finetune_C=fail(RuntimeError("odd")))
+    with pytest.raises(RuntimeError, match="^odd$"):  # none of those that a user can mend
+        made.result("embed")
     assert made.status("pretrain") == "done"
     assert made.status("finetune-C") == made.status("embed") == "to run"
-    faked(make(course_data, tmp_path / "out"), ran).done("embed")
+    faked(make(course_data, tmp_path / "out"), ran).result("embed")
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
 
 
 def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
     """It would be kept under the key of the data that was there before."""
-    made = faked(make(course_data, tmp_path / "out"), [])
     path = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
     content = path.read_bytes()
 
-    def run(draft, context):
+    def run(draft, *_):
         draft.metrics({})
         draft.checkpoint.write_bytes(b"trained on either")
         path.write_bytes(content + b" ")
 
-    made.all["control-colour"] = dataclasses.replace(made.all["control-colour"], run=run)
+    made = faked(make(course_data, tmp_path / "out"), [], control_colour=run)
     with pytest.raises(UserError, match="control-colour: the data changed while it ran"):
-        made.done("control-colour")
+        made.result("control-colour")
     path.write_bytes(content)
     assert make(course_data, tmp_path / "out").status("control-colour") == "to run"
 
 
-def test_running_out_of_memory_names_the_setting_to_change(course_data, tmp_path):
-    """On any device: torch says it in several ways."""
-    cases = [
+@pytest.mark.parametrize(
+    ("name", "error", "setting"),
+    [
         ("pretrain", torch.OutOfMemoryError("CUDA out of memory."), "pretrain.batch_size=16"),
         ("finetune-A", RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "finetune.batch_size=16"),
         ("segment-fcn32s", MemoryError(), "fcn32s.batch_size=2"),
         ("segment-lraspp", RuntimeError("MPS backend out of memory"), "lraspp.batch_size=2"),
-        (
-            "pretrain-supervised",
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed"),
-            "supervised.batch_size=16",
-        ),
-    ]
-    for name, error, setting in cases:
-        made = faked(make(course_data, tmp_path / "out"), [])
-
-        def run(draft, context):
-            raise error
-
-        made.all[name] = dataclasses.replace(made.all[name], run=run)
-        with pytest.raises(UserError, match=f"{name}: memory ran out.*--set {setting}\\."):
-            made.done(name)
-        assert make(course_data, **{setting.partition("=")[0].replace(".", "__"): 2})  # it exists
-
-
-def test_other_errors_stay_what_they_are(course_data, tmp_path):
-    made = faked(make(course_data, tmp_path / "out"), [], broken={"pretrain"})
-    with pytest.raises(RuntimeError, match="^pretrain$"):
-        made.done("pretrain")
+        ("pretrain-supervised", RuntimeError("(pid 7) is killed by signal: Killed"), "supervised.batch_size=16"),
+        ("everything", MemoryError(), "everything.points_per_batch=32"),
+        ("check-problem2", MemoryError(), ""),
+    ],
+)
+def test_running_out_of_memory_names_what_helps(course_data, tmp_path, name, error, setting):
+    """On any device: torch says it in several ways."""
+    made = faked(make(course_data, tmp_path / "out"), [], **{name.replace("-", "_"): fail(error)})
+    helps = rf"--set {setting}\." if setting else r"Close other programs\."
+    with pytest.raises(UserError, match=f"{name}: memory ran out on cpu.*{helps} What was finished"):
+        made.result(name)
 
 
 @pytest.mark.parametrize("name", sorted(PROBLEM1 | PROBLEM2))
 def test_each_step_knows_what_needs_less_memory(course_data, name):
     made = make(course_data)
-    text = made.for_less_memory(name)
-    setting, value = text.partition("--set ")[2].rstrip(".").split("=")
+    setting, value = made.for_less_memory(name).partition("--set ")[2].rstrip(".").split("=")
     changed = make(course_data, **{setting.replace(".", "__"): value})  # it exists
     assert setting.endswith("_limit") or changed.key(name) != made.key(name)
 
 
+@pytest.mark.parametrize(
+    "name", sorted((PROBLEM1 | PROBLEM2) - {"control-knn", "embed", "segment-colour", "everything"})
+)
+def test_a_training_that_diverges_names_its_own_learning_rate(course_data, tmp_path, name):
+    """The setting exists, and it changes that step; the files of the batch stand beside the checkpoint."""
+    made = make(course_data, tmp_path / "out")
+    faked(made, [], **{name.replace("-", "_"): fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg"]))})
+    with pytest.raises(UserError) as caught:
+        made.result(name)
+    note = made.store.folder(name, made.key(name)) / graph.NOT_FINITE
+    found = re.fullmatch(
+        rf"{name}: the loss is nan in epoch 2\. Please look whether one of the images that {note} names is odd, "
+        r"or lower the learning rate \(now 0\.07\), for example --set (\w+)\.lr=0\.007\.",
+        str(caught.value),
+    )
+    assert make(course_data, **{f"{found[1]}__lr": 0.007}).key(name) != made.key(name)
+    assert files.read_json(note) == {"problem": "the loss is nan in epoch 2", "files": ["a.jpg"]}
+    faked(made, []).result(name)  # the cause is mended
+    assert not note.exists() and made.store.verify() == []
+
+
+def test_a_full_disk_does_not_hide_why_a_training_stopped(course_data, tmp_path):
+    made, error = make(course_data, tmp_path / "out"), Diverged("the loss is inf", 0.1, ["a.jpg"])
+    faked(made, [], pretrain=lambda draft, *_: draft.folder.chmod(0o555) or fail(error)())
+    with held_to_permissions(), pytest.raises(UserError, match="the loss is inf. Please lower the learning"):
+        made.result("pretrain")
+
+
 def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
-    made = faked(make(course_data, tmp_path / "out"), [])
-    result = made.done("segment-colour")
-    assert result.run["device"] == "cpu" and result.run["seconds"] >= 0
-    again = faked(make(course_data, tmp_path / "again"), []).done("segment-colour")
+    result, again = (make(course_data, tmp_path / out).result("segment-colour") for out in ("out", "again"))
+    assert result.metrics["miou"] > 0.9  # the folder's colours tell its classes
+    assert result.run["device"] == "cpu" and result.run["seconds"] >= 0 and result.run["resumed"] is False
+    assert result.run["packages"]["torch"] == torch.__version__.partition("+")[0]
     for path in result.folder.iterdir():
         if path.name not in ("run.json", "done.json", ".lock", ".holder"):
             assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
 
 
-def test_the_real_colour_step_runs_and_is_loaded(course_data, tmp_path):
-    first = make(course_data, tmp_path / "out").done("segment-colour")
-    assert first.metrics["miou"] > 0.9  # the folder's colours tell its classes
-    stamp = (first.folder / "done.json").stat().st_mtime_ns
-    again = make(course_data, tmp_path / "out").done("segment-colour")
-    assert (again.folder / "done.json").stat().st_mtime_ns == stamp
+def test_the_expected_time_is_what_was_measured(course_data, tmp_path):
+    """Of this key, else the median of others by epochs; what was resumed or damaged says nothing."""
+
+    def ran(seconds, name="pretrain", resumed=False, epochs=2, **settings):
+        made = make(course_data, tmp_path, pretrain__epochs=epochs, **settings)
+
+        def run(draft, *_):
+            draft.history([{"epoch": n} for n in range(epochs)] if name == "pretrain" else [])
+
+        result = faked(made, [], **{name.replace("-", "_"): run}).result(name)
+        files.write_json(result.folder / "run.json", result.run | {"seconds": seconds, "resumed": resumed})
+        return result.folder / "run.json"
+
+    asked = make(course_data, tmp_path, pretrain__epochs=8)
+    assert asked.expected("pretrain") is None
+    for seconds, lr in ((10, 0.1), (30, 0.2), (20, 0.3)):
+        ran(seconds, pretrain__lr=lr)
+    ran(1000, pretrain__lr=0.4, resumed=True)
+    ran(1000, pretrain__lr=0.5).write_text("{")
+    assert asked.expected("pretrain") == 20 * 8 / 2
+    ran(7, epochs=8)
+    assert asked.expected("pretrain") == 7
+    ran(3, "check-problem1", seed=1)
+    ran(5, "segment-colour", seed=1)
+    assert asked.expected("check-problem1") == 3 and asked.expected("segment-colour") == 5
 
 
-def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
-    """Those that it builds on under theirs; a step that is done is not watched again."""
-    made = make(course_data, tmp_path / "out")
-    seen = []
-    made.watch = lambda step, history: seen.append((step, len(history)))
-
-    def run(draft, context):
-        history = []
-        for epoch in (1, 2):
-            history.append({"epoch": epoch})
-            draft.watch(history)
-        draft.metrics({})
-
-    made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
-    made.done("embed")
-    names = ("check-problem1", "pretrain", "finetune-C", "embed")
-    assert seen == [(name, epoch) for name in names for epoch in (1, 2)]
-    made.done("embed")
-    assert len(seen) == 8
-
-
-@pytest.mark.parametrize("name", ["control-colour", "segment-lraspp"])
-def test_a_real_step_is_watched_epoch_by_epoch(course_data, tmp_path, name):
-    made = make(
-        course_data,
-        tmp_path / "out",
-        model_scale=0.125,
-        finetune__epochs=3,
-        lraspp__epochs=3,
-        lraspp__batch_size=2,
-        lraspp__crop=0,
-        segmentation__stage_images="0001",
-    )
-    seen = []
+@pytest.mark.parametrize("name", ["embed", "control-colour", "segment-lraspp"])
+def test_each_step_is_watched_under_its_own_name(course_data, tmp_path, name):
+    """Those that it builds on under theirs; a step that is done is not watched again. Two are real ones."""
+    small = dict(model_scale=0.125, lraspp__batch_size=2, lraspp__crop=0, segmentation__stage_images="0001")
+    made = make(course_data, tmp_path / "out", finetune__epochs=3, lraspp__epochs=3, **small)
+    seen, names = [], [name]
     made.watch = lambda step, history: seen.append((step, [row["epoch"] for row in history]))
-    made.done(name)
-    assert seen == [(name, [1]), (name, [1, 2]), (name, [1, 2, 3])]
+    if name == "embed":
+
+        def run(draft, *_):
+            for epoch in (1, 2, 3):
+                draft.watch([{"epoch": n + 1} for n in range(epoch)])
+
+        made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
+        names = ["check-problem1", "pretrain", "finetune-C", "embed"]
+    made.result(name)
+    assert seen == [(step, history) for step in names for history in ([1], [1, 2], [1, 2, 3])]
+    made.result(name)
+    assert len(seen) == 3 * len(names)
 
 
-def test_without_a_watch_a_draft_has_none(course_data, tmp_path):
-    made = make(course_data, tmp_path / "out")
-    drafts = []
-
-    def run(draft, context):
-        drafts.append(draft.watch)
-        draft.metrics({})
-
-    made.all = {n: dataclasses.replace(step, run=run) for n, step in made.all.items()}
-    made.done("pretrain")
-    assert drafts == [None, None]  # the data's check, and the step
-
-
-def test_a_misspelt_upstream_setting_is_a_clear_error(course_data):
-    with pytest.raises(UserError, match="embed.setting"):
-        make(course_data, embed__setting="Z").key("embed")
+def test_other_seeds_share_the_data_and_watch_for_themselves(course_data, tmp_path, monkeypatch):
+    made, drafts = make(course_data, tmp_path / "out"), []
+    before = keys(made)
+    monkeypatch.setattr(layout, "digest", lambda path: pytest.fail("the data is hashed again"))
+    other = made.of_seed(7, "watch")
+    assert other.profile == dataclasses.replace(made.profile, seed=7) and other.watch == "watch" != made.watch
+    assert not set(keys(other).values()) & set(before.values()) and keys(made.of_seed(0)) == before
+    monkeypatch.undo()
+    faked(made, [], pretrain=lambda draft, *_: drafts.append(draft.watch)).result("pretrain")
+    assert drafts == [None]

@@ -19,11 +19,7 @@ def problem1(folder, progress=True):
     """
     folder = Path(folder)
     notes = findings.Notes(folder)
-    places = {
-        "pool": folder / "mini" / "train",
-        "train": folder / "office" / "train",
-        "val": folder / "office" / "val",
-    }
+    places = {"pool": folder / "mini" / "train", "train": folder / "office" / "train", "val": folder / "office" / "val"}
     files, splits, looks, labels = {}, {}, {}, {}
     for name, place in places.items():
         rows_wanted = name != "pool" or place.with_suffix(".csv").is_file()
@@ -66,8 +62,7 @@ def _files(notes, place, labelled):
     facts = dict.fromkeys(("rows", "without_file", "without_row", "duplicate_ids", "listed_twice"))
     if rows is not None:
         outside, absent, twice, ids = _row_faults(notes, place, rows, there)
-        facts |= {"rows": len(rows), "without_file": outside + absent, "duplicate_ids": ids,
-                  "listed_twice": twice}
+        facts |= {"rows": len(rows), "without_file": outside + absent, "duplicate_ids": ids, "listed_twice": twice}
         rows = rows[~rows["filename"].isin(outside)]
         rows = None if rows.empty else rows
         files = [] if rows is None else [f for f in rows["filename"].unique() if f in there]
@@ -80,9 +75,7 @@ def _files(notes, place, labelled):
         facts["without_row"] = extra
     if extra:
         why = "without a row in its CSV" if facts["rows"] is not None else "not called *.jpg"
-        notes.warn(
-            f"{notes.shown(place)}: {count(len(extra), 'image')} {why}, so not used: {some(extra)}."
-        )
+        notes.warn(f"{notes.shown(place)}: {count(len(extra), 'image')} {why}, so not used: {some(extra)}.")
     return files, rows, {"images": len(files), **facts}
 
 
@@ -154,8 +147,7 @@ def _classes(notes, place, split, strict):
         )
     if len(counts) == 1:
         notes.warn(f"{where}: all images are of one class, {large}: accuracy means nothing.")
-    return {"lowest_label": numbers[0], "highest_label": numbers[-1],
-            "left_out_labels": left_out, "classes": counts}
+    return {"lowest_label": numbers[0], "highest_label": numbers[-1], "left_out_labels": left_out, "classes": counts}
 
 
 def _same_classes(notes, train, val):

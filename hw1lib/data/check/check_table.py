@@ -63,8 +63,7 @@ def _problem2(facts):
         ("masks: not RGB", lambda of: _not_rgb(of["masks"])),
         ("masks: not of the tile's size", lambda of: of["mask_of_other_size"]),
         ("masks: with stray colours", lambda of: of["stray"]),
-        *((f"pixels: {name}", lambda of, name=name: f"{of['classes'][name]:.2%}")
-          for name in landcover.CLASSES),
+        *((f"pixels: {name}", lambda of, name=name: f"{of['classes'][name]:.2%}") for name in landcover.CLASSES),
         *_copies(),
         ("also in train", lambda of: _both(of.get("in_train"))),
         ("continue a training tile", lambda of: of.get("leakage")),
@@ -87,10 +86,7 @@ def _by(size):
 
 
 def _copies():
-    return [
-        ("repeat another exactly", lambda of: of["exact"]),
-        ("repeat another almost", lambda of: of["near"]),
-    ]
+    return [("repeat another exactly", lambda of: of["exact"]), ("repeat another almost", lambda of: of["near"])]
 
 
 def _not_rgb(of):
@@ -130,7 +126,5 @@ def _listed(title, texts, none):
         return [none]
     lines = [title]
     for text in texts:
-        lines += textwrap.wrap(
-            text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False
-        )
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
     return lines

@@ -43,8 +43,7 @@ def problem2(folder, progress=True):
     _unlearnt(notes, folder, masks)
     both = places["validation"], places["train"]
     notes.facts["validation"]["in_train"] = findings.shared(
-        notes, both, looks["validation"], looks["train"], "tile",
-        "The validation IoU is too high for new scenes.",
+        notes, both, looks["validation"], looks["train"], "tile", "The validation IoU is too high for new scenes."
     )
     notes.facts["leakage"] = _leakage(notes, folder, looks["train"], looks["validation"])
     return notes.diagnosis()
@@ -68,10 +67,7 @@ def _pairs(notes, place):
     findings.refuse_links(notes, place, tiles + masks)
     extra = findings.unused(there, tiles + masks)
     if extra:
-        notes.warn(
-            f"{where}: {count(len(extra), 'file')} without a tile NNNN_sat.jpg, so not used: "
-            f"{some(extra)}."
-        )
+        notes.warn(f"{where}: {count(len(extra), 'file')} without a tile NNNN_sat.jpg, so not used: {some(extra)}.")
     return tiles, masks
 
 
@@ -94,8 +90,7 @@ def _sizes(notes, place, tiles, masks):
             odd.append(f"{look.name} ({_by(look.size)}, its tile {_by(size)})")
     if odd:
         notes.error(
-            f"{where}: {count(len(odd), 'mask')} of another size than the tile: {some(odd)}. "
-            "Replace one of the two."
+            f"{where}: {count(len(odd), 'mask')} of another size than the tile: {some(odd)}. Replace one of the two."
         )
     notes.facts[place.name]["mask_of_other_size"] = len(odd)
 
@@ -104,8 +99,7 @@ def _same_size(notes, folder):
     sizes = [notes.facts[name]["largest"] for name in ("train", "validation")]
     if None not in sizes and sizes[0] != sizes[1]:
         notes.warn(
-            f"{notes.shown(folder)}: training tiles are {_by(sizes[0])} pixels, validation tiles "
-            f"{_by(sizes[1])}."
+            f"{notes.shown(folder)}: training tiles are {_by(sizes[0])} pixels, validation tiles {_by(sizes[1])}."
         )
 
 
@@ -115,8 +109,7 @@ def _by(size):
 
 def _stray(notes, folder, masks):
     """Mask pixels whose colour is no class: facts, and a warning for both splits."""
-    odd = [(f"{name}/{look.name}", look.stray) for name, looks in masks.items()
-           for look in looks if look.stray]
+    odd = [(f"{name}/{look.name}", look.stray) for name, looks in masks.items() for look in looks if look.stray]
     pixels = sum(number for _, number in odd)
     if odd:
         notes.warn(
@@ -136,13 +129,9 @@ def _cover(notes, place, masks):
             "colours, such as cyan (0, 255, 255) for urban."
         )
     by_name = dict(zip(landcover.CLASSES, shares.round(6).tolist()))
-    rare = [f"{name} ({share:.2%})" for name, share in zip(landcover.SCORED, shares)
-            if 0 < share < RARE]
+    rare = [f"{name} ({share:.2%})" for name, share in zip(landcover.SCORED, shares) if 0 < share < RARE]
     if rare:
-        notes.warn(
-            f"{where}: less than {RARE:.0%} of all pixels are of {some(rare, 6)}: little to learn "
-            "or to score."
-        )
+        notes.warn(f"{where}: less than {RARE:.0%} of all pixels are of {some(rare, 6)}: little to learn or to score.")
     return {"classes": by_name}
 
 
@@ -162,8 +151,7 @@ def _unlearnt(notes, folder, masks):
     absent = [c for c in landcover.SCORED if c not in shown["validation"]]
     if absent:
         notes.warn(
-            f"{notes.shown(folder)}: no validation mask shows {some(absent, 6)}: the mIoU is over "
-            "the other classes."
+            f"{notes.shown(folder)}: no validation mask shows {some(absent, 6)}: the mIoU is over the other classes."
         )
 
 

@@ -57,8 +57,7 @@ def printable(text):
 def bar(folder, total, progress):
     """A progress bar on standard error, where that is a terminal."""
     return tqdm(
-        total=total, desc=f"check {folder.name}", unit="file", leave=False, ncols=80,
-        disable=None if progress else True,
+        total=total, desc=f"check {folder.name}", unit="file", leave=False, ncols=80, disable=None if progress else True
     )
 
 
@@ -136,10 +135,7 @@ def readable(notes, place, looks, word, remedy):
         )
     tiny = [look.name for look in good if min(look.size) < TINY]
     if tiny:
-        notes.warn(
-            f"{where}: {count(len(tiny), word)} less than {TINY} pixels wide or high: "
-            f"{some(tiny)}."
-        )
+        notes.warn(f"{where}: {count(len(tiny), word)} less than {TINY} pixels wide or high: {some(tiny)}.")
     areas = sorted((look.size for look in good), key=lambda size: (size[0] * size[1], size))
     return good, {
         "undecodable": [look.name for look in broken],

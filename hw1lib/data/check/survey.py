@@ -94,5 +94,4 @@ def _picture(rgb):
 
 def _classes(rgb):
     classes, stray = landcover.decode(np.asarray(rgb))
-    return {"counts": np.bincount(classes.ravel(), minlength=len(landcover.CLASSES)),
-            "stray": stray}
+    return {"counts": np.bincount(classes.ravel(), minlength=len(landcover.CLASSES)), "stray": stray}

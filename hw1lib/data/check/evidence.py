@@ -1,0 +1,328 @@
+"""What the data doctor keeps of each image, and what it finds by comparing them.
+
+Every file is read once; little of it is kept (a Look). From these come exact and near duplicates,
+and scene leakage: validation tiles that continue a training tile across a border.
+
+Near duplicates have almost the same gray thumbnail of 16 × 16 pixels and almost the same mean
+colour. The thresholds were set on the Blue Marble (400 tiles of 128 pixels, 600 of 512, 5,977
+windows of 32, at most 300 of each altered): of copies saved again as JPEG of quality 60, halved or
+doubled in size, or 10 % brighter, at least 99.5 % of the tiles' correlate by more than 0.97. The
+most similar of the distinct images reach 0.94 (tiles) and 0.952 (windows, which overlap). In
+windows of 32 pixels JPEG's noise is so strong that only about half of the copies are found.
+Cropped copies are not found. Flat images, such as open sea, only have exact copies.
+
+For leakage the outermost lines of two tiles that face each other are compared, as they are and in
+their fine detail. The null is the same with one of the two reversed: what chance finds. Measured on
+the Blue Marble, three draws of 520 tiles (of 208 for tiles of 128 of its pixels), cut as scenes of
+4 × 4 (2 × 2 where not enlarged from 64) and dealt out to both splits at random: how many of the
+validation tiles that touch a training tile are found, open sea included. `clean` is the same
+scenes, each in one split as a whole.
+
+    pixels of the Earth → tile   JPEG     found        null       clean     its null
+     64 →  64                     95     247 of 347   0 of 360   0 of 124   0
+     64 →  64                     75     169 of 347   0 of 360   1 of 124   1
+     64 → 128 (the sample's)      95     313 of 364   1 of 366   2 of 266   1
+     64 → 128                     75     277 of 364   3 of 366   0 of 266   0
+    128 → 128                     75     115 of 142   0 of 144   0 of  99   0
+    128 → 512                     75     132 of 142   0 of 144   0 of  99   0
+     64 → 256, bicubic            75     347 of 364   0 of 366   2 of 266   0
+     64 → 512, bicubic            75     350 of 364   0 of 366   2 of 266   0
+
+All but three of those found are found at a tile that they touch. The Earth sample has 0 of 120,
+and 2 with borders reversed.
+"""
+
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from hw1lib.data import landcover
+
+CHUNK = 256  # files handed to the threads at once: the most that an interruption waits for
+
+# Duplicates
+THUMBNAIL = 16  # pixels
+SIMILAR = 0.97  # correlation of gray thumbnails
+COLOUR = 24.0  # gray levels that the mean colours of two copies may differ by
+FLATTEST = 3.0  # gray levels: a thumbnail that varies less, such as open sea, has only exact copies
+COMPARED = 128  # images compared at once with all others
+
+# Leakage
+LINE = 128  # samples along a border, whatever the tile's size
+WINDOW = 17  # samples: fine detail is what differs from their mean
+QUIET = 1.0  # gray levels of detail that count as noise
+LEAST = 0.5  # of detail along a border, at most 1: with less, such as open sea, it tells nothing
+SHORTEST = 32  # pixels: a shorter side tells nothing
+FITTING = 0.4  # a product of two concordances, of lines and of their detail
+FITTED = 512  # validation tiles that are compared at once with all training tiles
+FACING = ((0, 1), (1, 0), (2, 3), (3, 2))  # a tile's top continues another's bottom, and so on
+
+
+# --- reading
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is kept of one image."""
+
+    name: str
+    fault: str = ""  # why it cannot be decoded; then nothing else is known
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)  # width, height in pixels
+    file_hash: bytes = b""
+    pixel_hash: bytes = b""  # of the decoded RGB pixels and their size
+    thumbnail: np.ndarray | None = None  # (16, 16, 3) uint8
+    sides: np.ndarray | None = None  # tiles: (4, LINE, 3) uint8
+    counts: np.ndarray | None = None  # masks: (7,) pixels of each class, stray ones as unknown
+    stray: int = 0  # masks: pixels whose colour is no class
+
+
+def read(paths, measure, bar):
+    """Looks at files in threads; no more images are in memory than there are threads.
+
+    Args:
+        paths: the files.
+        measure: picture, tile or mask.
+        bar: tqdm bar, moved on by one a file.
+
+    Returns:
+        A Look for each file, in their order.
+    """
+    looks = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), CHUNK):
+            for found in pool.map(lambda path: look(path, measure), paths[start : start + CHUNK]):
+                looks.append(found)
+                bar.update()
+    return looks
+
+
+def look(path, measure):
+    """Looks at one file; `measure` is picture, tile or mask."""
+    data = path.read_bytes()  # what the disk refuses is no damage of the image
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode, size = image.mode, image.size
+            measured = measure(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of any kind for damaged files
+        words = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            words = "no image" if data else "an empty file"
+        return Look(path.name, fault=words)
+    return Look(path.name, mode=mode, size=size, file_hash=hashlib.sha256(data).digest(), **measured)
+
+
+def picture(rgb):
+    """What finds an image's duplicates, as fields of a Look."""
+    digest = hashlib.sha256(f"{rgb.size}".encode())
+    digest.update(rgb.tobytes())
+    small = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return {"pixel_hash": digest.digest(), "thumbnail": np.asarray(small)}
+
+
+def tile(rgb):
+    """The same and a satellite tile's borders, as fields of a Look."""
+    return {**picture(rgb), "sides": sides(np.asarray(rgb))}
+
+
+def mask(rgb):
+    """The classes of a mask, as fields of a Look."""
+    classes, stray = landcover.decode(np.asarray(rgb))
+    return {"counts": np.bincount(classes.ravel(), minlength=len(landcover.CLASSES)), "stray": stray}
+
+
+def sides(image):
+    """The outermost lines of a tile.
+
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        (4, LINE, 3) uint8: top, bottom, left, right, all from left to right or top to bottom;
+        None where a side is shorter than SHORTEST.
+    """
+    if min(image.shape[:2]) < SHORTEST:
+        return None
+    lines = [Image.fromarray(line[None]) for line in (image[0], image[-1], image[:, 0], image[:, -1])]
+    return np.stack([np.asarray(line.resize((LINE, 1), Image.Resampling.BOX))[0] for line in lines])
+
+
+# --- duplicates
+
+
+def exact(looks, others=None):
+    """Images with the same bytes or the same decoded pixels as another one.
+
+    Args:
+        looks: list of Look.
+        others: list in which to search; without it, among those that come earlier in `looks`.
+
+    Returns:
+        {index: index of the first one that is the same}.
+    """
+    seen, found = {}, {}
+    for index, other in enumerate(others or ()):
+        for key in (other.file_hash, other.pixel_hash):
+            seen.setdefault(key, index)
+    for index, mine in enumerate(looks):
+        keys = (mine.file_hash, mine.pixel_hash)
+        earlier = [seen[key] for key in keys if key in seen]
+        if earlier:
+            found[index] = min(earlier)
+        elif others is None:
+            seen |= dict.fromkeys(keys, index)
+    return found
+
+
+def near(looks, others=None):
+    """Images that are another one re-encoded, resized or made slightly brighter.
+
+    Args:
+        looks: list of Look.
+        others: list in which to search; without it, among those that come earlier in `looks`.
+
+    Returns:
+        {index: index of the most similar one}; exact duplicates are not among them.
+    """
+    within = others is None
+    if not looks or not (within or others):
+        return {}
+    gray, colour = _thumbnails(looks)
+    gray[list(exact(looks, others))] = 0  # they resemble nothing
+    other_gray, other_colour = (gray, colour) if within else _thumbnails(others)
+
+    found = {}
+    for start in range(0, len(looks), COMPARED):
+        before = start + COMPARED if within else len(other_gray)
+        likeness = gray[start : start + COMPARED] @ other_gray[:before].T
+        row, column = np.nonzero(likeness > SIMILAR)
+        close = np.abs(colour[start + row] - other_colour[column]).max(axis=1) < COLOUR
+        if within:
+            close &= column < start + row
+        row, column = row[close], column[close]
+        order = np.argsort(likeness[row, column], kind="stable")  # the most similar one comes last and stays
+        found |= dict(zip((start + row[order]).tolist(), column[order].tolist()))
+    return dict(sorted(found.items()))
+
+
+def _thumbnails(looks):
+    """Gray thumbnails (N, 256) of mean 0 and norm 1, all 0 where flat, and mean colours (N, 3)."""
+    small = np.stack([look.thumbnail for look in looks])
+    gray = small.mean(axis=3, dtype=np.float32).reshape(len(small), -1)
+    gray -= gray.mean(axis=1, keepdims=True)
+    flat = gray.std(axis=1) < FLATTEST
+    gray /= np.maximum(np.linalg.norm(gray, axis=1, keepdims=True), 1e-6)
+    gray[flat] = 0
+    return gray, small.mean(axis=(1, 2), dtype=np.float32)
+
+
+# --- leakage
+
+
+def leaks(train, validation):
+    """Looks for validation tiles that go on where a training tile ends.
+
+    Args:
+        train, validation: (N, 4, LINE, 3) uint8, as of `sides`.
+
+    Returns:
+        {leaking validation tile: training tile that it fits best}, by index, and how many tiles
+        would leak if all their borders were reversed: the null.
+    """
+    partners, null = {}, 0
+    if not len(train) or not len(validation):
+        return partners, null
+    train = _prepared(train)
+    for start in range(0, len(validation), FITTED):
+        lines, detail, telling = _prepared(validation[start : start + FITTED])
+        fit = _fit((lines, detail, telling), train)
+        leaking = np.flatnonzero(fit.max(axis=1) > FITTING)
+        partners |= dict(zip((start + leaking).tolist(), fit[leaking].argmax(axis=1).tolist()))
+        reversed_fit = _fit((lines[:, :, ::-1], detail[:, :, ::-1], telling), train)
+        null += int((reversed_fit.max(axis=1) > FITTING).sum())
+    return partners, null
+
+
+def is_clear(tiles, of, null):
+    """Whether so many leaking tiles are more than chance: beyond twice the null and 1 %, and two.
+
+    Args:
+        tiles: leaking validation tiles.
+        of: all validation tiles.
+        null: how many would leak if all their borders were reversed.
+    """
+    return tiles - null >= 2 and tiles > 2 * null + 0.01 * of
+
+
+def _prepared(sides):
+    """Lines as they are compared.
+
+    Args:
+        sides: (N, 4, LINE, 3) uint8.
+
+    Returns:
+        The lines less 128, and their fine detail, divided by its own strength nearby, so that one
+        coast does not outweigh all else: both (N, 4, LINE, 3) float32. Then whether a line has
+        detail enough: (N, 4) bool.
+    """
+    lines = sides.astype(np.float32) - 128
+    detail = lines - _smooth(lines)
+    strength = _smooth((detail**2).mean(axis=3, keepdims=True))
+    detail /= np.sqrt(np.maximum(strength, 0)) + QUIET  # rounding may go below 0
+    return lines, detail, np.sqrt((detail**2).mean(axis=(2, 3))) >= LEAST
+
+
+def _smooth(lines):
+    """Mean over WINDOW samples along axis 2."""
+    pad = ((0, 0), (0, 0), (WINDOW // 2 + 1, WINDOW // 2), (0, 0))
+    sums = np.cumsum(np.pad(lines, pad, "reflect"), axis=2, dtype=np.float64)
+    return ((sums[:, :, WINDOW:] - sums[:, :, :-WINDOW]) / WINDOW).astype(np.float32)
+
+
+def _fit(ours, theirs):
+    """How well tiles continue each other: the concordance of lines times that of their fine detail.
+
+    Args:
+        ours, theirs: of M and of N tiles, as of `_prepared`.
+
+    Returns:
+        (M, N), at most 1: the best of the four borders; -1 where none of them tells anything.
+    """
+    best = np.float32(-1)
+    for mine, facing in FACING:
+        coarse, fine = (_concordance(ours[part][:, mine], theirs[part][:, facing]) for part in (0, 1))
+        telling = ours[2][:, mine, None] & theirs[2][None, :, facing]
+        fit = np.maximum(coarse, 0) * np.maximum(fine, 0)
+        best = np.maximum(best, np.where(telling, fit, np.float32(-1)))
+    return best
+
+
+def _concordance(ours, theirs):
+    """Lin's concordance of all pairs of lines: as a correlation, less for other means or spreads.
+
+    Args:
+        ours, theirs: (M, LINE, 3) and (N, LINE, 3).
+
+    Returns:
+        (M, N) in -1…1.
+    """
+    (ours, our_mean), (theirs, their_mean) = _centred(ours), _centred(theirs)
+    apart = _squares(our_mean)[:, None] + _squares(their_mean)[None] - 2 * our_mean @ their_mean.T
+    spread = _squares(ours)[:, None] + _squares(theirs)[None]
+    return 2 * (ours @ theirs.T) / (spread + LINE * np.maximum(apart, 0) + 1e-6)
+
+
+def _centred(lines):
+    means = lines.mean(axis=1)
+    return (lines - means[:, None]).reshape(len(lines), -1), means
+
+
+def _squares(rows):
+    return (rows**2).sum(axis=1)

@@ -1,0 +1,106 @@
+"""The data doctor's table for a terminal of 80 columns."""
+
+import textwrap
+
+from hw1lib.data import landcover
+
+WIDTH = 80
+
+
+def table(found):
+    """What doctor.examine found, as text.
+
+    Args:
+        found: as of doctor.examine.
+
+    Returns:
+        Lines of at most 80 columns: a table for each problem, then errors and warnings.
+    """
+    lines = []
+    if one := found["p1"]:
+        lines += _table("Problem 1", {name: one[name] for name in ("pool", "train", "val")}, ROWS1)
+    if two := found["p2"]:
+        splits = {name: {"split": name, **two, **two[name]} for name in ("train", "validation")}
+        lines += _table("Problem 2", splits, ROWS2)
+    for word in ("errors", "warnings"):
+        lines.append(word.capitalize() if found[word] else f"No {word}.")
+        for text in found[word]:
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _table(title, splits, rows):
+    """A title line and a line for each row."""
+    lines = [f"{title:<32}" + "".join(f"{name:>16}" for name in splits), "─" * WIDTH]
+    for name, value in rows.items():
+        lines.append(f"{name:<32}" + "".join(f"{_cell(value(facts)):>16}" for facts in splits.values()))
+    return [*lines, ""]
+
+
+def _cell(value):
+    """A number, a text, or how many there are of a list; – for None."""
+    if value is None:
+        return "–"
+    value = len(value) if isinstance(value, (list, dict)) else value
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def _by(size):
+    return size and f"{size[0]} × {size[1]}"
+
+
+def _not_rgb(facts):
+    return sum(number for mode, number in facts["modes"].items() if mode != "RGB")
+
+
+def _range(lowest, highest):
+    return None if lowest is None else f"{lowest:,} … {highest:,}"
+
+
+def _both(shared):
+    return shared and shared["exact"] + shared["near"]
+
+
+def _of_validation(facts, what):
+    return f"{facts['leakage'][what]:,} of {facts['leakage']['of']:,}" if facts["split"] == "validation" else None
+
+
+# What each line of the tables shows, from the facts of a split.
+DECODED = {
+    "cannot be decoded": lambda of: of["undecodable"],
+    "not RGB": _not_rgb,
+    "smallest, in pixels": lambda of: _by(of["smallest"]),
+    "largest": lambda of: _by(of["largest"]),
+}
+COPIES = {
+    "repeat another exactly": lambda of: of["exact"],
+    "repeat another almost": lambda of: of["near"],
+    "also in train": lambda of: _both(of.get("in_train")),
+}
+ROWS1 = {
+    "images": lambda of: of["images"],
+    **DECODED,
+    "rows without a file": lambda of: of["without_file"],
+    "images without a row": lambda of: of["without_row"],
+    "rows that repeat an id": lambda of: of["duplicate_ids"],
+    "files listed twice": lambda of: of["listed_twice"],
+    "labels": lambda of: _range(of["lowest_label"], of["highest_label"]),
+    "numbers left out of them": lambda of: of["left_out_labels"],
+    "classes": lambda of: of["classes"],
+    "images of a class": lambda of: of["classes"] and _range(min(of["classes"].values()), max(of["classes"].values())),
+    **COPIES,
+    "also in the pool": lambda of: _both(of.get("in_pool")),
+}
+ROWS2 = {
+    "tiles": lambda of: of["tiles"],
+    "with a mask": lambda of: of["pairs"][of["split"]],
+    **DECODED,
+    "masks: cannot be decoded": lambda of: of["masks"]["undecodable"],
+    "masks: not RGB": lambda of: _not_rgb(of["masks"]),
+    "masks: not of the tile's size": lambda of: of["mask_of_other_size"],
+    "masks: with stray colours": lambda of: [f for f in of["stray_files"] if f.startswith(f"{of['split']}/")],
+    **{f"pixels: {name}": lambda of, name=name: f"{of['classes'][name]:.2%}" for name in landcover.CLASSES},
+    **COPIES,
+    "continue a training tile": lambda of: _of_validation(of, "tiles"),
+    "… with borders reversed": lambda of: _of_validation(of, "null"),
+}

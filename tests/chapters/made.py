@@ -1,0 +1,131 @@
+"""Small results for the tests of the chapters, and what must hold of every figure and every page."""
+
+import html.parser
+import io
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from PIL import Image
+
+from hw1lib.chapters import style
+from hw1lib.data import layout
+
+NASTY = (
+    "<script>alert(1)</script>", "a|b", "*x*", "[l](javascript:1)", "$x$", "_u_", "`c`", "<img src=x onerror=alert(1)>",
+    "![i](http://example.com/i.png)", "a\nb", "# h", "~~s~~", "<!-- c", "]]>", "&lt;", "@who", "x^2^", "\\", "{=html}",
+    "[a]{onclick=alert(1)}", "<a@b.cc>", "https://example.com/x", ":::", "%", "{{ 1 / 0 }}", "{% raw %}",
+    "'q' \"r\" -- ...", '#read("x")', "1. one", "- item", "^[note]", "[^1]", ":smile:", "\\(x\\)", "| --- |", "漢 é",
+)  # fmt: skip
+
+
+def classes(count):
+    return tuple(f"Class_{number}" for number in range(count))
+
+
+def image(height=24, width=None, seed=0):
+    """(H, W, 3) uint8 noise."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width or height, 3)).astype(np.uint8)
+
+
+def land(height=24, width=None, seed=0):
+    """(H, W) land-cover classes in nine patches."""
+    patches = np.random.default_rng(seed).integers(0, 7, (3, 3)).astype(np.uint8)
+    return patches.repeat(height // 3, 0).repeat((width or height) // 3, 1)
+
+
+def history(epochs, **columns):
+    random = np.random.default_rng(0)
+    names = ("loss", "deviation", "accuracy", "miou", "effective_rank", "lr")
+    table = {name: random.random(epochs) for name in names}
+    return pd.DataFrame({"epoch": np.arange(1, epochs + 1), **table, **columns})
+
+
+def split(folder, labels, names):
+    """A layout.Split of written images: number n is plain gray of value n."""
+    files = tuple(f"{number:03d}.png" for number in range(len(labels)))
+    for number, file in enumerate(files):
+        Image.new("RGB", (9, 6), (number,) * 3).save(folder / file)
+    return layout.Split(folder, files, np.array(labels, dtype=np.int64), tuple(names))
+
+
+def counted(labels, names):
+    """A layout.Split without files."""
+    return layout.Split(None, ("",) * len(labels), np.array(labels), tuple(names))
+
+
+def result(metrics, **arrays):
+    """What store.Result is, from plain values."""
+    return types.SimpleNamespace(metrics=metrics, array=arrays.__getitem__)
+
+
+def assert_drawn(figure, wide=7.2):
+    """Not an empty sheet, not wider than the page's text, out of pyplot's hands, and the same bytes twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("a.png", "b.png")]
+        for path in paths:
+            style.save(figure, path, dpi=40)
+        first, second = (path.read_bytes() for path in paths)
+    pixels = pyplot.imread(io.BytesIO(first))
+    assert min(pixels.shape[:2]) > 20 and pixels[..., :3].std() > 0.01
+    assert figure.get_figwidth() <= wide
+    assert not pyplot.get_fignums()
+    assert first == second
+
+
+def panels(figure):
+    """The visible axes by title."""
+    return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+
+
+def columns(table):
+    return ",".join(table)
+
+
+def csv(table):
+    """A table as `keep` writes it."""
+    return table.to_csv(index=False, float_format="%.6f")
+
+
+ACTIVE = {"script", "iframe", "object", "embed", "form", "base", "link", "svg", "a", "img"}
+PLACES = ("https://", "http://", "mailto:", "#")
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of a page: its elements, the text that it shows, its title."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self.title, self._inside = [], "", "", ""
+        self.feed(text)
+        self.close()
+        self.words = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._inside = tag if tag in ("style", "title") else self._inside
+
+    def handle_endtag(self, tag):
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data):
+        self.title += data * (self._inside == "title")
+        self.text += data * (not self._inside)
+
+    def tags(self):
+        return [tag for tag, _ in self.elements]
+
+    def assert_harmless(self, also=("a", "img")):
+        """Nothing runs, nothing is fetched from elsewhere, and links lead where links may."""
+        for tag, attributes in self.elements:
+            assert tag not in ACTIVE - set(also), (tag, attributes)
+            assert attributes.get("http-equiv") is None
+            for name, value in attributes.items():
+                value = "".join((value or "").split()).lower()
+                assert not name.startswith("on") and name not in ("srcdoc", "formaction"), name
+                assert "url(" not in value
+                assert name not in ("src", "srcset", "poster", "data", "background") or value.startswith("data:image/")
+                assert name != "href" or value.startswith(PLACES), value

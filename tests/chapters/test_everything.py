@@ -1,0 +1,209 @@
+"""Everything masks: published tables to the byte, pictures of the real arrays, sentences that follow the numbers."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from hw1lib.chapters import everything, words
+from hw1lib.data import layout
+from hw1lib.data.landcover import PALETTE
+from tests.chapters.made import assert_drawn, columns, csv, image, land, result
+from tests.chapters.test_segmentation import MOVED
+from tests.conftest import write_tile
+
+
+def measured(vote=0.4, number="0001", method="slic", **changes):
+    return {
+        "method": method, "image": number, "masks": 64, "coverage": 1.0, "asa": 0.8, "oracle_miou": 0.5, "vote_miou": vote,
+        "model_miou": 0.5, "boundary_recall": 0.2, "boundary_precision": None, **changes,
+    }  # fmt: skip
+
+
+def metrics(rows=(), sam=None, model=0.5, **refined):
+    values = {m: {"miou": v, "segments": 10.4 + i} for i, (m, v) in enumerate(refined.items())}
+    return {"rows": list(rows), "sam": sam, "model_miou": model, "refined": values, "refine": next(iter(values), None)}
+
+
+# --- tables
+
+
+def test_published_tables_are_made_again_to_the_byte(demo):
+    found = demo.steps["everything"]
+    assert csv(everything.table(found, demo.settings["everything"]["images"])) == demo.table("everything")
+    assert csv(everything.refinement(found)) == demo.table("refinement")
+
+
+@pytest.mark.parametrize("sam", [None, "sam_vit_b.pth"])
+def test_without_sam_its_rows_are_there_and_empty(sam):
+    table = everything.table(metrics([measured(), measured(number="0002")], sam), ["0001", "0002"])
+    assert columns(table) == (
+        "method,image,masks,coverage,asa,oracle_miou,vote_miou,boundary_recall,boundary_precision"
+    )
+    lines = csv(table).splitlines()[1:]
+    assert lines[-2] == "slic,0001,64,1.000000,0.800000,0.500000,0.400000,0.200000,"
+    assert lines[:-2] == ([] if sam else ["sam,0001,,,,,,,", "sam,0002,,,,,,,"])
+    shown = words.markdown(everything.readable(table)).splitlines()[2:]
+    assert shown[-1].startswith("| SLIC | 0002 | 64 | 1.000 | 0.800 |") and shown[-1].endswith("| – |")
+    assert sam or shown[0] == "| SAM | 0001 | not measured |" + " – |" * 6
+
+
+def test_the_refinement_is_printed_with_its_signs():
+    table = everything.refinement(metrics(model=0.45, felzenszwalb=0.47, slic=0.43))
+    assert columns(table) == "method,segments,model_miou,vote_miou,change"
+    assert table["change"].tolist() == pytest.approx([0.02, -0.02])
+    shown = everything.refinement_readable(table)
+    assert shown.values.tolist() == [
+        ["Felzenszwalb", "10", "0.450", "0.470", "+0.020"],
+        ["SLIC", "11", "0.450", "0.430", "-0.020"],
+    ]
+    assert "segments an image" in shown and "mIoU of the model" in shown
+
+
+# --- pictures
+
+
+def test_an_overlay_colours_each_segment_and_leaves_gaps_alone():
+    labels = np.full((12, 18), -1)
+    labels[2:6, 2:6], labels[6:10, 2:6] = 0, 1
+    picture = image(12, 18)
+    mixed = everything.outlined(picture, labels)
+    assert mixed.shape == (12, 18, 3) and mixed.min() >= 0 and mixed.max() <= 1
+    assert np.allclose(mixed[8:, 8:], picture[8:, 8:] / 255)
+    assert (mixed[2, 2:6] == 1).all() and (mixed[6, 2:6] == 1).all()  # outlines are white
+    tints = [(mixed - 0.55 * picture / 255)[row, 4] for row in (4, 8)]
+    assert np.abs(tints[0] - tints[1]).max() > 0.1
+    assert np.array_equal(mixed, everything.outlined(picture, labels))
+
+
+def test_what_no_mask_covers_is_not_painted():
+    masks = np.zeros((2, 3, 4), dtype=bool)
+    masks[0, 0], masks[1, :, 0] = True, True
+    labels = np.arange(12).reshape(3, 4)
+    assert everything.painted(labels, masks).tolist() == [[0, 1, 2, 3], [4, -1, -1, -1], [8, -1, -1, -1]]
+    assert (everything.painted(labels, masks[:0]) == -1).all()
+
+
+def test_cut_outs_are_the_largest_masks_on_white():
+    picture, masks = np.full((30, 30, 3), 7, dtype=np.uint8), np.zeros((12, 30, 30), dtype=bool)
+    for number in range(12):
+        masks[number, number, : number + 1] = True  # the first three are left out
+    sheet = everything.cut_outs(picture, masks)
+    filled = (sheet == 7).all(axis=-1)
+    assert sheet.shape == (30, 30, 3) and (filled | (sheet == 255).all(axis=-1)).all()
+    sizes = filled.reshape(3, 10, 3, 10).sum(axis=(1, 3)).ravel()
+    assert sizes[-3:].tolist() == [6, 5, 4] and (sizes > 0).all()
+    assert (everything.cut_outs(picture, masks[:0]) == 255).all()
+
+
+@pytest.mark.parametrize("side", [16, 33, 128])
+def test_cut_outs_fit_their_cells(side):
+    """However long and thin a mask is."""
+    masks = np.zeros((3, side, side), dtype=bool)
+    masks[0, 0], masks[1, :, 1], masks[2] = True, True, True
+    sheet, cell = everything.cut_outs(np.zeros((side, side, 3), dtype=np.uint8), masks), side // 3
+    for number in range(3):
+        inside = sheet[:cell, number * cell : (number + 1) * cell]
+        assert (inside == 0).any() and (inside[0] == 255).all() and (inside[:, -1] == 255).all()
+
+
+PARTS = np.stack([land() == c for c in np.unique(land())])
+
+
+@pytest.mark.parametrize("count", [0, len(PARTS)])
+def test_the_method_is_drawn_step_by_step(count):
+    """Also where no mask is left."""
+    grid, labels = np.array([(4.0, 4.0), (12.0, 12.0)]), land().astype(int) if count else np.full((24, 24), -1)
+    figure = everything.method_figure(image(), grid, np.ones((count, 2)), labels, PARTS[:count], "SLIC")
+    assert [axis.get_title() for axis in figure.axes] == [
+        "1. 2 starting points", f"2. {count} points left", f"3. {count} masks", "4. largest cut-outs",
+    ]  # fmt: skip
+    assert np.array_equal(figure.axes[0].collections[0].get_offsets(), grid)
+    assert len(figure.axes[1].collections[0].get_offsets()) == count
+    assert_drawn(figure)
+
+
+@pytest.mark.parametrize("methods", [["slic"], ["sam", "slic", "felzenszwalb"]])
+def test_masks_show_the_model_then_each_method_then_the_truth(tmp_path, methods):
+    """From the stored arrays to the pixels, in the order that was asked for."""
+    numbers, arrays, rows, truths = ["0003", "0001"], {}, [], {}
+    for place, number in enumerate(("0001", "0002", "0003")):
+        truths[number] = land(24, 30, seed=place)
+        write_tile(tmp_path, number, truths[number])
+        for at, method in enumerate(methods):
+            parts = np.stack([land(24, 30, seed=9 * place + at) == c for c in range(6)])
+            arrays |= {
+                f"{method}_{number}_masks": np.packbits(parts, axis=-1),
+                f"{method}_{number}_labels": land(24, 30, seed=9 * place + at).astype(np.int32),
+                f"{method}_{number}_vote": land(24, 30, seed=70 + 9 * place + at),
+            }
+            rows.append(measured(number=number, method=method, masks=7 + 3 * place + at))
+    predictions = np.stack([land(24, 30, seed=40 + place) for place in range(3)])
+    tiles = layout.Tiles(tmp_path, ("0001", "0002", "0003"))
+    found = everything.gather(result({"rows": rows}, **arrays), tiles, numbers, methods, predictions)
+    assert list(found) == numbers
+    for number in numbers:
+        for method in methods:
+            labels = arrays[f"{method}_{number}_labels"]
+            assert np.array_equal(found[number][method]["labels"], np.where(labels < 6, labels, -1))
+
+    names = {method: everything.METHODS[method] for method in methods}
+    figure, count = everything.masks_figure(found, names), 3 + 2 * len(methods)
+    for row, number in enumerate(numbers):
+        line, place = figure.axes[row * count : (row + 1) * count], int(number) - 1
+        pictures = [np.asarray(axis.images[0].get_array()) for axis in line]
+        assert np.array_equal(pictures[1], PALETTE[predictions[place]])
+        assert np.array_equal(pictures[-1], PALETTE[truths[number]]) and line[0].get_ylabel() == number
+        for at, method in enumerate(methods):
+            assert np.array_equal(pictures[3 + 2 * at], PALETTE[arrays[f"{method}_{number}_vote"]])
+            assert line[2 + 2 * at].get_xlabel() == f"{7 + 3 * place + at} masks"
+    between = [text for name in names.values() for text in (name, "its vote")]
+    assert [axis.get_title() for axis in figure.axes] == ["image", "model", *between, "truth"] + [""] * count
+    assert_drawn(figure)
+
+
+# --- sentences
+
+CHANGES = (-0.2, -0.0006, -0.0003, 0.0, 0.0003, 0.0006, 0.2)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_vote_raises_or_lowers_on_the_mean(change):
+    rows = [measured(0.4 + change, masks=10), measured(0.6 + change, "0002", masks=20)]
+    text = everything.in_words(metrics(rows, "sam.pth"))
+    assert text.startswith("SLIC finds 15 masks an image on average") and "80.0 % of the pixels" in text
+    word = "raises" if change >= 0.0005 else "lowers" if change <= -0.0005 else "leaves"
+    assert re.findall("raises|lowers|leaves", text) == [word]
+    assert word == "leaves" or f"{word} its mIoU by {abs(change):.3f}" in text
+
+
+def test_an_image_without_known_pixels_is_left_out_of_the_mean():
+    """Its achievable accuracy is not measured: None."""
+    assert "80.0 %" in everything.in_words(metrics([measured(0.5), measured(0.7, "0002", asa=None)]))
+
+
+def test_each_method_has_its_own_sentence_and_missing_weights_are_said():
+    rows = [measured(0.6, masks=10), measured(0.4, method="sam", masks=99)]
+    assert re.match(
+        "SLIC finds 10 masks.*raises.*SAM finds 99 masks.*lowers", everything.in_words(metrics(rows, "sam.pth"))
+    )
+    text = everything.in_words(metrics(rows[:1]))
+    assert text.startswith("**SAM was not measured**") and "weights fetch sam_vit_b" in text
+
+
+@pytest.mark.parametrize(("one", "two"), [*itertools.product(CHANGES, CHANGES[::3])])
+def test_the_vote_gains_exactly_where_a_number_rises(one, two):
+    """No sign contradicts a number; what is printed as no change is none; the row vote is the chosen method's."""
+    found = metrics(felzenszwalb=0.5 + one, slic=0.5 + two)
+    text = everything.refinement_in_words(found, "LRASPP", 257)
+    claims = re.findall(r"with (\w+) \((\d+) segments an image\) it ([^;.]*(?:\.\d+)?[^;.]*)", text)
+    assert [claim[:2] for claim in claims] == [("Felzenszwalb", "10"), ("SLIC", "11")]
+    for (_, _, said), change in zip(claims, (one, two), strict=True):
+        word, size, same = MOVED.fullmatch(said).groups()
+        assert bool(same) == (abs(change) < 0.0005)
+        if not same:
+            assert (word == "gains") == (change > 0) and float(size) == pytest.approx(abs(change), abs=0.00051)
+    assert "all 257 validation tiles" in text and "LRASPP's prediction" in text
+    chosen = everything.refinement_in_words(found | {"refine": "slic"}, "LRASPP", 3)
+    assert "is that of Felzenszwalb" in text and "is that of SLIC" in chosen

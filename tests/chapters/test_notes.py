@@ -1,0 +1,81 @@
+"""The author's notes: Markdown is kept, and nothing in them acts, on a page, a code host or paper."""
+
+import re
+
+import pypandoc
+import pytest
+
+from hw1lib import paths
+from hw1lib.chapters import notes
+from hw1lib.errors import UserError
+from tests.chapters.made import NASTY, Page
+
+NOTES = {
+    "html": "<script>alert(1)</script>\n\n<div onclick=alert(1)>d</div>",
+    "inline html": "a <b onclick=alert(1)>b</b> <img src=x onerror=alert(1)>",
+    "raw html": "```{=html}\n<script>alert(1)</script>\n```",
+    "inline raw html": "`<script>alert(1)</script>`{=html}",
+    "raw typst": '```{=typst}\n#panic("ran")\n```',
+    "inline raw typst": '`#panic("ran")`{=typst}',
+    "script link": "[x](javascript:alert(1)) [y](JaVaScRiPt:alert(1)) <javascript:alert(1)>",
+    "script reference": "[x][y]\n\n[y]: javascript:alert(1)",
+    "data link": "[x](data:text/html,<script>alert(1)</script>)",
+    "pictures": "![x](https://example.invalid/x.png) ![x](/etc/x.png) ![y](../secret.png) ![x](no-such-file.png)",
+    "attributes": "[x]{onclick=alert(1)} ![x](figures/one.png){onerror=alert(1)}\n\n"
+                  "# h {onclick=alert(1)}\n\n``` {onclick=alert(1)}\nc\n```",
+    "style": '[x]{style="background:url(https://example.invalid/x)"}',
+    "template": "{{ 1 / 0 }} {% raw %}",
+    "fence": "```\nnever closed",
+    "quote": "> > > deep\n\n- list\n    - list",
+    "include": "\n.. include:: /etc/passwd\n\\input{/etc/passwd}",
+    "comment": "<!-- never closed",
+    "footnote": "a[^1]\n\n[^1]: javascript:alert(1)",
+    "names": "\n\n".join(NASTY),
+}  # fmt: skip
+
+
+def converted(text, to):
+    return pypandoc.convert_text(text, to, format=notes.MARKDOWN, verify_format=False)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A function that writes a note and gives it as the report takes it."""
+    monkeypatch.setattr(paths, "NOTES", tmp_path)
+
+    def write(content):
+        (tmp_path / "problem1-1.md").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return notes.note("problem1-1")
+
+    return write
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_nothing_in_a_note_acts(written, name):
+    """It ends where it ends, and what it says is still read."""
+    text = written(f"before\n\n{NOTES[name]}\n\nafter") + "\n\nThe next paragraph.\n"
+    page = Page(converted(text, "html5"))
+    page.assert_harmless(also=["a"])
+    assert page.words.startswith("The author’s note. before") and "after" in page.words
+    assert "The next paragraph." in page.words
+    assert page.elements[-1][0] == "p" or "footnote" in name
+    assert not re.search(
+        r"(?<![\\`])#(image|include|panic|read)", re.sub("(?s)```.*?```", "", converted(text, "typst"))
+    )
+
+
+def test_a_note_keeps_its_markdown(written):
+    page = Page(converted(written("**bold** [here](https://example.com) `code` 3 < 4\n\n- one\n- two"), "html5"))
+    assert {"blockquote", "strong", "a", "code", "li"} <= set(page.tags()) and "3 < 4" in page.words
+    assert {"href": "https://example.com"} in [attributes for _, attributes in page.elements]
+
+
+def test_without_a_note_there_is_nothing(written):
+    assert written("some words").startswith("> **The author's note.**")
+    assert notes.note("problem1-2") == ""
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"caf\xe9"])
+def test_a_note_that_is_no_utf8_is_named(written, content):
+    with pytest.raises(UserError, match="problem1-1.md.*UTF-8"):
+        written(content)

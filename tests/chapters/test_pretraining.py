@@ -1,0 +1,185 @@
+"""Pre-training: panels for what was measured, collapse said where the numbers say so, neighbours by brute force."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hw1lib import profiles
+from hw1lib.chapters import pretraining
+from hw1lib.measures import representation
+from tests.chapters.made import assert_drawn, history, panels
+
+BEFORE = {"deviation": 0.05, "effective_rank": 3.0}
+SETTINGS = profiles.get("demo").pretrain
+
+
+def uint8(count, side=6):
+    return torch.randint(0, 256, (count, 3, side, side), generator=torch.manual_seed(0)).to(torch.uint8)
+
+
+def shown(figure, place):
+    return np.asarray(figure.axes[place].images[0].get_array())
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_views_stand_below_their_images(count):
+    images = uint8(count)
+    figure = pretraining.views(images, images / 255, 1 - images / 255)
+    assert [figure.axes[row * count].get_ylabel() for row in range(3)] == ["image", "view 1", "view 2"]
+    for column in range(count):
+        expected = images[column].permute(1, 2, 0).numpy()
+        assert np.array_equal(shown(figure, column), expected) and np.array_equal(
+            shown(figure, count + column), expected
+        )
+        assert np.array_equal(shown(figure, 2 * count + column), 255 - expected)
+    assert_drawn(figure)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("epochs", [1, 9])
+@pytest.mark.parametrize("trained", [True, False])
+def test_curves_have_a_panel_for_what_was_measured(labelled, trained, epochs):
+    """No probe without labels; no supervised loss where the backbone came from a file."""
+    columns = {"knn": np.linspace(0.2, 0.6, epochs)} if labelled else {}
+    table, own = history(epochs, **columns), history(epochs, loss=np.linspace(2, 1, epochs))
+    figure = pretraining.curves(table, BEFORE | ({"knn": 0.3} if labelled else {}), own if trained else None)
+    found = panels(figure)
+    keys = {"self-supervised loss (0…8)": "loss", "k-NN probe inside the pool": "knn", "learning rate": "lr",
+            "standard deviation × √d": "deviation", "effective rank": "effective_rank"}  # fmt: skip
+    assert set(found) == {t for t, k in keys.items() if k in table} | ({"supervised loss"} if trained else set())
+    for title, axis in found.items():
+        values = own["loss"] if title == "supervised loss" else table[keys[title]]
+        assert axis.lines[0].get_xdata().tolist() == [*range(1, epochs + 1)] and axis.get_ylim()[0] == 0
+        assert axis.lines[0].get_ydata() == pytest.approx(values)
+    assert_drawn(figure)
+
+
+@pytest.mark.parametrize("start", [0.01, 0.9, 400.0])
+def test_the_random_backbones_line_is_inside_its_panel(start):
+    """Also where training only loses what was there, as a collapse does."""
+    before = {"deviation": min(start, 1.0), "effective_rank": start, "knn": min(start, 1.0)}
+    figure = pretraining.curves(history(4, effective_rank=[9.0, 4, 2, 1.5], knn=[0.5, 0.4, 0.3, 0.2]), before)
+    dotted = [axis for axis in panels(figure).values() if axis.get_legend()]
+    assert len(dotted) == 3
+    for axis in dotted:
+        low, high = axis.get_ylim()
+        assert all(low <= min(line.get_ydata()) <= max(line.get_ydata()) <= high for line in axis.lines)
+        assert axis.lines[1].get_ydata()[0] in before.values()
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (2, 3)])
+def test_spectra_are_the_parts_of_their_sum(shape):
+    features = np.random.default_rng(0).normal(size=shape)
+    figure = pretraining.spectra({"trained": features, "random": torch.tensor(features)})
+    line, other = figure.axes[0].lines
+    expected = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
+    assert line.get_ydata() == pytest.approx(expected / expected.sum(), abs=1e-6)
+    assert np.array_equal(line.get_ydata(), other.get_ydata()) and line.get_xdata()[0] == 1
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["trained", "random"]
+    assert_drawn(figure)
+
+
+# --- neighbours
+
+
+def test_nearest_by_brute_force():
+    features = np.random.default_rng(0).normal(size=(30, 5)) * np.linspace(0.1, 9, 30)[:, None]
+    queries = [4, 0, 29]
+    found = pretraining.nearest(features, queries, 6)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for query, rows in zip(queries, found, strict=True):
+        others = [n for n in np.argsort(-(unit @ unit[query]), kind="stable") if n != query]
+        assert rows.tolist() == others[:6]
+
+
+def test_neighbours_stand_beside_their_query():
+    images, found = uint8(9), {"trained": np.array([[1, 2], [3, 4]]), "random": np.array([[5, 6], [7, 8]])}
+    figure = pretraining.neighbours(images, [0, 8], found)
+    rows = [[0, 1, 2], [0, 5, 6], [8, 3, 4], [8, 7, 8]]
+    for place, number in enumerate(np.ravel(rows)):
+        assert np.array_equal(shown(figure, place), images[number].permute(1, 2, 0).numpy())
+    assert [figure.axes[3 * row].get_ylabel() for row in range(4)] == [
+        "trained (1)",
+        "random (1)",
+        "trained (2)",
+        "random (2)",
+    ]
+
+
+def test_the_same_class_is_counted_over_all_neighbours():
+    labels = np.array([0, 0, 1, 1, 2])
+    found = {"trained": np.array([[1, 2], [3, 0]]), "random": np.array([[4, 4], [4, 4]])}
+    assert pretraining.same_class(labels, [0, 2], found) == {"trained": 0.5, "random": 0.0}
+
+
+# --- tables and sentences
+
+
+def test_settings_stand_beside_the_originals():
+    other = dataclasses.replace(SETTINGS, augmentation="original", lr=0.5)
+    table = pretraining.settings_table(SETTINGS, other, (32, 128)).set_index("setting")
+    assert list(table) == ["this run", "original"]
+    for name, value in ({"image_size": 32} | dataclasses.asdict(SETTINGS)).items():
+        assert table.loc[name, "this run"] == str(value)
+    assert table.loc["image_size", "original"] == "128" and table.loc["lr", "original"] == "0.5"
+    assert table.loc["views", "original"] == table.loc["crop_scale", "original"] == "–"
+    tuned = pretraining.settings_table(
+        *2 * [dataclasses.replace(profiles.get("demo").finetune, augmentation="original")], (1, 2)
+    )
+    assert "views" not in tuned["setting"].values
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [({"one_pass": False}, "the package's own forward pass", "our own"),
+     ({"one_pass": True, "use_momentum": True, "moving_average_decay": 0.97}, "from 0.97 to 1", "SimSiam"),
+     ({"one_pass": True, "use_momentum": False}, "Without momentum", "decay")],
+)  # fmt: skip
+def test_the_forward_pass_is_the_one_that_runs(changes, said, unsaid):
+    text = pretraining.forward(dataclasses.replace(SETTINGS, **changes))
+    assert said in text and unsaid not in text
+
+
+def pretrained(loss=1.2, deviation=0.3, effective_rank=40.0, knn=None):
+    """Metrics of that step as loops/pretrain writes them."""
+    found = {"loss": loss, "deviation": deviation, "effective_rank": effective_rank}
+    start = {"deviation": 0.05, "effective_rank": 12.0}
+    if knn is not None:
+        found, start = found | {"knn": knn, "queries": 200}, start | {"knn": 0.25}
+    return found | {"before": start, "collapsed": representation.collapsed(found)}
+
+
+@pytest.mark.parametrize("rank", [0.0, 1.99, 2.0, 2.01, 90.0])
+@pytest.mark.parametrize("spread", [0.0, 0.0199, 0.02, 0.0201, 0.5])
+def test_collapse_is_said_exactly_where_the_numbers_say_so(spread, rank):
+    text = pretraining.collapse(pretrained(deviation=spread, effective_rank=rank))
+    fallen = spread < representation.COLLAPSED or rank < representation.LEAST_RANK
+    assert ("**has collapsed**" in text) == fallen == ("has not collapsed" not in text)
+    assert f"is {spread:.2f} (" in text and f"rank {rank:.0f} (" in text
+
+
+@pytest.mark.parametrize("knn", [None, 0.0, 0.4321, 1.0])
+def test_the_probe_is_named_only_where_it_was_asked(knn):
+    """A pool without labels has none."""
+    text = pretraining.collapse(pretrained(knn=knn))
+    assert ("probe" in text) == ("k-NN" in text) == (knn is not None)
+    if knn is not None:
+        assert f"gets {100 * knn:.1f} % of 200 images right, before training 25.0 %." in text
+    assert "before training 0.05" in text and "before training 12" in text and "1.200 (from 0 to 8" in text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [({"source": "pool", "images": 5977, "classes": 8}, "trained here on the pool's 5,977 images and their 8 labels"),
+     ({"source": "file", "file": "pretrain_model_SL.pt"}, "is the data's own pretrain_model_SL.pt."),
+     ({"source": "imagenet", "file": "resnet50.pth"}, "**Not allowed by the course:**")],
+)  # fmt: skip
+def test_the_supervised_backbone_comes_from_where_it_comes(metrics, said):
+    text = pretraining.supervised(metrics)
+    assert said in text and "settings B and D" in text
+    assert (metrics["source"] == "imagenet") == ("no answer" in text) and metrics.get("file", "pool") in text

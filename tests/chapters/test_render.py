@@ -1,0 +1,218 @@
+"""From what was kept to the report: each by its kind, numbered, and read back as a browser reads it."""
+
+import json
+import re
+import types
+
+import pandas as pd
+import pytest
+import typst
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hw1lib import files, paths
+from hw1lib.chapters import data, render, words
+from hw1lib.errors import UserError
+from hw1lib.workbook import Workbook
+from tests.chapters.made import NASTY, Page
+
+
+def keep(out, name, thing, caption=""):
+    Workbook.keep(types.SimpleNamespace(out=out, _used={}), name, thing, caption)
+
+
+def line():
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+    return figure
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """A function from a template to the report's page, its text for code hosts, and typst's source; and its folder."""
+    monkeypatch.setattr(paths, "NOTES", tmp_path / "notes")
+    for name in ("style.css", "page.typ"):
+        (tmp_path / name).write_text((paths.REPORT / name).read_text())
+    (tmp_path / "figures").mkdir()
+    for name in ("ABOUT", "TEMPLATE"):
+        monkeypatch.setattr(paths, name, tmp_path / name)
+    sources, compile_ = [], typst.compile
+
+    def noted(path, **options):
+        sources.append(open(path, encoding="utf-8").read())
+        return compile_(path, **options)
+
+    monkeypatch.setattr(render.typst, "compile", noted)
+
+    def made(template, facts=(), **about):
+        texts = {"title": "T", "name": "N", "id": "R1"} | about
+        paths.ABOUT.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in texts.items()), encoding="utf-8")
+        head = "# {{ about.title }}\n\n**{{ about.name }}** · {{ about.id }}\n\n"
+        paths.TEMPLATE.write_text(f"{head}{template}\n\nThe end.\n", encoding="utf-8")
+        render.write(tmp_path, dict(facts))
+        page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+        page.assert_harmless()
+        assert page.words.endswith("The end.")  # nothing swallowed the rest
+        assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+        return page, (tmp_path / "report.md").read_text(encoding="utf-8"), sources[-1]
+
+    return made
+
+
+# --- what was kept
+
+
+def test_things_are_included_by_their_kind_and_figures_numbered_as_they_come(tmp_path, report):
+    keep(tmp_path, "one", line(), "A caption\n  of two lines.")
+    keep(tmp_path, "two", line(), 'Odd: "q" – 5 % *of* `it`, <b>, {{ x }}, #let x, $y$ and [here].')
+    keep(tmp_path, "counts", pd.DataFrame({"model": ["a"], "miou": [0.5]}))
+    keep(tmp_path, "said", "Some **words**.")
+    template = "\n\n".join('{{ kept("%s") }}' % name for name in ("two", "counts", "said", "one"))
+    page, text, paper = report(template)
+    assert text.index("![Figure 1. Odd: ") < text.index("| a | 0.500 |") < text.index("Some **words**.")
+    assert "![Figure 2. A caption of two lines.](figures/one.png)" in text
+    assert "Figure 1. Odd: “q” – 5 % of it, " in page.words and "{{ x }}, #let x, $y$ and [here]." in page.words
+    assert page.tags().count("img") == 2 and {"table", "strong", "em", "code"} <= set(page.tags())
+    assert [attributes["src"][:15] for tag, attributes in page.elements if tag == "img"] == ["data:image/png;"] * 2
+    assert "figures/two.pdf" in paper and ".png" not in paper
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [("nobody", lambda out: None), ("said", lambda out: (out / "text" / "said.md").unlink()),
+     ("one", lambda out: (out / "figures" / "one.png").unlink())]
+    + [("said", lambda out, text=text: (out / "kept" / "said.json").write_text(text)) for text in ('{"kind": ', "{}", "[]")],
+)  # fmt: skip
+def test_what_is_not_there_is_named_with_its_remedy(tmp_path, name, broken):
+    keep(tmp_path, "one", line(), "A figure.")
+    keep(tmp_path, "said", "Words.")
+    broken(tmp_path)
+    with pytest.raises(UserError, match=f"report.md.j2 includes '{name}'.*book.keep"):
+        render.Kept(tmp_path)(name)
+
+
+def test_every_name_of_the_template_is_kept_by_one_notebook():
+    """Or by the pipeline, which knows what ran; and what is kept is in it, but for a table that is a CSV alone."""
+    notebooks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
+    cells = ["".join(cell["source"]) for notebook in notebooks for cell in notebook["cells"]]
+    names = [name for cell in cells for name in re.findall(r"book\.keep\(\s*\"([\w-]+)\"", cell)]
+    template = re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text(encoding="utf-8"))
+    used = set(re.findall(r'kept\("([\w-]+)"\)', template))
+    assert len(names) == len(set(names)) and {*names} - {"finetune_seeds"} == used - {"steps", "timing-steps"}
+
+
+@pytest.mark.parametrize("target", ["markdown", "html", "pdf"])
+def test_only_appendices_differ_between_targets(tmp_path, report, target):
+    report('{% if target == "pdf" %}for paper{% else %}for screens{% endif %}\n\n\n\n\nEnd')
+    text = render.markdown(tmp_path, {"about": dict.fromkeys(("title", "name", "id"), "x")}, target)
+    assert ("for paper" in text) == (target == "pdf") and "\n\n\n" not in text
+
+
+# --- a report with nasty names everywhere
+
+
+def test_nasty_names_are_shown_as_they_stand(tmp_path, report):
+    keep(tmp_path, "one", line(), "A figure.")
+    keep(tmp_path, "names", pd.DataFrame({"classes": NASTY, "n": 1}))
+    keep(tmp_path, "warnings", data.weaknesses([f"train: {name} is odd." for name in NASTY], 1))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "q.md").write_text("\n\n".join(f"note {name}" for name in NASTY) + "\n\n<!-- never closed")
+    nasty = " ".join(NASTY)
+    template = '{{ kept("names") }}\n\n{{ kept("warnings") }}\n\n{{ note("q") }}\n\n{{ kept("one") }}'
+    page, _, _ = report(template, title=f"t {nasty}", name=f"n {nasty}", id=f"i {nasty}")
+    for text in [f"train: {name} is odd." for name in NASTY] + [f"{start} {nasty}" for start in "tni"]:
+        assert " ".join(text.split()) in page.words
+    assert page.tags().count("tr") == 1 + len(NASTY) and page.tags().count("img") == 1
+    assert "A figure. The end." in page.words
+
+
+def test_the_title_of_page_and_pdf_is_the_plain_text(report):
+    """Neither knows Markdown, so nothing is escaped for it; a Chinese name finds its font."""
+    page, _, paper = report("Words.", title="HW_1 *x* – “ü” 王小明", name='A "B" \\ <C>')
+    expected = 'HW_1 *x* – “ü” 王小明 – A "B" \\ <C>'
+    assert page.title == expected
+    assert 'title: "{}"'.format(expected.replace("\\", "\\\\").replace('"', '\\"')) in paper
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "cannot be read"), ("title = ", "cannot be read"), ('title = "T"\nid = 5', "lacks name")]
+)
+def test_a_title_page_that_cannot_be_made_is_an_error(tmp_path, monkeypatch, text, said):
+    monkeypatch.setattr(paths, "ABOUT", tmp_path / "about.toml")
+    if text is not None:
+        paths.ABOUT.write_text(text)
+    with pytest.raises(UserError, match=f"about.toml {said}"):
+        render.about()
+
+
+# --- published, exported
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A build folder with a report, as `publish` and `export` find it; report/ is elsewhere."""
+    monkeypatch.setattr(paths, "REPORT", tmp_path / "report")
+    out = tmp_path / "build"
+    for name in ("one", "two"):
+        keep(out, name, line())
+    keep(out, "counts", pd.DataFrame({"n": [1]}))
+    for name in ("metrics.json", "run.json", "timings.csv", "report.md"):
+        files.write_text(out / name, name)
+    files.write_text(out / "figures" / "export" / "one.svg", "old")
+    return out
+
+
+def test_a_report_is_published_whole_in_place_of_the_old_one(built):
+    files.write_text(paths.REPORT / "mine" / "figures" / "gone.png", "old")
+    target = render.publish(built, "mine")
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert found == {
+        "README.md",
+        "metrics.json",
+        "run.json",
+        "timings.csv",
+        "tables/counts.csv",
+        "figures/one.png",
+        "figures/two.png",
+    }
+    assert (target / "README.md").read_text() == "report.md" and target == paths.REPORT / "mine"
+    assert [path.name for path in paths.REPORT.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("lost", ["report.md", "metrics.json"])
+def test_without_its_parts_nothing_is_published_and_the_old_one_stays(built, lost):
+    render.publish(built, "mine")
+    (built / lost).unlink()
+    with pytest.raises((UserError, OSError), match="make report" if lost == "report.md" else lost):
+        render.publish(built, "mine")
+    assert (paths.REPORT / "mine" / "README.md").is_file()
+
+
+def test_figures_are_exported_in_each_format(built, tmp_path):
+    into = tmp_path / "into"
+    written = render.export(built, ["two"], ["pdf", "svg", "png"], 100, into)
+    assert [path.name for path in written] == ["two.pdf", "two.svg", "two.png"] and len(list(into.iterdir())) == 3
+    assert written[0].read_bytes() == (built / "figures" / "two.pdf").read_bytes()
+    assert written[1].read_text().startswith("<svg")
+    first = written[2].read_bytes()
+    with (
+        Image.open(written[2]) as small,
+        Image.open(render.export(built, ["two"], ["png"], 200, into / "b")[0]) as large,
+    ):
+        assert small.size == (200, 100) and large.size == (400, 200)
+    assert render.export(built, ["two"], ["png"], 100, into)[0].read_bytes() == first
+    assert [path.name for path in render.export(built, [], ["pdf"], 100, into)] == ["one.pdf", "two.pdf"]
+
+
+def test_a_figure_that_is_not_there_is_named(built, tmp_path):
+    with pytest.raises(UserError, match="'three'.*there are: one, two"):
+        render.export(built, ["one", "three"], ["pdf"], 100, tmp_path / "into")
+    with pytest.raises(UserError, match="there are: none"):
+        render.export(tmp_path / "nowhere", [], ["pdf"], 100, tmp_path / "into")
+    assert not (tmp_path / "into").exists()
+
+
+def test_code_is_shown_as_it_stands(tmp_path, report):
+    keep(tmp_path, "printed", words.code("f(<b>) *x*\n  $y$ #z"))
+    page, text, _ = report('{{ kept("printed") }}')
+    assert "f(<b>) *x*\n  $y$ #z" in page.text and "```\nf(<b>)" in text

@@ -1,0 +1,64 @@
+"""Figures as files: the same to the byte in three formats, whatever is drawn."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from hw1lib.chapters import style
+from tests.chapters.made import assert_drawn, classes, image, panels
+
+ROW = {"epoch": 1, "loss": 1.5, "lr": 0.1, "knn": 0.4, "deviation": 0.1, "confusion": [[1]]}
+
+DRAWN = {
+    "grid-1": lambda: style.image_grid({"a": [image()]}),
+    "grid-ragged": lambda: style.image_grid({"$x$": [image(8, 16)], "b_^": [image()] * 12}),
+    "grid-12": lambda: style.image_grid({name: [image(8)] for name in classes(12)}),
+    "timing-1": lambda: style.timing({"pretrain": 0.0}),
+    "timing-19": lambda: style.timing(dict(zip(classes(19), np.geomspace(0.1, 1e5, 19)))),
+    "progress-1": lambda: style.progress("pretrain", [ROW]),
+    "progress-800": lambda: style.progress("control", [{"epoch": n, "loss": 1 / n, "lr": 0.1} for n in range(1, 801)]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_picture_draws_at_its_extremes(name):
+    assert_drawn(DRAWN[name]())
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+@pytest.mark.parametrize("name", ["grid-ragged", "timing-19", "progress-1"])
+def test_two_drawings_and_two_savings_are_the_same_file_to_the_byte(name, kind, tmp_path):
+    """Dates, versions and random names are the usual leaks."""
+    written = []
+    for folder, figure in (("a", DRAWN[name]()), ("b", DRAWN[name]())):
+        for other in ("png", kind):  # what was saved before does not matter
+            style.save(figure, tmp_path / folder / f"figure.{other}", dpi=60)
+        written.append((tmp_path / folder / f"figure.{kind}").read_bytes())
+    style.save(figure, tmp_path / f"again.{kind}", dpi=60)
+    assert written[0] == written[1] == (tmp_path / f"again.{kind}").read_bytes()
+    assert written[0].startswith({"png": b"\x89PNG", "pdf": b"%PDF-", "svg": b"<?xml"}[kind])
+    assert matplotlib.__version__.encode() not in written[0].replace(b"svg11.dtd", b"")
+    assert b"/Type3" not in written[0]  # fonts are outlines that can be searched
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"figure.png", f"figure.{kind}"}
+
+
+def test_rows_of_a_grid_have_their_name_and_their_images_in_order():
+    pictures = [image(seed=n) for n in range(3)]
+    figure = style.image_grid({"a": pictures[:1], "b": pictures[1:]})
+    shown = [np.asarray(axis.images[0].get_array()) if axis.images else None for axis in figure.axes]
+    assert np.array_equal(shown[0], pictures[0]) and shown[1] is None
+    assert np.array_equal(shown[2], pictures[1]) and np.array_equal(shown[3], pictures[2])
+    assert [figure.axes[n].get_ylabel() for n in (0, 2)] == ["a", "b"]
+
+
+def test_progress_draws_every_number_but_the_rate_and_the_epoch():
+    figure = style.progress("pretrain", [ROW | {"epoch": n, "loss": 1 / n} for n in (1, 2, 3)])
+    assert set(panels(figure)) == {"loss", "knn", "deviation"} and figure.get_suptitle() == "pretrain"
+    line = panels(figure)["loss"].lines[0]
+    assert line.get_xdata().tolist() == [1, 2, 3] and line.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3])
+
+
+def test_seconds_are_as_long_as_they_took_the_first_step_on_top():
+    axis = style.timing({"pretrain": 2.0, "embed": 5.0}).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [2, 5] and axis.yaxis_inverted()
+    assert [text.get_text().strip() for text in axis.texts] == ["2 s", "5 s"]

@@ -1,0 +1,113 @@
+"""Numbers, lists and tables in words: rounding, the side of the level, and text that stays text."""
+
+import itertools
+import string
+
+import numpy as np
+import pandas as pd
+import pypandoc
+import pytest
+from scipy import stats
+
+from hw1lib.chapters import words
+from hw1lib.chapters.notes import MARKDOWN
+from tests.chapters.made import NASTY, Page
+
+
+def test_parts_are_rounded_as_printf_does():
+    assert [words.percent(v) for v in (0, 0.4211, 0.99951, 1)] == ["0.0 %", "42.1 %", "100.0 %", "100.0 %"]
+    assert words.fraction(0.68671) == "0.687" and words.points(0.042) == "4.2 percentage points"
+
+
+@pytest.mark.parametrize("images", [range(1, 200), range(200, 420)])
+def test_no_p_that_there_may_be_is_printed_on_the_wrong_side(images):
+    """Every p-value of up to 419 images that differ, as many as the course's validation has."""
+    for count in images:
+        tails = 2 * stats.binom.cdf(np.arange(count // 2 + 1), count, 0.5)
+        for p in tails[np.abs(tails - words.LEVEL) < 0.01]:
+            printed = float(words.p_number(p).removeprefix("<"))
+            assert (printed < words.LEVEL) == (p < words.LEVEL), (count, p)
+
+
+@pytest.mark.parametrize(
+    ("p", "number"),
+    [(1e-300, "< 0.001"), (9.99e-4, "< 0.001"), (1e-3, "0.001"), (0.0123, "0.012"), (0.04996, "0.04996"), (0.05, "0.050"),
+     (0.0501, "0.0501"), (0.0496, "0.0496"), (1.0, "1.000")],
+)  # fmt: skip
+def test_p_with_and_without_its_letter_say_the_same(p, number):
+    assert words.p_number(p) == number
+    assert words.p_value(p) == (f"p {number}" if "<" in number else f"p = {number}")
+
+
+@pytest.mark.parametrize(("items", "text"), [("A", "A"), ("AB", "A and B"), ("ABC", "A, B and C"), (("x",), "x")])
+def test_lists_are_read_aloud(items, text):
+    assert words.listed(items) == words.listed(iter(items)) == text
+
+
+def test_only_the_first_letter_becomes_a_capital():
+    assert [words.capital(text) for text in ("setting A", "k-NN", "É", "")] == ["Setting A", "K-NN", "É", ""]
+
+
+# --- tables
+
+
+def test_cells_have_the_form_of_their_column():
+    counts = pd.array([1234567, None], "Int64")
+    table = pd.DataFrame(
+        {"model": ["a", None], "miou": [0.5, np.nan], "parameters": counts, "asa": [1, 0.25], "epoch": 3}
+    )
+    assert words.markdown(table).splitlines() == [
+        "| model | mIoU | parameters | ASA | epoch |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+        "| a | 0.500 | 1,234,567 | 1.000 | 3 |",
+        "| – | – | – | 0.250 | 3 |",
+    ]
+    seeds = pd.DataFrame(
+        {"accuracy_last": [0.5], "pixel_accuracy": [0.5], "urban": [0.5], "seconds": [0.25], "my_own": ["x"]}
+    )
+    head, _, row = words.markdown(seeds).splitlines()
+    assert (
+        head == "| last epoch | pixel accuracy | urban | seconds | my own |"
+        and row == "| 50.0 % | 0.500 | 0.500 | 0.2 | x |"
+    )
+
+
+def test_a_table_without_rows_has_a_heading():
+    assert words.markdown(pd.DataFrame({"a": [], "b": []}, dtype=object)).splitlines() == [
+        "| a | b |",
+        "| :--- | :--- |",
+    ]
+
+
+def shown(table, kind=MARKDOWN):
+    """The page that a browser sees of a DataFrame, and its cells, a line each."""
+    options = {"verify_format": False, "extra_args": ["--columns=10000"]}
+    page = Page(pypandoc.convert_text(words.markdown(table), "html5", format=kind, **options))
+    return page, [" ".join(line.split()) for line in page.text.splitlines() if line.strip()][1:]
+
+
+def test_a_table_shows_every_pair_of_signs_and_nasty_names_as_they_stand():
+    signs = ["".join(pair) for pair in itertools.product(string.punctuation, repeat=2)]
+    texts = [*signs, *(f"a{pair}b" for pair in signs), *(sign * 3 for sign in string.punctuation), *NASTY]
+    page, cells = shown(pd.DataFrame({"name": texts}))
+    assert cells == [" ".join(text.split()) for text in texts]
+    assert set(page.tags()) <= {"table", "colgroup", "col", "thead", "tbody", "tr", "th", "td"}
+
+
+@pytest.mark.parametrize("kind", ["gfm", "commonmark"])
+def test_a_code_host_and_a_notebook_see_no_element_in_a_name(kind):
+    """Both have rules of their own; bare addresses may become links there."""
+    page, _ = shown(pd.DataFrame({"name": NASTY}), kind)
+    page.assert_harmless(also=["a"])
+    assert "<script>alert(1)</script>" in page.words
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_any_text_stays_one_cell_in_one_line(text):
+    lines = words.markdown(pd.DataFrame({"name": [text, "next"], "n": [1.0, 2.0]})).splitlines()
+    assert len(lines) == 4
+    assert lines[2].replace(r"\|", "").replace(r"\\", "").count("|") == 3
+
+
+def test_code_stands_in_a_block_of_its_own():
+    assert words.code("a *b*\n  c") == "```\na *b*\n  c\n```"
