@@ -131,10 +131,10 @@ def data_info(arguments):
 
 
 def data_check(arguments):
-    from hw1lib.data.check import check
+    from hw1lib.data.check import doctor
 
-    found = check.examine(_data_root(arguments))
-    print(json.dumps(found, indent=2) if arguments.json else check.table(found))
+    found = doctor.examine(_data_root(arguments))
+    print(json.dumps(found, indent=2) if arguments.json else doctor.table(found))
     return 1 if found["errors"] else 0
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from hw1lib import cli, evaluate, profiles
+from hw1lib import cli, predict, profiles
 from hw1lib.data import images as image_files
 from hw1lib.data import csv_rows, landcover, layout
 from hw1lib.data.check import check
@@ -198,7 +198,7 @@ def test_the_accuracy_of_a_csv_is_an_independent_count(folder, predicted, true):
         paths.append(folder / name)
         with paths[-1].open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("filename", "label"), *labels.items()])
-    found = outcome(evaluate.classification, *paths)
+    found = outcome(predict.score_classification, *paths)
     truth = {name: finite(text) for name, text in true.items() if text}
     guess = {name: finite(text) for name, text in predicted.items() if text}
     if found is None:
@@ -220,7 +220,7 @@ def test_any_two_tables_are_scored_or_refused(folder, one, two):
     paths = folder / "one.csv", folder / "two.csv"
     for path, content in zip(paths, (one, two)):
         path.write_bytes(content)
-    found = outcome(evaluate.classification, *paths)
+    found = outcome(predict.score_classification, *paths)
     assert found is None or 0 <= found[0]["correct"] <= found[0]["total"]
 
 
@@ -286,7 +286,7 @@ def test_a_folder_of_masks_is_scored_as_its_definition_says(folder, pairs):
         Image.fromarray(landcover.encode(predicted)).save(guess / f"{number}_mask.png")
         if truth.shape == predicted.shape:
             scored.append((truth, predicted))
-    found = outcome(evaluate.segmentation, guess, true)
+    found = outcome(predict.score_segmentation, guess, true)
     measured = [v for v in scored_slowly(scored)[0].values() if v is not None]
     if found is None:
         assert not measured
@@ -317,7 +317,7 @@ def test_a_mask_of_an_odd_kind_is_read_or_refused(folder, classes, mode, kind):
     loaded = outcome(image_files.load_tiles, layout.Tiles(data, ("1",)))
     if loaded and mode in ("RGB", "RGBA", "P") and kind in ("PNG", "TIFF"):
         assert (loaded[1][0] == classes).all() and loaded[2] == 0
-    found = outcome(evaluate.segmentation, data, data)
+    found = outcome(predict.score_segmentation, data, data)
     assert found is None or found[0]["pixel_accuracy"] in (0, 1)
 
 

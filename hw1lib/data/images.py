@@ -20,8 +20,7 @@ def open_rgb(path):
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{path} cannot be decoded ({error}). Replace the file, or take it and its row out "
-            "of the data."
+            f"{path} cannot be decoded ({error}). Replace the file, or take it and its row out of the data."
         ) from error
 
 

@@ -34,6 +34,10 @@ class Split:
     def __len__(self):
         return len(self.files)
 
+    def __repr__(self):
+        classes = f" of {len(self.classes)} classes" if self.classes else ""
+        return f"Split({len(self):,} images{classes} in {self.folder})"
+
     @property
     def paths(self):
         return [self.folder / name for name in self.files]
@@ -42,8 +46,7 @@ class Split:
         """Number of images of each class, by name; empty without labels."""
         if self.labels is None:
             return {}
-        numbers = np.bincount(self.labels, minlength=len(self.classes))
-        return dict(zip(self.classes, numbers.tolist()))
+        return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist()))
 
     def take(self, limit):
         """The split with at most `limit` files, evenly over it; 0 keeps all."""
@@ -58,8 +61,7 @@ class Split:
 
     def _part(self, chosen):
         labels = None if self.labels is None else self.labels[chosen]
-        files = tuple(self.files[i] for i in chosen)
-        return dataclasses.replace(self, files=files, labels=labels)
+        return dataclasses.replace(self, files=tuple(self.files[i] for i in chosen), labels=labels)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class Tiles:
 
     def __len__(self):
         return len(self.numbers)
+
+    def __repr__(self):
+        return f"Tiles({len(self):,} in {self.folder})"
 
     def sat(self, number):
         return self.folder / f"{number}_sat.jpg"
@@ -90,9 +95,8 @@ class Tiles:
         """Where a tile stands; `setting` is who asked, for the error."""
         if number not in self.numbers:
             raise UserError(
-                f"Setting {setting} names tile {number!r}, but {self.folder} has no "
-                f"{number}_sat.jpg among the {len(self)} tiles in use "
-                f"({self.numbers[0]} … {self.numbers[-1]}). Name others with "
+                f"Setting {setting} names tile {number!r}, but {self.folder} has no {number}_sat.jpg among the "
+                f"{len(self)} tiles in use ({self.numbers[0]} … {self.numbers[-1]}). Name others with "
                 f"--set {setting}=…,…,…"
             )
         return self.numbers.index(number)
@@ -148,67 +152,45 @@ def find(root, limits, only=""):
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"There is no data folder {root}. {HINT}")
-    has1, has2 = (
-        (root / f"p{problem}_data").is_dir() and only in ("", f"problem{problem}") for problem in (1, 2)
-    )
-    if not (has1 or has2):
-        raise UserError(
-            f"{root} holds {f'no p{only[-1]}_data/' if only else 'neither p1_data/ nor p2_data/'}. "
-            f"{HINT} Give the folder above "
-            "them with --data-root (make: DATA=…)."
-        )
-    return Layout(
-        root,
-        _problem1(root / "p1_data", limits) if has1 else None,
-        _problem2(root / "p2_data", limits) if has2 else None,
-    )
+    problems = []
+    for name, read in (("1", _problem1), ("2", _problem2)):
+        folder = root / f"p{name}_data"
+        problems.append(read(folder, limits) if only in ("", f"problem{name}") and folder.is_dir() else None)
+    if not any(problems):
+        absent = f"no p{only[-1]}_data/" if only else "neither p1_data/ nor p2_data/"
+        raise UserError(f"{root} holds {absent}. {HINT} Give the folder above them with --data-root (make: DATA=…).")
+    return Layout(root, *problems)
 
 
 def _problem1(root, limits):
-    pool_folder = root / "mini" / "train"
-    table = root / "mini" / "train.csv"
-    if table.is_file():
-        pool = _labelled(table, pool_folder)
+    pool_folder, backbone = root / "mini" / "train", root / "pretrain_model_SL.pt"
+    if pool_folder.with_suffix(".csv").is_file():
+        pool = _labelled(pool_folder)
     else:
-        pool = Split(pool_folder, _names(pool_folder, "*.jpg"))
-    train = _labelled(root / "office" / "train.csv", root / "office" / "train")
-    val = _labelled(root / "office" / "val.csv", root / "office" / "val")
+        pool = Split(pool_folder, _names(pool_folder, ".jpg"))
+    train, val = _labelled(root / "office" / "train"), _labelled(root / "office" / "val")
     if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
+        odd = sorted(set(train.classes) ^ set(val.classes)) or train.classes
         raise UserError(
-            f"{root}/office: train.csv and val.csv do not name the same classes; only one of "
-            f"them has {', '.join(odd[:8])}. Every class needs training and validation images."
+            f"{root}/office: train.csv and val.csv do not name the same classes in the same order; they differ in "
+            f"{', '.join(odd[:8])}. Every class needs training and validation images, and one number in both."
         )
-    backbone = root / "pretrain_model_SL.pt"
-    return Problem1(
-        pool.take(limits.pool_limit),
-        train.take(limits.office_limit),
-        val.take(limits.office_limit),
-        backbone if backbone.is_file() else None,
-    )
+    office = (split.take(limits.office_limit) for split in (train, val))
+    return Problem1(pool.take(limits.pool_limit), *office, backbone if backbone.is_file() else None)
 
 
 def _problem2(root, limits):
-    return Problem2(
-        _tiles(root / "train").take(limits.tile_limit),
-        _tiles(root / "validation").take(limits.tile_limit),
-    )
+    return Problem2(*(_tiles(root / split).take(limits.tile_limit) for split in ("train", "validation")))
 
 
-def _names(folder, pattern):
-    _refuse_unreadable(folder)
-    found = folder.glob(pattern) if folder.is_dir() else ()
-    names = tuple(sorted(p.name for p in found if p.is_file() and not p.name.startswith(".")))
+def _names(folder, ending):
+    """Names of a folder's visible files that end so, sorted; a folder that may not be read is not called empty."""
+    found = os.listdir(folder) if folder.is_dir() else ()
+    names = sorted(n for n in found if n.endswith(ending) and n[0] != "." and os.path.isfile(folder / n))
     if not names:
-        raise UserError(f"{folder} has no {pattern} files. {HINT}")
-    _refuse_links(folder, names)
-    return names
-
-
-def _refuse_unreadable(folder):
-    """Raises PermissionError, so that what may not be read is not called empty."""
-    if folder.is_dir():
-        os.scandir(folder).close()
+        raise UserError(f"{folder} has no *{ending} files. {HINT}")
+    _refuse_outside(folder, names, folder)
+    return tuple(names)
 
 
 def leaves(folder, name):
@@ -222,37 +204,34 @@ def leaves(folder, name):
     return not real.is_relative_to(os.path.realpath(folder))
 
 
-def _refuse_links(folder, names):
+def _refuse_outside(folder, names, source):
     outside = [name for name in names if leaves(folder, name)]
     if outside:
         raise UserError(
-            f"{folder / outside[0]} is a link to a file outside of its folder. Copy such files "
-            "into the folder; the folder itself may be a link."
+            f"{source}: {outside[0]!r} is a link out of {folder} or no plain file name. Copy such files into the "
+            "folder; the folder itself may be a link."
         )
 
 
 def _tiles(folder):
-    numbers = [name.removesuffix("_sat.jpg") for name in _names(folder, "*_sat.jpg")]
+    numbers = [name.removesuffix("_sat.jpg") for name in _names(folder, "_sat.jpg")]
     bare = [n for n in numbers if not (folder / f"{n}_mask.png").is_file()]
     if bare:
         raise UserError(
             f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}_mask.png. Add the masks "
             "or take those _sat.jpg files away."
         )
-    _refuse_links(folder, [f"{n}_mask.png" for n in numbers])
+    _refuse_outside(folder, [f"{n}_mask.png" for n in numbers], folder)
     return Tiles(folder, tuple(numbers))
 
 
-def _labelled(table, folder):
-    """A split from a CSV; its files must all be there."""
+def _labelled(folder):
+    """A split from the CSV beside its folder; its files must all be there."""
+    table = folder.with_suffix(".csv")
     rows = read_labels(table)
-    _refuse_unreadable(folder)
-    outside = [name for name in rows["filename"] if leaves(folder, name)]
-    if outside:
-        raise UserError(
-            f"{table}: {outside[0]!r} is no plain file name inside {folder}, or a link out of it. "
-            "Copy such files into the folder; the folder itself may be a link."
-        )
+    if folder.is_dir():
+        os.scandir(folder).close()  # what may not be read is not called absent
+    _refuse_outside(folder, rows["filename"], table)
     absent = [name for name in rows["filename"] if not os.path.isfile(folder / name)]
     if absent:
         raise UserError(
@@ -268,8 +247,8 @@ def labelled(folder, rows):
     names = [_class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)]
     if len(set(names)) < len(names):  # letters that say nothing, as in img001.jpg
         names = [str(n) for n in numbers]
-    files = tuple(rows["filename"])
-    return Split(folder, files, classes.astype(np.int64), tuple(names), tuple(numbers.tolist()))
+    labels = classes.astype(np.int64)
+    return Split(folder, tuple(rows["filename"]), labels, tuple(names), tuple(numbers.tolist()))
 
 
 def _class_name(number, files):
@@ -307,6 +286,6 @@ def digest(path):
     return _digest_of(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _digest_of(path, size, date):
     return bytes.fromhex(files.digest(path))

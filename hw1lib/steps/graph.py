@@ -20,7 +20,7 @@ from importlib.metadata import version
 from hw1lib import files
 from hw1lib.comparison import ROWS
 from hw1lib.data import layout
-from hw1lib.data.check import check
+from hw1lib.data.check import findings
 from hw1lib.errors import Diverged, UserError, out_of_memory
 from hw1lib.loops import everything, finetune, pretrain, segment, training
 from hw1lib.measures import embedding
@@ -61,8 +61,8 @@ class Step:
 def _all(profile, root):
     """What depends on what: name, problem, settings, data, upstream, function, version."""
     office, tiles = ("train", "val"), ("tiles_train", "tiles_validation")
-    yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, check.problem1, root / "p1_data"), trains=False)
-    yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, check.problem2, root / "p2_data"), trains=False)
+    yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
+    yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
     yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 3)
     yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 2)

@@ -139,8 +139,7 @@ class Store:
         if self.done(step, key):
             return "done"
         folder = self.folder(step, key)
-        half = (folder / CHECKPOINT).is_file() and not (folder / DONE).is_file()
-        return "to resume" if half else "to run"
+        return "to resume" if (folder / CHECKPOINT).is_file() and not (folder / DONE).is_file() else "to run"
 
     def result(self, step, key):
         return Result(step, self.folder(step, key))
@@ -187,17 +186,10 @@ class Store:
             keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
         _empty(folder, keep)
 
-        others = [other for other in folder.parent.iterdir() if other != folder and other.is_dir()]
-        for other in others:
-            with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(other / lock.LOCK, timeout=0):
-                for path in set(other.glob(".*")) - {other / lock.LOCK}:
-                    path.unlink()  # half written by a process that was killed
-                if (other / DONE).is_file():
-                    (other / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
-                elif _seed(_config(other)) in (None, _seed(config)):
-                    if (other / CHECKPOINT).is_file():
-                        print(f"{step}: what other settings had begun is given up", flush=True)
-                    _empty(other)
+        for other in folder.parent.iterdir():
+            if other != folder and other.is_dir():
+                with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(other / lock.LOCK, timeout=0):
+                    _tidy(step, other, _seed(config))
 
     def verify(self):
         """Re-hashes every finished step; returns a line for each file that is not as written."""
@@ -234,6 +226,19 @@ def _damage(folder):
         elif files.digest(folder / name) != digest:
             problems.append(f"{name} was altered")
     return problems
+
+
+def _tidy(step, folder, seed):
+    """Removes what another attempt has left that nobody works on; one of another seed may still go on."""
+    for path in folder.glob(".*"):
+        if path.name != lock.LOCK and path.is_file():
+            path.unlink()  # half written by a process that was killed
+    if (folder / DONE).is_file():
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
+    elif _seed(_config(folder)) in (None, seed):
+        if (folder / CHECKPOINT).is_file():
+            print(f"{step}: what other settings had begun is given up", flush=True)
+        _empty(folder)
 
 
 def _empty(folder, keep=()):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -160,6 +161,40 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys, place):
     assert not ran.exists()
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path):
+    """One bit in the middle of the weights, which torch itself would not notice."""
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    whole[largest.header_offset + largest.file_size] ^= 1
+    path.write_bytes(whole)
+
+
+def widen(path):
+    state = torch.load(path, weights_only=True)
+    state["module"]["0.weight"] = torch.zeros(5, 4)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (cut, ""),
+        (lambda path: path.write_text("none"), ""),
+        (flip, "it is damaged"),
+        (widen, "it is of another network"),
+    ],
+)
+def test_a_damaged_checkpoint_is_never_half_trusted(tmp_path, capsys, change, reason):
+    make(tmp_path / "checkpoint.pt").save(progress())
+    change(tmp_path / "checkpoint.pt")
+    assert f"({reason}" in refused(tmp_path / "checkpoint.pt", capsys)
+
+
 ODD = {"format": [2], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
 ODD |= {"progress": [{}, {"odd": 1}, None], "beside": [None, {"gone.npy": "0"}]}
 
@@ -188,6 +223,15 @@ def test_what_is_no_fault_of_the_file_leaves_it_alone(tmp_path, monkeypatch, err
     assert path.exists()
 
 
+def test_results_that_came_after_it_are_made_again(tmp_path):
+    """Else a GPU's other rounding would make the next checkpoint contradict them."""
+    (tmp_path / "stage_early.npy").write_bytes(b"as written")
+    saved = make(tmp_path / "checkpoint.pt")
+    saved.save(progress())
+    (tmp_path / "predictions.npy").write_bytes(b"of the epoch that was interrupted")
+    assert saved.load().step == 3 and names(tmp_path) == ["checkpoint.pt", "stage_early.npy"]
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_without_the_results_it_goes_with_it_is_not_used(tmp_path, capsys, gone):
     array = tmp_path / "stage_early.npy"
@@ -208,3 +252,16 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, lacking):
         saved.save(Progress([], 2, torch.tensor(0.0)))
     assert "disk space" in str(caught.value) and "\n" not in str(caught.value)
     assert names(tmp_path) == ["checkpoint.pt"] and saved.load().step == 1
+
+
+def test_slow_disks_are_written_to_less_often(tmp_path, monkeypatch):
+    """No more than a twentieth of the time: after 10 s of writing 200 s go by; inside an epoch ten intervals do."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(torch, "save", lambda *_: clock.__setitem__(0, clock[0] + 10))
+    saved = make(tmp_path / "checkpoint.pt", every=60)
+    clock[0] = 60
+    assert saved.due()
+    saved.save(Progress([]))
+    for clock[0], end, inside in ((70, 0, 0), (269, 0, 0), (270, 1, 0), (669, 1, 0), (670, 1, 1)):
+        assert (saved.due(), saved.due(inside=True)) == (end, inside)

@@ -3,7 +3,6 @@
 import itertools
 import math
 import random
-import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +16,6 @@ from hw1lib.errors import Diverged, UserError
 from hw1lib.loops import training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.settings import Optimization
-from hw1lib.steps import store
-from tests.test_files import full_disk, names
 
 CPU = torch.device("cpu")
 
@@ -168,90 +165,6 @@ def test_checkpoints_fall_on_epoch_ends_or_inside_of_long_ones(checkpoint, monke
     monkeypatch.setattr(training.Checkpoint, "save", save)
     fit(settings(epochs=3), checkpoint=checkpoint, every=every, stop=pass_time)
     assert places == expected
-
-
-def test_slow_disks_are_written_to_less_often(checkpoint, monkeypatch):
-    """No more than a twentieth of the time: after 10 s of writing 200 s go by."""
-    clock, module = [0.0], nn.Linear(1, 1)
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    optimizer = torch.optim.SGD(module.parameters())
-    saved = training.Checkpoint(checkpoint, module, optimizer, CPU, 60)
-
-    def slow(*_):
-        clock[0] += 10
-
-    monkeypatch.setattr(torch, "save", slow)
-    clock[0] = 60
-    assert saved.due()
-    saved.save(training.Progress([]))
-    for seconds, end, inside in ((70, 0, 0), (269, 0, 0), (270, 1, 0), (669, 1, 0), (670, 1, 1)):
-        clock[0] = seconds
-        assert (saved.due(), saved.due(inside=True)) == (end, inside)
-
-
-def flip(path):
-    """One bit in the middle of the weights, which torch itself would not notice."""
-    whole = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-    whole[largest.header_offset + largest.file_size] ^= 1
-    path.write_bytes(whole)
-
-
-def widen(path):
-    state = torch.load(path, weights_only=True)
-    state["module"]["body.0.weight"] = torch.zeros(5, 3, 3, 3)
-    torch.save(state, path)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-100]), ""),
-        (lambda path: path.write_text("no archive"), ""),
-        (lambda path: torch.save({}, path), ""),
-        (flip, "damaged"),
-        (widen, "another network"),
-    ],
-)
-def test_a_damaged_checkpoint_is_never_half_trusted(checkpoint, capsys, change, reason):
-    interrupted(checkpoint, 3, 2)
-    change(checkpoint)
-    assert_same(fit(checkpoint=checkpoint), fit())
-    said = capsys.readouterr().out
-    assert "checkpoint.pt cannot be used" in said and "from its beginning" in said and reason in said
-
-
-def test_a_checkpoint_goes_with_the_results_beside_it(tmp_path, checkpoint, capsys):
-    """An array that an epoch has written is trusted only as it was then; one that came later is made again.
-
-    Else a GPU's other rounding would make the next checkpoint contradict it.
-    """
-    array, later = tmp_path / "stage_early.npy", tmp_path / "predictions.npy"
-
-    def stop(*now):
-        if now == (2, 1):
-            array.write_bytes(b"as written")
-        stop_at(3, 2)(*now)
-
-    for change, trusted in ((lambda: later.write_text(""), True), (lambda: array.write_bytes(b"other"), False)):
-        checkpoint.unlink(missing_ok=True)
-        with pytest.raises(Stopped):
-            fit(checkpoint=checkpoint, stop=stop)
-        change()
-        assert_same(fit(checkpoint=checkpoint), fit())
-        assert ("stage_early.npy was altered" in capsys.readouterr().out) != trusted
-        assert array.exists() == trusted and not later.exists()
-
-
-def test_a_full_disk_is_a_clear_error(checkpoint, monkeypatch):
-    """And the last good checkpoint stays."""
-    monkeypatch.setattr(training, "say", lambda line: None)  # no output may meet the limit
-    interrupted(checkpoint, 2, 1)
-    before = checkpoint.read_bytes()
-    with pytest.raises(UserError, match="could not be written"), full_disk():
-        fit(checkpoint=checkpoint)
-    assert checkpoint.read_bytes() == before and names(checkpoint.parent) == ["checkpoint.pt"]
 
 
 # --- determinism
@@ -489,19 +402,6 @@ def test_the_file_whose_pixels_are_odd_is_among_those_named():
         with pytest.raises(Diverged) as caught:
             Line(rows, names=known).train()
         assert ("07.png" in caught.value.files) == known and len(caught.value.files) == (2 if known else 0)
-
-
-def test_when_the_cause_is_mended_the_step_goes_on(tmp_path):
-    """The checkpoint before it is good."""
-    results, whole = store.Store(tmp_path), Line()
-    expected = whole.train()
-    with pytest.raises(Diverged), results.claimed("finetune-A", "k", {}) as draft:
-        Line(place=9).train(checkpoint=draft.checkpoint)
-    with results.claimed("finetune-A", "k", {}) as draft:
-        again = Line()
-        assert again.train(checkpoint=draft.checkpoint) == expected
-    assert torch.equal(again.module.weight, whole.module.weight)
-    assert len(again.before) == 15 - 8  # those before the odd one did not run again
 
 
 @pytest.mark.parametrize("place", [3, 5, 15], ids=["inside", "end of an epoch", "the very end"])

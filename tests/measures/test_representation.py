@@ -10,107 +10,69 @@ def noise(rows, columns, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
 
 
-def turn(columns, seed=1):
-    """A random rotation."""
-    return np.linalg.qr(noise(columns, columns, seed).astype(np.float64))[0]
-
-
-def directions(count, columns=12, copies=5):
-    """Points ± along `count` axes: centred, and equally spread along each of them."""
-    axes = np.eye(columns)[:count]
-    return np.tile(np.concatenate([axes, -axes]), (copies, 1))
-
-
 def same(rows=50, columns=16):
     """All rows are one, as float32 features are."""
     return np.repeat(noise(1, columns), rows, axis=0)
 
 
-# --- deviation
+def directions(count, columns=12):
+    """Points ± along `count` axes: centred, and equally spread along each of them."""
+    axes = np.eye(columns)[:count]
+    return np.tile(np.concatenate([axes, -axes]), (5, 1))
 
 
-def test_equal_rows_have_no_deviation():
-    assert representation.deviation(same()) == pytest.approx(0, abs=1e-6)
+def test_the_deviation_is_0_where_all_are_alike_and_1_over_the_sphere():
+    """Whatever the scale of each image and the number of dimensions."""
     lengths = np.linspace(1, 5, 50, dtype=np.float32)[:, None]
+    assert representation.deviation(same()) == pytest.approx(0, abs=1e-6)
     assert representation.deviation(lengths * same()) == pytest.approx(0, abs=1e-5)
-
-
-@pytest.mark.parametrize("columns", [64, 512, 2048])
-def test_noise_is_spread_over_the_sphere(columns):
-    """Chen & He 2020: there it is 1/√D, here 1 whatever the dimension."""
-    assert representation.deviation(noise(400, columns)) == pytest.approx(1, abs=0.02)
-
-
-def test_the_deviation_does_not_know_the_scale():
-    features = noise(60, 16) + 1
-    expected = representation.deviation(features)
-    assert 0.2 < expected < 0.9
-    scales = np.random.default_rng(2).uniform(0.01, 100, (60, 1))  # of each image by itself
-    assert representation.deviation(scales * features) == pytest.approx(expected, rel=1e-5)
-
-
-def test_features_that_share_a_part_deviate_less_the_larger_it_is():
-    values = [representation.deviation(noise(300, 32) + shared) for shared in (0, 1, 3, 10, 100)]
-    assert values == sorted(values, reverse=True) and values[-1] < representation.COLLAPSED
-
-
-# --- effective rank
-
-
-def test_equal_rows_have_no_rank():
-    """Whatever they are equal to: rounding errors of the mean are no directions."""
-    for value in (0.0, 0.1, 1e-8, 1e8):
-        assert representation.effective_rank(np.full((50, 16), value, dtype=np.float32)) == 0
-    assert representation.effective_rank(same()) == 0
-    assert representation.effective_rank(noise(1, 16)) == 0
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 12])
-def test_equal_orthogonal_directions_are_counted(count):
-    assert representation.effective_rank(directions(count)) == pytest.approx(count, abs=1e-5)
-
-
-def test_unequal_directions_count_less():
-    """Two of them, one three times as long: the entropy of (3/4, 1/4)."""
-    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
-    found = representation.effective_rank(directions(2) * ([3, 1] + [0] * 10))
-    assert found == pytest.approx(np.exp(entropy), rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (25, 25)])
-def test_the_rank_knows_no_rotation_shift_and_scale(shape):
-    features = noise(*shape) * np.linspace(0.1, 2, shape[1])
-    expected = representation.effective_rank(features)
-    shift = 5 * noise(1, shape[1], seed=3)
-    for changed in (features @ turn(shape[1]), features + shift, 1e4 * features, 1e-4 * features):
-        assert representation.effective_rank(changed) == pytest.approx(expected, rel=1e-4)
-    order = np.random.default_rng(0).permutation(shape[0])
-    assert representation.effective_rank(features[order]) == pytest.approx(expected, rel=1e-5)
+    assert [representation.deviation(noise(400, d)) for d in (64, 2048)] == pytest.approx([1, 1], abs=0.02)
+    features = noise(50, 16) + 1
+    assert representation.deviation(lengths * features) == pytest.approx(representation.deviation(features), rel=1e-5)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    assert representation.deviation(features) == pytest.approx(unit.std(axis=0).mean() * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (2, 30), (30, 1), (25, 25)])
-def test_the_rank_is_that_of_the_singular_values_and_at_most_full(shape):
-    """Roy & Vetterli 2007, by the singular values themselves."""
+def test_spectrum_and_rank_are_those_of_the_singular_values(shape):
+    """Roy & Vetterli 2007; neither knows order, rotation or shift, the rank no scale either."""
     features = noise(*shape)
-    found = representation.effective_rank(features)
-    values = np.linalg.svd(np.float64(features) - features.mean(axis=0), compute_uv=False)
-    shares = values[values > 1e-9 * values.max()] / values.sum()
-    assert found == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-5)
-    assert 1 - 1e-9 <= found <= min(shape[0] - 1, shape[1]) + 1e-4
+    values = np.linalg.svd(np.float64(features) - np.float64(features).mean(axis=0), compute_uv=False)
+    found = representation.spectrum(features)
+    assert found.dtype == np.float64 and found == pytest.approx(values, abs=1e-5)
+    parts = values[values > 1e-9 * values.max()] / values.sum()
+    rank = representation.effective_rank(features)
+    assert rank == pytest.approx(np.exp(-(parts * np.log(parts)).sum()), rel=1e-5)
+    assert 1 - 1e-9 <= rank <= min(shape[0] - 1, shape[1]) + 1e-4
+    turned = features @ np.linalg.qr(noise(shape[1], shape[1], 1).astype(np.float64))[0]
+    for changed in (turned, features + 5 * noise(1, shape[1], 3), 1e4 * features, 1e-4 * features, features[::-1]):
+        assert representation.effective_rank(changed) == pytest.approx(rank, rel=1e-4)
 
 
-# --- the verdict
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_equal_directions_are_counted_and_unequal_ones_count_less(count):
+    assert representation.effective_rank(directions(count)) == pytest.approx(count, abs=1e-5)
+    if count == 2:  # one of them three times as long: the entropy of (3/4, 1/4)
+        expected = np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+        assert representation.effective_rank(directions(2) * ([3, 1] + [0] * 10)) == pytest.approx(expected, rel=1e-6)
 
 
-def verdict(features):
-    numbers = {
-        name: getattr(representation, name)(features) for name in ("deviation", "effective_rank")
-    }
-    return representation.collapsed(numbers)
+@pytest.mark.parametrize(
+    "features", [*(np.full((50, 16), v, np.float32) for v in (0, 0.1, 1e-8, 1e8)), same(), noise(1, 16)]
+)
+def test_equal_rows_have_no_rank(features):
+    """Rounding errors of the mean are no directions."""
+    assert representation.effective_rank(features) == 0
 
 
 def test_either_way_of_collapsing_is_seen():
     """To a point, or onto a line, which a deviation alone takes for a wide spread."""
+
+    def verdict(features):
+        return representation.collapsed(
+            {n: getattr(representation, n)(features) for n in ("deviation", "effective_rank")}
+        )
+
     line = noise(200, 1) * noise(1, 64, seed=1)
     assert verdict(same()) and verdict(noise(200, 64) + 100)
     assert verdict(line) and representation.deviation(line) > 0.5
@@ -119,10 +81,14 @@ def test_either_way_of_collapsing_is_seen():
 
 @pytest.mark.parametrize(
     ("deviation", "rank", "expected"),
-    [(0.5, 50.0, False), (0.01, 50.0, True), (0.05, 50.0, False), (0.5, 1.5, True),
-     (0.0, 0.0, True),
-     (representation.COLLAPSED, representation.LEAST_RANK, False)],
+    [
+        (0.5, 50.0, False),
+        (0.0199, 50.0, True),
+        (0.05, 50.0, False),
+        (0.5, 1.99, True),
+        (0.0, 0.0, True),
+        (0.02, 2.0, False),
+    ],
 )
 def test_the_verdict_is_that_of_its_two_thresholds(deviation, rank, expected):
-    numbers = {"deviation": deviation, "effective_rank": rank, "knn": 0.9}
-    assert representation.collapsed(numbers) is expected
+    assert representation.collapsed({"deviation": deviation, "effective_rank": rank, "knn": 0.9}) is expected

@@ -1,23 +1,20 @@
+"""Masks of the classical segmenters are partitions, and overlapping masks become one; by hand and by brute force."""
+
 import numpy as np
 import pytest
 import skimage.data
 
 from hw1lib.models import everything
 
-# ---- what all methods share ----------------------------------------------------------------------
-
 
 def test_mask_boxes_by_hand_and_by_brute_force():
     masks = np.random.default_rng(0).random((40, 7, 9)) < 0.08
-    masks[0] = False
-    masks[1] = True
+    masks[0], masks[1] = False, True
     boxes = everything.mask_boxes(masks)
-    assert boxes[0].tolist() == [0, 0, 0, 0]
-    assert boxes[1].tolist() == [0, 0, 8, 6]
+    assert boxes[:2].tolist() == [[0, 0, 0, 0], [0, 0, 8, 6]]
     for mask, box in zip(masks, boxes):
-        if mask.any():
-            y, x = np.nonzero(mask)
-            assert box.tolist() == [x.min(), y.min(), x.max(), y.max()]
+        y, x = np.nonzero(mask)
+        assert not mask.any() or box.tolist() == [x.min(), y.min(), x.max(), y.max()]
 
 
 # ---- the classical segmenters --------------------------------------------------------------------
@@ -25,89 +22,76 @@ def test_mask_boxes_by_hand_and_by_brute_force():
 
 @pytest.mark.parametrize("method", [everything.slic, everything.felzenszwalb])
 @pytest.mark.parametrize("segments", [12, 64])
-def test_classical_masks_are_a_partition(method, segments):
+def test_classical_masks_are_a_partition_of_about_as_many(method, segments):
     image = skimage.data.coffee()[100:228, 200:297]  # (128, 97)
     found = method(image, segments)
-    assert (found.masks.sum(axis=0) == 1).all()
-    assert found.areas.min() > 0
+    assert (found.masks.sum(axis=0) == 1).all() and found.areas.min() > 0
     assert abs(len(found) - segments) <= segments / 4
-    assert np.isnan(found.scores).all() and len(found.scores) == len(found)
-    again = method(image, segments)
-    assert np.array_equal(found.masks, again.masks)
-    index = len(found) // 2
-    y, x = np.nonzero(found.masks[index])
-    assert np.allclose(found.points_xy[index], (x.mean(), y.mean()))
+    assert np.isnan(found.scores).all() and len(found.scores) == len(found) and found.funnel == {}
+    assert np.array_equal(found.masks, method(image, segments).masks)
+    assert np.array_equal(everything.partition(found.masks), found.masks.argmax(axis=0))
+    for mask, point in zip(found.masks, found.points_xy):
+        assert point == pytest.approx(np.argwhere(mask).mean(axis=0)[::-1])
 
 
 def test_slic_reports_the_seeds_it_starts_from():
-    # On a flat image nothing pulls: each seed keeps its cell.
+    """On a flat image nothing pulls: each seed keeps its cell."""
     found = everything.slic(np.full((32, 48, 3), 90, dtype=np.uint8), 24)
     assert found.grid_xy.tolist() == [[x, y] for y in range(4, 32, 8) for x in range(4, 48, 8)]
-    assert len(found) == 24
     x, y = found.grid_xy.astype(int).T
-    assert (found.masks[:, y, x].sum(axis=0) == 1).all()
-    assert (found.masks[:, y, x].sum(axis=1) == 1).all()
+    there = found.masks[:, y, x]  # (segment, seed)
+    assert there.shape == (24, 24) and (there.sum(axis=0) == 1).all() and (there.sum(axis=1) == 1).all()
 
 
 def test_felzenszwalb_finds_plain_areas_and_comes_as_near_as_it_can():
     image = np.zeros((60, 60, 3), dtype=np.uint8)
-    image[:, 30:] = 200
-    image[30:, :30] = 90
+    image[:, 30:], image[30:, :30] = 200, 90
     assert len(everything.felzenszwalb(image, 3)) == 3
     assert len(everything.felzenszwalb(np.zeros((20, 20, 3), dtype=np.uint8), 50)) == 1
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    counts = [len(everything.felzenszwalb(noise, wish)) for wish in (10, 40, 160)]
-    assert np.allclose(counts, (10, 40, 160), rtol=0.2)
+    assert np.allclose([len(everything.felzenszwalb(noise, wish)) for wish in (10, 40, 160)], (10, 40, 160), rtol=0.2)
 
 
 # ---- partition -----------------------------------------------------------------------------------
 
 
-def test_partition_paints_larger_masks_first():
+def test_larger_masks_are_painted_first_and_of_equals_the_later_lies_on_top():
     masks = np.zeros((4, 6, 8), dtype=bool)
     masks[0, 2:4, 2:4] = True  # small, lies on top although it comes first
     masks[1, 1:5, 1:5] = True
     masks[2, 1:3, 1:3] = True  # of the size of masks[0], and later: on top of it
     masks[3, :, 7] = True
     labels = everything.partition(masks)
-    assert labels[1, 1] == labels[2, 2] != labels[3, 3]
-    assert labels[4, 4] != labels[3, 3]
-    assert labels[0, 7] == labels[5, 7]
-    # four masks and one connected rest
-    assert sorted(np.unique(labels)) == list(range(5))
-    assert labels[0, 0] == labels[5, 6]
+    assert (
+        labels[1, 1] == labels[2, 2] != labels[3, 3] and labels[4, 4] != labels[3, 3] and labels[0, 7] == labels[5, 7]
+    )
+    assert (
+        sorted(np.unique(labels)) == list(range(5)) and labels[0, 0] == labels[5, 6]
+    )  # four masks, one connected rest
+    masks = np.zeros((3, 4, 4), dtype=bool)
+    masks[0] = masks[1, :2] = masks[2, 2:] = True
+    assert everything.partition(masks).max() == 1  # masks[0] is painted over
 
 
-def test_partition_splits_what_no_mask_covers():
+def test_what_no_mask_covers_is_split_where_it_is_apart():
+    """Also where it touches at a corner."""
     wall = np.zeros((1, 5, 7), dtype=bool)
     wall[0, :, 3] = True
     labels = everything.partition(wall)
-    assert labels.max() == 2
-    assert labels[0, 0] != labels[0, 6]
+    assert labels.max() == 2 and labels[0, 0] != labels[0, 6]
+    assert everything.partition(np.eye(2, dtype=bool)[None]).max() == 2
     nothing = everything.partition(np.zeros((0, 5, 7), dtype=bool))
     assert nothing.shape == (5, 7) and nothing.max() == 0
 
 
-def test_partition_loses_buried_masks_and_keeps_partitions():
-    masks = np.zeros((3, 4, 4), dtype=bool)
-    masks[0] = True
-    masks[1, :2] = masks[2, 2:] = True
-    assert everything.partition(masks).max() == 1  # masks[0] is painted over
-    found = everything.slic(skimage.data.astronaut()[:180, 100:340], 30)
-    labels = everything.partition(found.masks)
-    assert np.array_equal(labels, found.masks.argmax(axis=0))
-
-
-def test_partition_by_brute_force():
-    random = np.random.default_rng(1)
-    for _ in range(20):
-        masks = random.random((5, 6, 6)) < 0.35
-        labels = everything.partition(masks)
-        assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
-        areas = masks.sum(axis=(1, 2))
-        top = {}
-        for y, x in np.ndindex(6, 6):
-            covering = [(areas[m], -m) for m in range(5) if masks[m, y, x]]
-            owner = -min(covering)[1] if covering else ("rest", 0)
-            top.setdefault(labels[y, x], set()).add(owner)
-        assert all(len(owners) == 1 for owners in top.values())
+@pytest.mark.parametrize("seed", range(20))
+def test_partition_by_brute_force(seed):
+    masks = np.random.default_rng(seed).random((5, 6, 6)) < 0.35
+    labels, areas, top = everything.partition(masks), masks.sum(axis=(1, 2)), {}
+    assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
+    for y, x in np.ndindex(6, 6):
+        covering = [(areas[m], -m) for m in range(5) if masks[m, y, x]]
+        top.setdefault(labels[y, x], set()).add(-min(covering)[1] if covering else "rest")
+    assert all(len(owners) == 1 for owners in top.values())
+    owned = [owner for owners in top.values() for owner in owners if owner != "rest"]
+    assert len(owned) == len(set(owned))

@@ -1,3 +1,5 @@
+"""SAM's everything mode equals Meta's own generator: masks, thresholds, crops and cleaning."""
+
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -8,21 +10,16 @@ import scipy.ndimage
 import skimage.data
 import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils import amg
 
 from hw1lib.models import sam, weights
 
 SIDE = 256  # of the reduced SAM's square input; the released ones read 1024
-
-LANDSCAPE = np.ascontiguousarray(skimage.data.astronaut()[:180, 100:340])  # is enlarged
-PORTRAIT = np.ascontiguousarray(skimage.data.chelsea()[:, 100:301])  # (300, 201): is shrunk
+IMAGES = {
+    "landscape": np.ascontiguousarray(skimage.data.astronaut()[:180, 100:340]),  # is enlarged
+    "portrait": np.ascontiguousarray(skimage.data.chelsea()[:, 100:301]),  # (300, 201): is shrunk
+}
 
 
 # ---- against Meta's own generator --------------------------------------------------------------
@@ -31,16 +28,9 @@ PORTRAIT = np.ascontiguousarray(skimage.data.chelsea()[:, 100:301])  # (300, 201
 def reduced_sam():
     """Meta's SAM, all its parts, small: windowed and global attention, both position tables."""
     encoder = ImageEncoderViT(
-        img_size=SIDE,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        out_chans=32,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=5,
-        global_attn_indexes=(1,),
-    )
+        img_size=SIDE, embed_dim=32, depth=3, num_heads=2, out_chans=32, use_rel_pos=True, window_size=5,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), global_attn_indexes=(1,),
+    )  # fmt: skip
     prompts = PromptEncoder(32, (SIDE // 16, SIDE // 16), (SIDE, SIDE), 16)
     transformer = TwoWayTransformer(depth=2, embedding_dim=32, num_heads=8, mlp_dim=64)
     decoder = MaskDecoder(transformer_dim=32, transformer=transformer, iou_head_hidden_dim=48)
@@ -86,40 +76,26 @@ def random_sam(image):
     return network
 
 
-@pytest.fixture(scope="module", params=["landscape", "portrait"])
+@pytest.fixture(scope="module", params=IMAGES)
 def both(request, tmp_path_factory):
     """An image, Meta's SAM, and ours loaded from the .pth that Meta's would be loaded from."""
-    image = LANDSCAPE if request.param == "landscape" else PORTRAIT
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small only wait for each other on a busy machine
+    image = IMAGES[request.param]
     theirs = random_sam(image)
     path = tmp_path_factory.mktemp("weights") / "sam_vit_b_01ec64.pth"
     torch.save(theirs.state_dict(), path)
-    yield image, theirs, weights.load_sam(path)
-    torch.set_num_threads(threads)
+    return image, theirs, weights.load_sam(path)
 
 
-SETTINGS = {
-    "points_per_side": 14,
-    "points_per_batch": 60,  # does not divide 196
-    "pred_iou_thresh": 0.8,
-    "stability_score_thresh": 0.8,
-    "box_nms_thresh": 0.9,
-}
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def opencv(monkeypatch):
     """Meta's package wants OpenCV for one function; this one stands in for it."""
 
     def components(mask, connectivity):
         assert connectivity == 8
         regions, count = scipy.ndimage.label(mask, structure=np.ones((3, 3)))
-        areas = np.bincount(regions.ravel(), minlength=count + 1)
-        return count + 1, regions, areas[:, None], None
+        return count + 1, regions, np.bincount(regions.ravel(), minlength=count + 1)[:, None], None
 
-    stand_in = SimpleNamespace(connectedComponentsWithStats=components)
-    monkeypatch.setitem(sys.modules, "cv2", stand_in)
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(connectedComponentsWithStats=components))
 
 
 def by_point(points_xy, scores):
@@ -128,101 +104,103 @@ def by_point(points_xy, scores):
     return np.lexsort((scores, y, x))
 
 
-def assert_equal(records, ours, at_least=20):
-    """Meta's records and our Masks are the same; gives the records in the order of our masks."""
-    assert len(records) == len(ours) >= at_least
+def compared(both, at_least=5, **settings):
+    """Our Masks, after they were held against Meta's records; and those records in the order of our masks."""
+    image, theirs, network = both
+    records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
+    ours = sam.sam_everything(image, network, **settings)
+    assert len(records) == len(ours) == list(ours.funnel.values())[-1] >= at_least
     points = [record["point_coords"][0] for record in records]
-    scores = [record["predicted_iou"] for record in records]
-    order = by_point(points, scores), by_point(ours.points_xy, ours.scores)
+    order = by_point(points, [record["predicted_iou"] for record in records]), by_point(ours.points_xy, ours.scores)
     for their, our in zip(*order):
         record, mask = records[their], ours.masks[our]
         union = (mask | record["segmentation"]).sum()
         assert (mask & record["segmentation"]).sum() >= 0.99 * union  # 0 of 0 for empty masks
         assert abs(record["predicted_iou"] - ours.scores[our]) < 1e-3
-        stability = record["stability_score"], ours.stability[our]
-        assert np.isclose(*stability, atol=1e-3, equal_nan=True)
+        assert np.isclose(record["stability_score"], ours.stability[our], atol=1e-3, equal_nan=True)
         x, y, width, height = record["bbox"]
         assert np.abs(ours.boxes_xyxy[our] - (x, y, x + width, y + height)).max() <= 1
         assert np.allclose(record["point_coords"][0], ours.points_xy[our])
         assert abs(record["area"] - ours.areas[our]) <= 0.01 * record["area"]
     partner = dict(zip(order[1], order[0]))
-    return [records[partner[our]] for our in range(len(ours))]
+    return ours, [records[partner[our]] for our in range(len(ours))]
 
 
-def test_masks_equal_metas(both):
-    image, theirs, network = both
-    records = SamAutomaticMaskGenerator(theirs, **SETTINGS).generate(image)
-    ours = sam.sam_everything(image, network, **SETTINGS)
-    assert_equal(records, ours)
-    assert (np.diff(ours.scores) <= 0).all()
-    assert len(ours.grid_xy) == 14**2
+SETTINGS = {
+    "points_per_side": 14, "points_per_batch": 60,  # does not divide 196
+    "pred_iou_thresh": 0.8, "stability_score_thresh": 0.8, "box_nms_thresh": 0.9,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_masks_equal_metas_and_are_cleaned_alike(both):
+    plain, _ = compared(both, 20, **SETTINGS)
+    assert (np.diff(plain.scores) <= 0).all() and len(plain.grid_xy) == 14**2
+    cleaned, _ = compared(both, **SETTINGS, min_mask_region_area=30)
+    assert len(cleaned) < len(plain) or (cleaned.areas != plain.areas).any()
+    assert list(cleaned.funnel)[:-1] == list(plain.funnel) and list(cleaned.funnel)[-1] == "distinct after cleaning"
 
 
 def test_each_threshold_refuses_as_many_as_metas(both):
-    image, theirs, network = both
-    settings = {**SETTINGS, "points_per_side": 6}
-    counts = []
+    """And the funnel counts what each one leaves: what Meta's generator gives without those behind it."""
+    settings, counts, funnels = SETTINGS | {"points_per_side": 6}, [], []
     for off in ({}, {"box_nms_thresh": 1.0}, {"stability_score_thresh": 0}, {"pred_iou_thresh": 0}):
-        settings.update(off)  # one after the other
-        records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
-        assert_equal(records, sam.sam_everything(image, network, **settings), at_least=5)
-        counts.append(len(records))
+        settings |= off  # one after the other
+        ours, _ = compared(both, **settings)
+        counts.append(len(ours))
+        funnels.append(ours.funnel)
     assert counts[0] < counts[1] < counts[2] < counts[3] == 3 * 6**2
-
-
-def test_small_regions_are_cleaned_as_metas(both, opencv):
-    image, theirs, network = both
-    settings = {**SETTINGS, "min_mask_region_area": 30}
-    records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
-    ours = sam.sam_everything(image, network, **settings)
-    plain = sam.sam_everything(image, network, **SETTINGS)
-    assert_equal(records, ours, at_least=5)
-    assert len(ours) < len(plain) or (ours.areas != plain.areas).any()
-
-
-CROPS = {
-    **SETTINGS,
-    "points_per_side": 11,
-    "pred_iou_thresh": 0.6,
-    "stability_score_thresh": 0.4,
-    "stability_score_offset": 0.7,
-    "crop_overlap_ratio": 0.3,
-    "crop_n_points_downscale_factor": 2,
-}
-
-
-@pytest.mark.parametrize(
-    "layers, area, thresholds",
-    [(1, 0, (0.9, 0.7)), (1, 100, (0.4, 0.95)), (2, 0, (0.7, 0.9)), (2, 100, (0.95, 0.4))],
-)
-def test_crops_equal_metas(both, opencv, layers, area, thresholds):
-    image, theirs, network = both
-    settings = {**CROPS, "crop_n_layers": layers, "min_mask_region_area": area}
-    settings |= zip(("box_nms_thresh", "crop_nms_thresh"), thresholds)
-    records = SamAutomaticMaskGenerator(theirs, **settings).generate(image)
-    ours = sam.sam_everything(image, network, **settings)
-    records = assert_equal(records, ours)
-    crop_areas = [width * height for _, _, width, height in (r["crop_box"] for r in records)]
-    height, width = image.shape[:2]
-    shares = np.array(crop_areas) / (height * width)
-    # Of all masks some come from each layer, whose crops show all, about 0.4 and 0.1 of the image.
-    assert len(set(np.digitize(shares, (0.25, 0.75)))) == layers + 1
-    assert area or (np.diff(crop_areas) >= 0).all()
-    assert len(ours.grid_xy) == 11**2 + 4 * 5**2 + (layers > 1) * 16 * 2**2
-    grid = {tuple(point) for point in ours.grid_xy.round(6)}
-    assert grid >= {tuple(point) for point in ours.points_xy.round(6)}
-    assert (ours.grid_xy > 0).all() and (ours.grid_xy < (width, height)).all()
-
-
-def test_no_mask_survives(both):
+    assert funnels[0] == {
+        "points": 36, "candidate masks": counts[3], "predicted IoU high enough": counts[2], "stable": counts[1],
+        "away from the crop's edges": counts[1], "distinct by box NMS": counts[0],
+    }  # fmt: skip
     image, _, network = both
     for refusing in ({"pred_iou_thresh": 9.0}, {"stability_score_thresh": 2.0}):
         found = sam.sam_everything(
             image, network, points_per_side=3, min_mask_region_area=5, crop_n_layers=1, **refusing
         )
-        assert len(found) == 0
-        assert found.masks.shape == (0, *image.shape[:2])
+        assert len(found) == 0 == found.funnel["distinct between crops"] and found.masks.shape == (0, *image.shape[:2])
         assert found.boxes_xyxy.shape == (0, 4) and found.points_xy.shape == (0, 2)
+
+
+CROPS = {
+    "points_per_side": 11, "points_per_batch": 60, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.4,
+    "stability_score_offset": 0.7, "crop_overlap_ratio": 0.3, "crop_n_points_downscale_factor": 2,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layers", "area", "thresholds"),
+    [(1, 0, (0.9, 0.7)), (1, 100, (0.4, 0.95)), (2, 0, (0.7, 0.9)), (2, 100, (0.95, 0.4))],
+)
+def test_crops_equal_metas(both, layers, area, thresholds):
+    box, crop = thresholds
+    more = {"box_nms_thresh": box, "crop_nms_thresh": crop, "crop_n_layers": layers, "min_mask_region_area": area}
+    ours, records = compared(both, 20, **CROPS, **more)
+    height, width = both[0].shape[:2]
+    crop_areas = np.array([w * h for _, _, w, h in (record["crop_box"] for record in records)])
+    # Of all masks some come from each layer, whose crops show all, about 0.4 and 0.1 of the image.
+    assert len(set(np.digitize(crop_areas / (height * width), (0.25, 0.75)))) == layers + 1
+    assert area or (np.diff(crop_areas) >= 0).all()
+    assert len(ours.grid_xy) == ours.funnel["points"] == 11**2 + 4 * 5**2 + (layers > 1) * 16 * 2**2
+    counts = list(ours.funnel.values())[1:]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 3 * len(ours.grid_xy)
+    grid = {tuple(point) for point in ours.grid_xy.round(6)}
+    assert grid >= {tuple(point) for point in ours.points_xy.round(6)}
+    assert (ours.grid_xy > 0).all() and (ours.grid_xy < (width, height)).all()
+
+
+def test_an_untrained_stand_in_runs_through_every_stage():
+    """The same for the same seed, on any image; its masks differ from point to point."""
+    image, nothing = (
+        IMAGES["landscape"],
+        {"pred_iou_thresh": -1e9, "stability_score_thresh": -1.0, "box_nms_thresh": 1.0},
+    )
+    first, again, other = (sam.sam_everything(image, sam.untrained(n), points_per_side=4, **nothing) for n in (0, 0, 1))
+    assert np.array_equal(first.masks, again.masks) and first.masks.shape == (48, *image.shape[:2])
+    assert first.funnel["candidate masks"] == 48 and np.isfinite(first.scores).all()
+    assert len(np.unique(first.masks.reshape(48, -1), axis=0)) > 20 and (other.masks != first.masks).any()
 
 
 # ---- the parts --------------------------------------------------------------------------------
@@ -230,8 +208,7 @@ def test_no_mask_survives(both):
 
 def test_point_grid_has_equal_cells():
     grid = sam.point_grid(4)
-    assert grid.shape == (16, 2)
-    assert np.allclose(grid[0], 1 / 8) and np.allclose(grid[-1], 7 / 8)
+    assert grid.shape == (16, 2) and np.allclose(grid[0], 1 / 8) and np.allclose(grid[-1], 7 / 8)
     assert np.allclose(grid[1] - grid[0], (1 / 4, 0))  # x runs first
 
 
@@ -259,48 +236,34 @@ def test_boxes_near_inner_edges_are_metas():
         boxes[:4] = [[20, 60, 60, 80], [21, 60, 60, 80], [60, 60, 159, 80], [60, 60, 160, 80]]
         theirs = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), list(whole))
         ours = sam.near_inner_edge(boxes + (crop[:2] * 2), crop, whole)
-        assert ours.tolist() == theirs.tolist()
-        assert ours.any() == (crop != whole) and not ours.all()
+        assert ours.tolist() == theirs.tolist() and ours.any() == (crop != whole) and not ours.all()
 
 
-def test_a_layer_keeps_at_least_one_point(both):
-    image, _, network = both
-    found = sam.sam_everything(
-        image,
-        network,
-        points_per_side=3,
-        crop_n_layers=1,
-        crop_n_points_downscale_factor=4,
-        crop_overlap_ratio=0,
-    )
+def test_a_layer_keeps_at_least_one_point():
+    image = IMAGES["portrait"]
+    settings = {"points_per_side": 3, "crop_n_layers": 1, "crop_n_points_downscale_factor": 4, "crop_overlap_ratio": 0}
+    found = sam.sam_everything(image, sam.untrained(0, 128), **settings)
     height, width = image.shape[:2]
     w, h = -(-width // 2), -(-height // 2)
     centres = [(w / 2, h / 2), (w / 2, (h + height) / 2), ((w + width) / 2, h / 2)]
-    assert found.grid_xy[9:12].tolist() == [list(centre) for centre in centres]
-    assert len(found.grid_xy) == 9 + 4
+    assert found.grid_xy[9:12].tolist() == [list(centre) for centre in centres] and len(found.grid_xy) == 9 + 4
 
 
 def test_stability_is_an_iou():
     logits = torch.tensor([[[3.0, 0.5, -0.5, -3.0]], [[2.0, 2.0, 2.0, -2.0]], [[-9.0] * 4]])
-    stability = sam.stability_scores(logits, 1.0)
-    assert stability[:2].tolist() == [pytest.approx(1 / 3), 1.0]
-    assert stability[2].isnan()
+    assert sam.stability_scores(logits, 1.0).numpy() == pytest.approx([1 / 3, 1, np.nan], nan_ok=True)
 
 
 def test_small_holes_fill_and_small_islands_vanish():
     mask = np.zeros((12, 12), dtype=bool)
     mask[1:9, 1:9] = True
-    mask[3, 3] = False  # a hole of 1
-    mask[5:8, 5:8] = False  # a hole of 9
+    mask[3, 3] = mask[5:8, 5:8] = False  # holes of 1 and of 9
     mask[11, 11] = True  # an island of 1
     cleaned, changed = sam.without_small_regions(mask, 4)
-    assert changed
-    assert cleaned[3, 3] and not cleaned[6, 6] and not cleaned[11, 11]
-    assert cleaned.sum() == 64 - 9
+    assert changed and cleaned[3, 3] and not cleaned[6, 6] and not cleaned[11, 11] and cleaned.sum() == 64 - 9
     same, changed = sam.without_small_regions(cleaned, 4)
     assert not changed and np.array_equal(same, cleaned)
 
     crumbs = np.zeros((9, 9), dtype=bool)
     crumbs[0, 0] = crumbs[4, 4:6] = True
-    largest, _ = sam.without_small_regions(crumbs, 4)
-    assert largest.sum() == 2 and largest[4, 4]
+    assert np.array_equal(np.argwhere(sam.without_small_regions(crumbs, 4)[0]), [[4, 4], [4, 5]])

@@ -1,5 +1,7 @@
-"""The committed notebooks: thin, and their outputs still hold (nbval)."""
+"""The notebooks: lessons by the rules of the house, and their smoke copies, whose outputs still hold (nbval)."""
 
+import collections
+import itertools
 import os
 import re
 import subprocess
@@ -9,42 +11,81 @@ import nbformat
 import pytest
 
 from hw1lib import paths, pipeline
+from tests.notebooks import make
 
 NOTEBOOKS = [paths.NOTEBOOKS / f"{name}.ipynb" for name in pipeline.NOTEBOOKS]
+BYTES = 1_000_000  # what a code host still shows
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_nbval_finds_the_committed_outputs(smoke_run):
-    """All cells run; those tagged nbval-check-output give what is committed."""
+def cells(path, kind="code"):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_nbval_finds_the_outputs_of_the_smoke_copies(smoke_run):
+    """All cells run, each Try it, too; those tagged nbval-check-output give what is stored."""
+    copies = [str(make.COPIES / path.name) for path in NOTEBOOKS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q",
-         "-p", "no:cacheprovider", *map(str, NOTEBOOKS)],
-        env=os.environ | {"HW1_BUILD": str(smoke_run.parent), "HW1_HEADLESS": "1"},
-        capture_output=True, text=True,
-    )
+        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider", *copies],
+        env=os.environ | {"HW1_BUILD": str(smoke_run.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_thin(path):
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    parameters = [c for c in code if "parameters" in c.metadata.get("tags", ())]
-    assert [c.source for c in parameters] == [
-        'profile = "smoke"\ndata_root = ""\nout = ""\nsettings = {}'
+@each
+def test_the_smoke_copy_has_the_same_sources(path):
+    copy, made = (
+        nbformat.read(make.COPIES / path.name, as_version=4),
+        make.smoke_copy(nbformat.read(path, as_version=4)),
+    )
+    same = [(c.id, c.cell_type, c.source, c.metadata.get("tags", [])) for c in made.cells] == [
+        (c.id, c.cell_type, c.source, c.metadata.get("tags", [])) for c in copy.cells
     ]
-    for cell in code:
+    assert same, f"{path.name} and its smoke copy have drifted apart: run make notebooks"
+
+
+@each
+def test_it_shows_the_demo(path):
+    """Every cell was run, without an error, and the file is not too large to be shown."""
+    code = cells(path)
+    assert [c.source for c in code if "parameters" in c.metadata.get("tags", ())] == [
+        'profile = "demo"\ndata_root = ""\nout = ""\nsettings = {}'
+    ]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert all(cell.execution_count for cell in code) and len(outputs) >= 10
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert path.stat().st_size < BYTES
+
+
+@each
+def test_it_is_a_lesson(path):
+    """Short cells on real objects, each after a sentence; no class, no loop, no cell that is one quoted name."""
+    notebook = nbformat.read(path, as_version=4)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert sum(a == b == "code" for a, b in itertools.pairwise(kinds)) <= 2
+    for cell in cells(path):
         lines = cell.source.splitlines()
-        assert len(lines) <= 15
-        assert not any(line.startswith(("class ", "def ", "for ", "while ")) for line in lines)
-        assert cell.execution_count, "a cell without outputs is not compared"
-    checked = [c for c in code if "nbval-check-output" in c.metadata.get("tags", ())]
+        assert len(lines) <= 15 and max(map(len, lines)) <= 100, cell.id
+        assert not any(re.match(r"class |def |while |for epoch", line) for line in lines), cell.id
+        assert not re.fullmatch(r"""\w+\.\w+\((["'][\w-]+["'],?\s*)*\)""", cell.source.strip()), cell.id
+    tries = [cell for cell in cells(path, "markdown") if cell.source.startswith("**Try it.**")]
+    assert 2 <= len(tries) <= 5
+    checked = [cell for cell in cells(path) if "nbval-check-output" in cell.metadata.get("tags", ())]
     assert all(cell.outputs for cell in checked)
 
 
-def test_no_number_is_typed_into_prose():
+@each
+def test_no_number_is_typed_into_prose(path):
     """Results come from results: no decimals, no percentages in Markdown cells."""
-    for path in NOTEBOOKS:
-        for cell in nbformat.read(path, as_version=4).cells:
-            prose = cell.source.partition("**References.**")[0]
-            if cell.cell_type == "markdown":
-                assert not re.search(r"\d\.\d|\d ?%", prose), prose
+    for cell in cells(path, "markdown"):
+        prose = re.sub(r"```.*?```|`[^`]*`", "", cell.source.partition("**References.**")[0], flags=re.S)
+        assert not re.search(r"\d\.\d|\d ?%", prose), prose
+
+
+def test_the_report_includes_what_one_notebook_keeps():
+    kept = collections.Counter(name for path in NOTEBOOKS for name in pipeline.keeps(path))
+    assert [name for name, count in kept.items() if count > 1] == []
+    included = set(re.findall(r'kept\("([\w-]+)"\)', paths.TEMPLATE.read_text())) - {"NAME", "steps", "timing-steps"}
+    assert included - set(kept) == set()
+    shown_in_notebooks_only = {"finetune_seeds", "network_fcn32s", "network_lraspp", "network_deeplabv3"}
+    assert set(kept) - included - shown_in_notebooks_only == set()

@@ -61,18 +61,3 @@ def test_real_steps_have_their_reasons(course_data, tmp_path):
     begun.mkdir(parents=True)
     (begun / store.CHECKPOINT).touch()
     assert made.why("pretrain") == "it was interrupted; its checkpoint is there"
-
-
-def test_a_damaged_step_is_run_again(course_data, tmp_path, capsys):
-    """Whatever was altered: its result is then as it was."""
-    made = make(course_data, tmp_path)
-    folder = made.result("segment-colour").folder
-    whole = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
-    for name in sorted(whole):
-        (folder / name).write_bytes(whole[name][:-1] + b"?")
-        make(course_data, tmp_path).result("segment-colour")
-        assert f"{name} was altered" in capsys.readouterr().out or name == store.DONE
-        again = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
-        assert all(again[other] == whole[other] for other in whole.keys() - {"run.json", store.DONE})
-        assert made.store.verify() == []
-        whole = again

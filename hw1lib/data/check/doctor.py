@@ -1,27 +1,14 @@
-"""The data doctor: reads all data once and says what is wrong with it, before anything trains.
+"""The data doctor: reads all data once and says what is wrong with it, before anything trains."""
 
-An error makes a run impossible or meaningless. A warning weakens numbers, and the report shows it
-next to them. Every sentence names its folder or file, and errors say what to do.
-"""
-
-import collections
-import json
-import os
+import textwrap
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from hw1lib.data import csv_rows, landcover, layout
-from hw1lib.data.check import evidence
+from hw1lib.data import landcover, layout
+from hw1lib.data.check import findings
 from hw1lib.errors import UserError, remedy
 from hw1lib.settings import Data
 
-TINY = 16  # pixels: images with a shorter side are a warning
-IMBALANCE = 10  # times as many images in the largest class as in the smallest: a warning
-RARE = 0.01  # of the pixels: a land-cover class with less is a warning
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-PLURAL = {"is": "are", "repeats": "repeat"}
+WIDTH = 80  # columns of a terminal
 
 
 def examine(root, progress=True):
@@ -36,7 +23,7 @@ def examine(root, progress=True):
     """
     found = {"errors": [], "warnings": [], "p1": None, "p2": None}
     try:
-        for number, of_folder in ((1, problem1), (2, problem2)):
+        for number, of_folder in ((1, findings.problem1), (2, findings.problem2)):
             folder = Path(root) / f"p{number}_data"
             if folder.is_dir():
                 diagnosis = of_folder(folder, progress)
@@ -46,376 +33,106 @@ def examine(root, progress=True):
         if not found["errors"]:
             layout.find(root, Data())  # what a run would refuse must not pass
     except UserError as error:
-        found["errors"].append(printable(str(error)))
+        found["errors"].append(findings.printable(str(error)))
     except OSError as error:  # such as missing permissions
-        found["errors"].append(printable(f"{error.filename}: {error.strerror}. {remedy(error)}"))
+        found["errors"].append(findings.printable(f"{error.filename}: {error.strerror}. {remedy(error)}"))
     return found
 
 
-def problem1(folder, progress=True):
-    """Examines p1_data: the pool, and Office's training and validation images.
+def table(found):
+    """What examine found, as text.
+
+    Args:
+        found: as of examine.
 
     Returns:
-        Diagnosis; nothing is raised for bad data.
+        Lines of at most 80 columns: a table for each problem, then errors and warnings.
     """
-    whole = Diagnosis(Path(folder))
-    places = {"pool": "mini/train", "train": "office/train", "val": "office/val"}
-    pool, train, val = parts = [Diagnosis(whole.folder / place, "image", whole) for place in places.values()]
-    whole.facts = {name: part.facts for name, part in zip(places, parts)}
-    for part in parts:
-        _files(part, labelled=part is not pool or part.folder.with_suffix(".csv").is_file())
-        _labels(part, strict=part is not pool)
-    _same_classes(whole, train.split, val.split)
-
-    with _bar(whole, parts, progress) as bar:
-        for part in parts:
-            _read(part, evidence.picture, bar)
-
-    for part in parts:
-        _copies(part)
-    val.facts["in_train"] = _shared(val, train, "The accuracy is too high for new images.")
-    val.facts["in_pool"] = _shared(val, pool, "Pre-training has seen them.")
-    return whole.printable()
+    lines = []
+    if one := found["p1"]:
+        lines += _table("Problem 1", {name: one[name] for name in ("pool", "train", "val")}, ROWS1)
+    if two := found["p2"]:
+        splits = {name: {"split": name, **two, **two[name]} for name in ("train", "validation")}
+        lines += _table("Problem 2", splits, ROWS2)
+    for word in ("errors", "warnings"):
+        lines.append(word.capitalize() if found[word] else f"No {word}.")
+        for text in found[word]:
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
 
 
-def problem2(folder, progress=True):
-    """Examines p2_data: training and validation tiles with their masks.
-
-    Returns:
-        Diagnosis; nothing is raised for bad data.
-    """
-    whole = Diagnosis(Path(folder))
-    splits = ("train", "validation")
-    train, validation = tiles = [Diagnosis(whole.folder / split, "tile", whole) for split in splits]
-    masks = [Diagnosis(whole.folder / split, "mask", whole) for split in splits]
-    for of_tiles, of_masks in zip(tiles, masks):
-        _pairs(of_tiles, of_masks)
-        of_tiles.facts["tiles"] = len(of_tiles.files)
-    whole.facts["pairs"] = {split: len(part.files) for split, part in zip(splits, masks)}
-    whole.facts |= {split: part.facts for split, part in zip(splits, tiles)}
-
-    with _bar(whole, tiles + masks, progress) as bar:
-        for of_tiles, of_masks in zip(tiles, masks):
-            _read(of_tiles, evidence.tile, bar)
-            _read(of_masks, evidence.mask, bar)
-            of_tiles.facts["masks"] = of_masks.facts
-            _sizes(of_tiles, of_masks)
-    sizes = [part.facts["largest"] for part in tiles]
-    if None not in sizes and sizes[0] != sizes[1]:
-        whole.warn(f"training tiles are {_by(sizes[0])} pixels, validation tiles {_by(sizes[1])}.")
-
-    _strays(whole, masks)
-    for of_tiles, of_masks in zip(tiles, masks):
-        _classes(of_tiles, of_masks)
-        _copies(of_tiles)
-    _unlearnt(whole, *masks)
-    effect = "The validation IoU is too high for new scenes."
-    validation.facts["in_train"] = _shared(validation, train, effect)
-    _leakage(whole, train, validation, effect)
-    return whole.printable()
+def _table(title, splits, rows):
+    """A title line and a line for each row."""
+    lines = [f"{title:<32}" + "".join(f"{name:>16}" for name in splits), "─" * WIDTH]
+    for name, value in rows.items():
+        lines.append(f"{name:<32}" + "".join(f"{_cell(value(facts)):>16}" for facts in splits.values()))
+    return [*lines, ""]
 
 
-# --- what is said
-
-
-class Diagnosis:
-    """What is found in a problem's folder, or in a part of it.
-
-    Attributes:
-        errors, warnings: lists of sentences, of all parts together.
-        facts: plain JSON.
-        word: what its files are, as in "image".
-        files: names of those in use.
-        looks: evidence.Look of those that can be decoded.
-        split: layout.Split, where there are labels.
-    """
-
-    def __init__(self, folder, word="", whole=None):
-        self.folder, self.word, self.root = folder, word, (whole.folder if whole else folder).parent
-        self.errors, self.warnings = (whole.errors, whole.warnings) if whole else ([], [])
-        self.facts, self.files, self.looks, self.split = {}, [], [], None
-
-    @property
-    def where(self):
-        """The folder from the data root on, so that reports do not depend on where that is."""
-        return self.folder.relative_to(self.root).as_posix()
-
-    def error(self, text, ending=""):
-        """Says what is wrong with the folder, or with what is called like it with an ending; nothing for no text."""
-        self.errors += [printable(f"{self.where}{ending}: {text}")] if text else []
-
-    def warn(self, text, ending=""):
-        """Says what weakens the numbers, as `error` does."""
-        self.warnings += [printable(f"{self.where}{ending}: {text}")] if text else []
-
-    def printable(self):
-        """Itself, with file names in its facts that can be printed and written, too."""
-        facts = json.dumps(self.facts, ensure_ascii=False, allow_nan=False)
-        self.facts = json.loads(facts.encode(errors="replace"))
-        return self
-
-
-def printable(text):
-    """Text in one line, without control characters and undecodable bytes, as in file names."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-
-
-def _naming(names, words, what, then="", odd=""):
-    """How many there are, what of them, and the first few names; then another sentence. Empty without any names."""
-    return f"{_count(names, words)} {what}: {_some(names)}{odd}. {then}".rstrip() if names else ""
-
-
-def _some(names, most=3):
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def _count(things, words):
-    """How many there are, with a noun and its verb: 1 image is, 2 images are."""
-    number = things if isinstance(things, int) else len(things)
-    noun, _, verb = words.partition(" ")
-    return f"{number:,} {words}" if number == 1 else f"{number:,} {noun}s {PLURAL.get(verb, '')}".rstrip()
+def _cell(value):
+    """A number, a text, or how many there are of a list; – for None."""
+    if value is None:
+        return "–"
+    value = len(value) if isinstance(value, (list, dict)) else value
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def _by(size):
-    return f"{size[0]} × {size[1]}"
+    return size and f"{size[0]} × {size[1]}"
 
 
-def _bar(whole, parts, progress):
-    """A progress bar on standard error, where that is a terminal."""
-    total, disable = sum(len(part.files) for part in parts), None if progress else True
-    return tqdm(total=total, desc=f"check {whole.folder.name}", unit="file", leave=False, ncols=80, disable=disable)
+def _not_rgb(facts):
+    return sum(number for mode, number in facts["modes"].items() if mode != "RGB")
 
 
-# --- both problems
+def _range(lowest, highest):
+    return None if lowest is None else f"{lowest:,} … {highest:,}"
 
 
-def _listing(part):
-    """Names of the files in a folder: a set, empty where it cannot be read."""
-    try:
-        return {name for name in os.listdir(part.folder) if os.path.isfile(part.folder / name)}
-    except FileNotFoundError:
-        return set()
-    except OSError as error:
-        part.error(f"cannot be read: {error.strerror}. Mend that folder.")
-        return set()
+def _both(shared):
+    return shared and shared["exact"] + shared["near"]
 
 
-def _ending(part, names, end):
-    """Those of the names that end so, sorted; as in layout, hidden files are none of them."""
-    files = sorted(name for name in names if name.endswith(end) and name[0] != ".")
-    part.error("" if files else f"no *{end} files. {csv_rows.HINT}")
-    return files
+def _of_validation(facts, what):
+    return f"{facts['leakage'][what]:,} of {facts['leakage']['of']:,}" if facts["split"] == "validation" else None
 
 
-def _in_use(part, names, used, word, why):
-    """Says which files in use are links out of the folder, and which image files are not used; returns the latter."""
-    outside = [name for name in used if layout.leaves(part.folder, name)]
-    part.error(_naming(outside, "link", "to files outside of the folder", "Copy such files into the folder."))
-    unused = sorted(n for n in names - set(used) if n[0] != "." and Path(n).suffix.lower() in ENDINGS)
-    part.warn(_naming(unused, word, f"{why}, so not used"))
-    return unused
-
-
-def _read(part, measure, bar):
-    """Looks at a part's files; names those that cannot be decoded, are of another mode than RGB, or tiny."""
-    looks, word = evidence.read([part.folder / file for file in part.files], measure, bar), part.word
-    part.looks = [look for look in looks if not look.fault]
-    broken = [f"{look.name} ({look.fault})" for look in looks if look.fault]
-    them = "them and their rows" if word == "image" else "both files of those tiles"
-    part.error(_naming(broken, word, "cannot be decoded", f"Replace them, or take {them} away."))
-
-    modes = dict(sorted(collections.Counter(look.mode for look in part.looks).items()))
-    if odd := [look.name for look in part.looks if look.mode != "RGB"]:
-        named = ", ".join(f"{mode}: {number:,}" for mode, number in modes.items() if mode != "RGB")
-        part.warn(f"{_count(odd, word)} of another mode than RGB ({named}; first {odd[0]}), converted.")
-    tiny = [look.name for look in part.looks if min(look.size) < TINY]
-    part.warn(_naming(tiny, word, f"less than {TINY} pixels wide or high"))
-
-    sizes = sorted({look.size for look in part.looks}, key=lambda size: (size[0] * size[1], size))
-    part.facts |= {"undecodable": [look.name for look in looks if look.fault], "modes": modes, "sizes": len(sizes)}
-    part.facts |= {"smallest": list(sizes[0]) if sizes else None, "largest": list(sizes[-1]) if sizes else None}
-
-
-def _copies(part):
-    """Warns of duplicates within a split."""
-    looks, labels = part.looks, dict(zip(part.split.files, part.split.labels)) if part.split else {}
-    same, alike = evidence.exact(looks), evidence.near(looks)
-    for found, how in ((same, "exactly"), (alike, "almost (re-encoded, resized or brighter)")):
-        pairs = [(looks[i].name, looks[j].name) for i, j in found.items()]
-        differ = sum(labels.get(a) != labels.get(b) for a, b in pairs)
-        odd = f"; {differ:,} of them with another label" if differ else ""
-        named = [f"{a} = {b}" for a, b in pairs]
-        part.warn(_naming(named, f"{part.word} repeats", f"another one {how}", odd=odd))
-    part.facts |= {"exact": len(same), "near": len(alike)}
-
-
-def _shared(part, other, effect):
-    """Warns of images in two splits, with their effect on the numbers; returns facts."""
-    same, alike = evidence.exact(part.looks, other.looks), evidence.near(part.looks, other.looks)
-    pairs = [f"{part.looks[i].name} = {other.looks[j].name}" for i, j in sorted((same | alike).items())]
-    there = f"also in {other.where} ({len(same):,} exactly, {len(alike):,} almost)"
-    part.warn(_naming(pairs, f"{part.word} is", there, effect))
-    return {"exact": len(same), "near": len(alike)}
-
-
-# --- Problem 1: tables, files and labels
-
-
-def _files(part, labelled):
-    """Finds the files of a split, and what is wrong with them; `labelled`: it comes with a CSV."""
-    facts = ("images", "rows", "without_file", "without_row", "duplicate_ids", "listed_twice")
-    there, rows = _listing(part), None
-    try:
-        rows = csv_rows.read_labels(part.folder.with_suffix(".csv")) if labelled else None
-    except UserError as error:
-        part.errors.append(printable(str(error).replace(f"{part.root}/", "")))
-    if rows is None:
-        part.files = _ending(part, there, ".jpg")
-        _in_use(part, there, part.files, "image", "not called *.jpg")
-        part.facts |= dict.fromkeys(facts) | {"images": len(part.files)}
-        return
-
-    names = rows["filename"]
-    outside = [name for name in names if layout.leaves(part.folder, name)]
-    where, then = f"of no plain file inside {part.where}", "Copy the files there and write their names alone."
-    part.error(_naming([repr(name) for name in outside], "name", where, then), ".csv")
-    absent = [name for name in names if name not in there | set(outside)]
-    then = "Add them or take their rows away."
-    part.error(_naming(absent, "file", f"that {part.where} does not have", then), ".csv")
-
-    ids = list(rows["id"][rows["id"].duplicated() & (rows["id"] != "")]) if "id" in rows else []
-    part.warn(_naming(ids, "row repeats", "an id"), ".csv")
-    twice = names[names.duplicated()].unique().tolist()
-    differ = int((rows[names.isin(twice)].groupby("filename")["label"].nunique() > 1).sum())
-    odd = f"; {differ:,} of them with different labels" if differ else ""
-    part.warn(_naming(twice, "file", "listed more than once", odd=odd), ".csv")
-
-    inside = rows[~names.isin(outside)]
-    part.files = [name for name in inside["filename"].unique() if name in there]
-    part.split = None if inside.empty else layout.labelled(part.folder, inside)
-    unused = _in_use(part, there, part.files, "image", "without a row in its CSV")
-    part.facts |= zip(facts, (len(part.files), len(rows), outside + absent, unused, len(ids), twice))
-
-
-def _labels(part, strict):
-    """Facts of a split's labels; `strict`: gaps and negative labels are worth a warning."""
-    facts = dict.fromkeys(("lowest_label", "highest_label", "left_out_labels", "classes"))
-    part.facts |= facts
-    if part.split is None:
-        return
-    numbers, counts = part.split.numbers, part.split.counts()
-    left_out = numbers[-1] - numbers[0] + 1 - len(numbers)
-    if left_out and strict:
-        first = next(n + 1 for n in numbers if n + 1 not in numbers)
-        gap = f"leave out {_count(left_out, 'number')}, first {first}."
-        part.warn(f"labels run from {numbers[0]} to {numbers[-1]} but {gap}", ".csv")
-    if numbers[0] < 0 and strict:
-        part.warn(f"there are negative labels, down to {numbers[0]}; each is a class.", ".csv")
-
-    by_size = sorted(counts, key=counts.get)
-    small, large = by_size[0], by_size[-1]
-    if counts[large] > IMBALANCE * counts[small]:
-        sizes = f"class {large} has {counts[large]:,} images, class {small} only {counts[small]:,}"
-        part.warn(f"{sizes}: accuracy tells little of small classes.", ".csv")
-    if len(counts) == 1:
-        part.warn(f"all images are of one class, {large}: accuracy means nothing.", ".csv")
-    part.facts |= zip(facts, (numbers[0], numbers[-1], left_out, counts))
-
-
-def _same_classes(whole, train, val):
-    """Both splits of Office have the same classes, under the same numbers."""
-    if train is None or val is None:
-        return
-    odd = sorted(set(train.classes) ^ set(val.classes))
-    if odd:
-        text = f"train.csv and val.csv do not name the same classes; only one of them has {_some(odd, 8)}."
-        whole.error(f"{text} Every class needs training and validation images.", "/office")
-        return
-    numbers = dict(zip(val.classes, val.numbers))
-    changed = [f"{c} ({n} and {numbers[c]})" for c, n in zip(train.classes, train.numbers) if numbers[c] != n]
-    text = f"train.csv and val.csv number the same classes differently: {_some(changed)}."
-    if train.classes != val.classes:  # their order is what a run compares
-        whole.error(f"{text} Give each class the same number in both.", "/office")
-    elif changed:
-        whole.warn(text, "/office")
-
-
-# --- Problem 2: pairs, sizes, colours, classes and leakage
-
-
-def _pairs(tiles, masks):
-    """Finds a split's tiles, and the masks that belong to them."""
-    there = _listing(tiles)
-    tiles.files = _ending(tiles, there, "_sat.jpg")
-    wanted = [name.removesuffix("_sat.jpg") + "_mask.png" for name in tiles.files]
-    masks.files = [name for name in wanted if name in there]
-    bare = [name for name in wanted if name not in there]
-    tiles.error(_naming(bare, "tile", "without a mask", "Add the masks or take those _sat.jpg files away."))
-    _in_use(tiles, there, tiles.files + masks.files, "file", "without a tile NNNN_sat.jpg")
-
-
-def _sizes(tiles, masks):
-    """Tiles of a split are of one size, and so is each one's mask."""
-    sizes = collections.Counter(look.size for look in tiles.looks)
-    usual = max(sizes, key=sizes.get, default=(0, 0))
-    odd = [f"{look.name} ({_by(look.size)})" for look in tiles.looks if look.size != usual]
-    then = "All tiles of a split must be of one size."
-    tiles.error(_naming(odd, "tile", f"not {_by(usual)} pixels as the others", then))
-
-    of_tile = {look.name.removesuffix("_sat.jpg"): look.size for look in tiles.looks}
-    pairs = [(look, of_tile.get(look.name.removesuffix("_mask.png"), look.size)) for look in masks.looks]
-    odd = [f"{look.name} ({_by(look.size)}, its tile {_by(size)})" for look, size in pairs if look.size != size]
-    tiles.error(_naming(odd, "mask", "of another size than the tile", "Replace one of the two."))
-    tiles.facts["mask_of_other_size"] = len(odd)
-
-
-def _strays(whole, masks):
-    """Mask pixels whose colour is no class."""
-    found = {f"{part.folder.name}/{look.name}": look.stray for part in masks for look in part.looks if look.stray}
-    pixels, named = sum(found.values()), [f"{name} ({number:,})" for name, number in found.items()]
-    if found:
-        many = f"{_count(pixels, 'pixel')} of {_count(found, 'mask')}"
-        whole.warn(f"{many} have a colour that is no class and count as unknown: {_some(named)}.")
-    whole.facts |= {"stray_pixels": pixels, "stray_files": list(found)}
-
-
-def _frequencies(looks):
-    """How often each class occurs in the pixels of masks: (7,) float, zeros without any."""
-    total = sum((look.counts for look in looks), np.zeros(len(landcover.CLASSES)))
-    return total / max(total.sum(), 1)
-
-
-def _classes(tiles, masks):
-    """Classes that are rare in the masks of a split, or none at all."""
-    frequencies = _frequencies(masks.looks)
-    tiles.facts["classes"] = dict(zip(landcover.CLASSES, frequencies.round(6).tolist()))
-    scored = dict(zip(landcover.SCORED, frequencies))
-    if masks.looks and not any(scored.values()):
-        then = "Masks need the course's colours, such as cyan (0, 255, 255) for urban."
-        tiles.error(f"no mask shows any class, all pixels are unknown. {then}")
-    if rare := [f"{name} ({often:.2%})" for name, often in scored.items() if 0 < often < RARE]:
-        tiles.warn(f"less than {RARE:.0%} of all pixels are of {', '.join(rare)}: little to learn or to score.")
-
-
-def _unlearnt(whole, train, validation):
-    """Classes that no mask shows, or only those of validation."""
-    shown = [_frequencies(part.looks) > 0 for part in (train, validation)]
-    if not shown[0].any() or not shown[1].any():
-        return  # said already
-    scored = list(zip(landcover.SCORED, *shown))
-    if unlearnt := ", ".join(name for name, learnt, asked in scored if asked and not learnt):
-        whole.warn(f"{unlearnt} occurs in validation, but in no training mask: its IoU will be 0.")
-    if absent := ", ".join(name for name, _, asked in scored if not asked):
-        whole.warn(f"no validation mask shows {absent}: the mIoU is over the other classes.")
-
-
-def _leakage(whole, train, validation, effect):
-    """Validation tiles that continue a training tile; a warning where they are more than chance."""
-    train, validation = ([look for look in part.looks if look.sides is not None] for part in (train, validation))
-    partners, null = evidence.leaks(*(np.array([look.sides for look in looks]) for looks in (train, validation)))
-    tiles, of = len(partners), len(validation)
-    if evidence.is_clear(tiles, of, null):
-        named = _some([f"{validation[i].name} at {train[j].name}" for i, j in partners.items()])
-        text = f"continue a training tile across a border ({null:,} with borders reversed): {named}."
-        whole.warn(f"{tiles:,} of {of:,} validation tiles {text} {effect}")
-    whole.facts["leakage"] = {"tiles": tiles, "of": of, "null": null}
+# What each line of the tables shows, from the facts of a split.
+DECODED = {
+    "cannot be decoded": lambda of: of["undecodable"],
+    "not RGB": _not_rgb,
+    "smallest, in pixels": lambda of: _by(of["smallest"]),
+    "largest": lambda of: _by(of["largest"]),
+}
+COPIES = {
+    "repeat another exactly": lambda of: of["exact"],
+    "repeat another almost": lambda of: of["near"],
+    "also in train": lambda of: _both(of.get("in_train")),
+}
+ROWS1 = {
+    "images": lambda of: of["images"],
+    **DECODED,
+    "rows without a file": lambda of: of["without_file"],
+    "images without a row": lambda of: of["without_row"],
+    "rows that repeat an id": lambda of: of["duplicate_ids"],
+    "files listed twice": lambda of: of["listed_twice"],
+    "labels": lambda of: _range(of["lowest_label"], of["highest_label"]),
+    "numbers left out of them": lambda of: of["left_out_labels"],
+    "classes": lambda of: of["classes"],
+    "images of a class": lambda of: of["classes"] and _range(min(of["classes"].values()), max(of["classes"].values())),
+    **COPIES,
+    "also in the pool": lambda of: _both(of.get("in_pool")),
+}
+ROWS2 = {
+    "tiles": lambda of: of["tiles"],
+    "with a mask": lambda of: of["pairs"][of["split"]],
+    **DECODED,
+    "masks: cannot be decoded": lambda of: of["masks"]["undecodable"],
+    "masks: not RGB": lambda of: _not_rgb(of["masks"]),
+    "masks: not of the tile's size": lambda of: of["mask_of_other_size"],
+    "masks: with stray colours": lambda of: [f for f in of["stray_files"] if f.startswith(f"{of['split']}/")],
+    **{f"pixels: {name}": lambda of, name=name: f"{of['classes'][name]:.2%}" for name in landcover.CLASSES},
+    **COPIES,
+    "continue a training tile": lambda of: _of_validation(of, "tiles"),
+    "… with borders reversed": lambda of: _of_validation(of, "null"),
+}

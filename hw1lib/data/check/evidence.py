@@ -32,6 +32,7 @@ All but three of those found are found at a tile that they touch. The Earth samp
 and 2 with borders reversed.
 """
 
+import functools
 import hashlib
 import io
 import os
@@ -40,10 +41,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import uniform_filter1d
+from tqdm import tqdm
 
 from hw1lib.data import landcover
-
-CHUNK = 256  # files handed to the threads at once: the most that an interruption waits for
 
 # Duplicates
 THUMBNAIL = 16  # pixels
@@ -74,7 +75,6 @@ class Look:
     fault: str = ""  # why it cannot be decoded; then nothing else is known
     mode: str = ""
     size: tuple[int, int] = (0, 0)  # width, height in pixels
-    file_hash: bytes = b""
     pixel_hash: bytes = b""  # of the decoded RGB pixels and their size
     thumbnail: np.ndarray | None = None  # (16, 16, 3) uint8
     sides: np.ndarray | None = None  # tiles: (4, LINE, 3) uint8
@@ -82,24 +82,21 @@ class Look:
     stray: int = 0  # masks: pixels whose colour is no class
 
 
-def read(paths, measure, bar):
+def read(paths, measure, title, progress=True):
     """Looks at files in threads; no more images are in memory than there are threads.
 
     Args:
         paths: the files.
         measure: picture, tile or mask.
-        bar: tqdm bar, moved on by one a file.
+        title: of a bar on standard error, where that is a terminal; `progress` False: no bar.
 
     Returns:
         A Look for each file, in their order.
     """
-    looks = []
+    disable = None if progress else True
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), CHUNK):
-            for found in pool.map(lambda path: look(path, measure), paths[start : start + CHUNK]):
-                looks.append(found)
-                bar.update()
-    return looks
+        looks = pool.map(functools.partial(look, measure=measure), paths)
+        return list(tqdm(looks, title, len(paths), leave=False, ncols=80, unit="file", disable=disable))
 
 
 def look(path, measure):
@@ -116,7 +113,7 @@ def look(path, measure):
         if isinstance(error, Image.UnidentifiedImageError):
             words = "no image" if data else "an empty file"
         return Look(path.name, fault=words)
-    return Look(path.name, mode=mode, size=size, file_hash=hashlib.sha256(data).digest(), **measured)
+    return Look(path.name, mode=mode, size=size, **measured)
 
 
 def picture(rgb):
@@ -158,7 +155,7 @@ def sides(image):
 
 
 def exact(looks, others=None):
-    """Images with the same bytes or the same decoded pixels as another one.
+    """Images of the same decoded pixels as another one.
 
     Args:
         looks: list of Look.
@@ -167,18 +164,11 @@ def exact(looks, others=None):
     Returns:
         {index: index of the first one that is the same}.
     """
-    seen, found = {}, {}
-    for index, other in enumerate(others or ()):
-        for key in (other.file_hash, other.pixel_hash):
-            seen.setdefault(key, index)
-    for index, mine in enumerate(looks):
-        keys = (mine.file_hash, mine.pixel_hash)
-        earlier = [seen[key] for key in keys if key in seen]
-        if earlier:
-            found[index] = min(earlier)
-        elif others is None:
-            seen |= dict.fromkeys(keys, index)
-    return found
+    first = {}
+    for index, other in enumerate(looks if others is None else others):
+        first.setdefault(other.pixel_hash, index)
+    found = {index: first[look.pixel_hash] for index, look in enumerate(looks) if look.pixel_hash in first}
+    return {i: j for i, j in found.items() if others is not None or j < i}
 
 
 def near(looks, others=None):
@@ -273,17 +263,10 @@ def _prepared(sides):
         detail enough: (N, 4) bool.
     """
     lines = sides.astype(np.float32) - 128
-    detail = lines - _smooth(lines)
-    strength = _smooth((detail**2).mean(axis=3, keepdims=True))
+    detail = lines - uniform_filter1d(lines, WINDOW, axis=2, mode="mirror")
+    strength = uniform_filter1d((detail**2).mean(axis=3, keepdims=True), WINDOW, axis=2, mode="mirror")
     detail /= np.sqrt(np.maximum(strength, 0)) + QUIET  # rounding may go below 0
     return lines, detail, np.sqrt((detail**2).mean(axis=(2, 3))) >= LEAST
-
-
-def _smooth(lines):
-    """Mean over WINDOW samples along axis 2."""
-    pad = ((0, 0), (0, 0), (WINDOW // 2 + 1, WINDOW // 2), (0, 0))
-    sums = np.cumsum(np.pad(lines, pad, "reflect"), axis=2, dtype=np.float64)
-    return ((sums[:, :, WINDOW:] - sums[:, :, :-WINDOW]) / WINDOW).astype(np.float32)
 
 
 def _fit(ours, theirs):

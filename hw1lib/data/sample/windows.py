@@ -37,16 +37,11 @@ OFFICE_STRIDE, OFFICE_CAP = 8, 60
 OFFICE_BLOCK, OFFICE_SHIFT = 320, (384, 192)  # a chessboard of training and validation blocks
 
 # Problem 2: the course's class of each IGBP number 0…16.
-COURSE_CLASS = np.array(
-    [
-        landcover.CLASSES.index(name)
-        for name in (
-            "water forest forest forest forest forest rangeland rangeland forest rangeland "
-            "rangeland water agriculture unknown agriculture unknown barren"
-        ).split()
-    ],
-    dtype=np.uint8,
+OF_IGBP = (
+    "water forest forest forest forest forest rangeland rangeland forest rangeland rangeland water agriculture unknown "
+    "agriculture unknown barren"
 )
+COURSE_CLASS = np.array([landcover.CLASSES.index(name) for name in OF_IGBP.split()], dtype=np.uint8)
 TILE = 64
 LEAST_LAND, MOST_UNKNOWN = 0.3, 0.5
 TILE_PERIOD, TILE_SHIFT, TILE_BLOCK = (8, 12), (5, 4), 4  # in tiles: see tiles()
@@ -78,9 +73,7 @@ def pool(labels):
         Windows, in an order and under names that do not tell their class.
     """
     fitting = _uniform(labels, AMERICAS, POOL_STRIDE)
-    chosen = [
-        (*place, label) for label, places in fitting.items() for place in _mixed(places)[:POOL_CAP]
-    ]
+    chosen = [(*place, label) for label, places in fitting.items() for place in _mixed(places)[:POOL_CAP]]
     # Another hash than the one that chose: by that one, the rare classes would all come last.
     return [
         Window("p1_data/mini/train", f"{i:08d}.jpg", top, left, PATCH, label)
@@ -116,14 +109,9 @@ def office(labels):
                 chosen[split, label].append((top, left))
     windows = []
     for label, name in enumerate(PATCH_CLASSES):
-        number = 0
-        for split in ("train", "val"):
-            for top, left in _mixed(chosen[split, label])[:OFFICE_CAP]:
-                filename = f"{name}{number:05d}.jpg"
-                windows.append(
-                    Window(f"p1_data/office/{split}", filename, top, left, PATCH, label)
-                )
-                number += 1
+        places = [(split, *p) for split in ("train", "val") for p in _mixed(chosen[split, label])[:OFFICE_CAP]]
+        for number, (split, top, left) in enumerate(places):
+            windows.append(Window(f"p1_data/office/{split}", f"{name}{number:05d}.jpg", top, left, PATCH, label))
     return windows
 
 
@@ -167,12 +155,9 @@ def tiles(labels):
 
 def _is_telling(labels):
     """Whether a tile has enough land, little enough unknown, and two classes at least."""
-    shares = np.bincount(COURSE_CLASS[labels].ravel(), minlength=len(landcover.CLASSES))
-    return (
-        np.mean(labels != WATER) > LEAST_LAND
-        and shares[landcover.UNKNOWN] < MOST_UNKNOWN * labels.size
-        and np.count_nonzero(shares[: landcover.UNKNOWN]) >= 2
-    )
+    pixels = np.bincount(COURSE_CLASS[labels].ravel(), minlength=len(landcover.CLASSES))
+    known = pixels[landcover.UNKNOWN] < MOST_UNKNOWN * labels.size
+    return np.mean(labels != WATER) > LEAST_LAND and known and np.count_nonzero(pixels[: landcover.UNKNOWN]) >= 2
 
 
 def _uniform(labels, longitudes, stride):
