@@ -86,9 +86,20 @@ def _print_weaknesses(book):
             _print_indented(warning)
 
 
-def keeps(notebook):
-    """The names that a notebook keeps, read off its cells: book.keep("NAME", …)."""
-    return re.findall(r'book\.keep\(\s*"([^"]+)"', "\n".join(_cells(notebook)))
+def keeps(notebook, has=None):
+    """The names that a notebook keeps, read off its cells: book.keep("NAME", …).
+
+    Args:
+        notebook: its path.
+        has: dict from 1, 2 to whether that problem is there; cells that begin with `if book.data.problem1:` and the
+            like keep nothing without it. None: as if both were there.
+    """
+    names = []
+    for cell in _cells(notebook):
+        needs = re.match(r"if book\.data\.problem([12]):", cell)
+        if has is None or not needs or has[int(needs[1])]:
+            names += re.findall(r'book\.keep\(\s*"([^"]+)"', cell)
+    return names
 
 
 def _cells(notebook):
@@ -100,7 +111,8 @@ def _execute(name, book, parameters):
     """Executes one notebook, unless what it kept is what it would keep now."""
     source, target = (folder / f"{name}.ipynb" for folder in (paths.NOTEBOOKS, book.out / "notebooks"))
     stamp, made_of = target.with_name(f".{name}.json"), _made_of(source, book)
-    if _read(stamp) == made_of and target.is_file() and all(_current(kept, book) for kept in keeps(source)):
+    names = keeps(source, book.has)
+    if _read(stamp) == made_of and target.is_file() and all(_current(kept, book) for kept in names):
         print(f"\n{name}: nothing to do")
         return
     print(f"\n{name}")
@@ -111,7 +123,7 @@ def _execute(name, book, parameters):
     with _naming_its_fault(name, target, book):
         _papermill(source, target, parameters, set(book.steps.all))
 
-    missing = [kept for kept in keeps(source) if not _current(kept, book, since=started)]
+    missing = [kept for kept in names if not _current(kept, book, since=started)]
     if missing:  # an output notebook alone proves nothing
         raise UserError(f"Notebook {name} ended, but did not keep {', '.join(missing)}. Run the same command again.")
     files.write_json(stamp, made_of)

@@ -14,6 +14,7 @@ from hw1lib.data import landcover
 
 torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
 
+
 def pytest_collection_modifyitems(items):
     """What needs the whole smoke run is slow."""
     for item in items:

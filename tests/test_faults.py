@@ -187,27 +187,6 @@ def test_a_result_that_may_not_be_read_is_named(course_data, tmp_path, capsys):
     assert set(finished(out)) == {"check-problem2", "segment-colour"}
 
 
-# --- damage that a whole command meets
-
-
-def test_a_damaged_result_is_run_again_and_said_so(course_data, tmp_path, capsys):
-    out = tmp_path / "out"
-    command = words("segment-colour", course_data, out)
-    assert cli.main(command) == 0
-    expected = everything_of(out, "segment-colour")
-    (path,) = out.glob("steps/segment-colour/*/metrics.json")
-    path.write_text("{}")
-    said = refused(capsys, ["verify", *command[2:]])
-    assert "metrics.json was altered" in said
-    assert cli.main(["plan", *command[2:]]) == 0
-    assert "metrics.json was altered" in capsys.readouterr().out
-    assert cli.main(command) == 0
-    printed = capsys.readouterr().out
-    assert "segment-colour: metrics.json was altered. The step is run again." in printed
-    assert everything_of(out, "segment-colour") == expected
-    assert cli.main(["verify", *command[2:]]) == 0
-
-
 # --- what nobody nearer knew
 
 

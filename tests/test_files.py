@@ -189,8 +189,8 @@ def test_a_disk_that_lacks_a_few_bytes_is_noticed(tmp_path, kind, size, short):
     (whole,) = (tmp_path / "whole").iterdir()
     limit = whole.stat().st_size - short if short else 0
     with pytest.raises(UserError, match="could not be written.*disk space") as caught, full_disk(limit):
-        write(store.Draft("pretrain", tmp_path / "small"), size)
-    assert names(tmp_path / "small") == [] and "\n" not in str(caught.value)
+        write(store.Draft("pretrain", tmp_path / "far" / "small"), size)
+    assert names(tmp_path / "far" / "small") == [] and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])

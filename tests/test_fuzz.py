@@ -25,9 +25,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from hw1lib import cli, predict, profiles
-from hw1lib.data import images as image_files
 from hw1lib.data import csv_rows, landcover, layout
-from hw1lib.data.check import check
+from hw1lib.data import images as image_files
+from hw1lib.data.check import doctor as check
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import picture
@@ -37,7 +37,10 @@ from tests.settings import leaves
 def fuzz(examples):
     """Draws the same examples in every run, so that a failure is never luck."""
     return hypothesis.settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
 
@@ -66,9 +69,34 @@ NAMES = st.sampled_from(IMAGES) | st.sampled_from(
 )
 SMALL = st.integers(0, 3).map(str)
 ODD = st.sampled_from(
-    ("", " ", "01", "+2", "-1", "1.0", "1.5", "1e1", "inf", "nan", "NA", "x", "0x1", "1_0", "True",
-     "False", " 1", "٣", "\0", "9007199254740992", "9007199254740993", "9007199254740993.0",
-     str(2**63), str(-(2**63)), "9" * 400, "1e400")
+    (
+        "",
+        " ",
+        "01",
+        "+2",
+        "-1",
+        "1.0",
+        "1.5",
+        "1e1",
+        "inf",
+        "nan",
+        "NA",
+        "x",
+        "0x1",
+        "1_0",
+        "True",
+        "False",
+        " 1",
+        "٣",
+        "\0",
+        "9007199254740992",
+        "9007199254740993",
+        "9007199254740993.0",
+        str(2**63),
+        str(-(2**63)),
+        "9" * 400,
+        "1e400",
+    )
 )
 HEADERS = st.permutations(["id", "filename", "label"]) | st.lists(
     st.sampled_from(("id", "filename", "label", "Label", " filename", "note", "")), max_size=5
@@ -80,12 +108,8 @@ def tables(draw):
     """The bytes of a CSV: mostly right, with one or more of the things that spreadsheets do."""
     header = draw(HEADERS)
     plain = draw(st.booleans())
-    cells = {"filename": st.sampled_from(IMAGES) if plain else NAMES,
-             "label": SMALL if plain else SMALL | ODD}
-    rows = [
-        [draw(cells.get(column, SMALL)) for column in header]
-        for _ in range(draw(st.integers(0, 6)))
-    ]
+    cells = {"filename": st.sampled_from(IMAGES) if plain else NAMES, "label": SMALL if plain else SMALL | ODD}
+    rows = [[draw(cells.get(column, SMALL)) for column in header] for _ in range(draw(st.integers(0, 6)))]
     if not plain:
         for row in rows:
             extra = draw(st.integers(-1, 8))
@@ -125,9 +149,7 @@ def finite(text):
 @hypothesis.example(content=b"id,filename,label\n0,Couch1.jpg,1,9\n")
 @hypothesis.example(content=b"id,label,filename\n7,0,1,Couch1.jpg\n8,1,0,Mug1.jpg\n")
 @hypothesis.example(content=b"filename,label\nCouch1.jpg,True\nMug1.jpg,False\n")
-@hypothesis.example(
-    content=b"filename,label\nMug1.jpg,9007199254740993\nNA,9007199254740992\nCouch1.jpg,1.0\n"
-)
+@hypothesis.example(content=b"filename,label\nMug1.jpg,9007199254740993\nNA,9007199254740992\nCouch1.jpg,1.0\n")
 @hypothesis.example(content=f"filename,label\n{LONG},1\n".encode())
 @hypothesis.example(content=b"filename,label\na\0b,1\n")
 @hypothesis.example(content=b'filename,label\n"a\nb",1\n')
@@ -185,12 +207,8 @@ LABELLED = st.dictionaries(st.sampled_from(IMAGES), SMALL | ODD, max_size=5)
 
 @fuzz(300)
 @hypothesis.given(predicted=LABELLED, true=LABELLED)
-@hypothesis.example(
-    predicted={"Mug1.jpg": "9007199254740993"}, true={"Mug1.jpg": "9007199254740992"}
-)
-@hypothesis.example(
-    predicted={"Mug1.jpg": "9007199254740993.0"}, true={"Mug1.jpg": "9007199254740992"}
-)
+@hypothesis.example(predicted={"Mug1.jpg": "9007199254740993"}, true={"Mug1.jpg": "9007199254740992"})
+@hypothesis.example(predicted={"Mug1.jpg": "9007199254740993.0"}, true={"Mug1.jpg": "9007199254740992"})
 @hypothesis.example(predicted={"Mug1.jpg": "inf"}, true={"Mug1.jpg": "1e400"})
 def test_the_accuracy_of_a_csv_is_an_independent_count(folder, predicted, true):
     paths = []
@@ -303,7 +321,8 @@ def test_a_folder_of_masks_is_scored_as_its_definition_says(folder, pairs):
 
 @fuzz(60)
 @hypothesis.given(
-    classes=CLASSES, mode=st.sampled_from(("RGB", "RGBA", "P", "L", "1", "CMYK", "I;16", "LA")),
+    classes=CLASSES,
+    mode=st.sampled_from(("RGB", "RGBA", "P", "L", "1", "CMYK", "I;16", "LA")),
     kind=st.sampled_from(("PNG", "TIFF", "GIF", "JPEG")),
 )
 def test_a_mask_of_an_odd_kind_is_read_or_refused(folder, classes, mode, kind):
@@ -379,17 +398,22 @@ def test_a_harmed_tile_is_loaded_or_refused(folder, content, half):
 
 KNOWN = dict(leaves(profiles.get("demo")))
 PLAIN = (
-    st.integers(-3, 300) | st.floats(-1, 2) | st.booleans() | st.text(max_size=8)
+    st.integers(-3, 300)
+    | st.floats(-1, 2)
+    | st.booleans()
+    | st.text(max_size=8)
     | st.sampled_from((math.nan, math.inf, -math.inf, 10**400, 10**5000, "9" * 5000, "1e400"))
     | st.sampled_from(("adam", "sgd", "cosine", "true", "no", " 3 ", "0.5", "auto"))
 )
-VALUES = PLAIN | st.none() | st.lists(PLAIN, max_size=3) | st.dictionaries(
-    st.text(max_size=3), PLAIN, max_size=2
+VALUES = PLAIN | st.none() | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=3), PLAIN, max_size=2)
+DOTTED = (
+    st.sampled_from(sorted(KNOWN))
+    | st.builds(
+        "{}{}{}".format, st.sampled_from(sorted(KNOWN)), st.sampled_from((".", "", " ", ".x")), st.text(max_size=3)
+    )
+    | st.text(max_size=12)
+    | st.sampled_from(("pretrain", "name", "data.", "__class__", "x" * 10000))
 )
-DOTTED = st.sampled_from(sorted(KNOWN)) | st.builds(
-    "{}{}{}".format, st.sampled_from(sorted(KNOWN)), st.sampled_from((".", "", " ", ".x")),
-    st.text(max_size=3),
-) | st.text(max_size=12) | st.sampled_from(("pretrain", "name", "data.", "__class__", "x" * 10000))
 
 
 def field_of(dotted):
@@ -402,10 +426,7 @@ def field_of(dotted):
 
 
 @fuzz(500)
-@hypothesis.given(
-    profile=st.sampled_from(sorted(profiles.PROFILES)) | st.text(max_size=6), dotted=DOTTED,
-    value=VALUES,
-)
+@hypothesis.given(profile=st.sampled_from(sorted(profiles.PROFILES)) | st.text(max_size=6), dotted=DOTTED, value=VALUES)
 @hypothesis.example(profile="demo", dotted="seed", value=10**5000)
 @hypothesis.example(profile="demo", dotted="everything.images", value=[])
 def test_a_setting_is_within_its_range_or_refused(profile, dotted, value):
@@ -455,27 +476,55 @@ def test_settings_that_are_no_names_with_values_are_refused(settings):
 
 HARMS = ("gone", "a file", "a folder", "upper case", "empty")
 EXTRA = (
-    "._hidden.jpg", "odd.jpg", "ODD.JPG", "ünï.jpg", "a b.jpg", os.fsdecode(b"\xe9.jpg"),
-    "._0001_sat.jpg", "_sat.jpg", "0009_sat.jpg", "0001_SAT.JPG", "Thumbs.db", "0009_mask.png",
+    "._hidden.jpg",
+    "odd.jpg",
+    "ODD.JPG",
+    "ünï.jpg",
+    "a b.jpg",
+    os.fsdecode(b"\xe9.jpg"),
+    "._0001_sat.jpg",
+    "_sat.jpg",
+    "0009_sat.jpg",
+    "0001_SAT.JPG",
+    "Thumbs.db",
+    "0009_mask.png",
 )
 PARTS = (
-    "p1_data", "p1_data/mini", "p1_data/mini/train", "p1_data/mini/train.csv",
-    "p1_data/mini/train/Cup0.jpg", "p1_data/office", "p1_data/office/train",
-    "p1_data/office/train.csv", "p1_data/office/val", "p1_data/office/val.csv",
-    "p1_data/office/val/Mug0.jpg", "p1_data/pretrain_model_SL.pt", "p2_data", "p2_data/train",
-    "p2_data/train/0000_sat.jpg", "p2_data/train/0000_mask.png", "p2_data/validation",
-    "p2_data/validation/0001_sat.jpg", "p2_data/validation/0001_mask.png", ".",
+    "p1_data",
+    "p1_data/mini",
+    "p1_data/mini/train",
+    "p1_data/mini/train.csv",
+    "p1_data/mini/train/Cup0.jpg",
+    "p1_data/office",
+    "p1_data/office/train",
+    "p1_data/office/train.csv",
+    "p1_data/office/val",
+    "p1_data/office/val.csv",
+    "p1_data/office/val/Mug0.jpg",
+    "p1_data/pretrain_model_SL.pt",
+    "p2_data",
+    "p2_data/train",
+    "p2_data/train/0000_sat.jpg",
+    "p2_data/train/0000_mask.png",
+    "p2_data/validation",
+    "p2_data/validation/0001_sat.jpg",
+    "p2_data/validation/0001_mask.png",
+    ".",
 )
 INSIDE = ("p1_data/mini/train", "p1_data/office/train", "p2_data/train", "p2_data/validation", ".")
 JPEG, MASK = encoded("JPEG"), io.BytesIO()
 Image.fromarray(landcover.encode(np.zeros((7, 9), np.uint8))).save(MASK, format="PNG")
 
-TREES = st.fixed_dictionaries({
-    "images": st.integers(1, 3), "tiles": st.integers(1, 3),
-    "halves": st.sampled_from((1, 2, 3, 3, 3)), "pool_csv": st.booleans(),
-    "harms": st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from(HARMS)), max_size=2),
-    "extra": st.lists(st.tuples(st.sampled_from(INSIDE), st.sampled_from(EXTRA)), max_size=3),
-})
+TREES = st.fixed_dictionaries(
+    {
+        "images": st.integers(1, 3),
+        "tiles": st.integers(1, 3),
+        "halves": st.sampled_from((1, 2, 3, 3, 3)),
+        "pool_csv": st.booleans(),
+        "harms": st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from(HARMS)), max_size=2),
+        "extra": st.lists(st.tuples(st.sampled_from(INSIDE), st.sampled_from(EXTRA)), max_size=3),
+    }
+)
 
 
 @contextlib.contextmanager
@@ -527,8 +576,7 @@ def harm_one(path, harm):
 
 def splits(found):
     """(name, split) of each part that a layout has."""
-    for problem, names in ((found.problem1, ("pool", "train", "val")),
-                           (found.problem2, ("train", "validation"))):
+    for problem, names in ((found.problem1, ("pool", "train", "val")), (found.problem2, ("train", "validation"))):
         for name in names if problem else ():
             yield ("tiles " if problem is found.problem2 else "") + name, getattr(problem, name)
 
@@ -537,8 +585,10 @@ def counted_simply(root):
     """How many images and tiles each part has, counted with os alone."""
     counts = {}
     for name, part, ending in (
-        ("pool", "p1_data/mini/train", ".jpg"), ("train", "p1_data/office/train", ".jpg"),
-        ("val", "p1_data/office/val", ".jpg"), ("tiles train", "p2_data/train", "_sat.jpg"),
+        ("pool", "p1_data/mini/train", ".jpg"),
+        ("train", "p1_data/office/train", ".jpg"),
+        ("val", "p1_data/office/val", ".jpg"),
+        ("tiles train", "p2_data/train", "_sat.jpg"),
         ("tiles validation", "p2_data/validation", "_sat.jpg"),
     ):
         table = root / f"{part}.csv"
@@ -615,8 +665,16 @@ def test_the_doctor_never_stumbles_and_finds_what_stops_a_run(tree):
 @fuzz(150)
 @hypothesis.given(content=tables() | st.binary(max_size=60), part=st.sampled_from(("train", "val")))
 def test_the_doctor_reads_any_table(folder, content, part):
-    with grown({"images": 1, "tiles": 1, "halves": 1, "pool_csv": False, "harms": [],
-                "extra": [("p1_data/office/train", name) for name in IMAGES]}) as root:
+    with grown(
+        {
+            "images": 1,
+            "tiles": 1,
+            "halves": 1,
+            "pool_csv": False,
+            "harms": [],
+            "extra": [("p1_data/office/train", name) for name in IMAGES],
+        }
+    ) as root:
         (root / "p1_data" / "office" / f"{part}.csv").write_bytes(content)
         found = check.examine(root, progress=False)
         assert found["errors"] or outcome(layout.find, root, Data())
@@ -624,14 +682,21 @@ def test_the_doctor_reads_any_table(folder, content, part):
 
 
 @fuzz(100)
-@hypothesis.given(content=harmed() | st.binary(max_size=40), name=st.sampled_from(
-    ("p1_data/mini/train/Cup0.jpg", "p1_data/office/val/Mug0.jpg", "p2_data/train/0000_sat.jpg",
-     "p2_data/train/0000_mask.png", "p2_data/validation/0000_mask.png")
-))
+@hypothesis.given(
+    content=harmed() | st.binary(max_size=40),
+    name=st.sampled_from(
+        (
+            "p1_data/mini/train/Cup0.jpg",
+            "p1_data/office/val/Mug0.jpg",
+            "p2_data/train/0000_sat.jpg",
+            "p2_data/train/0000_mask.png",
+            "p2_data/validation/0000_mask.png",
+        )
+    ),
+)
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it then refuses
 def test_the_doctor_reads_any_image_and_names_what_no_image_is(content, name):
-    with grown({"images": 1, "tiles": 1, "halves": 3, "pool_csv": True, "harms": [],
-                "extra": []}) as root:
+    with grown({"images": 1, "tiles": 1, "halves": 3, "pool_csv": True, "harms": [], "extra": []}) as root:
         (root / name).write_bytes(content)
         found = check.examine(root, progress=False)
         if outcome(image_files.open_rgb, root / name) is None:

@@ -7,6 +7,7 @@ import pytest
 
 from hw1lib import profiles, settings
 from hw1lib.errors import UserError
+from hw1lib.steps.store import key_of
 from tests.settings import allowed, leaves, other
 
 DEMO = dict(leaves(profiles.get("demo")))
@@ -142,6 +143,13 @@ def test_the_plain_dump_says_neither_where_it_ran_nor_what_was_looked_at():
     assert settings.plain(one)["pretrain"] == dataclasses.asdict(one.pretrain)
 
 
+def test_no_setting_changes_unnoticed():
+    """Literals of all settings' names and values: a new default is another experiment, with other results."""
+    found = {name: key_of(settings.plain(profile)) for name, profile in profiles.PROFILES.items()}
+    keys = ("0087a5a7955e7449", "de4f8b1882226bbd", "6ee0c99fd97ff438", "e7734f6970894937")
+    assert found == dict(zip(("smoke", "demo", "seed", "strong"), keys))
+
+
 def test_smoke_takes_the_demos_code_path_and_does_less():
     """Only sizes differ: every choice by name or yes and no is the demo's."""
     smoke = dict(leaves(profiles.get("smoke")))
@@ -154,31 +162,5 @@ def test_smoke_takes_the_demos_code_path_and_does_less():
     assert min(smoke[f"data.{what}_limit"] for what in ("pool", "office", "tile")) > 0
 
 
-def test_seed_has_the_values_of_the_original_report():
-    seed = profiles.get("seed")
-    for step in (seed.pretrain, seed.supervised):
-        assert (step.batch_size, step.epochs, step.optimizer, step.lr) == (64, 10, "adam", 1e-3)
-        assert (step.weight_decay, step.schedule, step.warmup_epochs) == (0, "constant", 0)
-        assert step.augmentation == "original"
-    tuned = seed.finetune
-    assert (tuned.epochs, tuned.batch_size, tuned.lr, tuned.weight_decay) == (200, 128, 1e-4, 1e-4)
-    assert (tuned.hidden, tuned.dropout, tuned.augmentation) == (256, 0.5, "original")
-    assert tuned.augment_frozen and not tuned.standardise  # the head alone, as it was
-    assert not seed.pretrain.one_pass  # the package's own forward
-    assert not seed.pretrain.hold_out and not seed.pretrain.zero_init_residual
-    assert not seed.pretrain.use_momentum  # "turn off momentum in the target encoder"
-    assert seed.data.image_size == 128 and not seed.data.overhead
-    assert seed.data.pool_limit == seed.data.office_limit == seed.data.tile_limit == 0
-    assert seed.segmentation == settings.Segmentation("deeplabv3", ("0013", "0062", "0104"))
-    assert seed.model_scale == 1
+def test_only_profiles_for_real_data_need_it():
     assert {name for name, profile in profiles.PROFILES.items() if profile.needs_data} == {"seed", "strong"}
-
-
-@pytest.mark.parametrize("name", SEGMENTERS)
-def test_seed_trains_segmenters_without_anything_of_ours(name):
-    """Tiles as they are, plain cross-entropy, one network, one look."""
-    plain = getattr(profiles.get("seed"), name)
-    assert (plain.optimizer, plain.lr, plain.batch_size, plain.epochs) == ("adam", 1e-4, 8, 50)
-    assert plain.pretrained and plain.augmentation == "none" and plain.loss == "cross_entropy"
-    assert (plain.crop, plain.enlarge, plain.balance, plain.average) == (0, 1, 0, 0)
-    assert not plain.tta and plain.norm_momentum == 0

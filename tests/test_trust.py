@@ -19,18 +19,15 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models import VGG16_Weights
-from torchvision.models.segmentation import (
-    DeepLabV3_ResNet101_Weights,
-    LRASPP_MobileNet_V3_Large_Weights,
-)
+from torchvision.models.segmentation import DeepLabV3_ResNet101_Weights, LRASPP_MobileNet_V3_Large_Weights
 
 from hw1lib import paths, predict
-from hw1lib.steps import store
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
 from hw1lib.models import classifier, segmenters, weights
 from hw1lib.settings import Data
+from hw1lib.steps import store
 from hw1lib.workbook import Workbook
 from tests.conftest import OFFICE, picture
 from tests.test_predict import pretend
@@ -71,8 +68,7 @@ def test_the_evil_pickle_of_these_tests_would_run(tmp_path):
 
 @SAVED
 @pytest.mark.parametrize(
-    ("load", "name"),
-    [(weights.load_backbone, "pretrain_model_SL.pt"), (weights.load_sam, weights.SAM_FILES[0])],
+    ("load", "name"), [(weights.load_backbone, "pretrain_model_SL.pt"), (weights.load_sam, weights.SAM_FILES[0])]
 )
 def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save, load, name):
     save({"state_dict": Evil(tmp_path / "ran"), "conv1.weight": torch.zeros(1)}, tmp_path / name)
@@ -91,9 +87,7 @@ def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save, load, na
     ],
     ids=["lraspp", "deeplabv3", "fcn32s"],
 )
-def test_cached_weights_that_hold_code_are_refused_and_not_run(
-    tmp_path, monkeypatch, model, published
-):
+def test_cached_weights_that_hold_code_are_refused_and_not_run(tmp_path, monkeypatch, model, published):
     """What lies in torch's cache under the right name was not downloaded by us."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
@@ -107,15 +101,20 @@ def test_cached_weights_that_hold_code_are_refused_and_not_run(
 
 
 def small(root, out):
-    settings = {"model_scale": 0.05, "lraspp.epochs": 2, "lraspp.crop": 0, "data.tile_limit": 3,
-                "segmentation.stage_images": ["0001"], "finetune.hidden": 16, "device": "cpu"}
+    settings = {
+        "model_scale": 0.05,
+        "lraspp.epochs": 2,
+        "lraspp.crop": 0,
+        "data.tile_limit": 3,
+        "segmentation.stage_images": ["0001"],
+        "finetune.hidden": 16,
+        "device": "cpu",
+    }
     return Workbook("smoke", root, out, settings)
 
 
 @SAVED
-def test_a_checkpoint_that_holds_code_is_not_run_and_the_step_starts_anew(
-    course_data, tmp_path, capsys, save
-):
+def test_a_checkpoint_that_holds_code_is_not_run_and_the_step_starts_anew(course_data, tmp_path, capsys, save):
     first = small(course_data, tmp_path / "one").result("segment-lraspp")
     book = small(course_data, tmp_path / "two")
     folder = book.steps.store.folder("segment-lraspp", first.key)
@@ -153,8 +152,20 @@ def rename_in(table, old, new):
     rows.to_csv(table, index=False)
 
 
-ABROAD = ("../x.jpg", "../val/Couch00100.jpg", "/etc/hostname", "sub/x.jpg", "./Couch00001.jpg",
-          "..", ".", "a\0b.jpg", "..\\x.jpg", "C:\\x.jpg", "~/x.jpg", "sub\\..\\..\\x.jpg")
+ABROAD = (
+    "../x.jpg",
+    "../val/Couch00100.jpg",
+    "/etc/hostname",
+    "sub/x.jpg",
+    "./Couch00001.jpg",
+    "..",
+    ".",
+    "a\0b.jpg",
+    "..\\x.jpg",
+    "C:\\x.jpg",
+    "~/x.jpg",
+    "sub\\..\\..\\x.jpg",
+)
 
 
 @pytest.mark.parametrize("name", ABROAD)
@@ -212,8 +223,9 @@ def test_a_link_to_a_neighbour_stays_in_its_folder(course_data):
     assert len(find(course_data).problem1.train) == 12
 
 
-@pytest.mark.parametrize("part", ["p1_data", "p2_data", "p1_data/office", "p1_data/mini/train",
-                                  "p1_data/office/train", "p2_data/train", ""])
+@pytest.mark.parametrize(
+    "part", ["p1_data", "p2_data", "p1_data/office", "p1_data/mini/train", "p1_data/office/train", "p2_data/train", ""]
+)
 def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_path, part):
     """As where the data lies on another disk."""
     before = find(course_data)
@@ -275,8 +287,7 @@ def test_a_wheel_writes_only_what_the_sample_is(tmp_path):
     Image.new("RGB", (3, 3)).save(raster, format="PNG")
     Image.new("L", (4, 4)).save(cover, format="TIFF")
     wheels = []
-    for name, member, content in (("image.whl", sample.BLUE_MARBLE, raster),
-                                  ("cover.whl", sample.LAND_COVER, cover)):
+    for name, member, content in (("image.whl", sample.BLUE_MARBLE, raster), ("cover.whl", sample.LAND_COVER, cover)):
         wheels.append(tmp_path / "wheels" / name)
         wheels[-1].parent.mkdir(exist_ok=True)
         with zipfile.ZipFile(wheels[-1], "w") as wheel:
@@ -307,7 +318,10 @@ def lab(tmp_path_factory):
         port = free.getsockname()[1]
     recipe = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "lab"],  # these tests run inside of make
-        cwd=paths.ROOT, capture_output=True, text=True, check=True,
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     started = recipe.stdout.replace("\\\n", " ").strip().splitlines()[-1]
     assert "jupyter lab" in started
@@ -316,8 +330,12 @@ def lab(tmp_path_factory):
     folders = {f"JUPYTER_{kind}_DIR": str(home / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(
-            ["sh", "-c", command], cwd=paths.ROOT, stdout=log, stderr=log,
-            env=kept | folders | {"HOME": str(home)}, start_new_session=True,
+            ["sh", "-c", command],
+            cwd=paths.ROOT,
+            stdout=log,
+            stderr=log,
+            env=kept | folders | {"HOME": str(home)},
+            start_new_session=True,
         )
     family = psutil.Process(process.pid)
     try:
@@ -343,6 +361,7 @@ def _facts(process, home):
 
 def status(port, path, token=None, **options):
     """The status of an answer; redirections count as such."""
+
     class Stay(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, *_):
             return None
@@ -368,8 +387,7 @@ def test_jupyterlab_listens_on_this_machine_only(lab):
     assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("path", ["/api/contents", "/api/kernels", "/api/terminals", "/lab",
-                                  "/files/00_data.ipynb"])
+@pytest.mark.parametrize("path", ["/api/contents", "/api/kernels", "/api/terminals", "/lab", "/files/00_data.ipynb"])
 @pytest.mark.parametrize("token", [None, "", "wrong"])
 def test_jupyterlab_lets_nobody_in_without_its_token(lab, path, token):
     _, facts, port = lab

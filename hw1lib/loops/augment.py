@@ -21,16 +21,18 @@ LUMA = (0.2989, 0.587, 0.114)  # gray, with torchvision's digits
 def normalise(images):
     """uint8 or [0, 1] float images (B, 3, H, W) -> float32, channel by channel standardised."""
     images = images.float() / 255 if images.dtype == torch.uint8 else images
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    deviation = torch.tensor(DEVIATION, device=images.device).view(3, 1, 1)
+    mean, deviation = _constants(images.device)
     return (images - mean) / deviation
 
 
 def denormalise(images):
     """Undoes `normalise`, for looking at: (B, 3, H, W) -> float32 in [0, 1]."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    deviation = torch.tensor(DEVIATION, device=images.device).view(3, 1, 1)
+    mean, deviation = _constants(images.device)
     return (images * deviation + mean).clamp(0, 1)
+
+
+def _constants(device):
+    return (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION))
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,8 @@ def two_views(size, settings, overhead):
         settings: settings.Pretrain.
         overhead: see `Views`.
     """
-    return tuple(Views(size, recipe, overhead) for recipe in recipes(settings))
-
-
-def recipes(settings):
-    """The recipes of the two views, with the profile's own crop scale."""
-    return tuple(replace(r, crop_scale=settings.crop_scale) for r in VIEWS[settings.views])
+    recipes = (replace(recipe, crop_scale=settings.crop_scale) for recipe in VIEWS[settings.views])
+    return tuple(Views(size, recipe, overhead) for recipe in recipes)
 
 
 def tile_recipe(settings):

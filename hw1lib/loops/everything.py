@@ -10,8 +10,8 @@ from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
 from hw1lib.loops import segment
 from hw1lib.loops.training import say
-from hw1lib.models import everything, sam, weights
 from hw1lib.measures import metrics, segments
+from hw1lib.models import everything, sam, weights
 
 CLASSICAL = {"slic": everything.slic, "felzenszwalb": everything.felzenszwalb}
 METHODS = ("sam", *CLASSICAL)
@@ -85,6 +85,7 @@ def _wanted(image, settings):
 
 def _refine(method, images, predictions, network, settings):
     """The model's predictions after a majority vote in each segment, and segments an image."""
+
     def one(pair):
         image, predicted = pair
         if method == "sam":
@@ -97,9 +98,7 @@ def _refine(method, images, predictions, network, settings):
     pairs = list(zip(images, predictions))
     with ThreadPoolExecutor(1 if method == "sam" else None) as pool:
         found = pool.map(one, pairs)
-        voted, counts = zip(
-            *tqdm(found, f"vote {method}", len(pairs), leave=False, disable=None, ncols=80)
-        )
+        voted, counts = zip(*tqdm(found, f"vote {method}", len(pairs), leave=False, disable=None, ncols=80))
     return np.stack(voted), float(np.mean(counts))
 
 

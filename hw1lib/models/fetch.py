@@ -30,25 +30,15 @@ class Weights:
     about: str
 
 
+def _sam(size, version, sha256, megabytes):
+    about = f"SAM with a ViT-{size.upper()} encoder (Kirillov et al. 2023)"
+    return Weights(f"sam_vit_{size}_{version}.pth", sha256, megabytes, about)
+
+
 KNOWN = {
-    "sam_vit_b": Weights(
-        "sam_vit_b_01ec64.pth",
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        375,
-        "SAM with a ViT-B encoder (Kirillov et al. 2023)",
-    ),
-    "sam_vit_l": Weights(
-        "sam_vit_l_0b3195.pth",
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        1250,
-        "SAM with a ViT-L encoder",
-    ),
-    "sam_vit_h": Weights(
-        "sam_vit_h_4b8939.pth",
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-        2565,
-        "SAM with a ViT-H encoder",
-    ),
+    "sam_vit_b": _sam("b", "01ec64", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375),
+    "sam_vit_l": _sam("l", "0b3195", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250),
+    "sam_vit_h": _sam("h", "4b8939", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565),
 }
 
 

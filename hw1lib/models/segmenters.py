@@ -15,14 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import mobilenet_v3_large, vgg16
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.models.segmentation import (
-    DeepLabV3_ResNet101_Weights,
-    LRASPP_MobileNet_V3_Large_Weights,
-    deeplabv3,
-    deeplabv3_resnet101,
-    lraspp,
-    lraspp_mobilenet_v3_large,
-)
+from torchvision.models.segmentation import deeplabv3, deeplabv3_resnet101, lraspp, lraspp_mobilenet_v3_large
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import SqueezeExcitation
 
@@ -114,7 +107,7 @@ def _fcn32s(scale, pretrained):
 def _lraspp(scale, pretrained):
     if not pretrained:
         return lraspp._lraspp_mobilenetv3(mobilenet_v3_large(dilated=True, width_mult=scale), len(CLASSES))
-    network = lraspp_mobilenet_v3_large(weights=LRASPP_MobileNet_V3_Large_Weights.DEFAULT)
+    network = lraspp_mobilenet_v3_large(weights="DEFAULT")
     head = network.classifier
     head.low_classifier, head.high_classifier = _resized(head.low_classifier), _resized(head.high_classifier)
     return network
@@ -126,7 +119,7 @@ def _deeplabv3(scale, pretrained):
         dilated = [False, True, True]
         trunk = ResNet(Bottleneck, depth, width_per_group=width, replace_stride_with_dilation=dilated)
         return deeplabv3._deeplabv3_resnet(trunk, len(CLASSES), None)
-    network = deeplabv3_resnet101(weights=DeepLabV3_ResNet101_Weights.DEFAULT)
+    network = deeplabv3_resnet101(weights="DEFAULT")
     network.classifier[4] = _resized(network.classifier[4])
     network.aux_classifier = None
     return network

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -96,7 +97,7 @@ def load_sam(path):
             if settings.get("model_type") != "sam":
                 raise ValueError(f"its config.json is of type {settings.get('model_type')!r}")
             config = SamConfig.from_dict(settings)
-            tensors = _read_safetensors(path / "model.safetensors")
+            tensors = safetensors.torch.load_file(path / "model.safetensors")
         else:
             state = _read_pickle(path)
             config = sam_config(state)
@@ -128,36 +129,32 @@ def sam_config(state):
     """
     from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
-    encoder, prompts, decoder = "image_encoder.", "prompt_encoder.", "mask_decoder."
+    encoder = "image_encoder."
     _, grid, _, width = state[encoder + "pos_embed"].shape
     patch = state[encoder + "patch_embed.proj.weight"].shape[-1]
     # A table of relative positions has 2·n - 1 rows: n is the grid where attention is global,
     # the window elsewhere.
-    tables = [state[f"{encoder}blocks.{index}.attn.rel_pos_h"] for index in range(_count(state, encoder + "blocks."))]
+    depth = sum(name.endswith(".attn.rel_pos_h") for name in state)
+    tables = [state[f"{encoder}blocks.{index}.attn.rel_pos_h"] for index in range(depth)]
     reaches = [(len(table) + 1) // 2 for table in tables]
+    hidden = state["prompt_encoder.no_mask_embed.weight"].shape[1]  # of prompts and masks
     vision = SamVisionConfig(
         hidden_size=width,
-        output_channels=state[encoder + "neck.0.weight"].shape[0],
-        num_hidden_layers=len(tables),
+        output_channels=hidden,
+        num_pos_feats=hidden // 2,
+        num_hidden_layers=depth,
         num_attention_heads=width // tables[0].shape[1],
         image_size=grid * patch,
         patch_size=patch,
         window_size=min(reaches),
         global_attn_indexes=[index for index, reach in enumerate(reaches) if reach == grid],
-        num_pos_feats=state[prompts + "pe_layer.positional_encoding_gaussian_matrix"].shape[1],
         mlp_dim=state[encoder + "blocks.0.mlp.lin1.weight"].shape[0],
     )
-    prompt = SamPromptEncoderConfig(
-        hidden_size=state[prompts + "no_mask_embed.weight"].shape[1],
-        image_size=grid * patch,
-        patch_size=patch,
-        mask_input_channels=state[prompts + "mask_downscaling.3.weight"].shape[0],
-    )
+    prompt = SamPromptEncoderConfig(hidden_size=hidden, image_size=grid * patch, patch_size=patch)
     mask = SamMaskDecoderConfig(
-        hidden_size=state[decoder + "mask_tokens.weight"].shape[1],
-        mlp_dim=state[decoder + "transformer.layers.0.mlp.lin1.weight"].shape[0],
-        num_hidden_layers=_count(state, decoder + "transformer.layers."),
-        iou_head_hidden_dim=state[decoder + "iou_prediction_head.layers.0.weight"].shape[0],
+        hidden_size=hidden,
+        mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
     )
     return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=mask)
 
@@ -248,22 +245,6 @@ def _read_pickle(path):
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
     return state
-
-
-def _read_safetensors(path):
-    """{name: tensor} from a .safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or not complete") from error
-
-
-def _count(state, prefix):
-    """How many numbered layers begin with a prefix."""
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def _reason(error):

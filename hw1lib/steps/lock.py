@@ -29,7 +29,6 @@ def held(folder, name):
     """
     lock = filelock.FileLock(folder / LOCK)
     with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:

@@ -39,8 +39,8 @@ def test_an_absent_problem_is_not_counted():
 
 
 def test_findings_are_a_row_each_groups_flattened_and_lists_counted():
-    checks = {1: {"warnings": ["w"], "pool": {"images": 5, "exact": None, "classes": {"100": 2, "200": 3}, "undecodable": ["a"]}},
-              2: {"stray_pixels": 0, "leakage": {"tiles": 4}}}  # fmt: skip
+    pool = {"images": 5, "exact": None, "classes": {"100": 2, "200": 3}, "undecodable": ["a"]}
+    checks = {1: {"warnings": ["w"], "pool": pool}, 2: {"stray_pixels": 0, "leakage": {"tiles": 4}}}
     assert data.findings(checks).values.tolist() == [
         [1, "pool", "images", 5], [1, "pool", "classes: 100", 2], [1, "pool", "classes: 200", 3],
         [1, "pool", "undecodable", 1], [2, "leakage", "tiles", 4],

@@ -16,8 +16,8 @@ from tests.conftest import write_tile
 
 def measured(vote=0.4, number="0001", method="slic", **changes):
     return {
-        "method": method, "image": number, "masks": 64, "coverage": 1.0, "asa": 0.8, "oracle_miou": 0.5, "vote_miou": vote,
-        "model_miou": 0.5, "boundary_recall": 0.2, "boundary_precision": None, **changes,
+        "method": method, "image": number, "masks": 64, "coverage": 1.0, "asa": 0.8, "oracle_miou": 0.5,
+        "vote_miou": vote, "model_miou": 0.5, "boundary_recall": 0.2, "boundary_precision": None, **changes,
     }  # fmt: skip
 
 

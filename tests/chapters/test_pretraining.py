@@ -40,9 +40,9 @@ def test_views_stand_below_their_images(count):
     assert_drawn(figure)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("epochs", [1, 9])
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("labelled", "trained", "epochs"), [(True, True, 9), (True, False, 1), (False, True, 1), (False, False, 9)]
+)
 def test_curves_have_a_panel_for_what_was_measured(labelled, trained, epochs):
     """No probe without labels; no supervised loss where the backbone came from a file."""
     columns = {"knn": np.linspace(0.2, 0.6, epochs)} if labelled else {}

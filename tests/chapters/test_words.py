@@ -31,8 +31,8 @@ def test_no_p_that_there_may_be_is_printed_on_the_wrong_side(images):
 
 @pytest.mark.parametrize(
     ("p", "number"),
-    [(1e-300, "< 0.001"), (9.99e-4, "< 0.001"), (1e-3, "0.001"), (0.0123, "0.012"), (0.04996, "0.04996"), (0.05, "0.050"),
-     (0.0501, "0.0501"), (0.0496, "0.0496"), (1.0, "1.000")],
+    [(1e-300, "< 0.001"), (9.99e-4, "< 0.001"), (1e-3, "0.001"), (0.0123, "0.012"), (0.04996, "0.04996"),
+     (0.05, "0.050"), (0.0501, "0.0501"), (0.0496, "0.0496"), (1.0, "1.000")],
 )  # fmt: skip
 def test_p_with_and_without_its_letter_say_the_same(p, number):
     assert words.p_number(p) == number

@@ -3,12 +3,14 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from hw1lib import files, profiles
 from hw1lib.data import layout
 from hw1lib.errors import Diverged, UserError
+from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.steps import graph, store
 from tests.settings import leaves, other
@@ -20,6 +22,7 @@ PROBLEM1 = {"pretrain", "pretrain-supervised", *TUNED}
 CHECKS = {"check-problem1", "check-problem2"}
 ON_BYOL = {"finetune-C", "finetune-E", "control-knn", "embed"}  # embed shows setting C
 ON_LABELS = {"finetune-B", "finetune-D"}
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def no_sam(monkeypatch):
 def make(root, out="unused", **settings):
     profile = profiles.get("smoke", {k.replace("__", "."): v for k, v in settings.items()})
     data = layout.find(root, profile.data, profile.only)
-    return graph.Steps(profile, data, store.Store(out), torch.device("cpu"))
+    return graph.Steps(profile, data, store.Store(out), CPU)
 
 
 def keys(made, names=None):
@@ -199,13 +202,38 @@ def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed", "finetune-E"]
 
 
-def test_a_step_is_given_its_data_and_what_it_builds_on(course_data, tmp_path):
-    made, given = make(course_data, tmp_path / "out"), []
-    faked(made, [], embed=lambda draft, *words: given.append(words))
-    made.result("embed")
-    ((data, profile, device, upstream),) = given
-    assert (data, profile, device) == (made.data.problem1, made.profile, made.device)
-    assert (upstream.step, upstream.key) == ("finetune-C", made.key("finetune-C"))
+def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path, monkeypatch):
+    made, called = make(course_data, tmp_path, seed=3), {}
+
+    def loop(draft, data, profile, *words):
+        assert (data, profile) == (getattr(made.data, f"problem{made.step(draft.step).problem}"), made.profile)
+        called[draft.step] = words
+        draft.weights({"of": torch.tensor(len(draft.step))})
+        for number, name in enumerate(("activations_first", "activations_last", "predictions")):
+            draft.array(name, np.array([number, len(draft.step)]))
+
+    def project(*words):
+        return {"plane": words[0] + words[1]}, {"words": [np.ravel(word).tolist() for word in words]}
+
+    for name in ("pretrain.self_supervised", "pretrain.supervised", "finetune.run", "finetune.knn", "finetune.colour"):
+        monkeypatch.setattr(f"hw1lib.loops.{name}", loop)
+    for name in ("segment", "everything"):
+        monkeypatch.setattr(f"hw1lib.loops.{name}.run", loop)
+    monkeypatch.setattr(embedding, "project", project)
+    results = {name: made.result(name) for name in made.all}
+
+    ours, labels = len("pretrain"), len("pretrain-supervised")
+    expected = {"A": None, "B": labels, "C": ours, "D": labels, "E": ours}
+    found = {s: weights and int(weights["of"]) for s, weights, _ in (called[f"finetune-{s}"] for s in "ABCDE")}
+    assert found == expected and called["control-random"] == ("random", None, CPU)
+    assert called["control-knn"] == ({"of": ours}, CPU) and called["control-colour"] == (CPU,)
+    assert [called[f"segment-{name}"] for name in ("fcn32s", "lraspp")] == [("fcn32s", CPU), ("lraspp", CPU)]
+    predictions, sam, device = called["everything"]
+    assert predictions.tolist() == [2, len("segment-lraspp")] and sam is None and device == CPU
+    embedded = [[0, 10], [1, 10], made.data.problem1.train.labels.tolist(), [10.0], [3]]  # perplexity and seed
+    assert results["embed"].metrics["words"] == embedded
+    assert results["embed"].array("plane").tolist() == [1, 20] and results["embed"].history.empty
+    assert {"warnings", "train"} <= results["check-problem1"].metrics.keys()
 
 
 def test_data_with_errors_trains_nothing(course_data, tmp_path):

@@ -60,7 +60,6 @@ QUIET = 1.0  # gray levels of detail that count as noise
 LEAST = 0.5  # of detail along a border, at most 1: with less, such as open sea, it tells nothing
 SHORTEST = 32  # pixels: a shorter side tells nothing
 FITTING = 0.4  # a product of two concordances, of lines and of their detail
-FITTED = 512  # validation tiles that are compared at once with all training tiles
 FACING = ((0, 1), (1, 0), (2, 3), (3, 2))  # a tile's top continues another's bottom, and so on
 
 
@@ -167,8 +166,8 @@ def exact(looks, others=None):
     first = {}
     for index, other in enumerate(looks if others is None else others):
         first.setdefault(other.pixel_hash, index)
-    found = {index: first[look.pixel_hash] for index, look in enumerate(looks) if look.pixel_hash in first}
-    return {i: j for i, j in found.items() if others is not None or j < i}
+    found = {index: first.get(look.pixel_hash) for index, look in enumerate(looks)}
+    return {i: j for i, j in found.items() if j is not None and (j < i or others is not None)}
 
 
 def near(looks, others=None):
@@ -226,18 +225,15 @@ def leaks(train, validation):
         {leaking validation tile: training tile that it fits best}, by index, and how many tiles
         would leak if all their borders were reversed: the null.
     """
-    partners, null = {}, 0
     if not len(train) or not len(validation):
-        return partners, null
+        return {}, 0
+    lines, detail, telling = _prepared(validation)
     train = _prepared(train)
-    for start in range(0, len(validation), FITTED):
-        lines, detail, telling = _prepared(validation[start : start + FITTED])
-        fit = _fit((lines, detail, telling), train)
-        leaking = np.flatnonzero(fit.max(axis=1) > FITTING)
-        partners |= dict(zip((start + leaking).tolist(), fit[leaking].argmax(axis=1).tolist()))
-        reversed_fit = _fit((lines[:, :, ::-1], detail[:, :, ::-1], telling), train)
-        null += int((reversed_fit.max(axis=1) > FITTING).sum())
-    return partners, null
+    fit = _fit((lines, detail, telling), train)
+    null = _fit((lines[:, :, ::-1], detail[:, :, ::-1], telling), train)
+    leaking = np.flatnonzero(fit.max(axis=1) > FITTING)
+    partners = dict(zip(leaking.tolist(), fit[leaking].argmax(axis=1).tolist()))
+    return partners, int((null.max(axis=1) > FITTING).sum())
 
 
 def is_clear(tiles, of, null):
