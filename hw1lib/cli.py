@@ -70,8 +70,7 @@ def run(arguments):
 
 def verify(arguments):
     book = _book(arguments)
-    problems = book.steps.store.verify()
-    if problems:
+    if problems := book.steps.store.verify():
         raise UserError(
             f"{book.out} is not as it was written: {'; '.join(problems)}. make report runs those of these steps "
             "again that it shows; the folders of others can be deleted."
@@ -111,22 +110,19 @@ def data_info(arguments):
 
     root = _data_root(arguments)
     found = layout.find(root, profiles.get("seed").data)
-    info = {"root": str(root)}
-    if found.problem1:
-        for name in ("pool", "train", "val"):
-            split = getattr(found.problem1, name)
-            info[name] = {"images": len(split), "classes": split.counts()}
-    if found.problem2:
-        info["tiles"] = {name: len(getattr(found.problem2, name)) for name in ("train", "validation")}
+    one, two = found.problem1, found.problem2
+    splits = {"pool": one.pool, "train": one.train, "val": one.val} if one else {}
+    tiles = {"train": len(two.train), "validation": len(two.validation)} if two else {}
     if arguments.json:
-        print(json.dumps(info, indent=2))
+        info = {name: {"images": len(split), "classes": split.counts()} for name, split in splits.items()}
+        print(json.dumps({"root": str(root), **info, **({"tiles": tiles} if two else {})}, indent=2))
         return
     print(root)
-    for name in [name for name in ("pool", "train", "val") if name in info]:
-        print(f"{name}: {info[name]['images']:,} images")
-        for label, count in info[name]["classes"].items():
+    for name, split in splits.items():
+        print(f"{name}: {len(split):,} images")
+        for label, count in split.counts().items():
             print(f"  {label:<30}{count:>6,}")
-    for name, count in info.get("tiles", {}).items():
+    for name, count in tiles.items():
         print(f"tiles, {name}: {count:,}")
 
 
@@ -144,11 +140,9 @@ def weights_list(arguments):
     for name, known in fetch.KNOWN.items():
         there = "there" if (paths.WEIGHTS / known.file).is_file() else "not there"
         print(f"{name:<11}{there:<11}{known.megabytes:>5} MB  {known.about}")
-    print(
-        f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one. A Hugging Face folder\nsam-vit-base "
-        "(config.json, model.safetensors) in there serves as well. torchvision gets\nits own weights, of profiles "
-        "seed and strong, by itself."
-    )
+    print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one. A Hugging Face folder")
+    print("sam-vit-base (config.json, model.safetensors) in there serves as well. torchvision gets")
+    print("its own weights, of profiles seed and strong, by itself.")
 
 
 def weights_fetch(arguments):
@@ -161,14 +155,13 @@ def weights_check(arguments):
     from hw1lib import files
     from hw1lib.models import fetch
 
-    there = [known for known in fetch.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()]
-    wrong = [known.file for known in there if files.digest(paths.WEIGHTS / known.file) != known.sha256]
-    for known in there:
-        print(f"{known.file}  {'wrong' if known.file in wrong else 'right'}")
+    there = {known.file: known.sha256 for known in fetch.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()}
+    wrong = [file for file, sha256 in there.items() if files.digest(paths.WEIGHTS / file) != sha256]
+    for file in there:
+        print(f"{file}  {'wrong' if file in wrong else 'right'}")
     if wrong:
-        raise UserError(
-            f"{', '.join(wrong)} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch."
-        )
+        names = ", ".join(wrong)
+        raise UserError(f"{names} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
     if not there:
         print(f"No weights of `weights list` lie in {paths.WEIGHTS}.")
 
@@ -215,13 +208,12 @@ def evaluate_segmentation(arguments):
 
 def _named(problems):
     """Names what was left out, and returns the exit code."""
-    if not problems:
-        return 0
-    sys.stdout.flush()
-    print(f"\nhw1lib: {len(problems)} left out:", file=sys.stderr)
+    if problems:
+        sys.stdout.flush()
+        print(f"\nhw1lib: {len(problems)} left out:", file=sys.stderr)
     for name, reason in problems:
         print(f"  {name}: {reason}", file=sys.stderr)
-    return 1
+    return 1 if problems else 0
 
 
 def publish(arguments):
@@ -234,8 +226,7 @@ def figures(arguments):
     from hw1lib.chapters import render
 
     formats = arguments.format.split(",")
-    odd = set(formats) - {"pdf", "svg", "png"}
-    if odd:
+    if odd := set(formats) - {"pdf", "svg", "png"}:
         raise UserError(f"--format {odd.pop()}: choose of pdf, svg and png.")
     out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / arguments.profile
     into = arguments.into or out / "figures" / "export"
@@ -324,12 +315,10 @@ def _parser():
     )  # fmt: skip
 
     what = _group(kinds, "evaluate", "score predictions as the course does")
-    for name, score, kind, text in (
-        ("classification", evaluate_classification, "CSV", "accuracy of a CSV"),
-        ("segmentation", evaluate_segmentation, "DIR", "mIoU of a folder of masks"),
-    ):
-        both = [_option(n, type=Path, metavar=f"{m}_{kind}") for n, m in (("predicted", "PRED"), ("true", "TRUE"))]
-        _command(what, name, score, text, *both)
+    both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_CSV") for name in ("predicted", "true")]
+    _command(what, "classification", evaluate_classification, "accuracy of a CSV", *both)
+    both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_DIR") for name in ("predicted", "true")]
+    _command(what, "segmentation", evaluate_segmentation, "mIoU of a folder of masks", *both)
 
     _command(kinds, "publish", publish, "copy a report as Markdown and PNG into report/<profile>", *COMMON)
     _command(

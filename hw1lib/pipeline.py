@@ -67,11 +67,10 @@ def run(book, parameters):
 def _print_plan(book):
     """How much is to run and, where something was done before, why; returns those reasons."""
     reasons = {label: steps.why(name) for label, steps, name in book.planned()}
-    undone = {label: why for label, why in reasons.items() if why}
+    undone = [f"{label}: {why}" for label, why in reasons.items() if why]
     print(f"Steps   {len(reasons)}: {len(reasons) - len(undone)} done, {len(undone)} to run")
-    if len(undone) < len(reasons):
-        for label, why in undone.items():
-            _print_indented(f"{label}: {why}")
+    for line in undone if len(undone) < len(reasons) else ():
+        _print_indented(line)
     return undone
 
 
@@ -179,7 +178,7 @@ def _naming_its_fault(name, target, book):
     try:
         yield
     except PapermillExecutionError as error:
-        if error.ename in ("UserError", "Diverged"):
+        if error.ename == UserError.__name__:
             raise UserError(str(error.evalue)) from error
         if issubclass(getattr(builtins, error.ename, object), OSError):
             raise UserError(f"{name}: {error.evalue}. {remedy(None)}") from error
@@ -188,12 +187,11 @@ def _naming_its_fault(name, target, book):
             f"copy {target} shows where. This is likely a fault of the workbook; what was finished before is kept."
         ) from error
     except DeadKernelError as error:
-        undone = [(steps, step) for _, steps, step in book.planned() if steps.status(step) != "done"]
-        helps = [steps.for_less_memory(step) for steps, step in undone]
+        helps = (steps.for_less_memory(step) for _, steps, step in book.planned() if steps.status(step) != "done")
         raise UserError(
             f"The kernel of notebook {name} died, as it does when memory runs out or it is killed. Run the same "
             "command again: finished steps are kept, half done ones go on from their last checkpoint. If it was "
-            f"memory: {''.join(helps[:1])}"
+            f"memory: {next(helps, 'close other programs.')}"
         ) from error
 
 
@@ -281,13 +279,8 @@ def _device_name(device):
 
 def _commit():
     """The commit that the code is at, with + where files differ from it; empty outside git."""
-
-    def git(*words):
-        done = subprocess.run(["git", "-C", str(paths.ROOT), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
+    describe = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        commit = git("rev-parse", "--short", "HEAD")
-        return commit + "+" if commit and git("status", "--porcelain") else commit
+        return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:
         return ""

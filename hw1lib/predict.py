@@ -4,6 +4,7 @@ What cannot be read is skipped and named: each function returns a list of (file,
 all the rest is done.
 """
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,26 +47,22 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
     name = model or book.profile.segmentation.improved
     out_dir, image_dir = Path(out_dir), Path(image_dir)
     if out_dir.resolve() == image_dir.resolve():
-        raise UserError(
-            f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks in there would be replaced. "
-            "Name another folder for the predictions."
-        )
+        same = f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks in there would be replaced."
+        raise UserError(f"{same} Name another folder for the predictions.")
     if name not in segmenters.SEGMENTERS:
         raise UserError(f"--model {name}: choose one of {', '.join(segmenters.SEGMENTERS)}.")
     settings = getattr(book.profile, name)
-    network = segmenters.build(name, book.profile.model_scale)
-    network = _trained(book, f"segment-{name}", network)
+    network = _trained(book, f"segment-{name}", segmenters.build(name, book.profile.model_scale))
     seen = book.result(f"segment-{name}").metrics["seen"]
-    taken, problems = {}, []
+    taken, problems, written = {}, [], 0
     for path in _images_in(image_dir):
         target = path.stem.removesuffix(SATELLITE) + MASK
         if taken.setdefault(target, path) is not path:
             problems.append((path, f"{taken[target].name} is already written to {target}"))
     names = {path: target for target, path in taken.items()}
-    written = 0
     for batch in _batches(list(names), settings.batch_size, problems):
         images = np.stack([pixels for _, pixels in batch])
-        with _precision(settings, book.device):
+        with training.autocast(settings.precision, book.device):  # as in validation
             masks = segment.predict(network, images, book.device, settings, tta, seen)
         for (path, _), mask in zip(batch, masks):
             with files.replacing(out_dir / names[path]) as temporary:
@@ -99,32 +96,28 @@ def classification(book, table, image_dir, out, setting="C"):
     head = classifier.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
-    frozen, problems = comparison.ROWS[setting].frozen, []
-    names = rows["filename"].unique()
-    inside = [name for name in names if not layout.leaves(folder, name)]
-    problems += [(n, f"it leads out of {folder}") for n in names if layout.leaves(folder, n)]
-    found = {}
-    paths = [folder / name for name in inside]
+    frozen, found = comparison.ROWS[setting].frozen, {}
+    outside = {name: layout.leaves(folder, name) for name in rows["filename"].unique()}
+    problems = [(name, f"it leads out of {folder}") for name, leaves in outside.items() if leaves]
+    paths = [folder / name for name, leaves in outside.items() if not leaves]
     for batch in _batches(paths, settings.batch_size, problems, size):
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
         if frozen:  # its head was trained and scored on features in float32
             known = features.extract(model.backbone, images, book.device).to(book.device)
-        with torch.no_grad(), _precision(settings, book.device):
+        with torch.no_grad(), training.autocast(settings.precision, book.device):  # as in validation
             scores = model.head(known) if frozen else model(augment.normalise(images.to(book.device)))
         numbers = scores.float().argmax(dim=1).tolist()
         found |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}
     labels = rows["filename"].map(found).astype("Int64")
-    text = rows[["id", "filename"]].assign(label=labels).to_csv(index=False)
-    files.write_text(out, text)
+    files.write_text(out, rows[["id", "filename"]].assign(label=labels).to_csv(index=False))
     return int(labels.notna().sum()), problems
 
 
 def _must_be_trained(book, step):
     if step not in book.steps.all or book.steps.status(step) != "done":
         raise UserError(
-            f"The model of step {step} is not trained in {book.out}. Run make report "
-            f"PROFILE={book.profile.name} first, and give predict the same --data-root, --out and "
-            "--set."
+            f"The model of step {step} is not trained in {book.out}. Run make report PROFILE={book.profile.name} "
+            "first, and give predict the same --data-root, --out and --set."
         )
 
 
@@ -135,21 +128,13 @@ def _trained(book, step, network):
     return network.to(book.device, memory_format=torch.channels_last).eval()
 
 
-def _precision(settings, device):
-    """As in validation, so that the same images give the same predictions."""
-    dtype = training.autocast_dtype(settings.precision, device)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
-
-
 def _images_in(folder):
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
-    found = [p for p in found if not p.name.endswith(MASK)]
-    tiles = [p for p in found if p.stem.endswith(SATELLITE)]
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.endswith(MASK))
     if not found:
         raise UserError(f"{folder} holds no images ({', '.join(ENDINGS)}).")
-    return tiles or found
+    return [p for p in found if p.stem.endswith(SATELLITE)] or found
 
 
 def _batches(paths, size, problems, square=None):
@@ -166,27 +151,22 @@ def _batches(paths, size, problems, square=None):
         try:
             image = image_files.open_rgb(path)
         except UserError as error:
-            cause = error.__cause__
-            missing = isinstance(cause, FileNotFoundError)
-            return path, "missing" if missing else f"it cannot be decoded: {cause}"
-        pixels = np.asarray(image).transpose(2, 0, 1)
-        return path, pixels if square is None else image_files.square(image, square)
+            missing = isinstance(error.__cause__, FileNotFoundError)
+            return path, "missing" if missing else f"it cannot be decoded: {error.__cause__}"
+        return path, image_files.square(image, square) if square else np.asarray(image).transpose(2, 0, 1)
 
     batch = []
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(paths), desc="predict", unit="image", disable=None, ncols=80) as bar,
-    ):
-        for start in range(0, len(paths), AHEAD):
-            for path, pixels in pool.map(decode, paths[start : start + AHEAD]):
-                bar.update()
-                if isinstance(pixels, str):
-                    problems.append((path, pixels))
-                    continue
-                if batch and (len(batch) == size or pixels.shape != batch[0][1].shape):
-                    yield batch
-                    batch = []
-                batch.append((path, pixels))
+    with ThreadPoolExecutor() as pool:
+        ahead = (paths[start : start + AHEAD] for start in range(0, len(paths), AHEAD))
+        decoded = itertools.chain.from_iterable(pool.map(decode, part) for part in ahead)
+        for path, pixels in tqdm(decoded, "predict", len(paths), unit="image", disable=None, ncols=80):
+            if isinstance(pixels, str):
+                problems.append((path, pixels))
+                continue
+            if batch and (len(batch) == size or pixels.shape != batch[0][1].shape):
+                yield batch
+                batch = []
+            batch.append((path, pixels))
     if batch:
         yield batch
 
@@ -224,18 +204,11 @@ def score_segmentation(predicted_dir, true_dir):
         strays += stray
         scored += 1
     if not scored:
-        raise UserError(
-            f"No mask of {predicted_dir} could be scored against {true_dir}; the first reason: "
-            f"{problems[0][0]}: {problems[0][1]}."
-        )
+        first = ": ".join(problems[0])
+        raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}; the first reason: {first}.")
     iou = [None if np.isnan(value) else float(value) for value in metrics.iou(matrix)]
-    return {
-        "tiles": scored,
-        "miou": metrics.miou(matrix),
-        "iou": dict(zip(landcover.SCORED, iou)),
-        "pixel_accuracy": metrics.pixel_accuracy(matrix),
-        "stray_pixels": strays,
-    }, problems
+    found = {"tiles": scored, "miou": metrics.miou(matrix), "iou": dict(zip(landcover.SCORED, iou))}
+    return found | {"pixel_accuracy": metrics.pixel_accuracy(matrix), "stray_pixels": strays}, problems
 
 
 def score_classification(predicted_csv, true_csv):
@@ -255,14 +228,8 @@ def score_classification(predicted_csv, true_csv):
     problems = [(name, "it has no prediction") for name in true.index if name not in predicted]
     problems += [(name, "it is not among the true labels") for name in predicted.index if name not in true]
     correct = int((predicted.reindex(true.index) == true).sum())
-    low, high = wilson(correct, len(true))
-    return {
-        "correct": correct,
-        "total": len(true),
-        "accuracy": correct / len(true),
-        "ci_low": low,
-        "ci_high": high,
-    }, problems
+    found = {"correct": correct, "total": len(true), "accuracy": correct / len(true)}
+    return found | dict(zip(("ci_low", "ci_high"), wilson(correct, len(true)))), problems
 
 
 def _mask(path):

@@ -16,11 +16,8 @@ from hw1lib.errors import UserError
 FIXED = ("name", "about", "ours", "needs_data")  # no settings: they say what a profile is
 LARGEST = 2**53  # up to here JSON's numbers are whole ones for everybody
 
-group = partial(
-    pydantic.dataclasses.dataclass,
-    frozen=True,
-    config=pydantic.ConfigDict(allow_inf_nan=False, str_strip_whitespace=True),
-)
+CONFIG = pydantic.ConfigDict(allow_inf_nan=False, str_strip_whitespace=True)
+group = partial(pydantic.dataclasses.dataclass, frozen=True, config=CONFIG)
 Limit = Annotated[int, Field(ge=0, le=LARGEST)]
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Positive = Annotated[float, Field(ge=0)]
@@ -207,7 +204,9 @@ def replaced(part, dotted, value, above=""):
         raise UserError(f"There is no setting {dotted!r}; there are: {', '.join(above + other for other in known)}.")
 
     try:
-        value = str(value).strip() if isinstance(value, bool | int | float | str) else value  # pydantic takes true for 1
+        value = (
+            str(value).strip() if isinstance(value, bool | int | float | str) else value
+        )  # pydantic takes true for 1
         return dataclasses.replace(part, **{name: value})
     except ValueError as error:  # pydantic's; and Python's own about whole numbers of thousands of digits
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)

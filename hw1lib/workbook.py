@@ -142,10 +142,8 @@ def browse(draw, **choices):
         return
     import ipywidgets
 
-    controls = {
-        name: ipywidgets.SelectionSlider(options=list(values), continuous_update=False)
-        for name, values in choices.items()
-    }
+    slider = functools.partial(ipywidgets.SelectionSlider, continuous_update=False)
+    controls = {name: slider(options=list(values)) for name, values in choices.items()}
     ipywidgets.interact(lambda **chosen: display(draw(**chosen)), **controls)
 
 

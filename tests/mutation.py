@@ -34,7 +34,7 @@ FAULTS = [  # function, what stands there, what stands there instead
     ("extract", "backbone.eval()", "backbone.train()"),
     ("colour_statistics", "pixels.std(dim=2)", "pixels.var(dim=2)"),
     ("nearest_class", 'metric="cosine"', 'metric="euclidean"'),
-    ("_finish", 'int(correct[-1]) / total', 'int(correct[0]) / total'),
+    ("_finish", "correct.argmax()", "correct.argmin()"),
     ("lovasz", "truth.sum() - truth.cumsum(dim=0)", "truth.sum() - truth.cumsum(dim=0) + 1"),
     ("stage_epochs", "(epochs + 1) // 2", "epochs // 2"),
     ("turned_scores", "rot90(-turns", "rot90(turns"),

@@ -95,14 +95,8 @@ def two_views(size, settings, overhead):
 
 def tile_recipe(settings):
     """The recipe of Problem 2's tiles, of settings.Segment."""
-    strength = settings.jitter
-    return Recipe(
-        crop_scale=settings.crop_scale,
-        aspect=1.0,
-        overhead=True,
-        jitter=(strength, strength, strength, strength / 10),
-        grayscale_p=0.0,
-    )
+    jitter = (settings.jitter, settings.jitter, settings.jitter, settings.jitter / 10)
+    return Recipe(crop_scale=settings.crop_scale, aspect=1.0, overhead=True, jitter=jitter, grayscale_p=0.0)
 
 
 def geometry(batch, recipe, shares=None, square=True):
@@ -233,14 +227,7 @@ def blur(images, sigma, radius):
 
 def original(size):
     """The original report's transforms, to the letter, for one PIL image."""
-    return transforms.Compose(
-        [
-            transforms.Resize(size),
-            transforms.RandomCrop(size),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomVerticalFlip(),
-            transforms.TrivialAugmentWide(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=MEAN, std=DEVIATION),
-        ]
-    )
+    crop = [transforms.Resize(size), transforms.RandomCrop(size)]
+    change = [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), transforms.TrivialAugmentWide()]
+    scale = [transforms.ToTensor(), transforms.Normalize(mean=MEAN, std=DEVIATION)]
+    return transforms.Compose(crop + change + scale)

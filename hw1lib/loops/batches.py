@@ -72,14 +72,9 @@ class FileBatches:
         return len(self.split) // self.batch_size
 
     def __call__(self, epoch, start=0):
-        loader = DataLoader(
-            _Files(self.split, self.transform),
-            self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch),
-        )
+        how = dict(shuffle=True, drop_last=True, num_workers=self.workers)
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        loader = DataLoader(_Files(self.split, self.transform), self.batch_size, generator=generator, **how)
         # The workers' draws depend on the batches before: those are made again, and left out.
         try:
             for images, labels, self._chosen in itertools.islice(loader, start, None):

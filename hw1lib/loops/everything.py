@@ -49,15 +49,8 @@ def run(draft, problem2, profile, predictions, sam_path, device):
         if method == chosen:
             draft.array("predictions_vote", voted)
     draft.history([])
-    draft.metrics(
-        {
-            "sam": sam_path.name if sam_path else None,
-            "rows": rows,
-            "refine": chosen,
-            "refined": refined,
-            "model_miou": metrics.miou(metrics.confusion(masks, predictions)),
-        }
-    )
+    found = {"sam": sam_path.name if sam_path else None, "rows": rows, "refine": chosen, "refined": refined}
+    draft.metrics(found | {"model_miou": metrics.miou(metrics.confusion(masks, predictions))})
 
 
 def refining(wish, has_sam, device):
@@ -103,21 +96,8 @@ def _refine(method, images, predictions, network, settings):
 
 
 def _sam(image, network, settings):
-    return sam.sam_everything(
-        image,
-        network,
-        points_per_side=settings.points_per_side,
-        points_per_batch=settings.points_per_batch,
-        pred_iou_thresh=settings.pred_iou_thresh,
-        stability_score_thresh=settings.stability_score_thresh,
-        stability_score_offset=settings.stability_score_offset,
-        box_nms_thresh=settings.box_nms_thresh,
-        crop_n_layers=settings.crop_n_layers,
-        crop_overlap_ratio=settings.crop_overlap_ratio,
-        crop_n_points_downscale_factor=settings.crop_n_points_downscale_factor,
-        crop_nms_thresh=settings.crop_nms_thresh,
-        min_mask_region_area=settings.min_mask_region_area,
-    )
+    ours = ("images", "segments", "refine")  # the others are named as in Meta's code
+    return sam.sam_everything(image, network, **{k: v for k, v in vars(settings).items() if k not in ours})
 
 
 def _measure(masks, labels, truth, prediction, voted):

@@ -21,11 +21,10 @@ def extract(backbone, images, device, batch=256):
     was_training = backbone.training
     backbone.eval()
     with training.autocast("float32", device):
-        parts = [
-            classifier.features(backbone, augment.normalise(part.to(device))).cpu() for part in images.split(batch)
-        ]
+        parts = (augment.normalise(part.to(device)) for part in images.split(batch))
+        found = torch.cat([classifier.features(backbone, part).cpu() for part in parts])
     backbone.train(was_training)
-    return torch.cat(parts)
+    return found
 
 
 def nearest_class(bank, labels, queries, neighbours):

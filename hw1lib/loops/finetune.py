@@ -140,14 +140,6 @@ def _finish(draft, history, problem1, **more):
     best, total = int(correct.argmax()), len(problem1.val)
     draft.array("predictions", predictions)
     draft.history(history)
-    draft.metrics(
-        {
-            "correct": int(correct[best]),
-            "total": total,
-            "epoch": history[best]["epoch"],
-            "accuracy": int(correct[best]) / total,
-            "correct_last": int(correct[-1]),
-            "accuracy_last": int(correct[-1]) / total,
-            **more,
-        }
-    )
+    right, last = int(correct[best]), int(correct[-1])
+    found = {"correct": right, "total": total, "epoch": history[best]["epoch"], "accuracy": right / total}
+    draft.metrics(found | {"correct_last": last, "accuracy_last": last / total, **more})

@@ -35,16 +35,14 @@ def self_supervised(draft, problem1, profile, device):
         else:
             learner.update_moving_average()
 
-    history = training.train(
-        learner,
-        lambda images, *_: loss(learner, images, settings),
-        batches,
-        settings,
-        device,
-        evaluate=lambda epoch: probe(backbone),
-        after_step=follow if settings.use_momentum else None,
-        **training.for_step(draft, profile),
-    )
+    def step_loss(images, *_):
+        return loss(learner, images, settings)
+
+    def evaluate(epoch):
+        return probe(backbone)
+
+    after, step = follow if settings.use_momentum else None, training.for_step(draft, profile)
+    history = training.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
     draft.weights(without_fc(backbone))
     draft.history(history)
     queries, collapsed = len(probe.held_out) if probe.asks else 0, representation.collapsed(history[-1])
@@ -99,8 +97,8 @@ def supervised(draft, problem1, profile, device):
         return
     if profile.model_scale != 1:
         raise UserError(
-            f"supervised.source={source} is a whole ResNet50, but profile {profile.name} shrinks "
-            f"it (model_scale={profile.model_scale}). Choose --set supervised.source=pool."
+            f"supervised.source={source} is a whole ResNet50, but profile {profile.name} shrinks it "
+            f"(model_scale={profile.model_scale}). Choose --set supervised.source=pool."
         )
     if source == "file":
         if file is None:
@@ -120,22 +118,20 @@ def _supervised_on_pool(draft, pool, profile, device):
     settings = profile.supervised
     if pool.labels is None:
         raise UserError(
-            f"Settings B and D need a supervised backbone, but {pool.folder.parent.parent} has "
-            "neither pretrain_model_SL.pt (profiles with whole networks use it) nor labels of "
-            "the pool in mini/train.csv. Add one of the two (data/README.md)."
+            f"Settings B and D need a supervised backbone, but {pool.folder.parent.parent} has neither "
+            "pretrain_model_SL.pt (profiles with whole networks use it) nor labels of the pool in mini/train.csv. "
+            "Add one of the two (data/README.md)."
         )
     training.seed_everything(profile.seed, 0)
     backbone = classifier.backbone(profile.model_scale)
     backbone.fc = nn.Linear(classifier.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
-    history = training.train(
-        backbone,
-        lambda images, labels: F.cross_entropy(backbone(images).float(), labels),
-        labelled_batches(pool, profile, settings, device),
-        settings,
-        device,
-        **training.for_step(draft, profile),
-    )
+
+    def loss(images, labels):
+        return F.cross_entropy(backbone(images).float(), labels)
+
+    batches = labelled_batches(pool, profile, settings, device)
+    history = training.train(backbone, loss, batches, settings, device, **training.for_step(draft, profile))
     draft.weights(without_fc(backbone))
     draft.history(history)
     draft.metrics({"source": "pool", "images": len(pool), "classes": len(pool.classes)})
@@ -145,6 +141,7 @@ def labelled_batches(split, profile, settings, device):
     """Augmented training batches of a labelled split: (B, 3, S, S) normalised images and (B,) labels."""
     if settings.augmentation == "original":
         return _file_batches(split, profile, settings, device)
+
     size = profile.data.image_size
     view = augment.Views(size, augment.CLASSIFY, profile.data.overhead)
     tensors = [torch.from_numpy(image_files.load(split, size)), torch.from_numpy(split.labels)]

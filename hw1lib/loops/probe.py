@@ -51,10 +51,8 @@ class Probe:
                 "pretrain: the backbone's features are not finite any more; the training has "
                 "diverged. Lower its learning rate, --set pretrain.lr=…"
             )
-        numbers = {
-            "deviation": representation.deviation(bank.numpy()),
-            "effective_rank": representation.effective_rank(bank.numpy()),
-        }
+        spread = representation.deviation(bank.numpy())
+        numbers = {"deviation": spread, "effective_rank": representation.effective_rank(bank.numpy())}
         if self.asks:
             queries = features.extract(backbone, self.queries, self.device)
             found = features.nearest_class(bank, self.bank.labels, queries, NEIGHBOURS)

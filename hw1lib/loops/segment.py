@@ -57,16 +57,8 @@ def run(draft, problem2, profile, name, device):
     def follow(done):
         network.follow(round(done * settings.epochs * len(batches)))
 
-    history = training.train(
-        network,
-        loss,
-        batches,
-        settings,
-        device,
-        evaluate=evaluate,
-        after_step=follow if settings.average else None,
-        **training.for_step(draft, profile),
-    )
+    after, step = follow if settings.average else None, training.for_step(draft, profile)
+    history = training.train(network, loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
     draft.weights(network.average if settings.average else network)
     draft.history(history)
     ceiling = metrics.ceiling(val_masks, stride(name, settings))
@@ -80,10 +72,8 @@ def _refuse_unlabelled(problem2, masks, val_masks):
     """Raises a UserError where the tiles in use show nothing to learn or to score."""
     for tiles, of in ((problem2.train, masks), (problem2.validation, val_masks)):
         if (of == UNKNOWN).all():
-            raise UserError(
-                f"No mask of the {len(tiles)} tiles in use of {tiles.folder} shows a class. Use "
-                "more of them (data.tile_limit) or other masks."
-            )
+            nothing = f"No mask of the {len(tiles)} tiles in use of {tiles.folder} shows a class."
+            raise UserError(f"{nothing} Use more of them (data.tile_limit) or other masks.")
 
 
 def stage_epochs(epochs):
@@ -174,10 +164,8 @@ def _batches(images, masks, profile, settings, device, names=()):
     height, width = images.shape[-2:]
     side = settings.crop
     if side > min(height, width):
-        raise UserError(
-            f"A crop of {side} pixels does not fit into tiles of {width} × {height}. Make it smaller, or 0 for whole "
-            "tiles."
-        )
+        fits = f"A crop of {side} pixels does not fit into tiles of {width} × {height}."
+        raise UserError(f"{fits} Make it smaller, or 0 for whole tiles.")
     size = (side, side) if side else (height, width)
     shares = (side / height, side / width) if side else None  # crops keep the resolution
     square = size[0] == size[1]

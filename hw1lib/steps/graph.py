@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import itertools
+import operator
 import platform
 import statistics
 import time
@@ -312,5 +313,5 @@ class Steps:
 
 
 def _setting(profile, dotted):
-    value = functools.reduce(getattr, dotted.split("."), profile)
+    value = operator.attrgetter(dotted)(profile)
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
