@@ -80,23 +80,13 @@ def verify(arguments):
 
 def compare(arguments):
     """Accuracies and mIoUs of several build folders side by side, and the settings in which they differ."""
-    import pandas as pd
+    from hw1lib import side_by_side
 
-    runs = {}
-    for name in arguments.runs:
-        out = paths.BUILD / name if name in profiles.PROFILES else Path(name)
-        try:
-            runs[str(name)] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{out} holds no readable metrics.json ({error}). Run the report there first.") from error
-    for wanted in ("accuracy_last", "miou_last"):
-        columns = {name: {s: v[wanted] for s, v in r["steps"].items() if wanted in v} for name, r in runs.items()}
-        if table := {name: column for name, column in columns.items() if column}:
-            text = pd.DataFrame(table).to_string(na_rep="–", float_format="%.4f")
-            print(f"{wanted.partition('_')[0]} at the last epoch\n{text}\n")
-    flat = pd.DataFrame({name: pd.json_normalize(r["settings"]).iloc[0].map(str) for name, r in runs.items()})
-    odd = flat[flat.nunique(axis=1, dropna=False) > 1]
-    print("The settings are the same." if odd.empty else f"settings that differ\n{odd.to_string(na_rep='–')}")
+    tables = side_by_side.tables(arguments.runs)
+    for title, table in tables.items():
+        print(f"{title}\n{table.to_string(na_rep='–', float_format='%.4f')}\n")
+    if "settings that differ" not in tables:
+        print("The settings are the same.")
 
 
 def data_sample(arguments):
@@ -140,9 +130,9 @@ def weights_list(arguments):
     for name, known in fetch.KNOWN.items():
         there = "there" if (paths.WEIGHTS / known.file).is_file() else "not there"
         print(f"{name:<11}{there:<11}{known.megabytes:>5} MB  {known.about}")
-    print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one. A Hugging Face folder")
-    print("sam-vit-base (config.json, model.safetensors) in there serves as well. torchvision gets")
-    print("its own weights, of profiles seed and strong, by itself.")
+    print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one.")
+    print("A Hugging Face folder sam-vit-base (config.json, model.safetensors) in there serves\nas well.", end=" ")
+    print("torchvision gets its own weights, of profiles seed and strong, by itself.")
 
 
 def weights_fetch(arguments):
@@ -316,9 +306,9 @@ def _parser():
 
     what = _group(kinds, "evaluate", "score predictions as the course does")
     both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_CSV") for name in ("predicted", "true")]
-    _command(what, "classification", evaluate_classification, "accuracy of a CSV", *both)
+    _command(what, "classification", evaluate_classification, "score a CSV by accuracy", *both)
     both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_DIR") for name in ("predicted", "true")]
-    _command(what, "segmentation", evaluate_segmentation, "mIoU of a folder of masks", *both)
+    _command(what, "segmentation", evaluate_segmentation, "score a folder of masks by mIoU", *both)
 
     _command(kinds, "publish", publish, "copy a report as Markdown and PNG into report/<profile>", *COMMON)
     _command(
