@@ -29,7 +29,7 @@ from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.steps import store, why
 
-REPEATED = ("pretrain", "pretrain-supervised", *(row.step for row in ROWS.values()))  # with each seed
+REPEATED = {name for row in ROWS.values() for name in (row.pretraining, row.step)}  # with each seed
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
 ERRORS = 5  # of the data that are named where it is refused
 
