@@ -73,8 +73,18 @@ def panels(figure):
     return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
 
 
-def columns(table):
-    return ",".join(table)
+def pictures(figure):
+    """The images that are shown, in the order of their axes."""
+    return [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
+
+
+def numbers(figure):
+    """The same as the numbers that `split` gave them."""
+    return [int(picture[0, 0, 0]) for picture in pictures(figure)]
+
+
+def texts(found):
+    return [text.get_text() for text in found]
 
 
 def csv(table):
