@@ -4,6 +4,8 @@ import os
 import pickle
 import random
 import zipfile
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,12 +34,13 @@ def make(path, seed=0, every=0.0):
     return Checkpoint(path, *trained(seed), CPU, every)
 
 
+def state_of(checkpoint):
+    return [dict(checkpoint.module.state_dict()), checkpoint.optimizer.state_dict()]
+
+
 def progress():
-    rows = [
-        {"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True},
-        {"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"},
-    ]
-    return Progress(rows, step=3, total=torch.tensor(1 / 3))
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True}]
+    return Progress([*rows, {"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"}], 3, torch.tensor(1 / 3))
 
 
 def same(one, two):
@@ -54,6 +57,11 @@ def same(one, two):
 # --- random generators
 
 
+def begin(seed):
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    draws()
+
+
 def draws():
     return random.random(), random.gauss(), np.random.rand(), np.random.randn(), torch.randn(3)
 
@@ -63,64 +71,65 @@ def test_generators_go_on_where_they_were(tmp_path):
 
     What began on another device goes on here: its generator's state is of no use, and no harm, on a CPU.
     """
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    random.gauss(), np.random.randn(), torch.randn(1)
+    begin(1)
     states = random_states(CPU)
     assert states["numpy"][3] == 1 and states["python"][2] is not None
     torch.save(states | {"device": torch.zeros(16, dtype=torch.uint8)}, tmp_path / "states.pt")
     first = draws()
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    random.gauss(), np.random.randn(), torch.randn(1)
+    begin(1)
     assert same(draws(), first)  # asking for the states has drawn nothing
-    random.seed(2), np.random.seed(2), torch.manual_seed(2), draws()
+    begin(2)
     restore_random(torch.load(tmp_path / "states.pt", weights_only=True), CPU)
-    assert same(draws(), first)
-    assert not same(draws(), first)
+    assert same(draws(), first) and not same(draws(), first)
 
 
 # --- saving and loading
 
 
-def test_a_checkpoint_is_plain_data_with_all_that_a_training_needs(tmp_path):
-    path = tmp_path / "checkpoint.pt"
+def test_what_was_saved_is_plain_data_and_is_what_is_loaded(tmp_path):
+    """Each takes the place of the one before; saving does not change what goes on."""
     (tmp_path / "stage_early.npy").write_bytes(b"an epoch's")
     (tmp_path / ".stage_late.npy.x1").write_bytes(b"half of it")
-    (tmp_path / "config.json").write_text("{}")
-    saved = make(path)
-    saved.save(progress())
-    state = torch.load(path, weights_only=True)
-    assert state.keys() == {"format", "module", "optimizer", "progress", "beside"}
-    assert same(state["module"], dict(saved.module.state_dict()))
-    assert same(state["optimizer"], saved.optimizer.state_dict())
-    expected = vars(progress()) | {"random": random_states(CPU)}
-    assert same(state["progress"], expected)
-    assert state["beside"] == {"stage_early.npy": files.digest(tmp_path / "stage_early.npy")}
-
-
-def test_what_was_saved_is_what_is_loaded(tmp_path):
-    """Each takes the place of the one before; saving does not change what goes on."""
-    saved, other, now = make(tmp_path / "checkpoint.pt"), make(tmp_path / "checkpoint.pt", seed=1), progress()
+    path = tmp_path / "checkpoint.pt"
+    saved, other, now = make(path), make(path, seed=1), progress()
     saved.save(Progress([], 1, torch.tensor(0.0)))
     saved.save(now)
     states = random_states(CPU)
     assert now.random is None and same(vars(now), vars(progress()))
-    assert names(tmp_path) == ["checkpoint.pt"]
-    loaded = other.load()
-    assert loaded.history == progress().history and loaded.step == 3
-    assert same(loaded.total, progress().total) and same(loaded.random, states)
-    assert same(dict(other.module.state_dict()), dict(saved.module.state_dict()))
-    assert same(other.optimizer.state_dict(), saved.optimizer.state_dict())
+    state = torch.load(path, weights_only=True)
+    assert state.keys() == {"format", "module", "optimizer", "progress", "beside"}
+    assert state["beside"] == {"stage_early.npy": files.digest(tmp_path / "stage_early.npy")}
+    assert same(vars(other.load()), vars(progress()) | {"random": states})
+    assert same(state_of(other), state_of(saved))
 
 
 def test_without_a_path_or_a_file_a_training_begins(tmp_path, capsys):
-    for idle in (make(None), make(tmp_path / "checkpoint.pt")):
-        before = dict(idle.module.state_dict())
-        assert idle.load() == Progress([]) and same(dict(idle.module.state_dict()), before)
+    for path in (None, tmp_path / "checkpoint.pt"):
+        idle = make(path)
+        assert idle.load() == Progress([]) and same(state_of(idle), state_of(make(path)))
     assert not make(None).due() and not make(None).due(inside=True)
     assert capsys.readouterr().out == "" and names(tmp_path) == []
 
 
 # --- what is not trusted
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A checkpoint, and a result that it goes with."""
+    (tmp_path / "stage_early.npy").write_bytes(b"as written")
+    make(tmp_path / "checkpoint.pt").save(progress())
+    return tmp_path / "checkpoint.pt"
+
+
+def refused(path, capsys):
+    """Loads what must not be loaded; what was said."""
+    other = make(path, seed=1)
+    assert other.load() == Progress([]) and same(state_of(other), state_of(make(path, seed=1)))
+    assert not path.exists()
+    said = capsys.readouterr().out
+    assert said.startswith(f"{path} cannot be used (") and said.count("\n") == 1
+    return said
 
 
 class Code:
@@ -133,32 +142,15 @@ class Code:
         return os.mkdir, (str(self.place),)
 
 
-def refused(path, capsys):
-    """Loads what must not be loaded; what was said."""
-    other = make(path, seed=1)
-    module, optimizer = trained(1)
-    assert other.load() == Progress([])
-    assert same(dict(other.module.state_dict()), dict(module.state_dict()))
-    assert same(other.optimizer.state_dict(), optimizer.state_dict())
-    assert not path.exists()
-    said = capsys.readouterr().out
-    assert said.startswith(f"{path} cannot be used (") and said.count("\n") == 1
-    return said
-
-
-PARTS = ["format", "module", "optimizer", "progress", "beside"]
-
-
-@pytest.mark.parametrize("place", [*PARTS[1:], "more", "a plain pickle"])
-def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys, place):
-    path, ran = tmp_path / "checkpoint.pt", tmp_path / "ran"
+@pytest.mark.parametrize("place", ["module", "optimizer", "progress", "beside", "more", "a plain pickle"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, path, capsys, place):
+    code = Code(tmp_path / "ran")
     if place == "a plain pickle":
-        path.write_bytes(pickle.dumps(Code(ran)))
+        path.write_bytes(pickle.dumps(code))
     else:
-        make(path).save(progress())
-        torch.save(torch.load(path, weights_only=True) | {place: Code(ran)}, path)
+        torch.save(torch.load(path, weights_only=True) | {place: code}, path)
     refused(path, capsys)
-    assert not ran.exists()
+    assert not code.place.exists()
 
 
 def cut(path):
@@ -182,85 +174,61 @@ def widen(path):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [
-        (cut, ""),
-        (lambda path: path.write_text("none"), ""),
-        (flip, "it is damaged"),
-        (widen, "it is of another network"),
-    ],
+    [(cut, ""), (lambda path: path.write_text("none"), ""), (flip, "it is damaged"), (widen, "it is of another net")],
 )
-def test_a_damaged_checkpoint_is_never_half_trusted(tmp_path, capsys, change, reason):
-    make(tmp_path / "checkpoint.pt").save(progress())
-    change(tmp_path / "checkpoint.pt")
-    assert f"({reason}" in refused(tmp_path / "checkpoint.pt", capsys)
+def test_a_damaged_checkpoint_is_never_half_trusted(path, capsys, change, reason):
+    change(path)
+    assert f"({reason}" in refused(path, capsys)
 
 
 ODD = {"format": [2], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
-ODD |= {"progress": [{}, {"odd": 1}, None], "beside": [None, {"gone.npy": "0"}]}
+ODD |= {"progress": [{}, {"odd": 1}, None], "beside": [None, {"gone.npy": "0"}]}  # each part of a checkpoint
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_checkpoint_that_lacks_a_part_or_has_an_odd_one_is_not_used(tmp_path, capsys, part):
-    path = tmp_path / "checkpoint.pt"
-    make(path).save(progress())
+@pytest.mark.parametrize("part", ODD)
+def test_a_checkpoint_that_lacks_a_part_or_has_an_odd_one_is_not_used(path, capsys, part):
     state = torch.load(path, weights_only=True)
     for odd in ({k: v for k, v in state.items() if k != part}, *(state | {part: odd} for odd in ODD[part])):
         torch.save(odd, path)
         refused(path, capsys)
+        (path.parent / "stage_early.npy").write_bytes(b"as written")
+
+
+@pytest.mark.parametrize("change", [None, Path.unlink, lambda path: path.write_text("x")])
+def test_only_the_results_that_it_goes_with_stay_beside_it(tmp_path, path, capsys, change):
+    """Others are made again: with a GPU's other rounding the next checkpoint would contradict them."""
+    (tmp_path / "predictions.npy").write_bytes(b"of the epoch that was interrupted")
+    if change is None:
+        assert make(path).load().step == 3 and names(tmp_path) == ["checkpoint.pt", "stage_early.npy"]
+    else:
+        change(tmp_path / "stage_early.npy")
+        assert "stage_early.npy was altered or is missing" in refused(path, capsys) and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError()], ids=repr)
-def test_what_is_no_fault_of_the_file_leaves_it_alone(tmp_path, monkeypatch, error):
-    path = tmp_path / "checkpoint.pt"
-    make(path).save(progress())
-
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(torch, "load", fail)
+def test_what_is_no_fault_of_the_file_leaves_it_alone(path, monkeypatch, error):
+    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
     with pytest.raises(type(error)):
         make(path).load()
     assert path.exists()
 
 
-def test_results_that_came_after_it_are_made_again(tmp_path):
-    """Else a GPU's other rounding would make the next checkpoint contradict them."""
-    (tmp_path / "stage_early.npy").write_bytes(b"as written")
-    saved = make(tmp_path / "checkpoint.pt")
-    saved.save(progress())
-    (tmp_path / "predictions.npy").write_bytes(b"of the epoch that was interrupted")
-    assert saved.load().step == 3 and names(tmp_path) == ["checkpoint.pt", "stage_early.npy"]
-
-
-@pytest.mark.parametrize("gone", [True, False])
-def test_without_the_results_it_goes_with_it_is_not_used(tmp_path, capsys, gone):
-    array = tmp_path / "stage_early.npy"
-    array.write_bytes(b"as written")
-    make(tmp_path / "checkpoint.pt").save(progress())
-    array.unlink() if gone else array.write_text("x")
-    assert "stage_early.npy was altered or is missing" in refused(tmp_path / "checkpoint.pt", capsys)
-    assert names(tmp_path) == []
-
-
 @pytest.mark.parametrize("lacking", [1, 100, 10_000])
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, lacking):
-    path = tmp_path / "checkpoint.pt"
-    saved = make(path)
-    saved.save(Progress([], 1, torch.tensor(0.0)))
-    refusal = pytest.raises(UserError, match=r"checkpoint\.pt could not be written")
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, path, lacking):
+    refusal = pytest.raises(UserError, match=r"(?s)checkpoint\.pt could not be written.*disk space")
     with refusal as caught, full_disk(path.stat().st_size - lacking):
-        saved.save(Progress([], 2, torch.tensor(0.0)))
-    assert "disk space" in str(caught.value) and "\n" not in str(caught.value)
-    assert names(tmp_path) == ["checkpoint.pt"] and saved.load().step == 1
+        make(path).save(progress())
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["checkpoint.pt", "stage_early.npy"] and make(path).load().step == 3
 
 
 def test_slow_disks_are_written_to_less_often(tmp_path, monkeypatch):
     """No more than a twentieth of the time: after 10 s of writing 200 s go by; inside an epoch ten intervals do."""
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    monkeypatch.setattr(torch, "save", lambda *_: clock.__setitem__(0, clock[0] + 10))
     saved = make(tmp_path / "checkpoint.pt", every=60)
     clock[0] = 60
+    monkeypatch.setattr(torch, "save", lambda *_: clock.__setitem__(0, 70))
     assert saved.due()
     saved.save(Progress([]))
     for clock[0], end, inside in ((70, 0, 0), (269, 0, 0), (270, 1, 0), (669, 1, 0), (670, 1, 1)):

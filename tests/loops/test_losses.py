@@ -14,26 +14,15 @@ from hw1lib.settings import Segment
 WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.1, 3.0, 0.7, 0.0])
 every_kind = pytest.mark.parametrize("kind", typing.get_args(Segment.__annotations__["loss"]))
 every_weight = pytest.mark.parametrize("weights", [None, WEIGHTS])
-some_absent = pytest.mark.parametrize("absent", [(), (0, 3, 6), (1, 2, 3, 4, 5, 6)])
-seeds = pytest.mark.parametrize("seed", range(3))
 
 
-def case(seed=0, shape=(2, 8, 8)):
+def case(seed=0):
     """Scores of a batch and its masks, a third of them unknown."""
     generator = torch.Generator().manual_seed(seed)
-    count, height, width = shape
-    scores = 2 * torch.randn(count, 7, height, width, generator=generator)
-    masks = torch.randint(0, UNKNOWN, shape, generator=generator, dtype=torch.uint8)
-    masks[torch.rand(shape, generator=generator) < 1 / 3] = UNKNOWN
-    return scores.requires_grad_(), masks
-
-
-def pixels(seed=0, count=60, absent=()):
-    """Scores and labels of single pixels; `absent` classes are in no label."""
-    generator = torch.Generator().manual_seed(seed)
-    there = torch.tensor([c for c in range(7) if c not in absent])
-    labels = there[torch.randint(len(there), (count,), generator=generator)]
-    return torch.randn(count, 7, generator=generator, dtype=torch.float64), labels
+    scores = 2 * torch.randn(2, 7, 8, 8, generator=generator)
+    masks = torch.randint(0, UNKNOWN, (2, 8, 8), generator=generator, dtype=torch.uint8)
+    masks[torch.rand(2, 8, 8, generator=generator) < 1 / 3] = UNKNOWN
+    return scores, masks
 
 
 def loss_of(scores, masks, kind, weights=None):
@@ -68,36 +57,10 @@ def test_unknown_pixels_give_neither_loss_nor_gradient(kind, weights):
 
 
 @every_kind
-def test_a_single_known_pixel_is_enough(kind):
-    scores, masks = case()
-    masks.fill_(UNKNOWN)
-    masks[1, 2, 3] = 4
-    value, gradient = loss_of(scores, masks, kind)
-    assert value > 0 and gradient.abs().sum(1).nonzero().tolist() == [[1, 2, 3]]
-
-
-@every_kind
 def test_sure_and_right_costs_nothing_and_scores_beyond_all_reason_stay_finite(kind):
     scores, masks = case()
-    right = 100.0 * F.one_hot(masks.long(), 7).permute(0, 3, 1, 2).float()
-    assert loss_of(right, masks, kind)[0].item() == pytest.approx(0, abs=1e-6)
-    assert loss_of(1e4 * scores, masks, kind)[0] > 0
-
-
-@every_kind
-@pytest.mark.parametrize("weights", [None, F.pad(WEIGHTS[:6].clamp_min(0.3), (0, 1))])
-def test_every_loss_is_learnt_by_gradient_descent(kind, weights):
-    """On scores themselves: from random ones to nearly all known pixels right."""
-    scores, masks = case(2)
-    start = losses.segmentation(scores, masks, kind, weights)
-    optimizer = torch.optim.SGD([scores], lr=20.0)
-    for _ in range(100):
-        optimizer.zero_grad()
-        losses.segmentation(scores, masks, kind, weights).backward()
-        optimizer.step()
-    assert losses.segmentation(scores, masks, kind, weights) < start / 4
-    known = masks != UNKNOWN
-    assert (scores.argmax(1)[known] == masks[known]).float().mean() > 0.95
+    right = 100 * F.one_hot(masks.long(), 7).movedim(3, 1).float()
+    assert loss_of(right, masks, kind)[0] == pytest.approx(0, abs=1e-6) and loss_of(1e4 * scores, masks, kind)[0] > 0
 
 
 # --- the formulas
@@ -112,33 +75,16 @@ def test_the_loss_is_cross_entropy_and_lovasz_without_weights_is_added_to_it(kin
     single = F.cross_entropy(scores, masks.long(), reduction="none")
     expected = (single * (1 if weights is None else weights[masks.long()]))[known].mean()
     if kind == "lovasz":
-        overlap = losses.lovasz(scores.softmax(1).permute(0, 2, 3, 1)[known], masks[known].long())
-        expected = expected + overlap
-        assert 0.1 < overlap < 1
+        expected += losses.lovasz(scores.softmax(1).permute(0, 2, 3, 1)[known], masks[known].long())
     torch.testing.assert_close(losses.segmentation(scores, masks, kind, weights), expected)
-    if kind == "cross_entropy":
-        torch.testing.assert_close(losses.segmentation(scores, masks, weights=weights), expected)
-
-
-@some_absent
-@seeds
-def test_lovasz_of_hard_predictions_is_one_less_iou(seed, absent):
-    """What defines the extension: at the corners it is the Jaccard loss itself."""
-    guess, labels = pixels(seed, absent=absent)
-    chosen = torch.where(torch.arange(60) % 2 == 0, labels, guess.argmax(1))
-    found = []
-    for number in labels.unique():
-        hit = ((chosen == number) & (labels == number)).sum()
-        found.append(float(hit / ((chosen == number) | (labels == number)).sum()))
-    assert losses.lovasz(F.one_hot(chosen, 7).double(), labels).item() == pytest.approx(1 - np.mean(found))
 
 
 def naive_lovasz(probabilities, labels):
     """Eqs. 8 and 9 of Berman et al. with sets of pixels, one more error at a time."""
     total = []
-    for number in sorted(set(labels.tolist())):
-        there = {i for i, label in enumerate(labels.tolist()) if label == number}
-        errors = [1 - float(s[number]) if i in there else float(s[number]) for i, s in enumerate(probabilities)]
+    for number in set(labels):
+        there = {i for i, label in enumerate(labels) if label == number}
+        errors = [1 - shares[number] if i in there else shares[number] for i, shares in enumerate(probabilities)]
         wrong, before, value = set(), 0.0, 0.0
         for i in sorted(range(len(errors)), key=lambda i: -errors[i]):
             wrong.add(i)
@@ -149,32 +95,29 @@ def naive_lovasz(probabilities, labels):
     return sum(total) / len(total)
 
 
-@some_absent
-@seeds
-def test_lovasz_is_the_papers_algorithm_and_its_gradient_the_slope(seed, absent):
-    scores, labels = pixels(seed, 20, absent)
-    probabilities = (2 * scores).softmax(1).requires_grad_()
-    assert losses.lovasz(probabilities, labels).item() == pytest.approx(naive_lovasz(probabilities, labels))
-    assert torch.autograd.gradcheck(lambda p: losses.lovasz(p, labels), probabilities)
+@pytest.mark.parametrize("there", [range(7), (1, 2, 4, 5), (0,)])
+@pytest.mark.parametrize("seed", range(3))
+def test_lovasz_is_the_papers_algorithm_and_its_gradient_the_slope(seed, there):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor(there)[torch.randint(len(there), (12,), generator=generator)]
+    probabilities = (2 * torch.randn(12, 7, generator=generator, dtype=torch.float64)).softmax(1)
+    expected = naive_lovasz(probabilities.tolist(), labels.tolist())
+    assert losses.lovasz(probabilities, labels).item() == pytest.approx(expected)
+    assert torch.autograd.gradcheck(lambda p: losses.lovasz(p, labels), probabilities.requires_grad_())
 
 
 # --- weights of the classes
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("absent", [(), (2,), (0, 4, 6)])
+@pytest.mark.parametrize("absent", [(), (2,), (0, 4, 6), range(6)])
 def test_weights_are_a_power_of_the_frequency_and_their_mean_is_one(balance, absent):
     """Over the known pixels; what does not occur has none. At 1 each class counts alike, at 0 each pixel."""
     chances = np.array([0 if c in absent else 2.0**-c for c in range(7)])
     masks = np.random.default_rng(0).choice(7, (4, 16, 16), p=chances / chances.sum()).astype(np.uint8)
     found = losses.class_weights(masks, balance)
     assert found.shape == (7,) and found.dtype == torch.float32
-    counts = np.bincount(masks.ravel(), minlength=7)[:UNKNOWN].astype(float)
-    expected = np.zeros(7)
-    expected[:UNKNOWN][counts > 0] = counts[counts > 0] ** -balance
-    expected /= (counts * expected[:UNKNOWN]).sum() / counts.sum()
+    counts = np.bincount(masks.ravel(), minlength=7) * (np.arange(7) != UNKNOWN)
+    expected = np.where(counts > 0, np.maximum(counts, 1.0) ** -balance, 0)
+    expected /= max((counts * expected).sum(), 1e-9) / max(counts.sum(), 1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_masks_without_a_known_pixel_give_no_weights():
-    assert losses.class_weights(np.full((1, 4, 4), UNKNOWN, np.uint8), 0.5).tolist() == [0] * 7
