@@ -59,20 +59,16 @@ def test_nothing_in_a_note_acts(written, name):
     assert page.words.startswith("The author’s note. before") and "after" in page.words
     assert "The next paragraph." in page.words
     assert page.elements[-1][0] == "p" or "footnote" in name
-    assert not re.search(
-        r"(?<![\\`])#(image|include|panic|read)", re.sub("(?s)```.*?```", "", converted(text, "typst"))
-    )
+    paper = re.sub("(?s)```.*?```", "", converted(text, "typst"))
+    assert not re.search(r"(?<![\\`])#(image|include|panic|read)", paper)
 
 
-def test_a_note_keeps_its_markdown(written):
-    page = Page(converted(written("**bold** [here](https://example.com) `code` 3 < 4\n\n- one\n- two"), "html5"))
+def test_a_note_keeps_its_markdown_and_without_a_note_there_is_nothing(written):
+    text = written("**bold** [here](https://example.com) `code` 3 < 4\n\n- one\n- two")
+    page = Page(converted(text, "html5"))
     assert {"blockquote", "strong", "a", "code", "li"} <= set(page.tags()) and "3 < 4" in page.words
     assert {"href": "https://example.com"} in [attributes for _, attributes in page.elements]
-
-
-def test_without_a_note_there_is_nothing(written):
-    assert written("some words").startswith("> **The author's note.**")
-    assert notes.note("problem1-2") == ""
+    assert text.startswith("> **The author's note.**") and notes.note("problem1-2") == ""
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"caf\xe9"])
