@@ -1,13 +1,11 @@
 """Notebook 02: five settings and their controls; tables and pictures. What N images can show is in comparisons.py."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import seaborn
 
 from hw1lib.chapters.data import some
-from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, epochs, show
+from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, image_grid, show, training_curves
 from hw1lib.chapters.words import percent
 from hw1lib.comparison import ROWS, SETTINGS
 from hw1lib.measures.statistics import wilson
@@ -38,7 +36,8 @@ def accuracies(metrics, source):
     rows = []
     for name, values in metrics.items():
         low, high = wilson(values["correct"], values["total"])
-        about = {"pretraining": origins[ROWS[name].pretraining], "finetuning": ROWS[name].trained}
+        pretraining = ROWS[name].pretraining
+        about = {"pretraining": origins.get(pretraining, pretraining), "finetuning": ROWS[name].trained}
         if name == "colour":
             about["pretraining"] = "none"
         rows.append({"setting": name, **about, "ci_low": low, "ci_high": high, **values})
@@ -52,18 +51,11 @@ def readable(table, original=None):
         table: as of `accuracies`.
         original: dict from setting to the original's accuracy, where it compares.
     """
-    shown = pd.DataFrame(
-        {
-            "setting": table["setting"],
-            "pre-training": table["pretraining"],
-            "trained": table["finetuning"],
-            "accuracy": table["accuracy"],
-            "95 % interval": [f"{100 * a:.1f} – {100 * b:.1f}" for a, b in zip(table["ci_low"], table["ci_high"])],
-            "correct": [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])],
-            "epoch": table["epoch"],
-            "accuracy_last": table["accuracy_last"],
-        }
-    )
+    shown = table.drop(columns=["total", "ci_low", "ci_high"])
+    shown = shown.rename(columns={"pretraining": "pre-training", "finetuning": "trained"})
+    shown["correct"] = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
+    intervals = [f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(table["ci_low"], table["ci_high"])]
+    shown.insert(list(shown).index("correct"), "95 % interval", intervals)
     if original:
         shown["original"] = [percent(original[s]) if s in original else None for s in table["setting"]]
     return shown
@@ -84,20 +76,13 @@ def accuracies_of_seeds(metrics):
 
 def over_seeds(table):
     """Mean ± sample standard deviation over the seeds of each row, for reading; `table` as of `accuracies_of_seeds`."""
-    groups = table.groupby("setting", sort=False)
 
     def spread(values):
         deviation = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
         return f"{100 * values.mean():.1f}{deviation} %"
 
-    return pd.DataFrame(
-        {
-            "setting": list(groups.groups),
-            "seeds": groups.size().to_numpy(),
-            "best epoch": groups["accuracy"].agg(spread).to_numpy(),
-            "last epoch": groups["accuracy_last"].agg(spread).to_numpy(),
-        }
-    )
+    columns = {"seeds": ("seed", "size"), "best epoch": ("accuracy", spread), "last epoch": ("accuracy_last", spread)}
+    return table.groupby("setting", sort=False).agg(**columns).reset_index()
 
 
 def learning(models):
@@ -122,14 +107,14 @@ def defects(alike, metrics, history, before, after):
         after: state dict of the classifier.Classifier of setting E, whose backbone is the same one, frozen.
     """
     statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
+    drifted = any((before[name] != after[f"backbone.{name}"]).any() for name in statistics)
+    lowest = metrics["loss"] != history["loss"].iloc[-1]
     known = {
-        "one draw of augmentation for a whole batch": bool((alike[0] == alike[1]).all()),
-        "the checkpoint of the lowest self-supervised loss is kept, which rewards collapse":
-            metrics["loss"] != history["loss"].iloc[-1],
-        "frozen backbones in training mode: BatchNorm statistics drift":
-            any(bool((before[name] != after[f"backbone.{name}"]).any()) for name in statistics),
-        "frozen features are not standardised": not bool(after["head.mean"].any()),
-    }  # fmt: skip
+        "one draw of augmentation for a whole batch": (alike[0] == alike[1]).all(),
+        "the checkpoint of the lowest self-supervised loss is kept, which rewards collapse": lowest,
+        "frozen backbones in training mode: BatchNorm statistics drift": drifted,
+        "frozen features are not standardised": not after["head.mean"].any(),
+    }
     rows = [{"defect": name, "original": "yes", "this run": "yes" if here else "no"} for name, here in known.items()]
     return pd.DataFrame(rows)
 
@@ -142,10 +127,10 @@ def confused(matrix, pairs, classes):
         pairs: list of (i, j), as of metrics.confused_pairs.
         classes: their names.
     """
-    rows = [
-        (f"{classes[i]} – {classes[j]}", *(f"{matrix[a, b]} of {matrix[a].sum()}" for a, b in ((i, j), (j, i))))
-        for i, j in pairs
-    ]
+    rows = []
+    for i, j in pairs:
+        second, first = (f"{matrix[a, b]} of {matrix[a].sum()}" for a, b in ((i, j), (j, i)))
+        rows.append((f"{classes[i]} – {classes[j]}", second, first))
     return pd.DataFrame(rows, columns=["classes", "taken for the second", "taken for the first"])
 
 
@@ -154,16 +139,14 @@ def confused(matrix, pairs, classes):
 
 def accuracy_bars(table):
     """Accuracy of settings and controls with 95 % intervals; `table` as of `accuracies`."""
-    figure, axes = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
-    axis = axes[0]
-    places = np.arange(len(table))
-    for place, row in zip(places, table.itertuples()):
+    figure, (axis,) = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
+    for place, row in enumerate(table.itertuples()):
         axis.barh(place, row.accuracy, color=COLOURS.get(row.setting, MUTED), alpha=0.85)
         axis.hlines(place, row.ci_low, row.ci_high, color=INK, linewidth=1.5)
         axis.plot(row.accuracy_last, place, "D", color="white", markeredgecolor=INK, markersize=5)
     axis.plot([], [], "D", color="white", markeredgecolor=INK, label="last epoch")
     axis.hlines([], 0, 0, color=INK, label="Wilson 95 % interval")
-    axis.set_yticks(places, table["setting"])
+    axis.set_yticks(range(len(table)), table["setting"])
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.set_xlabel("validation accuracy (bar: best epoch)")
@@ -174,18 +157,9 @@ def accuracy_bars(table):
 
 def curves(histories):
     """Training loss and validation accuracy, from a dict from setting to DataFrame with epoch, loss and accuracy."""
-    figure, axes = canvas(1, 2, (7, 2.8))
-    for setting, history in histories.items():
-        style = {"color": COLOURS[setting], "label": setting, "linestyle": "--" if ROWS[setting].frozen else "-"}
-        axes[0].plot(history["epoch"], history["loss"], **style)
-        axes[1].plot(history["epoch"], history["accuracy"], **style)
-    axes[0].set_title("training loss")
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_title("validation accuracy")
-    axes[1].yaxis.set_major_formatter("{x:.0%}")
-    axes[1].legend(title="dashed: frozen", ncols=2, fontsize=8, title_fontsize=8)
-    for axis in axes:
-        epochs(axis)
+    lines = {s: {"color": COLOURS[s], "label": s, "linestyle": "--" if ROWS[s].frozen else "-"} for s in histories}
+    figure, axis = training_curves(histories, "accuracy", lines, "{x:.0%}")
+    axis.legend(title="dashed: frozen", ncols=2, fontsize=8, title_fontsize=8)
     return figure
 
 
@@ -196,18 +170,15 @@ def confusion(matrix, classes, title=""):
         matrix: (C, C) counts, a row a true class.
         classes: their names.
     """
-    figure, axes = canvas(1, 1, (5.2, 4.4))
-    axis = axes[0]
+    figure, (axis,) = canvas(1, 1, (5.2, 4.4))
     frequencies = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     few = len(classes) <= 12
     seaborn.heatmap(
         frequencies, ax=axis, cmap="Blues", vmin=0, vmax=1, annot=few, fmt=".2f", cbar=not few,
         annot_kws={"fontsize": 7}, xticklabels=classes, yticklabels=classes, square=True,
     )  # fmt: skip
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+    axis.set(xlabel="predicted", ylabel="true", title=title)
     axis.tick_params(labelsize=7 if few else 4, length=0)
-    axis.set_title(title)
     return figure
 
 
@@ -221,25 +192,17 @@ def confused_images(split, predicted, pairs, size, columns=8):
         size: side of the images in pixels.
         columns: images in a row at most.
     """
-    rows = []
-    for truth, taken in itertools.chain.from_iterable((pair, pair[::-1]) for pair in pairs):
+    rows = {}
+    for truth, taken in (direction for pair in pairs for direction in (pair, pair[::-1])):
         chosen = np.flatnonzero((split.labels == truth) & (predicted == taken))
         if len(chosen):
             name = f"{split.classes[truth]}\ntaken for {split.classes[taken]}: {len(chosen)}"
-            rows.append((name, some(split, chosen[:columns], size)))
-    if not rows:
-        figure, axes = canvas(1, 1, (6.4, 0.6))
-        bare(axes[0])
-        axes[0].text(0.5, 0.5, "no image is taken for another class", ha="center", va="center")
-        return figure
-
-    figure, axes = canvas(len(rows), columns, (7.2, 0.66 * len(rows)))
-    for axis in axes:
-        bare(axis)
-    for row, (name, images) in enumerate(rows):
-        for column, image in enumerate(images):
-            show(axes[row * columns + column], image)
-        axes[row * columns].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
+            rows[name] = some(split, chosen[:columns], size)
+    if rows:
+        return image_grid(rows, columns, (7.2, 0.66 * len(rows)), title_size=7)
+    figure, (axis,) = canvas(1, 1, (6.4, 0.6))
+    bare(axis)
+    axis.text(0.5, 0.5, "no image is taken for another class", ha="center", va="center")
     return figure
 
 
