@@ -33,7 +33,7 @@ FAULTS = [  # function, what stands there, what stands there instead
     ("_refine", "segments.vote(labels, predicted)", "segments.vote(labels, predicted * 0)"),
     ("extract", "backbone.eval()", "backbone.train()"),
     ("colour_statistics", "pixels.std(dim=2)", "pixels.var(dim=2)"),
-    ("nearest_class", 'metric="cosine"', 'metric="euclidean"'),
+    ("nearest_class", "min(neighbours, len(bank))", "1"),
     ("_finish", "correct.argmax()", "correct.argmin()"),
     ("lovasz", "truth.sum() - truth.cumsum(dim=0)", "truth.sum() - truth.cumsum(dim=0) + 1"),
     ("stage_epochs", "(epochs + 1) // 2", "epochs // 2"),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,12 +35,12 @@ def key_of(parts):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
 class Result:
     """One finished step, read only when asked."""
 
-    def __init__(self, step, folder):
-        self.step = step
-        self.folder = Path(folder)
+    step: str
+    folder: Path
 
     @property
     def key(self):
@@ -254,16 +255,13 @@ def _empty(folder, keep=()):
 
 def _config(folder):
     """What made the contents of a folder; empty where that cannot be told."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         config = files.read_json(folder / CONFIG)
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
+        return config if isinstance(config, dict) else {}
+    return {}
 
 
 def _seed(config):
     """The seed that a config names, or None."""
-    try:
+    with contextlib.suppress(KeyError, TypeError):
         return config["settings"]["profile"]["seed"]
-    except (KeyError, TypeError):
-        return None
