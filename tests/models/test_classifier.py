@@ -1,11 +1,13 @@
 """The backbone and the one head: torchvision's features, the original's layers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck, resnet50
 
-from hw1lib.models import classifier
+from hw1lib.models import classifier, convolution
 
 
 def network(scale=0.125):
@@ -28,26 +30,35 @@ def test_features_are_torchvisions_forward_without_fc(mode, scale):
 
 
 def test_the_real_backbone_is_resnet50():
-    """Its weights are those that torchvision draws from the same seed, but for zeros where they are asked for."""
-    states = []
-    for made in (resnet50, classifier.backbone, lambda: classifier.backbone(1.0, True)):
-        torch.manual_seed(0)
-        states.append(made().state_dict())
-    expected, plain, zeroed = states
-    assert list(expected) == list(plain) == list(zeroed)
-    differ = {name for name, v in zeroed.items() if not torch.equal(v, expected[name])}
-    assert all(torch.equal(v, expected[name]) for name, v in plain.items())
-    assert len(differ) == 16 and all(name.endswith(".bn3.weight") for name in differ)
+    """In text, names, numbers, and weights drawn from the same seed; a copy, as of byol-pytorch, is independent."""
+    torch.manual_seed(0)
+    plain = resnet50()
+    torch.manual_seed(0)
+    ours = classifier.backbone()
+    assert {type(m) for m in ours.modules() if isinstance(m, nn.Conv2d)} == {convolution.Conv2d}
+    assert str(ours) == str(plain) and list(ours.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(ours.state_dict().values(), plain.state_dict().values()))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for mode, tolerance in (("eval", 1e-4), ("train", 1e-3)):  # in train BatchNorm takes the batch's own statistics
+        twin = copy.deepcopy(ours)
+        with torch.no_grad():
+            found, expected = (getattr(made, mode)()(images) for made in (twin, plain))
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+        assert type(twin.conv1) is convolution.Conv2d and twin.conv1.weight is not ours.conv1.weight
 
 
 def test_blocks_may_begin_as_identity():
-    """The last BatchNorm of each starts at zero: only the way past the block is left."""
-    torch.manual_seed(0)
-    blocks = [m for m in classifier.backbone(0.125, True).modules() if isinstance(m, Bottleneck)]
-    assert len(blocks) == 4
-    for block in blocks:
-        x = torch.randn(4, block.conv1.in_channels, 4, 4)
-        torch.testing.assert_close(block(x), block.downsample(x).relu(), atol=0, rtol=0)
+    """The last BatchNorm of each starts at zero: only the way past the block is left, and nothing else changes."""
+    states = []
+    for zeroed in (True, False):
+        torch.manual_seed(0)
+        network = classifier.backbone(0.125, zeroed)
+        states.append(network.state_dict())
+        for block in (m for m in network.modules() if isinstance(m, Bottleneck)):
+            x = torch.randn(4, block.conv1.in_channels, 4, 4)
+            assert torch.equal(block(x), block.downsample(x).relu()) == zeroed
+    differ = {name for name, value in states[0].items() if not torch.equal(value, states[1][name])}
+    assert {name for name in differ if name.endswith(".weight")} == {f"layer{n}.0.bn3.weight" for n in range(1, 5)}
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -96,12 +107,7 @@ def test_features_are_standardised_by_the_training_ones():
     assert torch.isclose(head.deviation[3], 0.1 * features.std(0).mean())
     head.standardise_by(torch.zeros(100, 20))
     assert entering(head, torch.zeros(1, 20)).isfinite().all()
-
-
-def test_mean_and_deviation_travel_with_the_weights_and_are_not_trained():
-    head, other = (classifier.Head(3, inputs=20, hidden=4) for _ in range(2))
-    features = torch.randn(50, 20) * 5 + 1
-    head.standardise_by(features)
+    other = classifier.Head(3, inputs=20, hidden=4)  # mean and deviation travel with the weights, and are not trained
     other.load_state_dict(head.state_dict())
     assert torch.equal(head.eval()(features), other.eval()(features))
     assert {"mean", "deviation"}.isdisjoint(name for name, _ in head.named_parameters())

@@ -1,14 +1,11 @@
 """The quick convolution: nn.Conv2d in everything but time."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models.resnet import resnet50
 
-from hw1lib.models import classifier, convolution
+from hw1lib.models import convolution
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LIBRARY = nn.Conv2d.forward
@@ -43,9 +40,7 @@ def assert_alike(ours, plain, images, tolerance=1e-5):
             passed(ours, images)
         return False
     found = passed(ours, images)
-    torch.testing.assert_close(
-        found, expected, atol=tolerance, rtol=tolerance, msg=lambda text: f"{tuple(images.shape)}, {ours}: {text}"
-    )
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
     return True
 
 
@@ -98,27 +93,14 @@ def drawn(seed):
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_output_and_gradients_of_any_convolution_are_torchs(layout, library):
-    """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12."""
+    """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12, and no image at all."""
     compared = 0
     for seed in range(60):
         kernel, options, sizes = drawn(seed)
         ours, plain = pair(kernel, seed, layout=layout, **options)
         for size in sizes:
-            compared += assert_alike(ours, plain, image(*size, layout, count=2), 1e-4)
+            compared += assert_alike(ours, plain, image(*size, layout, count=seed % 10 and 2), 1e-4)
     assert compared - len(library) > 30 and len(library) > 30  # both ways were tried
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("padding", [0, 1, (2, 3)])
-@pytest.mark.parametrize("stride", [1, 2, (1, 3)])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_small_maps_are_torchs(kernel, stride, padding, layout):
-    """On either side of what goes through one matrix; where outputs see no pixel at all; without images."""
-    ours, plain = pair(kernel, stride=stride, padding=padding, layout=layout)
-    for height in range(1, 5):
-        for width in range(1, 5):
-            assert_alike(ours, plain, image(height, width, layout))
-    assert_alike(ours, plain, image(2, 2, layout, count=0))
 
 
 # --- which way is taken
@@ -209,26 +191,6 @@ def test_under_autocast_it_is_quick_and_stays_close(name, library):
             assert found[key].shape == value.shape
             assert (found[key].float() - value).norm() < 0.02 * value.norm(), (key, size)
     assert library == []
-
-
-# --- a whole network
-
-
-def test_a_quickened_resnet50_is_torchvisions():
-    """In text, names, shapes and numbers; weights travel both ways, and a copy is independent."""
-    torch.manual_seed(0)
-    plain, ours = resnet50(weights=None), classifier.backbone(1.0)
-    assert {type(m) for m in ours.modules() if isinstance(m, nn.Conv2d)} == {convolution.Conv2d}
-    assert str(ours) == str(plain)
-    assert not any(plain.load_state_dict(ours.state_dict()))  # nothing missing, nothing left
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for mode, tolerance in (("eval", 1e-4), ("train", 1e-3)):  # in train BatchNorm takes the batch's own statistics
-        twin = copy.deepcopy(ours)  # byol-pytorch copies the online network for its target
-        with torch.no_grad():
-            found, expected = (getattr(made, mode)()(images) for made in (twin, plain))
-        scale = float(expected.abs().max())
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
-        assert type(twin.conv1) is convolution.Conv2d and twin.conv1.weight is not ours.conv1.weight
 
 
 def test_only_plain_convolutions_are_turned():
