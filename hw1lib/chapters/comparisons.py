@@ -34,10 +34,10 @@ def two_by_two(one, two, names):
         one, two: (N,) bool, which of the same images each gets right.
         names: what the two are called.
     """
-    first, second = (f"{name} right" for name in names), (f"{name} wrong" for name in names)
-    (right1, right2), (wrong1, wrong2) = first, second
-    counts = [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]
-    return pd.DataFrame({"": [right1, wrong1], right2: [r[0] for r in counts], wrong2: [r[1] for r in counts]})
+    first, second = names
+    columns = {f"{second} right": two, f"{second} wrong": ~two}
+    counts = {name: [(one & those).sum(), (~one & those).sum()] for name, those in columns.items()}
+    return pd.DataFrame({"": [f"{first} right", f"{first} wrong"]} | counts)
 
 
 def p_values(right):
@@ -58,23 +58,17 @@ def compare(first, second, right, names=None):
         right: as of `hits`. A row that is not there rests on pre-training that collapsed; it wins no comparison.
         names: dict from row to how the sentence calls it.
     """
-    names = names or {}
-    one, two = names.get(first, f"setting {first}"), names.get(second, f"setting {second}")
+    one, two = ((names or {}).get(row, f"setting {row}") for row in (first, second))
     out = [text for row, text in ((first, one), (second, two)) if row not in right]
     if out:
         return f"{capital(one)} and {two} are not compared: the pre-training behind {listed(out)} has collapsed."
-    mine, other = right[first].mean(), right[second].mean()
-    p = mcnemar(right[first], right[second])
+    gap, p = right[first].mean() - right[second].mean(), mcnemar(right[first], right[second])
+    mine, other = (percent(right[row].mean()) for row in (first, second))
     if p >= LEVEL:
-        return (
-            f"Between {one} ({percent(mine)}) and {two} ({percent(other)}) there is no difference that "
-            f"{len(right[first])} images can show ({p_value(p)})."
-        )
-    word = "better" if mine > other else "worse"
-    return (
-        f"{capital(one)} ({percent(mine)}) is {word} than {two} ({percent(other)}) by {points(abs(mine - other))} "
-        f"({p_value(p)})."
-    )
+        shown = f"no difference that {len(right[first])} images can show ({p_value(p)})"
+        return f"Between {one} ({mine}) and {two} ({other}) there is {shown}."
+    word = "better" if gap > 0 else "worse"
+    return f"{capital(one)} ({mine}) is {word} than {two} ({other}) by {points(abs(gap))} ({p_value(p)})."
 
 
 def ranked(right):
@@ -88,10 +82,8 @@ def ranking(right):
     same = [s for s in order[1:] if mcnemar(right[best], right[s]) >= LEVEL]
     lead = right[best].mean() - right[second].mean()
     ahead = f"{points(lead)} ahead of" if lead > 0 else "level with"
-    text = (
-        f"At the last epoch setting {best} has the highest validation accuracy, {percent(right[best].mean())}, {ahead} "
-        f"setting {second}; the order is {', '.join(order)}."
-    )
+    text = f"At the last epoch setting {best} has the highest validation accuracy, {percent(right[best].mean())}, "
+    text += f"{ahead} setting {second}; the order is {', '.join(order)}."
     absent = [s for s in SETTINGS if s not in right]
     if absent:
         text += f" {listed(absent)} rest on pre-training that collapsed and take no part."
@@ -113,23 +105,20 @@ def domains(right, pool, target):
             parts.append(f"The {kind} pre-training has collapsed, so {frozen} and {free} say nothing.")
             continue
         gap, p = right[free].mean() - right[frozen].mean(), mcnemar(right[free], right[frozen])
+        freezing = f"Freezing the {kind} backbone ({frozen} against {free})"
         if p >= LEVEL:
-            parts.append(
-                f"Freezing the {kind} backbone ({frozen} against {free}) changes nothing that {len(right[free])} "
-                f"images can show ({percent(right[frozen].mean())} against {percent(right[free].mean())}, "
-                f"{p_value(p)}): no sign here that {pool} and {target} ask for other features."
-            )
+            both = f"{percent(right[frozen].mean())} against {percent(right[free].mean())}, {p_value(p)}"
+            found = f"{freezing} changes nothing that {len(right[free])} images can show ({both})"
+            meaning = f"no sign here that {pool} and {target} ask for other features"
         elif gap > 0:
-            parts.append(
-                f"Freezing the {kind} backbone ({frozen} against {free}) costs {points(gap)} ({p_value(p)}): features "
-                f"learnt on {pool} do not carry over to {target} whole, they have to be adapted."
-            )
+            found = f"{freezing} costs {points(gap)} ({p_value(p)})"
+            meaning = f"features learnt on {pool} do not carry over to {target} whole, they have to be adapted"
         else:
-            parts.append(
-                f"The frozen {kind} backbone ({frozen}) is even {points(-gap)} better than the fine-tuned one ({free}; "
-                f"{p_value(p)}): its features of {pool} serve {target} better as they are than after fine-tuning on "
-                "these few labelled images."
-            )
+            better = f"{points(-gap)} better than the fine-tuned one ({free}; {p_value(p)})"
+            found = f"The frozen {kind} backbone ({frozen}) is even {better}"
+            after = "after fine-tuning on these few labelled images"
+            meaning = f"its features of {pool} serve {target} better as they are than {after}"
+        parts.append(f"{found}: {meaning}.")
     return " ".join(parts)
 
 
@@ -171,7 +160,5 @@ def seeds(table, collapsed=()):
         sign = "each time" if (change > 0).all() else f"{int((change > 0).sum())} of {len(last)} times"
         spread = f"{100 * change.mean():+.1f} ± {100 * change.std():.1f} points"
         parts.append(f"{one} − {two} is {spread}, above zero {sign}")
-    return (
-        f"Over {len(last)} seeds, each with a pre-training of its own (mean ± standard deviation, last epoch): "
-        f"{'; '.join(parts)}.{left_out}"
-    )
+    each = "each with a pre-training of its own (mean ± standard deviation, last epoch)"
+    return f"Over {len(last)} seeds, {each}: {'; '.join(parts)}.{left_out}"

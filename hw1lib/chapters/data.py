@@ -1,5 +1,7 @@
 """Notebook 00: what the two problems learn from, and whether it can be trusted."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch
@@ -18,17 +20,16 @@ def counts(data, image_size, is_sample):
         image_size: side of Problem 1's images in pixels, as training sees them.
         is_sample: whether it is the Earth sample.
     """
-    parts = []
-    if data.problem1:
-        one, (pool, target) = data.problem1, domains(is_sample)
+    parts, one, two = [], data.problem1, data.problem2
+    if one:
+        pool, target = domains(is_sample)
         labelled = "with labels" if one.pool.labels is not None else "without labels"
+        images = f"{len(one.train):,} training and {len(one.val):,} validation images of {target}"
         parts.append(
-            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool} ({labelled}) and fine-tunes on "
-            f"{len(one.train):,} training and {len(one.val):,} validation images of {target} in "
+            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool} ({labelled}) and fine-tunes on {images} in "
             f"{len(one.classes)} classes, at {image_size} × {image_size} pixels."
         )
-    if data.problem2:
-        two = data.problem2
+    if two:
         parts.append(f"Problem 2 has {len(two.train):,} training and {len(two.validation):,} validation tiles.")
     return " ".join(parts)
 
@@ -47,13 +48,11 @@ def findings(checks):
     Returns:
         DataFrame with columns problem, split, finding and count; lists of files are counted.
     """
-    rows = [
-        (problem, split, finding, count)
-        for problem, facts in checks.items()
-        for split, values in facts.items()
-        if isinstance(values, dict)
-        for finding, count in _counted(values)
-    ]
+    rows = []
+    for problem, facts in checks.items():
+        for split, values in facts.items():
+            if isinstance(values, dict):
+                rows += [(problem, split, *found) for found in _counted(values)]
     return pd.DataFrame(rows, columns=["problem", "split", "finding", "count"])
 
 
@@ -71,8 +70,8 @@ def weaknesses(warnings, problem):
     """What the check found that weakens a problem's numbers, as Markdown; `warnings` are its sentences."""
     if not warnings:
         return f"The check of Problem {problem}'s data found nothing that weakens its numbers."
-    head = f"**What weakens the numbers of Problem {problem}**, by the check of its data:"
-    return "\n".join([head, "", *(f"- {escape(line)}" for line in warnings)])
+    head = f"**What weakens the numbers of Problem {problem}**, by the check of its data:\n"
+    return "\n".join([head, *(f"- {escape(line)}" for line in warnings)])
 
 
 def strays(pixels):
@@ -142,40 +141,49 @@ def layers(image, classes):
 
 def tiles(split, count=6):
     """Satellite tiles of a layout.Tiles above their masks, evenly over the split."""
-    chosen = [split.numbers[i] for i in spread(len(split), count)]
-    figure, axes = canvas(2, len(chosen), (7, 7 / len(chosen) * 2 + 0.5))
-    seen = set()
-    for column, number in enumerate(chosen):
-        image, classes, _ = image_files.load_tile(split, number)
-        show(axes[column], image.transpose(1, 2, 0), number)
-        show(axes[len(chosen) + column], landcover.encode(classes))
-        seen |= set(np.unique(classes).tolist())
-    class_legend(figure, sorted(seen))
+    numbers = [split.numbers[place] for place in spread(len(split), count)]
+    loaded = [image_files.load_tile(split, number) for number in numbers]
+    images, masks = [image.transpose(1, 2, 0) for image, _, _ in loaded], [classes for _, classes, _ in loaded]
+    return land_cover(numbers, [images, masks], size=(7, 7 / len(numbers) * 2 + 0.5))
+
+
+def land_cover(titles, rows, size, names=(), title_size=8):
+    """Rows of tiles and masks, and below them the colours of the masks' classes.
+
+    Args:
+        titles: of the columns.
+        rows: lists of pictures, (H, W, 3) colours or (H, W) classes.
+        size: of the figure in inches.
+        names: of the rows.
+        title_size: of the titles in points.
+    """
+    figure, axes = canvas(len(rows), len(titles), size)
+    pictures = list(itertools.chain(*rows))
+    for axis, picture, title in itertools.zip_longest(axes, pictures, titles, fillvalue=""):  # titles: the first row's
+        show(axis, landcover.encode(picture) if picture.ndim == 2 else picture, title, title_size)
+    for axis, name in zip(axes[:: len(titles)], names):
+        axis.set_ylabel(name, fontsize=8)
+    class_legend(figure, np.unique(np.concatenate([p.ravel() for p in pictures if p.ndim == 2])))
     return figure
 
 
 def pixel_frequencies(split):
     """How often each class occurs in the pixels of a layout.Tiles: (7,) float that sums to 1."""
     count = len(landcover.CLASSES)
-    counted = sum(
-        np.bincount(image_files.load_tile(split, number)[1].ravel(), minlength=count) for number in split.numbers
-    )
+    counted = sum(np.bincount(image_files.load_tile(split, n)[1].ravel(), minlength=count) for n in split.numbers)
     return counted / counted.sum()
 
 
 def frequency_bars(frequencies):
     """One bar a split, divided by class: a dict from its name to (7,) frequencies."""
-    figure, axes = canvas(1, 1, (6.4, 1.6))
-    axis = axes[0]
+    figure, (axis,) = canvas(1, 1, (6.4, 1.6))
     for row, values in enumerate(frequencies.values()):
         left = 0.0
         for number, value in enumerate(values):
-            colour = landcover.PALETTE[number] / 255
-            axis.barh(row, value, left=left, color=colour, edgecolor=MUTED, linewidth=0.5)
+            axis.barh(row, value, left=left, color=landcover.PALETTE[number] / 255, edgecolor=MUTED, linewidth=0.5)
             if value > 0.04:
                 ink = "white" if landcover.CLASSES[number] in ("water", "unknown") else "black"
-                place = left + value / 2, row
-                axis.text(*place, f"{value:.0%}", ha="center", va="center", fontsize=7, color=ink)
+                axis.text(left + value / 2, row, f"{value:.0%}", ha="center", va="center", fontsize=7, color=ink)
             left += value
     axis.set_yticks(range(len(frequencies)), list(frequencies))
     axis.invert_yaxis()
@@ -186,9 +194,8 @@ def frequency_bars(frequencies):
     return figure
 
 
-def class_legend(figure, classes, columns=7):
+def class_legend(figure, classes):
     """The colours of some land-cover classes, by number, below a figure."""
-    handles = [
-        Patch(facecolor=landcover.PALETTE[c] / 255, edgecolor=MUTED, label=landcover.CLASSES[c]) for c in classes
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, handlelength=1.2)
+    colours = {landcover.CLASSES[number]: landcover.PALETTE[number] / 255 for number in classes}
+    handles = [Patch(facecolor=colour, edgecolor=MUTED, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8, handlelength=1.2)

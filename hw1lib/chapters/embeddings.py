@@ -33,9 +33,7 @@ def planes(points, labels, classes):
                 *xy[labels == number].T, s=14 if few else 7, marker=marker, color=colours[number], linewidths=0,
                 alpha=0.8, label=classes[number],
             )  # fmt: skip
-        axis.set_title(title)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(title=title, xticks=[], yticks=[])
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", fontsize=8 if few else 4.5, markerscale=1.6,
@@ -51,15 +49,13 @@ def explained(variances, most=30):
         variances: dict from a name to the (D,) variances of its principal components, largest first.
         most: components that are shown.
     """
-    figure, axes = canvas(1, 1, (5.6, 2.6))
+    figure, (axis,) = canvas(1, 1, (5.6, 2.6))
     for name, values in variances.items():
         held = np.cumsum(values) / np.sum(values)
-        axes[0].plot(np.arange(1, len(held) + 1)[:most], held[:most], marker="o", markersize=3, label=name)
-    axes[0].set_ylim(0, 1)
-    axes[0].set_xlabel("principal components")
-    axes[0].set_ylabel("variance that they hold")
-    axes[0].yaxis.set_major_formatter("{x:.0%}")
-    axes[0].legend()
+        axis.plot(np.arange(1, len(held) + 1)[:most], held[:most], marker="o", markersize=3, label=name)
+    axis.set(xlabel="principal components", ylabel="variance that they hold", ylim=(0, 1))
+    axis.yaxis.set_major_formatter("{x:.0%}")
+    axis.legend()
     return figure
 
 

@@ -4,17 +4,15 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 
-from hw1lib.chapters.data import class_legend
+from hw1lib.chapters.data import land_cover
 from hw1lib.chapters.segmentation import VISIBLE, moved
 from hw1lib.chapters.style import INK, PALETTE, canvas, show
 from hw1lib.chapters.words import percent
 from hw1lib.data import images as image_files
-from hw1lib.data import landcover
 from hw1lib.models.weights import SAM_HINT
 
 METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
-COLUMNS = ["method", "image", "masks", "coverage", "asa", "oracle_miou", "vote_miou"]
-COLUMNS += ["boundary_recall", "boundary_precision"]
+QUALITY = ["coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision"]
 
 
 def table(metrics, images):
@@ -27,7 +25,7 @@ def table(metrics, images):
     rows = metrics["rows"]
     if not metrics["sam"]:
         rows = [{"method": "sam", "image": image} for image in images] + rows
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"masks": "Int64"})
+    return pd.DataFrame(rows, columns=["method", "image", "masks", *QUALITY]).astype({"masks": "Int64"})
 
 
 def readable(table):
@@ -38,17 +36,10 @@ def readable(table):
 
 def refinement(metrics):
     """What each method's masks make of the improved model's prediction on all tiles, as tables/refinement.csv."""
-    rows = [
-        {
-            "method": method,
-            "segments": values["segments"],
-            "model_miou": metrics["model_miou"],
-            "vote_miou": values["miou"],
-            "change": values["miou"] - metrics["model_miou"],
-        }
-        for method, values in metrics["refined"].items()
-    ]
-    return pd.DataFrame(rows)
+    rows, model = [], metrics["model_miou"]
+    for method, values in metrics["refined"].items():
+        rows.append((method, values["segments"], model, values["miou"], values["miou"] - model))
+    return pd.DataFrame(rows, columns=["method", "segments", "model_miou", "vote_miou", "change"])
 
 
 def refinement_readable(table):
@@ -123,25 +114,18 @@ def masks_figure(rows, methods):
             method, a dict of labels (H, W), vote (H, W) and masks (their number).
         methods: dict from method to its full name.
     """
-    columns = 3 + 2 * len(methods)
-    figure, axes = canvas(len(rows), columns, (7.2, 7.2 / columns * len(rows) + 0.8))
-    seen = set()
-    for row, (number, parts) in enumerate(rows.items()):
-        pictures = [("image", parts["image"]), ("model", landcover.encode(parts["model"]))]
-        for method, name in methods.items():
-            pictures.append((name, outlined(parts["image"], parts[method]["labels"])))
-            pictures.append(("its vote", landcover.encode(parts[method]["vote"])))
-            seen |= set(np.unique(parts[method]["vote"]).tolist())
-        pictures.append(("truth", landcover.encode(parts["truth"])))
-        seen |= set(np.unique([parts["model"], parts["truth"]]).tolist())
+    titles = ["image", "model", *(title for name in methods.values() for title in (name, "its vote")), "truth"]
+    lines = []
+    for parts in rows.values():
+        lines.append([parts["image"], parts["model"]])
+        for method in methods:
+            lines[-1] += [outlined(parts["image"], parts[method]["labels"]), parts[method]["vote"]]
+        lines[-1].append(parts["truth"])
+    figure = land_cover(titles, lines, (7.2, 7.2 / len(titles) * len(rows) + 0.8), names=rows, title_size=7)
 
-        line = axes[row * columns : (row + 1) * columns]
-        for axis, (title, picture) in zip(line, pictures, strict=True):
-            show(axis, picture, title if row == 0 else "", 7)
-        for place, method in enumerate(methods):
-            line[2 + 2 * place].set_xlabel(f"{parts[method]['masks']} masks", fontsize=7)
-        line[0].set_ylabel(number, fontsize=8)
-    class_legend(figure, sorted(seen))
+    for axes, parts in zip(np.reshape(figure.axes, (len(rows), -1)), rows.values()):
+        for axis, method in zip(axes[2::2], methods):
+            axis.set_xlabel(f"{parts[method]['masks']} masks", fontsize=7)
     return figure
 
 
@@ -187,9 +171,8 @@ def in_words(metrics):
     """What the everything masks are worth for land cover, method by method; `metrics` are those of step everything."""
     parts = []
     if not metrics["sam"]:
-        parts.append(
-            f"**SAM was not measured**, its rows are empty. {SAM_HINT} The two classical segmenters need no weights."
-        )
+        parts.append(f"**SAM was not measured**, its rows are empty. {SAM_HINT}")
+        parts.append("The two classical segmenters need no weights.")
     frame = pd.DataFrame(metrics["rows"]).astype({"vote_miou": float, "model_miou": float, "asa": float})
     for method, mean in frame.groupby("method", sort=False).mean(numeric_only=True).iterrows():
         change = mean["vote_miou"] - mean["model_miou"]
@@ -212,11 +195,10 @@ def refinement_in_words(metrics, model, tiles):
         model: full name of the model.
         tiles: number of validation tiles.
     """
-    parts = [
-        f"with {METHODS[method]} ({values['segments']:.0f} segments an image) it "
-        f"{moved(values['miou'] - metrics['model_miou'])}"
-        for method, values in metrics["refined"].items()
-    ]
+    parts = []
+    for method, values in metrics["refined"].items():
+        effect = moved(values["miou"] - metrics["model_miou"])
+        parts.append(f"with {METHODS[method]} ({values['segments']:.0f} segments an image) it {effect}")
     return (
         f"On all {tiles} validation tiles, a majority vote in each segment changes {model}'s prediction of the last "
         f"epoch: {'; '.join(parts)}. The row *vote* of the table of models is that of {METHODS[metrics['refine']]}, "

@@ -69,7 +69,7 @@ def curves(history, before, supervised=None):
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
 
-    for axis, (table, column, title) in zip(axes, panels, strict=False):
+    for axis, (table, column, title) in zip(axes, panels):
         colour = PALETTE[0] if table is supervised else PALETTE[2]
         axis.plot(table["epoch"], table[column], color=colour, marker="o", markersize=3)
         axis.set_title(title, fontsize=9)
@@ -91,16 +91,14 @@ def spectra(features):
     Args:
         features: dict from a name to (N, D) features.
     """
-    figure, axes = canvas(1, 1, (5.6, 2.8))
+    figure, (axis,) = canvas(1, 1, (5.6, 2.8))
     for name, values in features.items():
         found = spectrum(np.asarray(values))
-        axes[0].loglog(np.arange(1, len(found) + 1), found / found.sum(), label=name)
-    for axis in (axes[0].xaxis, axes[0].yaxis):
-        axis.set_major_formatter("{x:g}")
-    axes[0].set_ylim(bottom=1e-5)
-    axes[0].set_xlabel("singular value, by size")
-    axes[0].set_ylabel("part of their sum")
-    axes[0].legend()
+        axis.loglog(np.arange(1, len(found) + 1), found / found.sum(), label=name)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="singular value, by size", ylabel="part of their sum", ylim=(1e-5, None))
+    axis.legend()
     return figure
 
 
@@ -154,17 +152,13 @@ def forward(settings):
     """Which forward pass trains, and how the target follows; `settings` are settings.Pretrain."""
     if not settings.one_pass:
         return "It is trained through the package's own forward pass."
-    text = (
-        "It is trained through a forward pass of our own on the package's networks, which takes each projection "
-        "once and the cosines in float32; loss and gradients equal the package's."
-    )
+    target = "Without momentum the target is the online network itself, without gradient (SimSiam; Chen and He 2020)."
     if settings.use_momentum:
-        return text + (
-            " The target network follows the online one, BatchNorm statistics included, with a decay that rises "
-            f"from {settings.moving_average_decay:g} to 1 along a cosine."
-        )
-    return text + (
-        " Without momentum the target is the online network itself, without gradient (SimSiam; Chen and He 2020)."
+        decay = f"with a decay that rises from {settings.moving_average_decay:g} to 1 along a cosine"
+        target = f"The target network follows the online one, BatchNorm statistics included, {decay}."
+    return (
+        "It is trained through a forward pass of our own on the package's networks, which takes each projection "
+        f"once and the cosines in float32; loss and gradients equal the package's. {target}"
     )
 
 
@@ -179,23 +173,18 @@ def collapse(metrics):
         f"effective rank {metrics['effective_rank']:.0f} (before training {before['effective_rank']:.0f})."
     )
     if "knn" in metrics:
-        text += (
-            f" The k-NN probe inside the pool gets {percent(metrics['knn'])} of {metrics['queries']} images right, "
-            f"before training {percent(before['knn'])}."
-        )
+        right = f"{percent(metrics['knn'])} of {metrics['queries']} images right"
+        text += f" The k-NN probe inside the pool gets {right}, before training {percent(before['knn'])}."
     return text
 
 
 def supervised(metrics):
     """Where the backbone of settings B and D comes from; `metrics` are those of step pretrain-supervised."""
+    backbone = "supervised backbone of settings B and D"
     if metrics["source"] == "file":
-        return f"The supervised backbone of settings B and D is the data's own {metrics['file']}."
+        return f"The {backbone} is the data's own {metrics['file']}."
     if metrics["source"] == "imagenet":
-        return (
-            f"**Not allowed by the course:** the supervised backbone of settings B and D is torchvision's "
-            f"{metrics['file']}, trained on ImageNet. Its rows B and D are no answer to the homework."
-        )
-    return (
-        f"The supervised backbone of settings B and D was trained here on the pool's {metrics['images']:,} images "
-        f"and their {metrics['classes']} labels."
-    )
+        forbidden = f"the {backbone} is torchvision's {metrics['file']}, trained on ImageNet"
+        return f"**Not allowed by the course:** {forbidden}. Its rows B and D are no answer to the homework."
+    pool = f"the pool's {metrics['images']:,} images and their {metrics['classes']} labels"
+    return f"The {backbone} was trained here on {pool}."

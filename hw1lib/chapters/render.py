@@ -57,8 +57,7 @@ def write(out, facts):
         out: the build folder, with what the notebooks kept.
         facts: plain values for the template, such as profile and run.
     """
-    out, folder = Path(out), paths.TEMPLATE.parent
-    given = about()
+    out, folder, given = Path(out), paths.TEMPLATE.parent, about()
     title = f"{given['title']} – {given['name']}"
     facts = facts | {"about": {key: escape(value) for key, value in given.items()}}
 
@@ -145,10 +144,9 @@ def export(out, names, formats, dpi, into):
     known = sorted(path.stem for path in figures.glob("[!.]*.pdf"))
     unknown = [name for name in names if name not in known]
     if unknown or not known:
-        raise UserError(
-            f"There is no figure {(unknown or ['at all'])[0]!r} in {figures}; there are: {', '.join(known) or 'none'}. "
-            "make report draws them."
-        )
+        wanted = unknown[0] if unknown else "at all"
+        there = ", ".join(known) or "none"
+        raise UserError(f"There is no figure {wanted!r} in {figures}; there are: {there}. make report draws them.")
     written = []
     for name in names or known:
         page = f'#set page(width: auto, height: auto, margin: 0pt)\n#image("figures/{name}.pdf")'

@@ -1,14 +1,13 @@
 """Notebook 04: three networks, from scores to IoU to mIoU, where the errors lie, and three stages of training."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pandas as pd
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from hw1lib.chapters.data import class_legend
-from hw1lib.chapters.style import INK, MUTED, bare, canvas, epochs, show
+from hw1lib.chapters.data import land_cover
+from hw1lib.chapters.style import INK, MUTED, bare, canvas, training_curves
 from hw1lib.chapters.words import capital, fraction, listed
 from hw1lib.data import landcover
 from hw1lib.data.landcover import SCORED
@@ -52,13 +51,9 @@ def table(rows):
     Returns:
         DataFrame with the columns of tables/segmentation.csv.
     """
-    found = []
-    for (model, variant), values in rows.items():
-        about = {"model": f"{model}+{variant}" if variant else model}
-        if model in SEGMENTERS:
-            about["parameters"] = segmenters.parameters(model)
-        found.append(about | values | values["iou"])
+    found = [{"model": f"{m}+{v}" if v else m} | values | values["iou"] for (m, v), values in rows.items()]
     frame = pd.DataFrame(found).reindex(columns=COLUMNS)
+    frame["parameters"] = [segmenters.parameters(model) if model in SEGMENTERS else None for model, _ in rows]
     return frame.astype({"parameters": "Int64"} | dict.fromkeys(SCORED, "float64"))
 
 
@@ -74,10 +69,8 @@ def readable(rows, original=None):
         shown.insert(1, "original", [fraction(original[m]) if m in original else None for m in shown["model"]])
     ceilings = [None if variant else values.get("ceiling") for (_, variant), values in rows.items()]
     shown.insert(shown.columns.get_loc("miou_last") + 1, "ceiling", ceilings)
-    shown["model"] = [
-        SEGMENTERS[model].full + VARIANTS[variant] if model in SEGMENTERS else "colour look-up (control)"
-        for model, variant in rows
-    ]
+    full = {name: about.full for name, about in SEGMENTERS.items()} | {"colour": "colour look-up (control)"}
+    shown["model"] = [full[model] + VARIANTS[variant] for model, variant in rows]
     return shown
 
 
@@ -94,36 +87,27 @@ def networks(side, enlarge, metrics):
         enlarge: dict from model to how many times tiles are enlarged before it sees them.
         metrics: dict from model to the metrics of its step, with the ceiling of its output stride.
     """
-    rows = [
-        {
-            "model": model,
-            "parameters": segmenters.parameters(model),
-            "multiply_adds": segmenters.multiply_adds(model, side * enlarge[model]),
-            "stride": stride(model, enlarge[model]),
-            "ceiling": metrics[model]["ceiling"],
-            **segmenters.anatomy(model),
-        }
-        for model in metrics
-    ]
+    rows = []
+    for model, values in metrics.items():
+        adds = segmenters.multiply_adds(model, side * enlarge[model])
+        costs = {"model": model, "parameters": segmenters.parameters(model), "multiply_adds": adds}
+        limits = {"stride": stride(model, enlarge[model]), "ceiling": values["ceiling"]}
+        rows.append(costs | limits | segmenters.anatomy(model))
     return pd.DataFrame(rows).rename(columns=lambda name: name.replace(" ", "_"))
 
 
 def networks_readable(table):
     """The same with a column a model, as there are few models and many counts."""
-    forms = {
-        "parameters": "{:,}".format,
-        "multiply_adds": lambda count: f"{count / 1e9:.3g} billion",
-        "stride": lambda stride: f"{stride} pixels",
-        "ceiling": fraction,
+    readable = {
+        "parameters": ("parameters", "{:,}".format),
+        "multiply_adds": ("multiply-adds for one tile", lambda count: f"{count / 1e9:.3g} billion"),
+        "stride": ("output stride in the tile", "{} pixels".format),
+        "ceiling": ("ceiling of the mIoU there", fraction),
     }
-    names = {
-        "stride": "output stride in the tile", "ceiling": "ceiling of the mIoU there",
-        "multiply_adds": "multiply-adds for one tile",
-    }  # fmt: skip
-    rows = [
-        (names.get(quantity, quantity.replace("_", " ")), *map(forms.get(quantity, str), table[quantity]))
-        for quantity in table.columns.drop("model")
-    ]
+    rows = []
+    for quantity in table.columns.drop("model"):
+        name, form = readable.get(quantity, (quantity.replace("_", " "), str))
+        rows.append((name, *map(form, table[quantity])))
     return pd.DataFrame(rows, columns=["", *(SEGMENTERS[model].full for model in table["model"])])
 
 
@@ -143,32 +127,24 @@ def architecture(blocks, title):
         blocks: list of dicts with label, part and shape (channels, height, width), as of segmenters.outline.
         title: of the picture.
     """
-    figure, axes = canvas(1, 1, (7.2, 2.9))
-    axis = axes[0]
-    left, gap, floor = 0.0, 0.55, 0.4
+    figure, (axis,) = canvas(1, 1, (7.2, 2.9))
+    style = {"edgecolor": INK, "linewidth": 0.8, "boxstyle": "round,pad=0,rounding_size=0.05"}
+    arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 1}
+    text = {"fontsize": 6.5, "color": INK}
     top = max(block["shape"][1] for block in blocks)
-    ends = []
+    left, gap = 0.0, 0.55
     for block in blocks:
+        if left:
+            axis.annotate("", (left, 0), (left - gap, 0), arrowprops=arrow)
         channels, height, _ = block["shape"]
-        tall = floor + 2.6 * np.log2(1 + height) / np.log2(1 + top)
+        tall = 0.4 + 2.6 * np.log2(1 + height) / np.log2(1 + top)
         wide = 0.18 + 0.085 * np.log2(channels)
-        box = FancyBboxPatch(
-            (left, -tall / 2), wide, tall, boxstyle="round,pad=0,rounding_size=0.05",
-            facecolor=PART_COLOURS[block["part"]], edgecolor=INK, linewidth=0.8,
-        )  # fmt: skip
-        axis.add_patch(box)
+        axis.add_patch(FancyBboxPatch((left, -tall / 2), wide, tall, facecolor=PART_COLOURS[block["part"]], **style))
         above, below = (left + wide / 2, tall / 2 + 0.1), (left + wide / 2 + 0.1, -tall / 2 - 0.12)
-        size = {"fontsize": 6.5, "color": INK}
-        axis.text(*above, f"{channels}\n{height}²", ha="center", va="bottom", **size)
-        axis.text(*below, block["label"], ha="right", va="top", rotation=38, rotation_mode="anchor", **size)
-        ends.append((left, left + wide))
+        axis.text(*above, f"{channels}\n{height}²", ha="center", va="bottom", **text)
+        axis.text(*below, block["label"], ha="right", va="top", rotation=38, rotation_mode="anchor", **text)
         left += wide + gap
-    for (_, end), (start, _) in itertools.pairwise(ends):
-        arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 1}
-        axis.annotate("", (start, 0), (end, 0), arrowprops=arrow)
-    axis.set_xlim(-1.0, left)
-    axis.set_ylim(-3.0, 2.4)
-    axis.set_title(title)
+    axis.set(xlim=(-1.0, left), ylim=(-3.0, 2.4), title=title)
     bare(axis)
     handles = [Patch(facecolor=colour, edgecolor=INK, label=part) for part, colour in PART_COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
@@ -182,47 +158,34 @@ def curves(histories, control):
         histories: dict from model to DataFrame with epoch, loss and miou.
         control: mIoU of the colour look-up table.
     """
-    figure, axes = canvas(1, 2, (7, 2.8))
-    for model, history in histories.items():
-        about = SEGMENTERS[model]
-        style = {"color": about.colour, "label": about.full, "marker": "o", "markersize": 3}
-        axes[0].plot(history["epoch"], history["loss"], **style)
-        axes[1].plot(history["epoch"], history["miou"], **style)
-    axes[1].axhline(control, color=MUTED, linestyle=":", linewidth=1.2)
-    axes[1].annotate(
+    about = {model: SEGMENTERS[model] for model in histories}
+    lines = {m: {"color": a.colour, "label": a.full, "marker": "o", "markersize": 3} for m, a in about.items()}
+    figure, axis = training_curves(histories, "miou", lines, "{x:.2f}")
+    axis.axhline(control, color=MUTED, linestyle=":", linewidth=1.2)
+    axis.annotate(
         "colours alone", (1, control), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
         ha="right", fontsize=7, color=MUTED,
     )  # fmt: skip
-    axes[0].set_title("training loss")
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_title("validation mIoU")
-    axes[1].yaxis.set_major_formatter("{x:.2f}")
-    for axis in axes:
-        epochs(axis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
 def class_iou(values):
     """IoU of each class by model, the colour control as a line: a dict from model or colour to {class: IoU or None}."""
-    figure, axes = canvas(1, 1, (6.8, 2.6))
-    axis = axes[0]
+    figure, (axis,) = canvas(1, 1, (6.8, 2.6))
     models = [model for model in values if model in SEGMENTERS]
     classes = [c for c in SCORED if any(found[c] is not None for found in values.values())]
     wide = 0.8 / len(models)
     for place, model in enumerate(models):
         at = np.arange(len(classes)) + (place - (len(models) - 1) / 2) * wide
-        heights = [values[model][c] or 0 for c in classes]
-        axis.bar(at, heights, wide * 0.92, color=SEGMENTERS[model].colour, label=SEGMENTERS[model].full)
-        for x, height, name in zip(at, heights, classes, strict=True):
-            text = "–" if values[model][name] is None else f"{height:.2f}"
-            axis.text(x, height, text, ha="center", va="bottom", fontsize=6)
+        ious, about = [values[model][c] for c in classes], SEGMENTERS[model]
+        bars = axis.bar(at, [iou or 0 for iou in ious], wide * 0.92, color=about.colour, label=about.full)
+        axis.bar_label(bars, ["–" if iou is None else f"{iou:.2f}" for iou in ious], fontsize=6)
     for x, name in enumerate(classes):
         label = "colours alone" if x == 0 else None
         axis.hlines(values["colour"][name] or 0, x - 0.45, x + 0.45, color=INK, linestyle=":", label=label)
     axis.set_xticks(range(len(classes)), classes)
-    axis.set_ylabel("IoU")
-    axis.set_ylim(0, 1)
+    axis.set(ylabel="IoU", ylim=(0, 1))
     axis.grid(axis="x", visible=False)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5)
     return figure
@@ -240,13 +203,9 @@ def errors(image, truth, predicted):
     where = np.full((*truth.shape, 3), 235, dtype=np.uint8)
     where[wrong] = landcover.encode(predicted)[wrong]
     where[~scored] = 160
-    figure, axes = canvas(1, 4, (7.2, 2.3))
-    show(axes[0], image.transpose(1, 2, 0), "image")
-    show(axes[1], landcover.encode(truth), "labels")
-    show(axes[2], landcover.encode(predicted), "prediction")
-    show(axes[3], where, f"errors: {wrong.sum() / max(scored.sum(), 1):.0%} of the pixels")
-    class_legend(figure, sorted(set(np.unique([truth, predicted]).tolist())))
-    return figure
+    part = f"errors: {wrong.sum() / max(scored.sum(), 1):.0%} of the pixels"
+    pictures = [image.transpose(1, 2, 0), truth, predicted, where]
+    return land_cover(["image", "labels", "prediction", part], [pictures], (7.2, 2.3))
 
 
 def stages(rows, at):
@@ -256,21 +215,13 @@ def stages(rows, at):
         rows: dict from a tile's number to a dict of image (3, H, W), truth and, by stage, masks of (H, W) classes.
         at: dict from stage to epoch.
     """
-    columns = ("image", *at, "truth")
-    figure, axes = canvas(len(rows), len(columns), (7, 7 / len(columns) * len(rows) + 0.6))
-    seen = set()
-    for row, (number, parts) in enumerate(rows.items()):
-        for column, name in enumerate(columns):
-            axis = axes[row * len(columns) + column]
-            title = f"{name} (epoch {at[name]})" if name in at else name
-            picture = parts[name].transpose(1, 2, 0) if name == "image" else landcover.encode(parts[name])
-            show(axis, picture, title if row == 0 else "")
-            if name in at:
-                axis.set_xlabel(f"mIoU {tile_miou(parts['truth'], parts[name]):.2f}", fontsize=7)
-            if name != "image":
-                seen |= set(np.unique(parts[name]).tolist())
-        axes[row * len(columns)].set_ylabel(number, fontsize=8)
-    class_legend(figure, sorted(seen))
+    titles = ["image", *(f"{stage} (epoch {epoch})" for stage, epoch in at.items()), "truth"]
+    lines = [[parts["image"].transpose(1, 2, 0), *(parts[name] for name in (*at, "truth"))] for parts in rows.values()]
+    figure = land_cover(titles, lines, (7, 7 / len(titles) * len(rows) + 0.6), names=rows)
+
+    for axes, parts in zip(np.reshape(figure.axes, (len(rows), -1)), rows.values()):
+        for axis, stage in zip(axes[1:], at):
+            axis.set_xlabel(f"mIoU {tile_miou(parts['truth'], parts[stage]):.2f}", fontsize=7)
     return figure
 
 

@@ -76,28 +76,27 @@ def canvas(rows=1, columns=1, size=(6.4, 3.6), **options):
 def show(axes, image, title="", size=8):
     axes.imshow(image, interpolation="nearest")
     bare(axes)
-    for spine in axes.spines.values():  # so that white masks end somewhere
-        spine.set(visible=True, linewidth=0.4, edgecolor=MUTED)
+    axes.spines[:].set(visible=True, linewidth=0.4, edgecolor=MUTED)  # so that white masks end somewhere
     axes.set_title(title, fontsize=size)
 
 
 def bare(axes):
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
-def image_grid(rows, title_size=8):
+def image_grid(rows, columns=None, size=None, title_size=8):
     """Rows of example images.
 
     Args:
         rows: dict from a row's name to a list of (H, W, 3) uint8 images.
+        columns: of the grid; None for as many as the longest row has images.
+        size: of the figure in inches; None for one that fits.
+        title_size: of the rows' names in points.
     """
-    columns = max(len(images) for images in rows.values())
-    size = (min(0.85 * columns + 1.6, 7.2), 0.82 * len(rows))
-    figure, axes = canvas(len(rows), columns, size)
+    columns = columns or max(len(images) for images in rows.values())
+    figure, axes = canvas(len(rows), columns, size or (min(0.85 * columns + 1.6, 7.2), 0.82 * len(rows)))
     for axis in axes:
         bare(axis)
     for row, (name, images) in enumerate(rows.items()):
@@ -124,6 +123,26 @@ def progress(step, history):
     return figure
 
 
+def training_curves(histories, score, lines, form):
+    """Training loss and a score on validation; returns the figure and the axes of the score.
+
+    Args:
+        histories: dict from a line's name to DataFrame with epoch, loss and the score.
+        score: its column.
+        lines: dict from a line's name to how it is drawn.
+        form: of the score's numbers.
+    """
+    figure, axes = canvas(1, 2, (7, 2.8))
+    for axis, column in zip(axes, ("loss", score)):
+        for name, history in histories.items():
+            axis.plot(history["epoch"], history[column], **lines[name])
+        epochs(axis)
+    axes[0].set(title="training loss", ylim=(0, None))
+    axes[1].set_title("validation mIoU" if score == "miou" else f"validation {score}")
+    axes[1].yaxis.set_major_formatter(form)
+    return figure, axes[1]
+
+
 def epochs(axis):
     axis.set_xlabel("epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -131,11 +150,9 @@ def epochs(axis):
 
 def timing(seconds):
     """Seconds of each step, from a dict."""
-    figure, axes = canvas(1, 1, (6.4, min(0.24 * len(seconds) + 0.8, 9)))
-    axis = axes[0]
-    axis.barh(list(seconds), list(seconds.values()), color=PALETTE[0])
-    for place, value in enumerate(seconds.values()):
-        axis.text(value, place, f" {value:.0f} s", va="center", fontsize=7)
+    figure, (axis,) = canvas(1, 1, (6.4, min(0.24 * len(seconds) + 0.8, 9)))
+    bars = axis.barh(list(seconds), list(seconds.values()), color=PALETTE[0])
+    axis.bar_label(bars, fmt=" {:.0f} s", fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
     axis.grid(axis="y", visible=False)

@@ -62,27 +62,19 @@ def code(text):
     return f"```\n{text}\n```"
 
 
-FORMATS = (
-    dict.fromkeys(("accuracy", "accuracy_last"), percent)
-    | dict.fromkeys(
-        ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last", *SCORED), fraction
-    )
-    | dict.fromkeys(("coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision"), fraction)
-    | {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
-)
-HEADINGS = {
-    "asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU",
-    "accuracy_last": "last epoch", "miou_last": "last epoch",
-}  # fmt: skip
+FRACTIONS = ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last", *SCORED)
+FRACTIONS += ("coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision")
+FORMATS = dict.fromkeys(("accuracy", "accuracy_last"), percent) | dict.fromkeys(FRACTIONS, fraction)
+FORMATS |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
+HEADINGS = {"asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU"}
+HEADINGS |= dict.fromkeys(("accuracy_last", "miou_last"), "last epoch")
 
 
 def markdown(table):
     """A DataFrame as a pipe table: numbers as FORMATS says of their column, what is missing as –."""
     numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table]
-    lines = [
-        _line(HEADINGS.get(column, column.replace("_", " ")) for column in table),
-        _line("---:" if right else ":---" for right in numeric),
-    ]
+    heading = _line(HEADINGS.get(column, column.replace("_", " ")) for column in table)
+    lines = [heading, _line("---:" if right else ":---" for right in numeric)]
     for row in table.itertuples(index=False):
         cells = zip(table, row, strict=True)
         lines.append(_line("–" if pd.isna(v) else escape(FORMATS.get(c, str)(v)) for c, v in cells))

@@ -34,19 +34,16 @@ def project(first, last, labels, perplexity, seed):
         pca = PCA(2, svd_solver="full").fit(both)
         start = pca.transform(both)
         flat = tsne(both, start, perplexity, seed)
-        plane = {
-            f"{method}_{epoch}": part
-            for method, points in (("pca", start), ("tsne", flat))
-            for epoch, part in zip(("first", "last"), np.split(points, 2))
-        }
+        plane = {}
+        for method, points in (("pca", start), ("tsne", flat)):
+            plane[f"{method}_first"], plane[f"{method}_last"] = np.split(points, 2)
         numbers = {"pca_variance": float(pca.explained_variance_ratio_.sum())}
         near = min(NEIGHBOURS, len(first) // 2 - 1)
         for epoch, values in (("first", first), ("last", last)):
             numbers[f"silhouette_{epoch}"] = float(silhouette_score(values, labels))
             numbers[f"purity_{epoch}"] = purity(values, labels, near)
-            numbers[f"trustworthiness_{epoch}"] = float(
-                trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near)
-            )
+            kept = trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near)
+            numbers[f"trustworthiness_{epoch}"] = float(kept)
     return plane, numbers
 
 
@@ -62,11 +59,9 @@ def tsne(values, start, perplexity, seed):
     Returns:
         (N, 2); only who is near whom means anything.
     """
-    model = TSNE(
-        perplexity=min(perplexity, (len(values) - 1) / 3), init=start / max(start[:, 0].std(), 1e-12) * 1e-4,
-        random_state=seed, n_jobs=1,
-    )  # fmt: skip
-    return model.fit_transform(values)
+    init = start / max(start[:, 0].std(), 1e-12) * 1e-4
+    perplexity = min(perplexity, (len(values) - 1) / 3)
+    return TSNE(perplexity=perplexity, init=init, random_state=seed, n_jobs=1).fit_transform(values)
 
 
 def purity(values, labels, neighbours):
