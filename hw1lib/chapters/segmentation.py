@@ -98,7 +98,7 @@ def networks(side, enlarge, metrics):
 
 def networks_readable(table):
     """The same with a column a model, as there are few models and many counts."""
-    readable = {
+    forms = {  # name and form, where they differ from the table's
         "parameters": ("parameters", "{:,}".format),
         "multiply_adds": ("multiply-adds for one tile", lambda count: f"{count / 1e9:.3g} billion"),
         "stride": ("output stride in the tile", "{} pixels".format),
@@ -106,7 +106,7 @@ def networks_readable(table):
     }
     rows = []
     for quantity in table.columns.drop("model"):
-        name, form = readable.get(quantity, (quantity.replace("_", " "), str))
+        name, form = forms.get(quantity, (quantity.replace("_", " "), str))
         rows.append((name, *map(form, table[quantity])))
     return pd.DataFrame(rows, columns=["", *(SEGMENTERS[model].full for model in table["model"])])
 
@@ -216,8 +216,10 @@ def stages(rows, at):
         at: dict from stage to epoch.
     """
     titles = ["image", *(f"{stage} (epoch {epoch})" for stage, epoch in at.items()), "truth"]
-    lines = [[parts["image"].transpose(1, 2, 0), *(parts[name] for name in (*at, "truth"))] for parts in rows.values()]
-    figure = land_cover(titles, lines, (7, 7 / len(titles) * len(rows) + 0.6), names=rows)
+    pictures = []
+    for parts in rows.values():
+        pictures.append([parts["image"].transpose(1, 2, 0), *(parts[stage] for stage in at), parts["truth"]])
+    figure = land_cover(titles, pictures, (7, 7 / len(titles) * len(rows) + 0.6), names=rows)
 
     for axes, parts in zip(np.reshape(figure.axes, (len(rows), -1)), rows.values()):
         for axis, stage in zip(axes[1:], at):
