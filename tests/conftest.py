@@ -1,6 +1,8 @@
-"""Shared by all tests: one torch thread, and a small data folder in the course's layout."""
+"""Shared by all tests: one torch thread, a small data folder in the course's layout, the command line, a smoke run."""
 
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hw1lib import cli, paths
 from hw1lib.data import landcover
 
 torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
@@ -109,4 +112,45 @@ def course_data(tmp_path):
     return root
 
 
-from tests.smoke import smoke_run  # noqa: E402, F401  (a fixture for all tests)
+# --- the command line
+
+
+def run(capsys, *words):
+    """Exit code, standard output and error of one command, in this process."""
+    capsys.readouterr()
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as left:
+        code = left.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def one_paragraph(said):
+    """What standard error says, if that is one paragraph and no traceback."""
+    text = said.strip()
+    assert text.startswith("hw1lib: ") and "\n" not in text and len(text) < 700, said
+    return text
+
+
+def refused(capsys, *words):
+    """The one paragraph of a command that ends with 1."""
+    code, _, said = run(capsys, *words)
+    assert code == 1, said
+    return one_paragraph(said)
+
+
+def hw1lib(*words, build=None, **options):
+    """Runs the command line in a process of its own."""
+    environment = os.environ | ({"HW1_BUILD": str(build)} if build else {})
+    command = [sys.executable, "-m", "hw1lib", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, env=environment, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """The build folder of the one finished smoke run that all tests share, in a path with a space."""
+    build = tmp_path_factory.mktemp("smoke run")
+    done = hw1lib("report", "--profile", "smoke", build=build)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return build / "smoke"

@@ -14,7 +14,7 @@ import pytest
 
 from hw1lib import cli, paths
 from hw1lib.steps import store
-from tests.smoke import hw1lib
+from tests.conftest import hw1lib
 from tests.test_files import full_disk, held_to_permissions
 
 CHECK = {"segment-colour": "check-problem2", "control-colour": "check-problem1"}

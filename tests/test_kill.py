@@ -17,7 +17,7 @@ import pytest
 
 from hw1lib import files, paths
 from hw1lib.steps import lock, store
-from tests.smoke import hw1lib
+from tests.conftest import hw1lib
 
 KILLS = int(os.environ.get("HW1_KILLS", 2))
 TIMED = {"run.json", "done.json"}  # when and how long; and the marker that holds run.json's hash

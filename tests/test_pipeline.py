@@ -18,7 +18,7 @@ from hw1lib.errors import UserError
 from hw1lib.measures import metrics as scores
 from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.workbook import Workbook
-from tests.smoke import hw1lib
+from tests.conftest import hw1lib
 
 pytestmark = pytest.mark.slow
 KEPT = {
