@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from hw1lib.errors import UserError
 
 SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
 MIRROR = "HW1_WEIGHTS_MIRROR"  # environment variable: another address that has the same files
-PATIENCE = 3.0  # seconds until a server must have answered
-STALL = 30.0  # seconds that a download may stand still
+PATIENCE = 3.0  # seconds until a server must be reached
+STALL = 30.0  # seconds that it may stay silent
 BLOCK = 1 << 20  # bytes
 
 
@@ -72,10 +71,8 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
             _download(origin, temporary)
         found = files.digest(temporary)
         if found != wanted.sha256:
-            raise UserError(
-                f"{origin} is not {wanted.file}: its SHA-256 begins with {found[:12]}, expected is "
-                f"{wanted.sha256[:12]}. It was not kept; get the file again."
-            )
+            begins = f"its SHA-256 begins with {found[:12]}, expected is {wanted.sha256[:12]}"
+            raise UserError(f"{origin} is not {wanted.file}: {begins}. It was not kept; get the file again.")
     return path
 
 
@@ -95,33 +92,12 @@ def _copy(source, target):
 
 def _download(url, target):
     try:
-        _ask(url)
-        bar = sys.stderr.isatty()
-        pooch.HTTPDownloader(bar, BLOCK, timeout=(PATIENCE, STALL))(url, str(target), None)
+        pooch.HTTPDownloader(sys.stderr.isatty(), BLOCK, timeout=(PATIENCE, STALL))(url, str(target), None)
     except (requests.RequestException, UnicodeError) as error:  # the latter: no such name can be
         raise UserError(
             f"{url} could not be downloaded ({_reason(error)}): connect to the network, set {MIRROR} to "
             "an address that has this file, or copy it from elsewhere with --from FILE."
         ) from error
-
-
-def _ask(url):
-    """Raises what asking a server raises; in a thread, as looking up a name has no time limit of its own."""
-    answers = []
-
-    def ask():
-        try:
-            requests.head(url, timeout=PATIENCE)
-            answers.append(None)
-        except Exception as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    error = answers[0] if answers else requests.Timeout(f"no answer in {PATIENCE:g} seconds")
-    if error is not None:
-        raise error
 
 
 def _reason(error):

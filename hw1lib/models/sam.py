@@ -68,20 +68,12 @@ def sam_everything(
     """
     height, width = image.shape[:2]
     grids, found, crop_areas, funnel = [], [], [], collections.Counter()
+    thresholds = (pred_iou_thresh, stability_score_thresh, stability_score_offset)
     for (x0, y0, x1, y1), layer in crops(height, width, crop_n_layers, crop_overlap_ratio):
         # Meta's code stops with an error where a layer has no point left.
         side = max(1, int(points_per_side / crop_n_points_downscale_factor**layer))
         grid_xy = point_grid(side) * (x1 - x0, y1 - y0)
-        part = _candidates(
-            image[y0:y1, x0:x1],
-            network,
-            grid_xy,
-            points_per_batch,
-            pred_iou_thresh,
-            stability_score_thresh,
-            stability_score_offset,
-            funnel,
-        )
+        part = _candidates(image[y0:y1, x0:x1], network, grid_xy, points_per_batch, *thresholds, funnel)
         boxes = mask_boxes(part[0]) + (x0, y0, x0, y0)
         part = _pick(part, ~near_inner_edge(boxes, (x0, y0, x1, y1), (0, 0, width, height)))
         funnel["away from the crop's edges"] += len(part[0])

@@ -70,9 +70,8 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
         if not pretrained:
             raise
         raise UserError(
-            f"The pretrained weights of {SEGMENTERS[name].full} cannot be had "
-            f"({str(error).splitlines()[0]}). Train from scratch with --set "
-            f"{name}.pretrained=false, or put the file into torch's cache "
+            f"The pretrained weights of {SEGMENTERS[name].full} cannot be had ({str(error).splitlines()[0]}). Train "
+            f"from scratch with --set {name}.pretrained=false, or put the file into torch's cache "
             f"({torch.hub.get_dir()}/checkpoints) on a machine that has network."
         ) from error
     if norm_momentum:
@@ -288,19 +287,26 @@ class Segmenter:
 
 
 SEGMENTERS = {
-    segmenter.name: segmenter
-    for segmenter in (
-        Segmenter(
-            "fcn32s", "VGG16-FCN32s", "Long, Shelhamer and Darrell 2015, arXiv:1411.4038", 32, "#d55e00",
-            _fcn32s, _fcn32s_blocks,
+    row[0]: Segmenter(*row)
+    for row in (
+        ("fcn32s", "VGG16-FCN32s", "Long et al. 2015, arXiv:1411.4038", 32, "#d55e00", _fcn32s, _fcn32s_blocks),
+        (
+            "lraspp",
+            "LR-ASPP MobileNetV3-Large",
+            "Howard et al. 2019, arXiv:1905.02244",
+            8,
+            "#0173b2",
+            _lraspp,
+            _lraspp_blocks,
         ),
-        Segmenter(
-            "lraspp", "LR-ASPP MobileNetV3-Large", "Howard et al. 2019, arXiv:1905.02244", 8, "#0173b2",
-            _lraspp, _lraspp_blocks,
-        ),
-        Segmenter(
-            "deeplabv3", "DeepLabV3-ResNet101", "Chen et al. 2017, arXiv:1706.05587", 8, "#029e73",
-            _deeplabv3, _deeplabv3_blocks,
+        (
+            "deeplabv3",
+            "DeepLabV3-ResNet101",
+            "Chen et al. 2017, arXiv:1706.05587",
+            8,
+            "#029e73",
+            _deeplabv3,
+            _deeplabv3_blocks,
         ),
     )
-}  # fmt: skip
+}

@@ -19,41 +19,38 @@ SAM_FOLDERS = ("sam-vit-base", "sam-vit-large", "sam-vit-huge")
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
 
 SAM_HINT = (
-    "SAM's weights are not there: run `.venv/bin/python -m hw1lib weights fetch sam_vit_b` "
-    "(375 MB), or put Meta's sam_vit_b_01ec64.pth or the Hugging Face folder sam-vit-base into "
-    "data/weights."
+    "SAM's weights are not there: run `.venv/bin/python -m hw1lib weights fetch sam_vit_b` (375 MB), or put Meta's "
+    "sam_vit_b_01ec64.pth or the Hugging Face folder sam-vit-base into data/weights."
 )
+
+# transformers keeps one matrix under two names, and a file may hold it under either.
+_SHARED = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
+
+# Numbered layers in Meta's files: the beginning that transformers gives them, and their ends.
+_SAM_LAYERS = {
+    "neck": ("neck.", {0: "conv1", 1: "layer_norm1", 2: "conv2", 3: "layer_norm2"}),
+    "mask_downscaling": ("mask_embed.", {0: "conv1", 1: "layer_norm1", 3: "conv2", 4: "layer_norm2", 6: "conv3"}),
+    "output_upscaling": ("upscale_", {0: "conv1", 1: "layer_norm", 3: "conv2"}),
+}
 
 # Meta's names on the left, transformers' on the right; applied in this order.
 _SAM_NAMES = (
     (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
     (r"^image_encoder\.", "vision_encoder."),
     (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
-    (r"\.neck\.0\.", ".neck.conv1."),
-    (r"\.neck\.1\.", ".neck.layer_norm1."),
-    (r"\.neck\.2\.", ".neck.conv2."),
-    (r"\.neck\.3\.", ".neck.layer_norm2."),
     (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
     (r"\.point_embeddings\.", ".point_embed."),
-    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
-    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
-    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
-    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
-    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
-    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
-    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
-    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    *(
+        (rf"\.{part}\.{n}\.", f".{begin}{end}.")
+        for part, (begin, ends) in _SAM_LAYERS.items()
+        for n, end in ends.items()
+    ),
     # The small MLPs: three numbered layers there, an input, one inner and an output layer here.
     (r"(_head|_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
     (r"(_head|_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
     (r"(_head|_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
-    (
-        r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
-        "prompt_encoder.shared_embedding.positional_embedding",
-    ),
+    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", _SHARED[0]),
 )
-# transformers keeps one matrix under two names, and a file may hold it under either.
-_SHARED = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
 
 
 def find_sam(folder=paths.WEIGHTS):
@@ -65,13 +62,10 @@ def find_sam(folder=paths.WEIGHTS):
     Returns:
         The Path to give to `load_sam`, or None.
     """
-    for name in SAM_FOLDERS:
-        if all((folder / name / part).is_file() for part in ("config.json", "model.safetensors")):
-            return folder / name
-    for name in SAM_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    return None
+    parts = ("config.json", "model.safetensors")
+    found = [folder / name for name in SAM_FOLDERS if all((folder / name / part).is_file() for part in parts)]
+    found += [folder / name for name in SAM_FILES if (folder / name).is_file()]
+    return found[0] if found else None
 
 
 def load_sam(path):
@@ -151,11 +145,9 @@ def sam_config(state):
         mlp_dim=state[encoder + "blocks.0.mlp.lin1.weight"].shape[0],
     )
     prompt = SamPromptEncoderConfig(hidden_size=hidden, image_size=grid * patch, patch_size=patch)
-    mask = SamMaskDecoderConfig(
-        hidden_size=hidden,
-        mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
-        iou_head_hidden_dim=state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
-    )
+    mlp_dim = state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0]
+    iou_dim = state["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0]
+    mask = SamMaskDecoderConfig(hidden_size=hidden, mlp_dim=mlp_dim, iou_head_hidden_dim=iou_dim)
     return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=mask)
 
 
@@ -185,9 +177,8 @@ def load_backbone(path):
     from torchvision.models import resnet50
 
     remedy = (
-        "It must be the state dict of torchvision's resnet50, saved as "
-        "torch.save(model.state_dict(), path); get the file again, or remove it and have a "
-        "supervised backbone trained on the labelled pool: --set supervised.source=pool."
+        "It must be the state dict of torchvision's resnet50, saved as torch.save(model.state_dict(), path); get the "
+        "file again, or remove it and have one trained on the labelled pool: --set supervised.source=pool."
     )
     try:
         state = _read_pickle(path)
@@ -226,10 +217,8 @@ def imagenet_backbone():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digest)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is not
-            raise UserError(
-                f"supervised.source=imagenet: {url} could not be downloaded ({error}). Put that "
-                f"file into {path.parent}, or choose --set supervised.source=pool."
-            ) from error
+            remedy = f"Put that file into {path.parent}, or choose --set supervised.source=pool."
+            raise UserError(f"supervised.source=imagenet: {url} could not be downloaded ({error}). {remedy}") from error
     return load_backbone(path), path.name
 
 

@@ -62,12 +62,9 @@ def test_larger_masks_are_painted_first_and_of_equals_the_later_lies_on_top():
     masks[2, 1:3, 1:3] = True  # of the size of masks[0], and later: on top of it
     masks[3, :, 7] = True
     labels = everything.partition(masks)
-    assert (
-        labels[1, 1] == labels[2, 2] != labels[3, 3] and labels[4, 4] != labels[3, 3] and labels[0, 7] == labels[5, 7]
-    )
-    assert (
-        sorted(np.unique(labels)) == list(range(5)) and labels[0, 0] == labels[5, 6]
-    )  # four masks, one connected rest
+    small, large, later, edge, rest = labels[3, 3], labels[4, 4], labels[2, 2], labels[0, 7], labels[0, 0]
+    assert sorted((small, large, later, edge, rest)) == list(range(5)) == np.unique(labels).tolist()
+    assert (labels[1, 1], labels[5, 7], labels[5, 6]) == (later, edge, rest)  # one connected rest
     masks = np.zeros((3, 4, 4), dtype=bool)
     masks[0] = masks[1, :2] = masks[2, 2:] = True
     assert everything.partition(masks).max() == 1  # masks[0] is painted over
@@ -88,10 +85,9 @@ def test_what_no_mask_covers_is_split_where_it_is_apart():
 def test_partition_by_brute_force(seed):
     masks = np.random.default_rng(seed).random((5, 6, 6)) < 0.35
     labels, areas, top = everything.partition(masks), masks.sum(axis=(1, 2)), {}
-    assert sorted(np.unique(labels)) == list(range(labels.max() + 1))
     for y, x in np.ndindex(6, 6):
         covering = [(areas[m], -m) for m in range(5) if masks[m, y, x]]
         top.setdefault(labels[y, x], set()).add(-min(covering)[1] if covering else "rest")
-    assert all(len(owners) == 1 for owners in top.values())
+    assert sorted(top) == list(range(len(top))) and all(len(owners) == 1 for owners in top.values())
     owned = [owner for owners in top.values() for owner in owners if owner != "rest"]
     assert len(owned) == len(set(owned))

@@ -37,40 +37,30 @@ def image(*shape):
 # --- the real ones
 
 
-def test_the_baseline_is_the_printed_network():
+def test_the_networks_are_the_printed_one_and_torchvisions():
+    """In text, names, shapes and numbers of parameters, which torchvision says for 21 classes."""
     assert str(segmenters.real("fcn32s")) == PRINTED.read_text().strip()
-
-
-@pytest.mark.parametrize(
-    ("name", "builder"), [("lraspp", lraspp_mobilenet_v3_large), ("deeplabv3", deeplabv3_resnet101)]
-)
-def test_names_shapes_and_printed_text_are_torchvisions(name, builder):
-    with torch.device("meta"):
-        plain = builder(weights=None, weights_backbone=None, num_classes=len(CLASSES))
-    ours = segmenters.real(name)
-    assert str(ours) == str(plain)
-    shapes = [[(n, v.shape) for n, v in made.state_dict().items()] for made in (ours, plain)]
-    assert shapes[0] == shapes[1]
-
-
-def test_numbers_of_parameters():
-    """The baseline's is that of the printed layers; torchvision says the others' for 21 classes."""
     assert segmenters.parameters("fcn32s") == 184_671_054
-    fewer = 21 - len(CLASSES)
-    lraspp = LRASPP_MobileNet_V3_Large_Weights.DEFAULT.meta["num_params"]
-    assert segmenters.parameters("lraspp") == lraspp - fewer * (40 + 1 + 128 + 1)
-    deeplab = DeepLabV3_ResNet101_Weights.DEFAULT.meta["num_params"]
     auxiliary = 1024 * 256 * 9 + 2 * 256 + 21 * (256 + 1)  # a head for training that we leave out
-    assert segmenters.parameters("deeplabv3") == deeplab - auxiliary - fewer * (256 + 1)
+    for name, builder, published, per_class, less in (
+        ("lraspp", lraspp_mobilenet_v3_large, LRASPP_MobileNet_V3_Large_Weights, 40 + 1 + 128 + 1, 0),
+        ("deeplabv3", deeplabv3_resnet101, DeepLabV3_ResNet101_Weights, 256 + 1, auxiliary),
+    ):
+        with torch.device("meta"):
+            plain = builder(weights=None, weights_backbone=None, num_classes=len(CLASSES))
+        ours = segmenters.real(name)
+        assert str(ours) == str(plain)
+        shapes = [[(n, v.shape) for n, v in made.state_dict().items()] for made in (ours, plain)]
+        assert shapes[0] == shapes[1]
+        count = published.DEFAULT.meta["num_params"] - less - (21 - len(CLASSES)) * per_class
+        assert segmenters.parameters(name) == count
 
 
 @every_network
 def test_outlines_lead_from_the_image_to_full_size_scores(name):
     blocks = segmenters.outline(name, 128)
-    assert blocks[0]["part"] == "input" and blocks[0]["shape"] == (3, 128, 128)
-    assert blocks[-1]["part"] == "upsampling" and blocks[-1]["shape"] == (len(CLASSES), 128, 128)
-    parts = [block["part"] for block in blocks]
-    order = ["input", "backbone", "head", "upsampling"]
+    assert blocks[0]["shape"] == (3, 128, 128) and blocks[-1]["shape"] == (len(CLASSES), 128, 128)
+    parts, order = [block["part"] for block in blocks], ["input", "backbone", "head", "upsampling"]
     assert sorted(parts, key=order.index) == parts and set(parts) == set(order)
     backbone = [block["shape"][1] for block in blocks if block["part"] in order[:2]]
     assert backbone == sorted(backbone, reverse=True)  # it only ever gets coarser
@@ -78,7 +68,7 @@ def test_outlines_lead_from_the_image_to_full_size_scores(name):
     assert blocks[-2]["part"] == "head" and blocks[-2]["shape"] == (len(CLASSES), coarse, coarse)
 
 
-def test_multiply_adds_of_vgg16_by_hand():
+def test_multiply_adds_by_hand_and_as_torchvision_tells():
     """Layer by layer; the thirteen convolutions' 15.3 billion at 224 pixels are well known."""
     layers = [(64, 224), (64, 224), (128, 112), (128, 112), (256, 56), (256, 56), (256, 56)]
     layers += [(512, 28)] * 3 + [(512, 14)] * 3
@@ -91,52 +81,34 @@ def test_multiply_adds_of_vgg16_by_hand():
     upsampling = 49 * 7 * 7 * 32 * 32
     assert segmenters.multiply_adds("fcn32s", 224) == vgg16 + head + upsampling
     assert segmenters.multiply_adds("fcn32s", 193) == vgg16 + head + upsampling  # padding counts
-
-
-def test_multiply_adds_are_those_that_torchvision_tells():
-    """At 520 pixels and for 21 classes, so about."""
-    lraspp = LRASPP_MobileNet_V3_Large_Weights.DEFAULT.meta["_ops"] * 1e9
+    lraspp = LRASPP_MobileNet_V3_Large_Weights.DEFAULT.meta["_ops"] * 1e9  # at 520 pixels and for 21 classes, so about
     assert segmenters.multiply_adds("lraspp", 512) == pytest.approx(lraspp * (512 / 520) ** 2, rel=0.04)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        # VGG16: 13 convolutions; conv6, conv7 and the score.
-        ("fcn32s", {"convolutions": 13 + 3, "transposed convolutions": 1, "poolings": 5}),
-        # MobileNetV3-Large: a first convolution, 15 blocks of which the first does not expand
-        # and eight squeeze, a last one; the head has four. Its table: 10 blocks keep their shape.
-        (
-            "lraspp",
-            {
-                "convolutions": 1 + 14 * 3 + 2 + 8 * 2 + 1 + 4,
-                "depthwise convolutions": 15,
-                "dilated convolutions": 3,
-                "BatchNorm layers": 1 + 14 * 3 + 2 + 1 + 1,
-                "inverted residuals": 15,
-                "of these with a skip connection": 10,
-                "squeeze-and-excite blocks": 8,
-            },
-        ),
-        # ResNet101: 3 + 4 + 23 + 3 blocks of three, four shortcuts and a first convolution; the
-        # ASPP's five branches and its projection, a convolution, the score. Dilated: each 3×3 of
-        # the last two stages but the first one, and three branches.
-        (
-            "deeplabv3",
-            {
-                "convolutions": 33 * 3 + 4 + 1 + 6 + 2,
-                "dilated convolutions": 22 + 3 + 3,
-                "poolings": 1,
-                "BatchNorm layers": 33 * 3 + 4 + 1 + 6 + 1,
-                "residual bottlenecks": 33,
-                "branches of the ASPP": 5,
-            },
-        ),
-    ],
-)
-def test_the_anatomy_is_the_papers(name, expected):
+ANATOMY = {
+    # VGG16: 13 convolutions; conv6, conv7 and the score.
+    "fcn32s": {"convolutions": 13 + 3, "transposed convolutions": 1, "poolings": 5},
+    # MobileNetV3-Large: a first convolution, 15 blocks of which the first does not expand
+    # and eight squeeze, a last one; the head has four. Its table: 10 blocks keep their shape.
+    "lraspp": {
+        "convolutions": 1 + 14 * 3 + 2 + 8 * 2 + 1 + 4, "depthwise convolutions": 15, "dilated convolutions": 3,
+        "BatchNorm layers": 1 + 14 * 3 + 2 + 1 + 1, "inverted residuals": 15, "of these with a skip connection": 10,
+        "squeeze-and-excite blocks": 8,
+    },
+    # ResNet101: 3 + 4 + 23 + 3 blocks of three, four shortcuts and a first convolution; the
+    # ASPP's five branches and its projection, a convolution, the score. Dilated: each 3×3 of
+    # the last two stages but the first one, and three branches.
+    "deeplabv3": {
+        "convolutions": 33 * 3 + 4 + 1 + 6 + 2, "dilated convolutions": 22 + 3 + 3, "poolings": 1,
+        "BatchNorm layers": 33 * 3 + 4 + 1 + 6 + 1, "residual bottlenecks": 33, "branches of the ASPP": 5,
+    },
+}  # fmt: skip
+
+
+@every_network
+def test_the_anatomy_is_the_papers(name):
     found = segmenters.anatomy(name)
-    assert {part: count for part, count in found.items() if count} == expected
+    assert {part: count for part, count in found.items() if count} == ANATOMY[name]
     assert list(found) == list(segmenters.anatomy("fcn32s"))  # one table for all
 
 
@@ -168,19 +140,16 @@ def test_scores_are_those_of_padded_and_enlarged_images(enlarge, shape):
 
 @every_network
 def test_every_network_scores_images_of_any_size_in_float32(small, name):
+    """Also under autocast, where the baseline's last layer runs in it."""
+    network, seen = small[name], []
+    last = getattr(network, "score_pred", nn.Identity())
+    handle = last.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
     for shape in ((64, 64), (33, 47), (1, 1)):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            out = segmenters.scores(small[name], image(2, 3, *shape))
+            out = segmenters.scores(network, image(2, 3, *shape))
         assert out.shape == (2, len(CLASSES), *shape) and out.dtype == torch.float32 and out.isfinite().all()
-
-
-def test_the_baselines_last_layers_run_in_float32_under_autocast(small):
-    network, seen = small["fcn32s"], []
-    handle = network.score_pred.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0].dtype, out.dtype)))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        network(image(1, 3, 32, 32))
     handle.remove()
-    assert seen == [(torch.float32, torch.float32)]
+    assert seen == [(torch.float32, torch.float32)] * (3 if name == "fcn32s" else 0)
 
 
 @every_network
@@ -229,14 +198,13 @@ def test_the_baseline_begins_with_scores_that_are_repeated(small):
 
 @every_network
 def test_the_momentum_of_norms_is_set_or_left(name):
-    def momenta(**options):
+    momenta = []
+    for options in ({}, {"norm_momentum": 0.0}, {"norm_momentum": 0.07}):
         with torch.device("meta"):
             network = segmenters.build(name, **options)
-        return {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
-
-    plain = momenta()
-    assert momenta(norm_momentum=0.07) == ({0.07} if plain else set())
-    assert 0.07 not in plain and momenta(norm_momentum=0.0) == plain
+        momenta.append({m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)})
+    plain, left, changed = momenta
+    assert left == plain and 0.07 not in plain and changed == ({0.07} if plain else set())
 
 
 @every_network
