@@ -286,27 +286,12 @@ class Segmenter:
     blocks: Callable
 
 
-SEGMENTERS = {
-    row[0]: Segmenter(*row)
-    for row in (
-        ("fcn32s", "VGG16-FCN32s", "Long et al. 2015, arXiv:1411.4038", 32, "#d55e00", _fcn32s, _fcn32s_blocks),
-        (
-            "lraspp",
-            "LR-ASPP MobileNetV3-Large",
-            "Howard et al. 2019, arXiv:1905.02244",
-            8,
-            "#0173b2",
-            _lraspp,
-            _lraspp_blocks,
-        ),
-        (
-            "deeplabv3",
-            "DeepLabV3-ResNet101",
-            "Chen et al. 2017, arXiv:1706.05587",
-            8,
-            "#029e73",
-            _deeplabv3,
-            _deeplabv3_blocks,
-        ),
-    )
-}
+_ALL = (
+    ("fcn32s", "VGG16-FCN32s", "Long, Shelhamer and Darrell 2015, arXiv:1411.4038", 32, "#d55e00",
+     _fcn32s, _fcn32s_blocks),
+    ("lraspp", "LR-ASPP MobileNetV3-Large", "Howard et al. 2019, arXiv:1905.02244", 8, "#0173b2",
+     _lraspp, _lraspp_blocks),
+    ("deeplabv3", "DeepLabV3-ResNet101", "Chen et al. 2017, arXiv:1706.05587", 8, "#029e73",
+     _deeplabv3, _deeplabv3_blocks),
+)  # fmt: skip
+SEGMENTERS = {row[0]: Segmenter(*row) for row in _ALL}
