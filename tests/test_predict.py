@@ -377,7 +377,8 @@ def test_no_name_leads_out_of_the_folder_and_one_that_no_file_can_have_is_only_m
     for place in (tmp_path, folder / "sub", folder):
         picture(0).save(place / "x.jpg")
     names = ["../x.jpg", "sub/x.jpg", "/etc/hostname", "..", ".", "./x.jpg", str(folder / "x.jpg")]
-    names += ["", "x" * 300 + ".jpg", "a\x00b.jpg", "*.jpg", "~"]
+    names += ["", "x" * 300 + ".jpg", "a\x00b.jpg", "*.jpg", "~", "link.jpg"]
+    (folder / "link.jpg").symlink_to(tmp_path / "x.jpg")
     lines = ["id,filename", *(f"1,{name}" for name in (*names, "x.jpg"))]
     found, done, problems = fill(book, root, tmp_path, lines, folder=folder)
     assert done == 1 and len(problems) == len(names) and [row["filename"] for row in found] == [*names, "x.jpg"]

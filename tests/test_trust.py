@@ -1,6 +1,8 @@
 """Data is never run and never leads out of its folder; JupyterLab lets nobody else in."""
 
+import functools
 import io
+import itertools
 import json
 import os
 import pickle
@@ -21,16 +23,14 @@ from PIL import Image
 from torchvision.models import VGG16_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet101_Weights, LRASPP_MobileNet_V3_Large_Weights
 
-from hw1lib import paths, predict
+from hw1lib import paths
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
-from hw1lib.models import classifier, segmenters, weights
+from hw1lib.models import segmenters, weights
 from hw1lib.settings import Data
 from hw1lib.steps import store
-from hw1lib.workbook import Workbook
-from tests.conftest import OFFICE, picture
-from tests.test_predict import pretend
+from tests.conftest import picture
 
 # --- no code from data
 
@@ -45,19 +45,11 @@ class Evil:
         return os.mkdir, (str(self.marker),)
 
 
-def save_zip(content, path):
-    torch.save(content, path)
-
-
-def save_old(content, path):
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
-def save_pickle(content, path):
-    path.write_bytes(pickle.dumps(content, protocol=2))  # torch's own
-
-
-SAVED = pytest.mark.parametrize("save", [save_zip, save_old, save_pickle])
+SAVED = {
+    "zip": torch.save,
+    "old": functools.partial(torch.save, _use_new_zipfile_serialization=False),
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),  # torch's own
+}
 
 
 def test_the_evil_pickle_of_these_tests_would_run(tmp_path):
@@ -66,16 +58,15 @@ def test_the_evil_pickle_of_these_tests_would_run(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-@SAVED
-@pytest.mark.parametrize(
-    ("load", "name"), [(weights.load_backbone, "pretrain_model_SL.pt"), (weights.load_sam, weights.SAM_FILES[0])]
-)
-def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save, load, name):
-    save({"state_dict": Evil(tmp_path / "ran"), "conv1.weight": torch.zeros(1)}, tmp_path / name)
+@pytest.mark.parametrize("save", [*SAVED, "sam"])
+def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save):
+    name, load = "pretrain_model_SL.pt", weights.load_backbone
+    if save == "sam":
+        name, load, save = weights.SAM_FILES[0], weights.load_sam, "zip"
+    SAVED[save]({"state_dict": Evil(tmp_path / "ran"), "conv1.weight": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(UserError, match=f"{name} cannot be used: it (holds|is)") as caught:
         load(tmp_path / name)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "ran").exists()
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +76,6 @@ def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save, load, na
         ("deeplabv3", DeepLabV3_ResNet101_Weights.DEFAULT),
         ("fcn32s", VGG16_Weights.IMAGENET1K_V1),
     ],
-    ids=["lraspp", "deeplabv3", "fcn32s"],
 )
 def test_cached_weights_that_hold_code_are_refused_and_not_run(tmp_path, monkeypatch, model, published):
     """What lies in torch's cache under the right name was not downloaded by us."""
@@ -98,38 +88,6 @@ def test_cached_weights_that_hold_code_are_refused_and_not_run(tmp_path, monkeyp
         segmenters.build(model, pretrained=True)
     assert not (tmp_path / "ran").exists()
     assert f"--set {model}.pretrained=false" in str(caught.value)
-
-
-def small(root, out):
-    settings = {
-        "model_scale": 0.05,
-        "lraspp.epochs": 2,
-        "lraspp.crop": 0,
-        "data.tile_limit": 3,
-        "segmentation.stage_images": ["0001"],
-        "finetune.hidden": 16,
-        "device": "cpu",
-    }
-    return Workbook("smoke", root, out, settings)
-
-
-@SAVED
-def test_a_checkpoint_that_holds_code_is_not_run_and_the_step_starts_anew(course_data, tmp_path, capsys, save):
-    first = small(course_data, tmp_path / "one").result("segment-lraspp")
-    book = small(course_data, tmp_path / "two")
-    folder = book.steps.store.folder("segment-lraspp", first.key)
-    folder.mkdir(parents=True)
-    marker = tmp_path / "ran"
-    content = {"format": 1, "module": Evil(marker), "optimizer": {}, "history": Evil(marker)}
-    save(content, folder / store.CHECKPOINT)
-    capsys.readouterr()
-    again = book.result("segment-lraspp")
-    said = [line for line in capsys.readouterr().out.splitlines() if "cannot be used" in line]
-    assert len(said) == 1 and "checkpoint.pt" in said[0] and "from its beginning" in said[0]
-    assert not marker.exists()
-    assert again.metrics == first.metrics
-    here, there = again.weights(), first.weights()
-    assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
 
 
 def test_an_array_that_holds_objects_is_refused_and_not_run(tmp_path):
@@ -146,36 +104,9 @@ def find(root):
     return layout.find(root, Data())
 
 
-def rename_in(table, old, new):
-    rows = pd.read_csv(table, dtype=str)
-    rows["filename"] = rows["filename"].replace(old, new)
-    rows.to_csv(table, index=False)
-
-
-ABROAD = (
-    "../x.jpg",
-    "../val/Couch00100.jpg",
-    "/etc/hostname",
-    "sub/x.jpg",
-    "./Couch00001.jpg",
-    "..",
-    ".",
-    "a\0b.jpg",
-    "..\\x.jpg",
-    "C:\\x.jpg",
-    "~/x.jpg",
-    "sub\\..\\..\\x.jpg",
-)
-
-
-@pytest.mark.parametrize("name", ABROAD)
-@pytest.mark.parametrize("part", ["mini/train", "office/train", "office/val"])
-def test_no_name_in_a_table_leads_out_of_its_folder(course_data, part, name):
-    table = course_data / "p1_data" / f"{part}.csv"
-    first = pd.read_csv(table)["filename"][0]
-    rename_in(table, first, name)
-    with pytest.raises(UserError, match=f"{table.name}"):
-        find(course_data)
+ABROAD = ("../x.jpg", "../val/Couch00100.jpg", "/etc/hostname", "sub/x.jpg", "./Couch00001.jpg", "..", ".")
+ABROAD += ("a\0b.jpg", "..\\x.jpg", "C:\\x.jpg", "~/x.jpg", "sub\\..\\..\\x.jpg")
+P1 = ("p1_data/mini/train", "p1_data/office/train", "p1_data/office/val")
 
 
 @pytest.fixture
@@ -186,57 +117,58 @@ def secret(tmp_path):
     return path
 
 
-def link_out(path, secret):
-    path.unlink(missing_ok=True)
-    path.symlink_to(secret)
+def link(path, target):
+    path.unlink()
+    path.symlink_to(target)
 
 
-@pytest.mark.parametrize("part", ["mini/train", "office/train", "office/val"])
-@pytest.mark.parametrize("relative", [False, True])
-def test_no_link_in_a_table_leads_out_of_its_folder(course_data, secret, part, relative):
-    folder = course_data / "p1_data" / part
-    name = pd.read_csv(f"{folder}.csv")["filename"][0]
-    target = os.path.relpath(secret, folder) if relative else secret
-    link_out(folder / name, target)
-    with pytest.raises(UserError, match=name):
-        find(course_data)
-
-
-def test_no_link_in_a_pool_without_a_table_leads_out_of_it(course_data, secret):
-    (course_data / "p1_data" / "mini" / "train.csv").unlink()
-    link_out(course_data / "p1_data" / "mini" / "train" / "00003.jpg", secret)
-    with pytest.raises(UserError, match="00003.jpg"):
-        find(course_data)
-
-
-@pytest.mark.parametrize("name", ["0002_sat.jpg", "0002_mask.png"])
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_no_link_of_a_tile_leads_out_of_its_folder(course_data, secret, split, name):
-    link_out(course_data / "p2_data" / split / name, secret)
-    with pytest.raises(UserError, match=name):
-        find(course_data)
-
-
-def test_a_link_to_a_neighbour_stays_in_its_folder(course_data):
-    folder = course_data / "p1_data" / "office" / "train"
-    link_out(folder / "Couch00001.jpg", folder / "Couch00002.jpg")
-    assert len(find(course_data).problem1.train) == 12
+@pytest.mark.parametrize("part", P1)
+def test_no_name_and_no_link_in_a_table_leads_out_of_its_folder(course_data, secret, part):
+    folder, table = course_data / part, course_data / f"{part}.csv"
+    rows = pd.read_csv(table)
+    first = rows["filename"][0]
+    for name in ABROAD:
+        rows.replace(first, name).to_csv(table, index=False)
+        with pytest.raises(UserError, match=table.name):
+            find(course_data)
+    rows.to_csv(table, index=False)
+    for target in (secret, os.path.relpath(secret, folder)):
+        link(folder / first, target)
+        with pytest.raises(UserError, match=first):
+            find(course_data)
+    link(folder / first, folder / rows["filename"][1])  # a neighbour
+    assert find(course_data)
 
 
 @pytest.mark.parametrize(
-    "part", ["p1_data", "p2_data", "p1_data/office", "p1_data/mini/train", "p1_data/office/train", "p2_data/train", ""]
+    "name",
+    ["p1_data/mini/train/00003.jpg"]
+    + [f"p2_data/{split}/0002_{half}" for split in ("train", "validation") for half in ("sat.jpg", "mask.png")],
 )
-def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_path, part):
-    """As where the data lies on another disk."""
+def test_no_link_without_a_table_leads_out_of_its_folder(course_data, secret, name):
+    (course_data / "p1_data" / "mini" / "train.csv").unlink()
+    link(course_data / name, secret)
+    with pytest.raises(UserError, match=os.path.basename(name)):
+        find(course_data)
+
+
+def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_path):
+    """As where the data lies on another disk; what lies in it counts."""
     before = find(course_data)
-    folder = course_data / part
-    folder.rename(tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    after = find(course_data)
-    assert after.problem2 == before.problem2
-    for name in ("pool", "train", "val"):
-        one, two = getattr(before.problem1, name), getattr(after.problem1, name)
-        assert layout.fingerprint(one) == layout.fingerprint(two)
+    for number, part in enumerate((*P1, "p1_data/office", "p2_data/train", "p1_data", "p2_data", "")):
+        place = tmp_path / f"elsewhere {number}"
+        (course_data / part).rename(place)
+        (course_data / part).symlink_to(place, target_is_directory=True)
+        after = find(course_data)
+        assert after.problem2 == before.problem2
+        for name in ("pool", "train", "val"):
+            one, two = getattr(before.problem1, name), getattr(after.problem1, name)
+            assert layout.fingerprint(one) == layout.fingerprint(two)
+    for part in (*P1, "p2_data/train"):
+        half = course_data / part[:7]
+        held = layout.folder_fingerprint(half)
+        picture(99).save(next((course_data / part).glob("*.jpg")))
+        assert layout.folder_fingerprint(half) != held
 
 
 @pytest.mark.parametrize("target", [".", "..", "../../abroad"])
@@ -248,37 +180,6 @@ def test_other_links_in_the_data_are_never_followed(course_data, tmp_path, targe
         before = layout.folder_fingerprint(course_data / part)
         (course_data / part / "elsewhere").symlink_to(target, target_is_directory=True)
         assert layout.folder_fingerprint(course_data / part) == before
-
-
-@pytest.mark.parametrize("part", ["p1_data/mini/train", "p1_data/office", "p2_data/train"])
-def test_what_lies_in_a_linked_folder_counts(course_data, tmp_path, part):
-    folder, half = course_data / part, course_data / part[:7]
-    folder.rename(tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    before = layout.folder_fingerprint(half)
-    picture(99).save(next((tmp_path / "elsewhere").rglob("*.jpg")))
-    assert layout.folder_fingerprint(half) != before
-
-
-@pytest.fixture
-def book(course_data, tmp_path):
-    """A workbook whose setting C is said to be trained."""
-    book = small(course_data, tmp_path / "out")
-    head = classifier.Head(len(OFFICE), hidden=16)
-    pretend(book, "finetune-C", classifier.Classifier(classifier.backbone(0.05), head))
-    return book
-
-
-def test_predict_names_links_that_lead_out_and_labels_the_rest(book, course_data, tmp_path, secret):
-    folder = course_data / "p1_data" / "office" / "val"
-    table = course_data / "p1_data" / "office" / "val.csv"
-    first, *rest = pd.read_csv(table)["filename"]
-    link_out(folder / first, secret)
-    done, problems = predict.classification(book, table, folder, tmp_path / "labels.csv")
-    assert done == len(rest)
-    assert [os.path.basename(name) for name, _ in problems] == [first]
-    labels = pd.read_csv(tmp_path / "labels.csv").set_index("filename")["label"]
-    assert labels.isna().sum() == 1 and np.isnan(labels[first])
 
 
 def test_a_wheel_writes_only_what_the_sample_is(tmp_path):
@@ -305,6 +206,8 @@ def test_a_wheel_writes_only_what_the_sample_is(tmp_path):
 
 # --- JupyterLab
 
+CLOSED = ("/api/contents", "/api/kernels", "/api/terminals", "/lab", "/files/00_data.ipynb")
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
@@ -316,27 +219,16 @@ def lab(tmp_path_factory):
         except OSError:
             pytest.skip("no port of this machine can be bound")
         port = free.getsockname()[1]
-    recipe = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", "lab"],  # these tests run inside of make
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    dry = ["make", "--no-print-directory", "--dry-run", "lab"]  # these tests run inside of make
+    recipe = subprocess.run(dry, cwd=paths.ROOT, capture_output=True, text=True, check=True)
     started = recipe.stdout.replace("\\\n", " ").strip().splitlines()[-1]
     assert "jupyter lab" in started
     command = f"{started} --no-browser --ServerApp.port={port} --ServerApp.port_retries=0"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY"))}
     folders = {f"JUPYTER_{kind}_DIR": str(home / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
     with open(home / "log", "wb") as log:
-        process = subprocess.Popen(
-            ["sh", "-c", command],
-            cwd=paths.ROOT,
-            stdout=log,
-            stderr=log,
-            env=kept | folders | {"HOME": str(home)},
-            start_new_session=True,
-        )
+        own = {"env": kept | folders | {"HOME": str(home)}, "stdout": log, "stderr": log}
+        process = subprocess.Popen(["sh", "-c", command], cwd=paths.ROOT, start_new_session=True, **own)
     family = psutil.Process(process.pid)
     try:
         yield family, _facts(process, home), port
@@ -375,6 +267,7 @@ def status(port, path, token=None, **options):
         return error.code
 
 
+@pytest.mark.slow
 def test_jupyterlab_listens_on_this_machine_only(lab):
     family, _, port = lab
     listening = [
@@ -387,23 +280,15 @@ def test_jupyterlab_listens_on_this_machine_only(lab):
     assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("path", ["/api/contents", "/api/kernels", "/api/terminals", "/lab", "/files/00_data.ipynb"])
-@pytest.mark.parametrize("token", [None, "", "wrong"])
-def test_jupyterlab_lets_nobody_in_without_its_token(lab, path, token):
+@pytest.mark.slow
+def test_jupyterlab_opens_with_its_token_alone(lab):
     _, facts, port = lab
     assert len(facts["token"]) >= 32 and not facts.get("password")
-    assert status(port, path, token) in (302, 401, 403)
-
-
-def test_jupyterlab_runs_nothing_without_its_token(lab):
-    _, _, port = lab
+    assert status(port, "/api/contents", facts["token"]) == 200
+    for path, token in itertools.product(CLOSED, (None, "", "wrong")):
+        assert status(port, path, token) in (302, 401, 403)
     for path in ("/api/kernels", "/api/terminals", "/api/sessions"):
         assert status(port, path, data=b"{}", method="POST") in (401, 403)
-
-
-def test_jupyterlab_opens_with_its_token(lab):
-    _, facts, port = lab
-    assert status(port, "/api/contents", facts["token"]) == 200
 
 
 def test_the_command_that_make_runs_switches_nothing_off():
