@@ -74,11 +74,6 @@ def readable(rows, original=None):
     return shown
 
 
-def stride(name, enlarge):
-    """How many pixels of a tile, along one side, belong to one of the network's finest scores."""
-    return max(1, SEGMENTERS[name].stride // enlarge)
-
-
 def networks(side, enlarge, metrics):
     """What the networks cost and consist of, counted from their modules: a row a model, as tables/networks.csv.
 
@@ -91,7 +86,7 @@ def networks(side, enlarge, metrics):
     for model, values in metrics.items():
         adds = segmenters.multiply_adds(model, side * enlarge[model])
         costs = {"model": model, "parameters": segmenters.parameters(model), "multiply_adds": adds}
-        limits = {"stride": stride(model, enlarge[model]), "ceiling": values["ceiling"]}
+        limits = {"stride": segmenters.stride(model, enlarge[model]), "ceiling": values["ceiling"]}
         rows.append(costs | limits | segmenters.anatomy(model))
     return pd.DataFrame(rows).rename(columns=lambda name: name.replace(" ", "_"))
 

@@ -12,19 +12,19 @@ from hw1lib.loops.pretrain import labelled_batches
 from hw1lib.models import classifier
 
 
-def run(draft, problem1, profile, setting, backbone_weights, device):
+def run(draft, problem1, profile, device, pretrained=None, *, setting):
     """Steps `finetune-A` … `finetune-E` and `control-random`.
 
     Args:
         draft: store.Draft of the step.
         problem1: layout.Problem1.
         profile: settings.Profile.
-        setting: A … E or random.
-        backbone_weights: state of the pre-trained backbone, or None for a random one.
         device: torch device.
+        pretrained: store.Result of the pre-training; None for a random backbone.
+        setting: A … E or random.
     """
     settings, frozen = profile.finetune, ROWS[setting].frozen
-    network = _backbone(profile, backbone_weights)
+    network = _backbone(profile, pretrained)
     head = classifier.Head(len(problem1.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(network, head, frozen)
     model.to(device, memory_format=torch.channels_last)
@@ -60,7 +60,7 @@ def colour(draft, problem1, profile, device):
     _finish(draft, history, problem1)
 
 
-def knn(draft, problem1, profile, backbone_weights, device):
+def knn(draft, problem1, profile, device, pretrained):
     """Step `control-knn`: k-NN by cosine on frozen features; no training.
 
     On the self-supervised features and, to know what they are worth, on those of the random
@@ -68,8 +68,8 @@ def knn(draft, problem1, profile, backbone_weights, device):
     """
     images, truth = _images(problem1, profile), problem1.val.labels
     found = {}
-    for source, state in (("pretrain", backbone_weights), ("random", None)):
-        network = _backbone(profile, state).to(device, memory_format=torch.channels_last)
+    for source, result in (("pretrain", pretrained), ("random", None)):
+        network = _backbone(profile, result).to(device, memory_format=torch.channels_last)
         train, val = (features.extract(network, part, device) for part in images)
         found[source] = features.nearest_class(train, problem1.train.labels, val, profile.controls.knn)
     draft.array("predictions_random", found["random"].astype(np.int16)[None])
@@ -84,12 +84,12 @@ def _images(problem1, profile):
     return [torch.from_numpy(image_files.load(split, profile.data.image_size)) for split in splits]
 
 
-def _backbone(profile, state):
-    """A backbone with these weights; without any, the random one of the profile's seed."""
+def _backbone(profile, pretrained):
+    """A backbone with a result's weights; without one, the random one of the profile's seed."""
     training.seed_everything(profile.seed, 0)
     network = classifier.backbone(profile.model_scale)
-    if state is not None:
-        network.load_state_dict(state, strict=False)  # all but fc
+    if pretrained is not None:
+        network.load_state_dict(pretrained.weights(), strict=False)  # all but fc
     return network
 
 

@@ -16,7 +16,7 @@ STAGES = ("early", "middle", "final")
 LEVELS = 16  # of each channel in the colour control's table
 
 
-def run(draft, problem2, profile, name, device):
+def run(draft, problem2, profile, device, *, name):
     """Steps `segment-fcn32s`, `segment-lraspp` and `segment-deeplabv3`."""
     settings = getattr(profile, name)
     shown = [problem2.validation.index(n, "segmentation.stage_images") for n in profile.segmentation.stage_images]
@@ -61,7 +61,7 @@ def run(draft, problem2, profile, name, device):
     history = training.train(network, loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
     draft.weights(network.average if settings.average else network)
     draft.history(history)
-    ceiling = metrics.ceiling(val_masks, stride(name, settings))
+    ceiling = metrics.ceiling(val_masks, segmenters.stride(name, settings.enlarge))
     more = {"stages": stages, "seen": seen, "stray_pixels": stray + val_stray, "ceiling": ceiling}
     if settings.tta:
         more["tta"] = summary([history[-1]["tta"]])
@@ -79,11 +79,6 @@ def _refuse_unlabelled(problem2, masks, val_masks):
 def stage_epochs(epochs):
     """The epochs of the early, middle and final stage: first, middle and last."""
     return {"early": 1, "middle": (epochs + 1) // 2, "final": epochs}
-
-
-def stride(name, settings):
-    """How many pixels of a tile, along one side, share one of the network's finest scores."""
-    return max(1, segmenters.SEGMENTERS[name].stride // settings.enlarge)
 
 
 @torch.no_grad()

@@ -151,6 +151,11 @@ def scores(network, images, enlarge=1):
     return F.avg_pool2d(out, enlarge) if enlarge > 1 else out
 
 
+def stride(name, enlarge=1):
+    """How many pixels of a tile, along one side, share one of the network's finest scores."""
+    return max(1, SEGMENTERS[name].stride // enlarge)
+
+
 def real(name):
     """The real network on torch's meta device: its text and shapes, without memory or time."""
     with torch.device("meta"):

@@ -72,14 +72,14 @@ def _all(profile, root):
         if row.name == "colour":
             yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, _knn, 3)
+            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 3)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(_finetune, row.name), 2)
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 2)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 2)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(_segment, name), 2)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 2)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data))
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 2)
@@ -101,15 +101,6 @@ def _check(examine, folder, draft, *_):
     draft.metrics({"warnings": found.warnings, **found.facts})
 
 
-def _finetune(setting, draft, data, profile, device, *pretrained):
-    backbone = pretrained[0].weights() if pretrained else None
-    finetune.run(draft, data, profile, setting, backbone, device)
-
-
-def _knn(draft, data, profile, device, pretrained):
-    finetune.knn(draft, data, profile, pretrained.weights(), device)
-
-
 def _embed(draft, data, profile, device, tuned):
     first, last = tuned.array("activations_first"), tuned.array("activations_last")
     plane, numbers = embedding.project(first, last, data.train.labels, profile.embed.perplexity, profile.seed)
@@ -117,10 +108,6 @@ def _embed(draft, data, profile, device, tuned):
         draft.array(name, points)
     draft.history([])
     draft.metrics(numbers)
-
-
-def _segment(name, draft, data, profile, device):
-    segment.run(draft, data, profile, name, device)
 
 
 def _everything(draft, data, profile, device, segmented):

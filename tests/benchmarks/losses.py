@@ -51,7 +51,7 @@ def score(problem2, settings, seed):
     profile = dataclasses.replace(demo, seed=seed, segmentation=shown, lraspp=lraspp)
     with tempfile.TemporaryDirectory() as folder:
         draft = store.Draft("segment-lraspp", Path(folder))
-        segment.run(draft, problem2, profile, "lraspp", torch.device("cpu"))
+        segment.run(draft, problem2, profile, torch.device("cpu"), name="lraspp")
         numbers = store.Result(draft.step, folder).metrics
     return numbers["miou_last"], numbers["tta"]["miou_last"]
 

@@ -1,6 +1,7 @@
 """Fine-tuning: what is frozen stays, what is noted is what was computed, controls are fair."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,10 +41,15 @@ def backbone():
     return pretrain.without_fc(network)
 
 
+def pretrained(weights):
+    """What a loop sees of the step before."""
+    return SimpleNamespace(weights=lambda: weights)
+
+
 def fit(folder, problem1, setting, weights, **changes):
     draft = store.Draft(f"finetune-{setting}", folder)
     draft.folder.mkdir(exist_ok=True)
-    finetune.run(draft, problem1, profile(**changes), setting, weights, CPU)
+    finetune.run(draft, problem1, profile(**changes), CPU, weights and pretrained(weights), setting=setting)
     return store.Result(draft.step, folder)
 
 
@@ -156,7 +162,7 @@ def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1, backbo
     labels = np.random.default_rng(0).permutation(problem1.train.labels)
     problem1 = dataclasses.replace(problem1, train=dataclasses.replace(problem1.train, labels=labels))
     draft, truth = store.Draft("control-knn", tmp_path), problem1.val.labels
-    finetune.knn(draft, problem1, profile(controls__knn=3), backbone, CPU)
+    finetune.knn(draft, problem1, profile(controls__knn=3), CPU, pretrained(backbone))
     result = store.Result("control-knn", tmp_path)
     for suffix, state in (("", backbone), ("_random", {})):
         network = model(state, True).backbone

@@ -151,7 +151,7 @@ def test_the_summary_takes_the_best_epoch_and_keeps_the_last():
     [("fcn32s", 1, 32), ("fcn32s", 2, 16), ("lraspp", 1, 8), ("lraspp", 3, 2), ("deeplabv3", 8, 1)],
 )
 def test_an_enlarged_tile_has_a_finer_stride(name, enlarge, expected):
-    assert segment.stride(name, Segment(enlarge=enlarge)) == expected
+    assert segmenters.stride(name, enlarge) == expected
 
 
 # --- the colour control
@@ -199,7 +199,7 @@ def run(folder, problem2, name="lraspp", **changes):
     """Trains as the smoke profile does: Lovász, enlarged tiles, test-time augmentation."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
     draft = store.Draft(f"segment-{name}", folder)
-    segment.run(draft, problem2, profiles.get("smoke", settings), name, CPU)
+    segment.run(draft, problem2, profiles.get("smoke", settings), CPU, name=name)
     return store.Result(draft.step, folder)
 
 

@@ -202,12 +202,17 @@ def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed", "finetune-E"]
 
 
+OURS, LABELS = ("pretrain",), ("pretrain-supervised",)
+
+
 def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path, monkeypatch):
     made, called = make(course_data, tmp_path, seed=3), {}
 
-    def loop(draft, data, profile, *words):
+    def loop(draft, data, profile, *words, **which):
         assert (data, profile) == (getattr(made.data, f"problem{made.step(draft.step).problem}"), made.profile)
-        called[draft.step] = words
+        called[draft.step] = [
+            word.step if isinstance(word, store.Result) else word for word in (*words, *which.values())
+        ]
         draft.weights({"of": torch.tensor(len(draft.step))})
         for number, name in enumerate(("activations_first", "activations_last", "predictions")):
             draft.array(name, np.array([number, len(draft.step)]))
@@ -222,12 +227,11 @@ def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path
     monkeypatch.setattr(embedding, "project", project)
     results = {name: made.result(name) for name in made.all}
 
-    ours, labels = len("pretrain"), len("pretrain-supervised")
-    expected = {"A": None, "B": labels, "C": ours, "D": labels, "E": ours}
-    found = {s: weights and int(weights["of"]) for s, weights, _ in (called[f"finetune-{s}"] for s in "ABCDE")}
-    assert found == expected and called["control-random"] == ("random", None, CPU)
-    assert called["control-knn"] == ({"of": ours}, CPU) and called["control-colour"] == (CPU,)
-    assert [called[f"segment-{name}"] for name in ("fcn32s", "lraspp")] == [("fcn32s", CPU), ("lraspp", CPU)]
+    for name, pretrained in zip("ABCDE", ((), LABELS, OURS, LABELS, OURS)):
+        assert called[f"finetune-{name}"] == [CPU, *pretrained, name]
+    assert called["control-random"] == [CPU, "random"] and called["control-colour"] == [CPU]
+    assert called["control-knn"] == [CPU, *OURS]
+    assert [called[f"segment-{name}"] for name in ("fcn32s", "lraspp")] == [[CPU, "fcn32s"], [CPU, "lraspp"]]
     predictions, sam, device = called["everything"]
     assert predictions.tolist() == [2, len("segment-lraspp")] and sam is None and device == CPU
     embedded = [[0, 10], [1, 10], made.data.problem1.train.labels.tolist(), [10.0], [3]]  # perplexity and seed
