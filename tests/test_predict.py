@@ -22,11 +22,11 @@ from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier, segmenters
 from hw1lib.workbook import Workbook
 from tests import conftest
-from tests.conftest import OFFICE, hw1lib, one_paragraph, picture, write_labelled, write_problem1, write_problem2
+from tests.conftest import OFFICE, one_paragraph, picture, write_labelled, write_problem1, write_problem2
 
 NUMBERS = (3, 17, 64)  # the labels of the three classes in the CSVs
 SETTINGS = {"model_scale": 0.125, "finetune.hidden": 16, "deeplabv3.epochs": 99}
-TRAINED = {"lraspp": [0, 1, 2, 3, 4, 5], "fcn32s": [0, 2, 3, 5]}  # with the classes that they saw
+SEEN = [0, 2, 3, 5]  # classes that the segmenter saw
 
 
 def pretend(book, step, network):
@@ -34,7 +34,7 @@ def pretend(book, step, network):
     steps = book.steps
     with steps.store.claimed(step, steps.key(step), steps.config(step)) as draft:
         draft.weights(network)
-        draft.metrics({"seen": TRAINED.get(step.removeprefix("segment-"))})
+        draft.metrics({"seen": SEEN})
         draft.history([])
 
 
@@ -45,7 +45,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, networks):
-    """A data root whose labels have gaps, and a build folder with two segmenters and setting C.
+    """A data root whose labels have gaps, and a build folder with a segmenter and setting C.
 
     Their weights are random, but balanced, so that what they say of an image depends on it.
     """
@@ -62,16 +62,9 @@ def root(tmp_path_factory, networks):
     tiles, _, _ = image_files.load_tiles(book.data.problem2.train)
     pictures = image_files.load(book.data.problem1.train, 32)
     head = classifier.Head(len(OFFICE), hidden=16)
-    networks |= {name: segmenters.build(name, 0.125) for name in TRAINED}
     networks["C"] = classifier.Classifier(classifier.backbone(0.125), head)
-    for layer in networks["fcn32s"].modules():
-        if isinstance(layer, torch.nn.Conv2d):  # else little of the image would reach its scores
-            torch.nn.init.kaiming_normal_(layer.weight)
-    last = {
-        "C": networks["C"].head.linear,
-        "fcn32s": networks["fcn32s"].upsample,
-        "lraspp": networks["lraspp"].classifier.high_classifier,
-    }
+    networks["lraspp"] = segmenters.build("lraspp", 0.125)
+    last = {"C": networks["C"].head.linear, "lraspp": networks["lraspp"].classifier.high_classifier}
     for name, network in networks.items():
         images = augment.normalise(torch.from_numpy(pictures if name == "C" else tiles))
         with torch.no_grad():
@@ -137,14 +130,13 @@ def tiles(tmp_path):
     return folder
 
 
-def expected(networks, book, name, path, tta=False):
-    """What a network says of one image alone."""
+def expected(networks, book, path, tta=False):
+    """What the network says of one image alone."""
     image = np.array(image_files.open_rgb(path)).transpose(2, 0, 1)[None]
-    settings, device = getattr(book.profile, name), torch.device("cpu")
-    return segment.predict(networks[name], image, device, settings, tta, TRAINED[name])[0]
+    return segment.predict(networks["lraspp"], image, torch.device("cpu"), book.profile.lraspp, tta, SEEN)[0]
 
 
-@pytest.mark.parametrize(("model", "tta"), [("", False), ("fcn32s", False), ("lraspp", True)])
+@pytest.mark.parametrize(("model", "tta"), [("", False), ("lraspp", True)])
 def test_every_image_gets_its_mask_in_its_own_size(book, networks, tiles, tmp_path, model, tta):
     """A second time the same to the byte. Without a model it is the profile's improved one."""
     contents = []
@@ -152,15 +144,15 @@ def test_every_image_gets_its_mask_in_its_own_size(book, networks, tiles, tmp_pa
         assert predict.segmentation(book, tiles, tmp_path / "out", model, tta) == (len(SIZES), [])
         contents.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     assert contents[0] == contents[1]
-    found, name = masks(tmp_path / "out"), model or "lraspp"
+    found = masks(tmp_path / "out")
     assert set(found) == MASKS
     for number, (width, height) in SIZES.items():
         mask = found[f"{number}_mask.png"]
         assert mask.shape == (height, width)
-        alone = expected(networks, book, name, tiles / f"{number}_sat.jpg", tta)
+        alone = expected(networks, book, tiles / f"{number}_sat.jpg", tta)
         assert (mask == alone).mean() > 0.99  # sums in another order may turn a tie
     classes = set(np.concatenate([mask.ravel() for mask in found.values()]).tolist())
-    assert classes <= set(TRAINED[name]) and len(classes) > 1
+    assert classes <= set(SEEN) and len(classes) > 1
 
 
 def test_with_flips_and_turns_a_turned_image_gets_the_turned_mask(book, tmp_path):
@@ -195,7 +187,7 @@ def test_every_kind_of_image_is_read_as_its_colours(book, networks, tmp_path):
     found = masks(out)
     for path in folder.iterdir():
         mask = found.pop(f"{path.stem}_mask.png")
-        assert (mask == expected(networks, book, "lraspp", path)).mean() > 0.99, path
+        assert (mask == expected(networks, book, path)).mean() > 0.99, path
     assert found == {}
 
 
@@ -219,7 +211,7 @@ def test_where_there_are_tiles_their_masks_and_other_images_are_left_alone(book,
 
 
 def test_what_cannot_be_decoded_is_named_and_the_rest_is_written(capsys, root, tiles, tmp_path):
-    code, out, text = command(capsys, root, "segmentation", tiles, tmp_path / "good", "--model", "fcn32s", "--tta")
+    code, out, text = command(capsys, root, "segmentation", tiles, tmp_path / "good", "--model", "lraspp", "--tta")
     assert code == 0 and f"{len(SIZES)} masks" in out and "left out" not in text
     whole = (tiles / "0002_sat.jpg").read_bytes()
     (tiles / "0020_sat.jpg").write_bytes(whole[: len(whole) // 2])
@@ -437,13 +429,13 @@ def test_labels_are_the_settings_own_predictions(report, tmp_path, setting):
     assert (found == wanted).mean() >= (0.98 if setting in "DE" else 1)  # of a frozen one a tie may turn
 
 
-def test_predict_and_evaluate_give_the_reports_numbers(smoke_run, report, shown, tmp_path):
+def test_predict_and_evaluate_give_the_reports_numbers(smoke_run, report, shown, tmp_path, capsys):
     """Over the command line, as the course's own scripts are called."""
 
     def said(*words):
-        done = hw1lib(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        code, out, _ = conftest.run(capsys, *words)
+        assert code == 0
+        return out
 
     where, table, val = ("--profile", "smoke", "--out", smoke_run), tmp_path / "val.csv", report.data.problem1.val
     said("predict", "segmentation", shown, tmp_path / "masks", *where)
@@ -485,10 +477,7 @@ def course_mean_iou(predicted_dir, true_dir):
 
 def save(folder, name, classes):
     folder.mkdir(exist_ok=True)
-    colours = np.zeros((*classes.shape, 3), dtype=np.uint8)
-    for code, number in COURSE.items():
-        colours[classes == number] = [255 * (code >> bit & 1) for bit in (2, 1, 0)]
-    Image.fromarray(colours).save(folder / f"{name}_mask.png")
+    Image.fromarray(landcover.encode(classes)).save(folder / f"{name}_mask.png")
 
 
 def case(seed, count=3, shape=(9, 12), classes=range(7)):

@@ -1,7 +1,9 @@
 """Profiles: dotted replacement, its errors, and what the four profiles promise."""
 
 import dataclasses
+import itertools
 import json
+import re
 
 import pytest
 
@@ -41,16 +43,10 @@ def test_replacing_one_setting_keeps_all_others(dotted):
     assert repr(profiles.get("demo", {dotted: json.loads(json.dumps(wanted))})) == repr(after)
 
 
-def test_later_settings_join_earlier_ones():
+def test_later_settings_join_earlier_ones_and_a_group_is_replaced_like_a_profile():
     both = profiles.get("seed", {"finetune.lr": 0.5, "finetune.epochs": "7"})
     assert both.finetune == dataclasses.replace(profiles.get("seed").finetune, lr=0.5, epochs=7)
-
-
-def test_tuples_lose_the_spaces_of_their_text():
     assert profiles.get("demo", {"everything.images": "0013, 0062"}).everything.images == ("0013", "0062")
-
-
-def test_a_group_of_settings_is_replaced_like_a_profile():
     assert settings.replaced(settings.Segment(), "average", "0.99") == settings.Segment(average=0.99)
     with pytest.raises(UserError, match="average=2"):
         settings.replaced(settings.Segment(), "average", 2)
@@ -75,63 +71,39 @@ def test_an_unknown_name_comes_with_its_neighbours():
     assert all(word in str(caught.value) for word in ("dmeo", *profiles.PROFILES))
 
 
-WRONG = {
-    "pretrain.epochs": ("many", "2.5", 2.5, True, "", None, [1], 0, -1, 10**400),
-    "pretrain.augmentation": ("bached", "none"),
-    "pretrain.views": ("simclr",),
-    "pretrain.crop_scale": (0, 1.1),
-    "pretrain.zero_init_residual": ("maybe",),
-    "pretrain.moving_average_decay": (1.1,),
-    "pretrain.warmup_epochs": (-1,),
-    "supervised.source": ("pol",),
-    "finetune.lr": ("fast", "0,1", False, {}, -1, "nan", "inf"),
-    "finetune.batch_size": (0, -4, 1),
-    "finetune.hidden": (0,),
-    "finetune.dropout": (2,),
-    "controls.knn": (0,),
-    "embed.setting": ("knn",),
-    "embed.perplexity": (0,),
-    "fcn32s.augmentation": ("original",),
-    "lraspp.crop": (-8,),
-    "lraspp.crop_scale": (-1, 0),
-    "lraspp.enlarge": (0, 9, 1.5),
-    "lraspp.jitter": (-0.1, 1.1),
-    "lraspp.loss": ("iou", "focal"),
-    "lraspp.balance": (-1, 1.1),
-    "lraspp.average": (1, -0.1, "nan"),
-    "lraspp.tta": ("both",),
-    "segmentation.improved": ("unet",),
-    "segmentation.stage_images": (None, []),
-    "everything.points_per_side": (0,),
-    "everything.points_per_batch": (0,),
-    "everything.segments": (-1,),
-    "everything.crop_overlap_ratio": (1.5,),
-    "everything.crop_n_layers": (-1,),
-    "everything.crop_n_points_downscale_factor": (0,),
-    "everything.min_mask_region_area": (-1,),
-    "everything.refine": ("unet",),
-    "data.overhead": ("maybe", 2, None),
-    "data.image_size": (0, 7),
-    "data.pool_limit": (-5,),
-    "seed": ("one", -1, 10**5000),
-    "seeds": (0, -1, "1.5"),
-    "model_scale": (0, -1, 1.5),
-    "device": (None,),
-    "only": ("p1",),
-}
+WRONG = [  # values, and settings that can be none of them
+    ([0], ["pretrain.epochs", "pretrain.crop_scale", "finetune.batch_size", "finetune.hidden", "controls.knn"]),
+    ([0], ["embed.perplexity", "lraspp.crop_scale", "lraspp.enlarge", "data.image_size", "seeds", "model_scale"]),
+    ([0], [f"everything.{n}" for n in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")]),
+    ([-1], ["pretrain.warmup_epochs", "finetune.lr", "lraspp.crop", "lraspp.balance", "data.pool_limit", "seed"]),
+    ([-1], [f"everything.{n}" for n in ("segments", "crop_n_layers", "min_mask_region_area")]),
+    ([-0.1, 1.1], ["lraspp.jitter", "lraspp.balance", "lraspp.average", "finetune.dropout", "model_scale"]),
+    ([1.1], ["pretrain.crop_scale", "pretrain.moving_average_decay", "everything.crop_overlap_ratio"]),
+    ([1], ["lraspp.average", "finetune.batch_size"]),
+    ([9, 1.5], ["lraspp.enlarge"]),
+    ([7], ["data.image_size"]),
+    (["original"], ["fcn32s.augmentation"]),
+    (["none"], ["pretrain.augmentation", "pretrain.views", "supervised.source", "embed.setting", "lraspp.loss"]),
+    (["p1"], ["lraspp.tta", "segmentation.improved", "everything.refine", "pretrain.zero_init_residual", "only"]),
+    (["many", "2.5", 2.5, True, "", None, [1], 10**400, 10**5000], ["pretrain.epochs", "seed"]),
+    (["fast", "0,1", False, {}, "nan", "inf"], ["finetune.lr", "lraspp.average"]),
+    (["maybe", 2, None], ["data.overhead"]),
+    ([None, []], ["segmentation.stage_images", "device"]),
+]
 
 
-@pytest.mark.parametrize("dotted", WRONG)
-def test_a_value_that_can_mean_nothing_is_named(dotted):
+@pytest.mark.parametrize(("values", "names"), WRONG)
+def test_a_value_that_can_mean_nothing_is_named(values, names):
     """It would end in a traceback, some after minutes, or be taken for something else without a word."""
-    for value in WRONG[dotted]:
-        with pytest.raises(UserError, match=dotted.replace(".", r"\.")) as caught:
+    for dotted, value in itertools.product(names, values):
+        with pytest.raises(UserError, match=re.escape(dotted)) as caught:
             profiles.get("demo", {dotted: value})
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("given", ["pretrain.epochs=2", 3, [1]])
+@pytest.mark.parametrize("given", ["pretrain.epochs=2", 3, [1], ["seed"], [("seed", 1)]])
 def test_settings_that_are_no_dict_are_refused(given):
+    """As papermill passes on what follows -p settings."""
     with pytest.raises(UserError, match="is no dict"):
         profiles.get("demo", given)
 
@@ -162,5 +134,6 @@ def test_smoke_takes_the_demos_code_path_and_does_less():
     assert min(smoke[f"data.{what}_limit"] for what in ("pool", "office", "tile")) > 0
 
 
-def test_only_profiles_for_real_data_need_it():
+def test_only_profiles_for_real_data_need_it_and_all_run_one_seed():
     assert {name for name, profile in profiles.PROFILES.items() if profile.needs_data} == {"seed", "strong"}
+    assert {profile.seeds for profile in profiles.PROFILES.values()} == {1}
