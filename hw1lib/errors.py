@@ -4,9 +4,7 @@ import errno
 import re
 
 # What torch says on its devices, and its loader of files; Python has MemoryError.
-OUT_OF_MEMORY = re.compile(
-    "out of (shared )?memory|allocate (shared )?memory|ALLOC_FAILED|by signal: (Killed|Bus error)"
-)
+OUT_OF_MEMORY = re.compile("(out of|allocate) (shared )?memory|ALLOC_FAILED|by signal: (Killed|Bus error)")
 
 
 class UserError(Exception):

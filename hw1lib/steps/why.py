@@ -2,6 +2,8 @@
 
 import json
 
+import pandas as pd
+
 
 def reason(wanted, finished):
     """What differs between a step's config and the most similar of its finished results.
@@ -16,28 +18,23 @@ def reason(wanted, finished):
     if not finished:
         return "it never ran to its end"
     wanted = _flat(json.loads(json.dumps(wanted)))  # as stored: JSON has no tuples
-    return (
-        "; ".join(min((_differences(_flat(config), wanted) for config in finished), key=len)) or "its results are gone"
-    )
+    least = min((_differences(_flat(config), wanted) for config in finished), key=len)
+    return "; ".join(least) or "its results are gone"
 
 
-def _flat(config, above=()):
-    """Nested groups as one dict from path to value."""
-    flat = {}
-    for name, value in config.items():
-        here = (*above, name)
-        flat |= _flat(value, here) if isinstance(value, dict) else {here: value}
-    return flat
+def _flat(config):
+    """Nested groups as one dict from dotted name to value."""
+    return pd.json_normalize(config).iloc[0].to_dict()
 
 
 def _differences(before, now):
     """A phrase for each value that is another; "–" stands for none."""
-    before, now = ({path: flat.get(path, "–") for path in {**now, **before}} for flat in (before, now))
-    return [_phrase(*path, before=before[path], now=now[path]) for path in now if before[path] != now[path]]
+    before, now = ({dotted: flat.get(dotted, "–") for dotted in {**now, **before}} for flat in (before, now))
+    return [_phrase(dotted, before[dotted], now[dotted]) for dotted in now if before[dotted] != now[dotted]]
 
 
-def _phrase(kind, *name, before, now):
-    name = ".".join(name).removeprefix("profile.")
+def _phrase(dotted, before, now):
+    kind, _, name = dotted.replace("settings.profile.", "settings.").partition(".")
     if kind == "upstream":
         return f"{name} is another"
     if kind == "data":
