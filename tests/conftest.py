@@ -147,6 +147,13 @@ def hw1lib(*words, build=None, **options):
     return subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, env=environment, **options)
 
 
+def everything_of(folder):
+    """What a finished step holds, byte for byte, but for when it ran, and the marker with that file's hash."""
+    timed = ("run.json", "done.json")
+    found = (path for path in folder.iterdir() if path.name not in timed and not path.name.startswith("."))
+    return {path.name: path.read_bytes() for path in found}
+
+
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
     """The build folder of the one finished smoke run that all tests share, in a path with a space."""

@@ -12,7 +12,7 @@ import pytest
 
 from hw1lib import cli, paths
 from hw1lib.steps import store
-from tests.conftest import one_paragraph, refused
+from tests.conftest import everything_of, one_paragraph, refused
 from tests.test_files import full_disk, held_to_permissions
 
 CHECK = {"segment-colour": "check-problem2", "control-colour": "check-problem1"}
@@ -33,16 +33,6 @@ def finished(out):
 def half_written(out):
     """Temporary files that were left."""
     return [p for p in out.rglob(".*") if p.is_file() and p.name not in (".lock", ".holder")]
-
-
-def everything_of(out, step):
-    """What a finished step holds, byte for byte, but for its times."""
-    (folder,) = (out / "steps" / step).iterdir()
-    return {
-        path.name: path.read_bytes()
-        for path in folder.iterdir()
-        if path.name not in ("run.json", "done.json") and not path.name.startswith(".")
-    }
 
 
 # --- a full disk
@@ -77,7 +67,7 @@ def test_a_disk_that_is_full_and_then_is_not(course_data, tmp_path):
     assert ended.stdout.splitlines()[-1] == "[1, 0, 0]", ended.stdout
 
 
-@pytest.mark.parametrize("limit", [40, 500, 1000, 8000])
+@pytest.mark.parametrize("limit", [40, 500, 8000])
 def test_a_training_that_meets_a_full_disk_ends_later_as_if_it_had_not(course_data, tmp_path, capsys, limit):
     """Wherever that was: the check's results, a checkpoint, or the step's own."""
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
@@ -87,8 +77,8 @@ def test_a_training_that_meets_a_full_disk_ends_later_as_if_it_had_not(course_da
     assert "control-colour" not in finished(out) and not half_written(out)
     assert cli.main(command) == 0
     assert cli.main(words("control-colour", course_data, undisturbed)) == 0
-    found = everything_of(out, "control-colour")
-    assert found == everything_of(undisturbed, "control-colour") and "metrics.json" in found
+    one, two = (everything_of(next(o.glob("steps/control-colour/*"))) for o in (out, undisturbed))
+    assert one == two and "metrics.json" in one
 
 
 # --- folders that cannot be used

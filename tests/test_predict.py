@@ -377,18 +377,6 @@ def test_no_name_leads_out_of_the_folder_and_one_that_no_file_can_have_is_only_m
     assert [row["label"] == "" for row in found] == [True] * len(names) + [False]
 
 
-@pytest.mark.parametrize("half", ["p1_data", "p2_data"])
-def test_without_that_half_of_the_data_there_is_no_model(capsys, course_data, tmp_path, half):
-    """A data root with the other half alone is allowed everywhere else."""
-    shutil.rmtree(course_data / half)
-    (tmp_path / "images").mkdir()
-    picture(0).save(tmp_path / "images" / "x.jpg")
-    write_labelled(tmp_path / "table.csv", [("x.jpg", "")])
-    words = ("segmentation", "images", "out") if half[1] == "2" else ("classification", "table.csv", "images", "o.csv")
-    code, _, text = command(capsys, course_data, words[0], *(tmp_path / name for name in words[1:]))
-    assert code == 1 and one_paragraph(text)
-
-
 # --- the models of a finished report
 
 
@@ -524,16 +512,17 @@ def test_the_miou_is_the_courses(folders, seed):
     assert predict.score_segmentation(*where) == (found, [])
 
 
-def test_files_are_paired_by_name_and_further_predictions_do_not_matter(folders):
-    true, predicted = case(2)
+@pytest.mark.parametrize("classes", [range(7), (1, 3, 6), (0, 5), (2,)])
+def test_all_numbers_are_those_of_the_arrays_paired_by_name(folders, classes):
+    true, predicted = case(0, classes=classes)
     where = folders(true, predicted)
-    before = predict.score_segmentation(*where)
-    save(where[0], "9999", true[0])
+    save(where[0], "9999", true[0])  # a prediction for nothing
     (where[0] / "notes.txt").write_text("text")
-    assert predict.score_segmentation(*where) == before
-    save(where[0], "0000", predicted[1])
-    save(where[0], "0001", predicted[0])
-    assert predict.score_segmentation(*where)[0]["miou"] != before[0]["miou"]
+    matrix = metrics.confusion(true, predicted)
+    iou = {name: None if np.isnan(v) else v for name, v in zip(landcover.SCORED, metrics.iou(matrix))}
+    accuracy = metrics.pixel_accuracy(matrix)
+    found = {"tiles": 3, "miou": metrics.miou(matrix), "iou": iou, "pixel_accuracy": accuracy, "stray_pixels": 0}
+    assert predict.score_segmentation(*where) == (found, [])
 
 
 def test_strange_colours_of_the_prediction_are_counted(folders):
