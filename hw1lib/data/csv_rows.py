@@ -49,7 +49,6 @@ def read_rows(table, *columns):
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())  # pandas' may have several lines
         raise UserError(f"{table} cannot be read as a CSV file: {reason}.") from error
-    missing = [name for name in columns if name not in rows]
-    if missing:
+    if missing := [name for name in columns if name not in rows]:
         raise UserError(f"{table} lacks the column {' and '.join(missing)}.")
     return rows

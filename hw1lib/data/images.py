@@ -19,39 +19,29 @@ def open_rgb(path):
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} cannot be decoded ({error}). Replace the file, or take it and its row out of the data."
-        ) from error
+        raise UserError(f"{path} cannot be decoded ({error}). Replace it, or take it and its row away.") from error
 
 
 def square(image, size):
     """Resizes the shorter side to `size` and crops the centre; returns (3, size, size) uint8."""
-    width, height = image.size
-    if min(width, height) != size:
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image).transpose(2, 0, 1)
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size].transpose(2, 0, 1)
 
 
 def load(split, size):
     """All images of a split: (N, 3, size, size) uint8."""
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda path: square(open_rgb(path), size), split.paths))
-    return np.stack(images)
+        return np.stack(list(pool.map(lambda path: square(open_rgb(path), size), split.paths)))
 
 
 def load_tile(tiles, number):
     """One tile: (3, H, W) uint8 image, (H, W) uint8 classes, number of stray mask pixels."""
     image = np.asarray(open_rgb(tiles.sat(number)))
     classes, stray = landcover.decode(np.asarray(open_rgb(tiles.mask(number))))
-    if image.shape[:2] != classes.shape:
-        raise UserError(
-            f"{tiles.sat(number)} is {image.shape[1]} × {image.shape[0]} pixels, but its mask is "
-            f"{classes.shape[1]} × {classes.shape[0]}. Replace one of the two."
-        )
+    _same_size(tiles.sat(number), image.shape[:2], "its mask", classes.shape)
     return image.transpose(2, 0, 1), classes, stray
 
 
@@ -63,12 +53,14 @@ def load_tiles(tiles):
     """
     with ThreadPoolExecutor() as pool:
         loaded = list(pool.map(lambda number: load_tile(tiles, number), tiles.numbers))
-    shapes = [image.shape for image, _, _ in loaded]
-    for number, shape in zip(tiles.numbers, shapes):
-        if shape != shapes[0]:
-            raise UserError(
-                f"{tiles.sat(number)} is {shape[2]} × {shape[1]} pixels, the first tile "
-                f"{shapes[0][2]} × {shapes[0][1]}. All tiles of a split must be of one size."
-            )
     images, masks, strays = zip(*loaded)
+    for number, mask in zip(tiles.numbers, masks):
+        _same_size(tiles.sat(number), mask.shape, "the first tile of its split", masks[0].shape)
     return np.stack(images), np.stack(masks), sum(strays)
+
+
+def _same_size(path, size, other, other_size):
+    """Refuses a tile whose (height, width) is not that of another image."""
+    if size != other_size:
+        shown = [f"{width} × {height}" for height, width in (size, other_size)]
+        raise UserError(f"{path} is {shown[0]} pixels, {other} {shown[1]}; they must be of one size. Replace one.")

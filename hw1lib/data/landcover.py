@@ -2,22 +2,19 @@
 
 import numpy as np
 
-CLASSES = ("urban", "agriculture", "rangeland", "forest", "water", "barren", "unknown")
+_COLOURS = {
+    "urban": (0, 255, 255),  # cyan
+    "agriculture": (255, 255, 0),  # yellow
+    "rangeland": (255, 0, 255),  # magenta
+    "forest": (0, 255, 0),  # green
+    "water": (0, 0, 255),  # blue
+    "barren": (255, 255, 255),  # white
+    "unknown": (0, 0, 0),  # black
+}
+CLASSES = tuple(_COLOURS)
 UNKNOWN = CLASSES.index("unknown")
 SCORED = CLASSES[:UNKNOWN]  # the classes that the course's mIoU averages
-
-PALETTE = np.array(
-    [
-        (0, 255, 255),  # urban: cyan
-        (255, 255, 0),  # agriculture: yellow
-        (255, 0, 255),  # rangeland: magenta
-        (0, 255, 0),  # forest: green
-        (0, 0, 255),  # water: blue
-        (255, 255, 255),  # barren: white
-        (0, 0, 0),  # unknown: black
-    ],
-    dtype=np.uint8,
-)
+PALETTE = np.array(list(_COLOURS.values()), dtype=np.uint8)
 
 _CLASS_OF_BITS = np.full(8, UNKNOWN, dtype=np.uint8)  # every colour is one bit a channel
 _CLASS_OF_BITS[(PALETTE // 255) @ (4, 2, 1)] = np.arange(len(CLASSES))

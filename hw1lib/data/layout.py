@@ -92,13 +92,10 @@ class Tiles:
         return Tiles(self.folder, self.numbers[: limit or None])
 
     def index(self, number, setting):
-        """Where a tile stands; `setting` is who asked, for the error."""
+        """Where a tile stands; `setting` is the one that names it, for the error."""
         if number not in self.numbers:
-            raise UserError(
-                f"Setting {setting} names tile {number!r}, but {self.folder} has no {number}_sat.jpg among the "
-                f"{len(self)} tiles in use ({self.numbers[0]} … {self.numbers[-1]}). Name others with "
-                f"--set {setting}=…,…,…"
-            )
+            used = f"{len(self)} tiles in use of {self.folder} ({self.numbers[0]} … {self.numbers[-1]})"
+            raise UserError(f"{setting} names {number!r}, none of the {used}. Name others with --set {setting}=…,…,…")
         return self.numbers.index(number)
 
 
@@ -163,11 +160,9 @@ def find(root, limits, only=""):
 
 
 def _problem1(root, limits):
-    pool_folder, backbone = root / "mini" / "train", root / "pretrain_model_SL.pt"
-    if pool_folder.with_suffix(".csv").is_file():
-        pool = _labelled(pool_folder)
-    else:
-        pool = Split(pool_folder, _names(pool_folder, ".jpg"))
+    folder, backbone = root / "mini" / "train", root / "pretrain_model_SL.pt"
+    has_table = folder.with_suffix(".csv").is_file()
+    pool = _labelled(folder) if has_table else Split(folder, _names(folder, ".jpg"))
     train, val = _labelled(root / "office" / "train"), _labelled(root / "office" / "val")
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes)) or train.classes
@@ -198,31 +193,24 @@ def leaves(folder, name):
     if os.path.basename(name) != name or "\0" in name:
         return True
     path = os.path.join(folder, name)
-    if not os.path.islink(path):
-        return False
-    real = Path(os.path.realpath(path))  # resolve() would fail where links go round in a loop
-    return not real.is_relative_to(os.path.realpath(folder))
+    # Not Path.resolve(), which fails where links go round in a loop.
+    return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _refuse_outside(folder, names, source):
-    outside = [name for name in names if leaves(folder, name)]
-    if outside:
-        raise UserError(
-            f"{source}: {outside[0]!r} is a link out of {folder} or no plain file name. Copy such files into the "
-            "folder; the folder itself may be a link."
-        )
+    if outside := [name for name in names if leaves(folder, name)]:
+        remedy = "Copy such files into it; the folder itself may be a link."
+        raise UserError(f"{source}: {outside[0]!r} is a link out of {folder} or no plain file name. {remedy}")
 
 
 def _tiles(folder):
-    numbers = [name.removesuffix("_sat.jpg") for name in _names(folder, "_sat.jpg")]
-    bare = [n for n in numbers if not (folder / f"{n}_mask.png").is_file()]
-    if bare:
-        raise UserError(
-            f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}_mask.png. Add the masks "
-            "or take those _sat.jpg files away."
-        )
-    _refuse_outside(folder, [f"{n}_mask.png" for n in numbers], folder)
-    return Tiles(folder, tuple(numbers))
+    tiles = Tiles(folder, tuple(name.removesuffix("_sat.jpg") for name in _names(folder, "_sat.jpg")))
+    masks = [tiles.mask(number) for number in tiles.numbers]
+    if bare := [mask.name for mask in masks if not mask.is_file()]:
+        remedy = "Add the masks or take those _sat.jpg files away."
+        raise UserError(f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}. {remedy}")
+    _refuse_outside(folder, [mask.name for mask in masks], folder)
+    return tiles
 
 
 def _labelled(folder):
@@ -232,12 +220,9 @@ def _labelled(folder):
     if folder.is_dir():
         os.scandir(folder).close()  # what may not be read is not called absent
     _refuse_outside(folder, rows["filename"], table)
-    absent = [name for name in rows["filename"] if not os.path.isfile(folder / name)]
-    if absent:
-        raise UserError(
-            f"{table} names {len(absent)} files that {folder} does not have, first {absent[0]}. "
-            "Add them or take their rows away."
-        )
+    if absent := [name for name in rows["filename"] if not os.path.isfile(folder / name)]:
+        where = f"{len(absent)} files that {folder} does not have, first {absent[0]}"
+        raise UserError(f"{table} names {where}. Add them or take their rows away.")
     return labelled(folder, rows)
 
 
@@ -253,9 +238,8 @@ def labelled(folder, rows):
 
 def _class_name(number, files):
     """The leading letters that a label's files share, else its number."""
-    leading = {re.match(r"[A-Za-z_]*", name).group() for name in files}
-    shared = leading.pop() if len(leading) == 1 else ""
-    return shared or str(number)
+    shared, *others = {re.match(r"[A-Za-z_]*", name).group() for name in files}
+    return str(number) if others or not shared else shared
 
 
 def fingerprint(split):

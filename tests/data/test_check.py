@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from functools import partial
 
 import numpy as np
@@ -175,7 +176,7 @@ WARNINGS = {
     "tiny": (resized(f"{MINI}/00004.jpg", (15, 32)), [MINI, "1 image less than 16 pixels", "00004.jpg"]),
     "stray colours": (
         lambda root: redraw(root / TRAIN / "0002_mask.png", (255, 0, 0)),
-        ["p2_data", "16 pixels of 1 mask", "train/0002_mask.png (16)"],
+        ["p2_data", "1 mask with 16 pixels", "train/0002_mask.png (16)"],
     ),
     "class that is not learnt": (without_water, ["p2_data", "water occurs in validation"]),
     "exact copy": (
@@ -184,7 +185,7 @@ WARNINGS = {
     ),
     "copy with another label": (
         copied(f"{MINI}/00002.jpg", f"{MINI}/00009.jpg"),
-        ["00009.jpg = 00002.jpg; 1 of them with another label"],
+        ["00009.jpg = 00002.jpg; 1 of them with different labels"],
     ),
     "near copy": (
         lambda root: Image.open(root / TRAIN / "0001_sat.jpg").save(root / TRAIN / "0003_sat.jpg", quality=60),
@@ -358,7 +359,8 @@ def test_what_is_no_file_of_the_data_does_not_matter(course_data):
 def test_an_interruption_waits_for_no_more_files(tmp_path, monkeypatch):
     """Only for those that are being read."""
     seen = []
-    monkeypatch.setattr(evidence, "look", lambda path, measure: seen.append(path) or 1 / (len(seen) < 5))
+    slow = lambda path, measure: time.sleep(0.001) or seen.append(path) or 1 / (len(seen) < 5)  # noqa: E731
+    monkeypatch.setattr(evidence, "look", slow)
     with pytest.raises(ZeroDivisionError):
         evidence.read([tmp_path] * 1000, evidence.picture, "", progress=False)
     assert len(seen) < 900

@@ -23,19 +23,18 @@ def examine(root, progress=True):
     """
     found = {"errors": [], "warnings": [], "p1": None, "p2": None}
     try:
-        for number, of_folder in ((1, findings.problem1), (2, findings.problem2)):
+        for number, diagnose in ((1, findings.problem1), (2, findings.problem2)):
             folder = Path(root) / f"p{number}_data"
             if folder.is_dir():
-                diagnosis = of_folder(folder, progress)
+                diagnosis = diagnose(folder, progress)
                 found[f"p{number}"] = diagnosis.facts
                 found["errors"] += [f"Problem {number}: {text}" for text in diagnosis.errors]
                 found["warnings"] += [f"Problem {number}: {text}" for text in diagnosis.warnings]
         if not found["errors"]:
             layout.find(root, Data())  # what a run would refuse must not pass
-    except UserError as error:
-        found["errors"].append(findings.printable(str(error)))
-    except OSError as error:  # such as missing permissions
-        found["errors"].append(findings.printable(f"{error.filename}: {error.strerror}. {remedy(error)}"))
+    except (UserError, OSError) as error:  # the latter such as missing permissions
+        refused = f"{error.filename}: {error.strerror}. {remedy(error)}" if isinstance(error, OSError) else str(error)
+        found["errors"].append(findings.printable(refused))
     return found
 
 
@@ -77,10 +76,6 @@ def _cell(value):
     return value if isinstance(value, str) else f"{value:,}"
 
 
-def _by(size):
-    return size and f"{size[0]} × {size[1]}"
-
-
 def _not_rgb(facts):
     return sum(number for mode, number in facts["modes"].items() if mode != "RGB")
 
@@ -101,8 +96,8 @@ def _of_validation(facts, what):
 DECODED = {
     "cannot be decoded": lambda of: of["undecodable"],
     "not RGB": _not_rgb,
-    "smallest, in pixels": lambda of: _by(of["smallest"]),
-    "largest": lambda of: _by(of["largest"]),
+    "smallest, in pixels": lambda of: findings.by(of["smallest"]),
+    "largest": lambda of: findings.by(of["largest"]),
 }
 COPIES = {
     "repeat another exactly": lambda of: of["exact"],

