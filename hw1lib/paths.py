@@ -16,6 +16,7 @@ WEIGHTS = DATA / "weights"  # downloaded model weights, such as SAM's
 REPORT = ROOT / "report"
 BUILD = Path(os.environ.get("HW1_BUILD") or REPORT / "build")  # one folder a profile
 ORIGINAL = REPORT / "original.toml"  # the original report's numbers
+STYLE = REPORT / "figures.mplstyle"
 TEMPLATE = REPORT / "report.md.j2"
 ABOUT = REPORT / "about.toml"
 NOTES = REPORT / "notes"  # the author's own paragraphs

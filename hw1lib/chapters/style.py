@@ -6,35 +6,16 @@ global state. Files are the same to the byte for the same results and the same m
 
 import io
 
-import matplotlib
+import matplotlib.style
 import seaborn
 from IPython import get_ipython
 from matplotlib.figure import Figure
 
-from hw1lib import files
+from hw1lib import files, paths
 
 INK = "#22313f"
 MUTED = "#7b8794"
 PALETTE = seaborn.color_palette("colorblind", 10).as_hex()
-STYLE = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",  # ships with matplotlib
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e8eb",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "text.parse_math": False,  # dollars in file names are no formulas
-    "svg.hashsalt": "hw1lib",
-    "pdf.fonttype": 42,
-}
 METADATA = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -44,7 +25,7 @@ METADATA = {
 
 def use():
     """Sets the house style for all figures that follow, and how notebooks show them."""
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.style.use(paths.STYLE)
     if get_ipython() is not None:
         get_ipython().display_formatter.formatters["image/png"].for_type(Figure, png)
 
