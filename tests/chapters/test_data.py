@@ -18,13 +18,10 @@ def test_the_data_is_counted_in_words(labelled, is_sample):
     pool = layout.Split(None, ("",) * 1234, np.arange(1234) if labelled else None)
     one = layout.Problem1(pool, counted([0] * 5, "abc"), counted([0] * 6, "abc"), None)
     two = types.SimpleNamespace(train=range(2000), validation=range(7))
-    first, second = (
-        data.counts(
-            types.SimpleNamespace(problem1=one if n == 1 else None, problem2=two if n == 2 else None), 32, is_sample
-        )
-        for n in (1, 2)
-    )
-    assert data.counts(types.SimpleNamespace(problem1=one, problem2=two), 32, is_sample) == f"{first} {second}"
+    halves = ((one, None), (None, two), (one, two))
+    layouts = [types.SimpleNamespace(problem1=first, problem2=second) for first, second in halves]
+    first, second, both = (data.counts(found, 32, is_sample) for found in layouts)
+    assert both == f"{first} {second}"
     pool = "the Americas" if is_sample else "Mini-ImageNet"
     assert f"1,234 images of {pool} ({'with' if labelled else 'without'} labels)" in first
     assert ("Office-Home" in first) != is_sample and "5 training and 6 validation images" in first
@@ -47,10 +44,6 @@ def test_weaknesses_are_a_list_or_none():
     lines = data.weaknesses([*NASTY], 1).splitlines()
     assert len(lines) == 2 + len(NASTY) and all(line.startswith("- ") for line in lines[2:])
     assert "numbers of Problem 1**" in lines[0] and r"- a\|b" in lines and "- a b" in lines
-
-
-def test_pixels_of_no_class_are_counted():
-    assert data.strays(1234567).startswith("1,234,567 pixels") and "no class" not in data.strays(0)
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(1, 8), (5, 8), (8, 8), (65, 8), (1000, 3), (9, 1), (0, 4)])
@@ -105,13 +98,6 @@ def test_tiles_are_drawn_above_their_masks_whatever_they_are_called(tmp_path):
     there = {landcover.CLASSES[c] for c in np.unique(list(masks.values()))}
     assert set(texts(figure.legends[0].get_texts())) == there
     assert_drawn(figure)
-
-
-def test_pixels_are_counted_over_all_tiles(tmp_path):
-    masks = {f"{n:04d}": land(seed=n) for n in range(3)}
-    masks["0003"] = np.full((24, 24), 2, dtype=np.uint8)
-    found = data.pixel_frequencies(written(tmp_path, masks))
-    assert found == pytest.approx([np.mean([mask == c for mask in masks.values()]) for c in range(7)])
 
 
 def test_a_bar_is_divided_by_class_and_says_what_is_large():

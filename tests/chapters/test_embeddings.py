@@ -52,11 +52,6 @@ def numbers(**changes):
     } | changes  # fmt: skip
 
 
-def test_the_table_has_a_row_for_each_measure():
-    rows = embeddings.table(numbers()).values.tolist()
-    assert rows == [["silhouette", 0.1, 0.2], ["purity", 0.3, 0.4], ["trustworthiness", 0.9, 0.95]]
-
-
 @pytest.mark.parametrize(("change", "word"), [(-0.2, "Fewer"), (-0.002, "Fewer"), (0.0, "As many"), (0.2, "More")])
 def test_words_follow_the_numbers(change, word):
     """Denser only where the silhouette rises, more neighbours only where the purity does."""

@@ -9,7 +9,7 @@ import pytest
 from hw1lib.chapters import everything, words
 from hw1lib.data import layout
 from hw1lib.data.landcover import PALETTE
-from tests.chapters.made import assert_drawn, image, land, pictures, result
+from tests.chapters.made import assert_drawn, land, pictures, result
 from tests.chapters.test_segmentation import assert_moved
 from tests.conftest import write_tile
 
@@ -49,17 +49,6 @@ def test_the_refinement_is_printed_with_its_signs():
 # --- pictures
 
 
-def test_an_overlay_colours_each_segment_and_leaves_gaps_alone():
-    labels, picture = np.full((12, 18), -1), image(12, 18)
-    labels[2:6, 2:6], labels[6:10, 2:6] = 0, 1
-    mixed = everything.outlined(picture, labels)
-    assert mixed.shape == (12, 18, 3) and mixed.min() >= 0 and mixed.max() <= 1
-    assert np.allclose(mixed[8:, 8:], picture[8:, 8:] / 255)
-    assert (mixed[2, 2:6] == 1).all() and (mixed[6, 2:6] == 1).all()  # outlines are white
-    one, two = (mixed - 0.55 * picture / 255)[[4, 8], 4]
-    assert np.abs(one - two).max() > 0.1
-
-
 def test_cut_outs_are_the_largest_masks_on_white():
     picture, masks = np.full((30, 30, 3), 7, dtype=np.uint8), np.zeros((12, 30, 30), dtype=bool)
     for number in range(12):
@@ -70,30 +59,6 @@ def test_cut_outs_are_the_largest_masks_on_white():
     sizes = filled.reshape(3, 10, 3, 10).sum(axis=(1, 3)).ravel()
     assert sizes[-3:].tolist() == [6, 5, 4] and (sizes > 0).all()
     assert (everything.cut_outs(picture, masks[:0]) == 255).all()
-
-
-@pytest.mark.parametrize("side", [16, 33, 128])
-def test_cut_outs_fit_their_cells(side):
-    """However long and thin a mask is."""
-    masks = np.zeros((3, side, side), dtype=bool)
-    masks[0, 0], masks[1, :, 1], masks[2] = True, True, True
-    sheet, cell = everything.cut_outs(np.zeros((side, side, 3), dtype=np.uint8), masks), side // 3
-    for number in range(3):
-        inside = sheet[:cell, number * cell : (number + 1) * cell]
-        assert (inside == 0).any() and (inside[0] == 255).all() and (inside[:, -1] == 255).all()
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_the_method_is_drawn_step_by_step(count):
-    """Also where no mask is left."""
-    grid, parts = np.array([(4.0, 4.0), (12.0, 12.0)]), np.stack([land() == c for c in np.unique(land())])[:count]
-    labels = land().astype(int) if count else np.full((24, 24), -1)
-    figure = everything.method_figure(image(), grid, np.ones((count, 2)), labels, parts, "SLIC")
-    titles = ["1. 2 starting points", f"2. {count} points left", f"3. {count} masks", "4. largest cut-outs"]
-    assert [axis.get_title() for axis in figure.axes] == titles
-    first, left = (axis.collections[0].get_offsets() for axis in figure.axes[:2])
-    assert np.array_equal(first, grid) and len(left) == count
-    assert_drawn(figure)
 
 
 @pytest.mark.parametrize("methods", [["slic"], ["sam", "slic", "felzenszwalb"]])
@@ -153,7 +118,7 @@ def test_each_method_has_its_own_sentence_and_missing_weights_are_said():
     assert text.startswith("**SAM was not measured**") and "weights fetch sam_vit_b" in text
 
 
-@pytest.mark.parametrize("changes", itertools.product(CHANGES, CHANGES[::3]))
+@pytest.mark.parametrize("changes", [*itertools.product(CHANGES, CHANGES[::3])])
 def test_the_vote_gains_exactly_where_a_number_rises(changes):
     """The row vote is the chosen method's."""
     found = metrics(felzenszwalb=0.5 + changes[0], slic=0.5 + changes[1])

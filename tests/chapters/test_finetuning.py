@@ -10,7 +10,7 @@ from hw1lib.comparison import ROWS
 from hw1lib.measures import metrics
 from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier
-from tests.chapters.made import assert_drawn, classes, history, numbers, pictures, split, texts
+from tests.chapters.made import assert_drawn, classes, history, numbers, split, texts
 
 
 def tuned(correct=7, total=9):
@@ -163,15 +163,6 @@ def test_confused_images_are_those_that_were_taken_for_another(tmp_path):
     assert labels == [f"{forests} taken for {cropland}: 3", f"{cropland} taken for Fan: 1"]
     assert numbers(figure) == [0, 1, 5] and not figure.axes[3].images
     assert_drawn(figure)
-
-
-@pytest.mark.parametrize("pairs", [[], [(0, 1)]])
-def test_without_confusion_it_says_so(tmp_path, pairs):
-    one = split(tmp_path, [0, 1], classes(2))
-    figure = finetuning.confused_images(one, one.labels, pairs, 8)
-    assert "no image" in figure.axes[0].texts[0].get_text() and not pictures(figure)
-    assert_drawn(figure)
-    assert not pictures(finetuning.mistakes(one, one.labels, 8))
 
 
 def test_mistakes_are_paged_in_their_order(tmp_path):

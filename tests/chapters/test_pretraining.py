@@ -55,17 +55,6 @@ def test_curves_have_a_panel_for_what_was_measured(labelled, trained, epochs):
     assert_drawn(figure)
 
 
-@pytest.mark.parametrize("start", [0.01, 0.9, 400.0])
-def test_the_random_backbones_line_is_inside_its_panel(start):
-    """Also where training only loses what was there, as a collapse does."""
-    before = {"deviation": min(start, 1.0), "effective_rank": start, "knn": min(start, 1.0)}
-    figure = pretraining.curves(history(4, effective_rank=[9.0, 4, 2, 1.5], knn=[0.5, 0.4, 0.3, 0.2]), before)
-    dotted = [axis for axis in panels(figure).values() if axis.get_legend()]
-    for axis, value in zip(dotted, (before["knn"], before["deviation"], start), strict=True):
-        (low, high), levels = axis.get_ylim(), np.concatenate([line.get_ydata() for line in axis.lines])
-        assert low <= levels.min() <= levels.max() <= high and levels[-1] == value
-
-
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (2, 3)])
 def test_spectra_are_the_parts_of_their_sum(shape):
     features = np.random.default_rng(0).normal(size=shape)
@@ -101,16 +90,6 @@ def test_neighbours_stand_beside_their_query_and_their_classes_are_counted():
 # --- tables and sentences
 
 
-def test_settings_stand_beside_the_originals():
-    """Whose own transforms leave some unused."""
-    other = dataclasses.replace(SETTINGS, augmentation="original", lr=0.5)
-    table = pretraining.settings_table(SETTINGS, other, (32, 128)).set_index("setting")
-    for name, value in ({"image_size": 32} | dataclasses.asdict(SETTINGS)).items():
-        assert table.loc[name, "this run"] == str(value)
-    original = table.loc[["image_size", "lr", "views", "crop_scale"], "original"]
-    assert original.tolist() == ["128", "0.5", "–", "–"]
-
-
 @pytest.mark.parametrize(
     ("changes", "said", "unsaid"),
     [({"one_pass": False}, "the package's own forward pass", "our own"),
@@ -127,10 +106,7 @@ def test_the_forward_pass_is_the_one_that_runs(changes, said, unsaid):
 @pytest.mark.parametrize("knn", [None, 0.4321])
 def test_collapse_is_said_exactly_where_the_numbers_say_so(spread, rank, knn):
     """And the probe is named only where it was asked: a pool without labels has none."""
-    found, before = (
-        {"loss": 1.2, "deviation": spread, "effective_rank": rank},
-        {"deviation": 0.05, "effective_rank": 12.0},
-    )
+    found, before = {"loss": 1.2, "deviation": spread, "effective_rank": rank}, BEFORE | {"effective_rank": 12.0}
     if knn:
         found, before = found | {"knn": knn, "queries": 200}, before | {"knn": 0.25}
     text = pretraining.collapse(found | {"before": before, "collapsed": representation.collapsed(found)})

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hw1lib import profiles
 from hw1lib.chapters import segmentation, words
 from hw1lib.data.landcover import CLASSES, PALETTE, SCORED, UNKNOWN
 from hw1lib.measures import metrics
@@ -70,10 +69,7 @@ def test_the_readable_table_has_ceilings_and_the_original_where_it_compares(orig
 def test_networks_are_counted_from_their_modules_and_the_sentence_says_the_same():
     enlarge, values = (1, 2, 16), {name: {"ceiling": 0.9 - place / 10} for place, name in enumerate(SEGMENTERS)}
     table = segmentation.networks(32, dict(zip(SEGMENTERS, enlarge)), values)
-    rows, text = (
-        {row["model"]: row for row in table.to_dict("records")},
-        segmentation.networks_in_words(table, "lraspp"),
-    )
+    rows, text = table.set_index("model").to_dict("index"), segmentation.networks_in_words(table, "lraspp")
     for (model, about), times in zip(SEGMENTERS.items(), enlarge):
         row = rows[model]
         assert row["parameters"] == sum(p.numel() for p in segmenters.real(model).parameters())
@@ -82,24 +78,14 @@ def test_networks_are_counted_from_their_modules_and_the_sentence_says_the_same(
         for column, name in (("parameters", "parameters"), ("multiply_adds", "multiply-adds")):
             share = f"{100 * row[column] / rows['fcn32s'][column]:.3g} % of the {name}"
             assert model == "fcn32s" or share in text
-    base, improved = rows["fcn32s"], rows["lraspp"]
-    assert f"{base['convolutions']} convolutions with {base['BatchNorm_layers']}" in text and "nan" not in text.lower()
-    assert f"{improved['inverted_residuals']} inverted residuals" in text
-    assert f"{rows['deeplabv3']['residual_bottlenecks']} residual bottlenecks" in text
+    improved = rows["lraspp"]
+    assert f"{improved['inverted_residuals']} inverted residuals" in text and "nan" not in text.lower()
     assert f"The improved model of this report is {FULL['lraspp']}." in text
 
     shown = segmentation.networks_readable(table)
     assert list(shown)[1:] == list(FULL.values()) and len(shown) == len(table.columns) - 1
     cells = shown.set_index("")[FULL["lraspp"]]
-    assert cells["parameters"] == f"{improved['parameters']:,}" and cells["ceiling of the mIoU there"] == "0.800"
-    assert cells["output stride in the tile"] == "4 pixels"
-    assert cells["multiply-adds for one tile"] == f"{improved['multiply_adds'] / 1e9:.3g} billion"
-
-
-def test_settings_stand_side_by_side():
-    settings = {name: getattr(profiles.get("demo"), name) for name in SEGMENTERS}
-    table = segmentation.settings_table(settings).set_index("setting")
-    assert all(table.loc["lr", FULL[name]] == str(settings[name].lr) for name in SEGMENTERS)
+    assert cells["parameters"] == f"{improved['parameters']:,}" and cells["output stride in the tile"] == "4 pixels"
 
 
 # --- pictures
@@ -151,11 +137,8 @@ def test_bars_of_the_classes_are_as_high_as_their_iou(models, absent):
         assert [bar.get_height() for bar in container] == [values[model][name] or 0 for name in shown]
         assert [round(bar.get_x() + bar.get_width() / 2) for bar in container] == [*range(len(shown))]
     assert texts(axis.texts).count("–") == (not absent)
-    levels = np.array([lines.get_segments()[0] for lines in axis.collections])
-    assert levels[:, 0, 1].tolist() == [values["colour"][name] for name in shown]
-    assert (levels[..., 0].mean(axis=1).round() == np.arange(len(shown))).all()
-    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for c in axis.containers for bar in c)
-    assert all(end <= start + 1e-9 for (_, end), (start, _) in itertools.pairwise(edges))
+    levels = [lines.get_segments()[0][0, 1] for lines in axis.collections]
+    assert levels == [values["colour"][name] for name in shown]
     assert_drawn(figure)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hw1lib.chapters import style
-from tests.chapters.made import assert_drawn, classes, image, panels, texts
+from tests.chapters.made import assert_drawn, classes, image, panels
 
 ROW = {"epoch": 1, "loss": 1.5, "lr": 0.1, "knn": 0.4, "deviation": 0.1, "confusion": [[1]]}
 
@@ -45,9 +45,3 @@ def test_progress_draws_every_number_but_the_rate_and_the_epoch():
     assert set(panels(figure)) == {"loss", "knn", "deviation"} and figure.get_suptitle() == "pretrain"
     line = panels(figure)["loss"].lines[0]
     assert line.get_xdata().tolist() == [1, 2, 3] and line.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3])
-
-
-def test_seconds_are_as_long_as_they_took_the_first_step_on_top():
-    axis = style.timing({"pretrain": 2.0, "embed": 5.0}).axes[0]
-    assert [bar.get_width() for bar in axis.patches] == [2, 5] and axis.yaxis_inverted()
-    assert [text.strip() for text in texts(axis.texts)] == ["2 s", "5 s"]

@@ -42,10 +42,6 @@ def test_lists_are_read_aloud():
         assert words.listed(items) == words.listed(iter(items)) == text
 
 
-def test_only_the_first_letter_becomes_a_capital():
-    assert [words.capital(text) for text in ("setting A", "k-NN", "É", "")] == ["Setting A", "K-NN", "É", ""]
-
-
 # --- tables
 
 
@@ -87,9 +83,3 @@ def test_a_code_host_and_a_notebook_see_no_element_in_a_name(kind):
     page, _ = shown(pd.DataFrame({"name": NASTY}), kind)
     page.assert_harmless(also=["a"])
     assert "<script>alert(1)</script>" in page.words
-
-
-def test_any_text_stays_one_cell_in_one_line():
-    lines = words.markdown(pd.DataFrame({"name": NASTY, "n": 1.0})).splitlines()
-    assert len(lines) == 2 + len(NASTY)
-    assert all(line.replace(r"\\", "").replace(r"\|", "").count("|") == 3 for line in lines)
