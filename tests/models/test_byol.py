@@ -158,15 +158,6 @@ def test_one_pass_is_the_packages_loss_and_so_is_every_gradient(momentum):
     assert narrow.dtype == torch.float32 and narrow.item() == pytest.approx(value.item(), abs=0.1)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_the_loss_is_in_range_whatever_the_scale(scale):
-    """0 for what was predicted, 8 for its opposite, 4 at a right angle."""
-    target = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
-    across = torch.stack([-target[:, 1], target[:, 0]], dim=1)
-    for prediction, expected in ((target, 0), (-target, 8), (across, 4)):
-        assert byol.regression(scale * prediction, target).item() == pytest.approx(expected, abs=1e-4)
-
-
 def test_cosines_are_float32_under_autocast():
     """Near 1 bfloat16 has steps of 1/128 or more; a converging loss would not be seen to fall."""
     target, noise = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0))

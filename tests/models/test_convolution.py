@@ -148,12 +148,6 @@ def test_on_another_device_it_is_torchs_own(library):
     assert len(library) == 2
 
 
-@pytest.mark.parametrize("wrong", [torch.zeros(2, 5, 2, 2), torch.zeros(2, 6, 2, 2).double()])
-def test_images_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(RuntimeError):
-        pair(3, padding=1)[0](wrong)
-
-
 @pytest.mark.parametrize(
     ("options", "size"),
     [({"padding": 1}, (2, 1)), ({"padding": 9, "dilation": 9}, (7, 7)), ({"padding": 2, "dilation": 2}, (6, 10))],
@@ -191,14 +185,3 @@ def test_under_autocast_it_is_quick_and_stays_close(name, library):
             assert found[key].shape == value.shape
             assert (found[key].float() - value).norm() < 0.02 * value.norm(), (key, size)
     assert library == []
-
-
-def test_only_plain_convolutions_are_turned():
-    """A class of someone else's has its own forward."""
-
-    class Own(nn.Conv2d):
-        pass
-
-    network = nn.Sequential(nn.Conv2d(3, 3, 1), Own(3, 3, 1), nn.Conv1d(3, 3, 1))
-    assert convolution.quicken(network) is network
-    assert [type(m) for m in network] == [convolution.Conv2d, Own, nn.Conv1d]

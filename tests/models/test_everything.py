@@ -34,15 +34,6 @@ def test_classical_masks_are_a_partition_of_about_as_many(method, segments):
         assert point == pytest.approx(np.argwhere(mask).mean(axis=0)[::-1])
 
 
-def test_slic_reports_the_seeds_it_starts_from():
-    """On a flat image nothing pulls: each seed keeps its cell."""
-    found = everything.slic(np.full((32, 48, 3), 90, dtype=np.uint8), 24)
-    assert found.grid_xy.tolist() == [[x, y] for y in range(4, 32, 8) for x in range(4, 48, 8)]
-    x, y = found.grid_xy.astype(int).T
-    there = found.masks[:, y, x]  # (segment, seed)
-    assert there.shape == (24, 24) and (there.sum(axis=0) == 1).all() and (there.sum(axis=1) == 1).all()
-
-
 def test_felzenszwalb_finds_plain_areas_and_comes_as_near_as_it_can():
     image = np.zeros((60, 60, 3), dtype=np.uint8)
     image[:, 30:], image[30:, :30] = 200, 90
@@ -68,17 +59,6 @@ def test_larger_masks_are_painted_first_and_of_equals_the_later_lies_on_top():
     masks = np.zeros((3, 4, 4), dtype=bool)
     masks[0] = masks[1, :2] = masks[2, 2:] = True
     assert everything.partition(masks).max() == 1  # masks[0] is painted over
-
-
-def test_what_no_mask_covers_is_split_where_it_is_apart():
-    """Also where it touches at a corner."""
-    wall = np.zeros((1, 5, 7), dtype=bool)
-    wall[0, :, 3] = True
-    labels = everything.partition(wall)
-    assert labels.max() == 2 and labels[0, 0] != labels[0, 6]
-    assert everything.partition(np.eye(2, dtype=bool)[None]).max() == 2
-    nothing = everything.partition(np.zeros((0, 5, 7), dtype=bool))
-    assert nothing.shape == (5, 7) and nothing.max() == 0
 
 
 @pytest.mark.parametrize("seed", range(20))

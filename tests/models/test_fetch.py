@@ -121,12 +121,6 @@ def test_every_known_file_is_one_that_sam_is_looked_for_in():
     assert fetch.address(known[0]) == "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
 
 
-def test_an_unknown_name_comes_with_the_known_ones(folder):
-    with pytest.raises(UserError, match=r"'sam'.*sam_vit_b, sam_vit_l, sam_vit_h"):
-        fetch.fetch("sam", folder=folder)
-    assert not folder.exists()
-
-
 # --- a file
 
 
@@ -154,15 +148,6 @@ def test_a_full_disk_leaves_nothing(folder, source, monkeypatch):
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     fails(folder, "could not be written", "No space", source=source)
-
-
-def test_what_stands_in_the_way_is_named_and_kept(folder, source):
-    """A folder where the file should be, or a file where the folder should be."""
-    (folder / FILE).mkdir(parents=True)
-    for where in (folder, source):
-        with pytest.raises(UserError, match=re.escape(f"{where / FILE} could not be written")):
-            fetch.fetch("tiny", source, where)
-    assert [p.name for p in folder.iterdir()] == [FILE] and source.read_bytes() == CONTENT
 
 
 # --- a server

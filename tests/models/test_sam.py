@@ -226,21 +226,6 @@ def test_boxes_near_inner_edges_are_metas():
         assert ours.tolist() == theirs.tolist() and ours.any() == (crop != whole) and not ours.all()
 
 
-def test_a_layer_keeps_at_least_one_point():
-    image = IMAGES["portrait"]
-    settings = {"points_per_side": 3, "crop_n_layers": 1, "crop_n_points_downscale_factor": 4, "crop_overlap_ratio": 0}
-    found = sam.sam_everything(image, sam.untrained(0, 128), **settings)
-    height, width = image.shape[:2]
-    w, h = -(-width // 2), -(-height // 2)
-    centres = [[w / 2, h / 2], [w / 2, (h + height) / 2], [(w + width) / 2, h / 2]]
-    assert found.grid_xy[9:12].tolist() == centres and len(found.grid_xy) == 9 + 4
-
-
-def test_stability_is_an_iou():
-    logits = torch.tensor([[[3.0, 0.5, -0.5, -3.0]], [[2.0, 2.0, 2.0, -2.0]], [[-9.0] * 4]])
-    assert sam.stability_scores(logits, 1.0).numpy() == pytest.approx([1 / 3, 1, np.nan], nan_ok=True)
-
-
 def test_small_holes_fill_and_small_islands_vanish():
     mask = np.zeros((12, 12), dtype=bool)
     mask[1:9, 1:9] = True
