@@ -13,7 +13,7 @@ from PIL import Image
 
 from hw1lib import cli, paths
 from hw1lib.data import landcover, layout
-from hw1lib.data.check import doctor, evidence, findings
+from hw1lib.data.check import doctor, evidence
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import picture, save_oddly
@@ -73,6 +73,11 @@ def redraw(path, colour, box=(0, 0, 4, 4)):
     mask.save(path)
 
 
+def black_masks(root, *splits):
+    for path in (path for split in splits or [TRAIN] for path in (root / split).glob("*_mask.png")):
+        redraw(path, "black", (0, 0, 32, 32))
+
+
 def without_water(root):
     """Paints over a class in all training masks."""
     for path in (root / TRAIN).glob("*_mask.png"):
@@ -97,27 +102,18 @@ def leak(root):
 
 TWICE = lambda rows, **other: pd.concat([rows, rows.iloc[:1].assign(id=99, **other)])  # noqa: E731
 DECODING = {  # a run meets these when it decodes, not when it looks for files
-    "truncated image": (
-        cut(f"{OFFICE}/val/Mug00100.jpg"),
-        [f"{OFFICE}/val", "1 image cannot", "Mug00100", "truncated"],
-    ),
+    "truncated image": (cut(f"{OFFICE}/val/Mug00100.jpg"),
+        [f"{OFFICE}/val", "1 image cannot", "Mug00100", "truncated"]),
     "text for an image": (written(f"{MINI}/00003.jpg", b"hello"), [MINI, "00003.jpg (no image)"]),
     "empty image": (written(f"{MINI}/00003.jpg", b""), [MINI, "00003.jpg (an empty file)"]),
     "truncated tile": (cut(f"{TRAIN}/0002_sat.jpg"), [TRAIN, "1 tile cannot", "0002_sat.jpg"]),
     "truncated mask": (cut(f"{TRAIN}/0002_mask.png"), [TRAIN, "1 mask cannot", "0002_mask.png"]),
-    "mask of another size": (
-        resized(f"{TRAIN}/0003_mask.png", (16, 32)),
-        [TRAIN, "1 mask of another size", "0003_mask.png (16 × 32, its tile 32 × 32)"],
-    ),
-    "tile of another size": (
-        together(*(resized(f"{TRAIN}/0003_{name}", (64, 64)) for name in ("sat.jpg", "mask.png"))),
-        [TRAIN, "1 tile not 32 × 32", "0003_sat.jpg (64 × 64)"],
-    ),
-    "masks without a class": (
-        lambda root: [redraw(path, "black", (0, 0, 32, 32)) for path in (root / TRAIN).glob("*_mask.png")],
-        [TRAIN, "no mask shows any class"],
-    ),
-}
+    "mask of another size": (resized(f"{TRAIN}/0003_mask.png", (16, 32)),
+        [TRAIN, "1 mask of another size", "0003_mask.png (16 × 32, its tile 32 × 32)"]),
+    "tile of another size": (together(*(resized(f"{TRAIN}/0003_{name}", (64, 64)) for name in ("sat.jpg", "mask.png"))),
+        [TRAIN, "1 tile not 32 × 32", "0003_sat.jpg (64 × 64)"]),
+    "masks without a class": (black_masks, [TRAIN, "no mask shows any class"]),
+}  # fmt: skip
 ERRORS = DECODING | {
     "no pool": (gone("p1_data/mini"), [MINI, "*.jpg"]),
     "no tiles": (gone(VALIDATION), [VALIDATION, "*_sat.jpg"]),
@@ -126,85 +122,51 @@ ERRORS = DECODING | {
     "empty labels": (relabelled(lambda label: np.nan, "val"), ["val.csv", "label in every row"]),
     "labels between numbers": (relabelled(lambda label: label + 0.5, "train"), ["train.csv", "whole number"]),
     "no file for a row": (gone(f"{OFFICE}/train/Mug00002.jpg"), ["train.csv", "1 file", "Mug00002.jpg"]),
-    "file elsewhere": (
-        edited(f"{OFFICE}/train.csv", lambda rows: rows.replace("Mug00002.jpg", "../val/Mug00100.jpg")),
-        ["train.csv", "'../val/Mug00100.jpg'"],
-    ),
+    "file elsewhere": (edited(f"{OFFICE}/train.csv", lambda rows: rows.replace("Mug00002.jpg", "../val/Mug00100.jpg")),
+        ["train.csv", "'../val/Mug00100.jpg'"]),
     "class in one split": (edited(f"{OFFICE}/val.csv", lambda rows: rows[rows.label != 1]), [OFFICE, "Alarm_Clock"]),
-    "classes in another order": (
-        relabelled(lambda label: 2 - label, "val"),
-        [OFFICE, "Couch (0 and 2)", "same number in both"],
-    ),
+    "classes in another order": (relabelled(lambda label: 2 - label, "val"),
+        [OFFICE, "Couch (0 and 2)", "same number in both"]),
     "tile without mask": (gone(f"{TRAIN}/0002_mask.png"), [TRAIN, "1 tile ", "0002_mask.png"]),
     "link to a file outside": (linked_out, [TRAIN, "1 link", "0002_sat.jpg"]),
-}
+}  # fmt: skip
 WARNINGS = {
-    "file without a row": (
-        copied(f"{OFFICE}/val.csv", f"{OFFICE}/val/Mug00999.JPG"),
-        [f"{OFFICE}/val", "1 image without a row", "Mug00999.JPG"],
-    ),
-    "other ending": (
-        together(gone(f"{MINI}.csv"), written(f"{MINI}/x.jpeg", b"")),
-        [MINI, "not called *.jpg", "x.jpeg"],
-    ),
-    "mask without a tile": (
-        copied(f"{TRAIN}/0001_mask.png", f"{TRAIN}/0099_mask.png"),
-        [TRAIN, "1 file", "0099_mask.png"],
-    ),
+    "file without a row": (copied(f"{OFFICE}/val.csv", f"{OFFICE}/val/Mug00999.JPG"),
+        [f"{OFFICE}/val", "1 image without a row", "Mug00999.JPG"]),
+    "other ending": (together(gone(f"{MINI}.csv"), written(f"{MINI}/x.jpeg", b"")),
+        [MINI, "not called *.jpg", "x.jpeg"]),
+    "mask without a tile": (copied(f"{TRAIN}/0001_mask.png", f"{TRAIN}/0099_mask.png"),
+        [TRAIN, "1 file", "0099_mask.png"]),
     "ids": (edited(f"{OFFICE}/val.csv", lambda rows: rows.assign(id=rows.id.clip(1))), ["1 row repeats an id: 1"]),
-    "file listed twice": (
-        edited(f"{OFFICE}/train.csv", TWICE),
-        ["train.csv", "1 file listed more than once", "Couch00001.jpg."],
-    ),
-    "file listed twice with two labels": (
-        edited(f"{MINI}.csv", partial(TWICE, label=200)),
-        ["mini/train.csv", "00001.jpg; 1 of them with different labels"],
-    ),
+    "file listed twice": (edited(f"{OFFICE}/train.csv", TWICE),
+        ["train.csv", "1 file listed more than once", "Couch00001.jpg."]),
+    "file listed twice with two labels": (edited(f"{MINI}.csv", partial(TWICE, label=200)),
+        ["mini/train.csv", "00001.jpg; 1 of them with different labels"]),
     "negative labels": (relabelled(lambda label: label - 1, "train", "val"), ["negative labels, down to -1"]),
-    "gap in labels": (
-        relabelled(lambda label: label.replace(2, 5), "train", "val"),
-        ["labels run from 0 to 5 but leave out 3 numbers, first 2"],
-    ),
-    "classes numbered differently": (
-        relabelled(lambda label: label + 1, "val"),
-        [f"{OFFICE}: train.csv and val.csv number the same classes differently: Couch (0 and 1)"],
-    ),
-    "other modes": (
-        lambda root: save_oddly(root / MINI),
-        [MINI, "2 images of another mode", "CMYK: 1, L: 1", "first 00001.jpg"],
-    ),
+    "gap in labels": (relabelled(lambda label: label.replace(2, 5), "train", "val"),
+        ["labels run from 0 to 5 but leave out 3 numbers, first 2"]),
+    "classes numbered differently": (relabelled(lambda label: label + 1, "val"),
+        [f"{OFFICE}: train.csv and val.csv number the same classes differently: Couch (0 and 1)"]),
+    "other modes": (lambda root: save_oddly(root / MINI),
+        [MINI, "2 images of another mode", "CMYK: 1, L: 1", "first 00001.jpg"]),
     "tiny": (resized(f"{MINI}/00004.jpg", (15, 32)), [MINI, "1 image less than 16 pixels", "00004.jpg"]),
-    "stray colours": (
-        lambda root: redraw(root / TRAIN / "0002_mask.png", (255, 0, 0)),
-        ["p2_data", "1 mask with 16 pixels", "train/0002_mask.png (16)"],
-    ),
+    "stray colours": (lambda root: redraw(root / TRAIN / "0002_mask.png", (255, 0, 0)),
+        ["p2_data", "1 mask with 16 pixels", "train/0002_mask.png (16)"]),
     "class that is not learnt": (without_water, ["p2_data", "water occurs in validation"]),
-    "exact copy": (
-        copied(f"{MINI}/00002.jpg", f"{MINI}/00008.jpg"),
-        [MINI, "1 image repeats another one exactly", "00008.jpg = 00002.jpg."],
-    ),
-    "copy with another label": (
-        copied(f"{MINI}/00002.jpg", f"{MINI}/00009.jpg"),
-        ["00009.jpg = 00002.jpg; 1 of them with different labels"],
-    ),
-    "near copy": (
-        lambda root: Image.open(root / TRAIN / "0001_sat.jpg").save(root / TRAIN / "0003_sat.jpg", quality=60),
-        [TRAIN, "1 tile repeats another one almost", "0003_sat.jpg = 0001_sat.jpg"],
-    ),
-    "image in both splits": (
-        copied(f"{OFFICE}/train/Mug00001.jpg", f"{OFFICE}/val/Mug00101.jpg"),
-        [f"{OFFICE}/val: 1 image is also in {OFFICE}/train", "Mug00101.jpg = Mug00001"],
-    ),
-    "tile in both splits": (
-        copied(f"{TRAIN}/0001_sat.jpg", f"{VALIDATION}/0002_sat.jpg"),
-        [f"{VALIDATION}: 1 tile is also in {TRAIN}", "0002_sat.jpg = 0001_sat.jpg"],
-    ),
-    "validation in the pool": (
-        copied(f"{OFFICE}/val/Mug00101.jpg", f"{MINI}/00001.jpg"),
-        [f"{OFFICE}/val: 1 image is also in {MINI}", "Mug00101.jpg = 00001.jpg"],
-    ),
+    "exact copy": (copied(f"{MINI}/00002.jpg", f"{MINI}/00008.jpg"),
+        [MINI, "1 image repeats another one exactly", "00008.jpg = 00002.jpg."]),
+    "copy with another label": (copied(f"{MINI}/00002.jpg", f"{MINI}/00009.jpg"),
+        ["00009.jpg = 00002.jpg; 1 of them with different labels"]),
+    "near copy": (lambda root: Image.open(root / TRAIN / "0001_sat.jpg").save(root / TRAIN / "0003_sat.jpg", quality=60),  # noqa: E501
+        [TRAIN, "1 tile repeats another one almost", "0003_sat.jpg = 0001_sat.jpg"]),
+    "image in both splits": (copied(f"{OFFICE}/train/Mug00001.jpg", f"{OFFICE}/val/Mug00101.jpg"),
+        [f"{OFFICE}/val: 1 image is also in {OFFICE}/train", "Mug00101.jpg = Mug00001"]),
+    "tile in both splits": (copied(f"{TRAIN}/0001_sat.jpg", f"{VALIDATION}/0002_sat.jpg"),
+        [f"{VALIDATION}: 1 tile is also in {TRAIN}", "0002_sat.jpg = 0001_sat.jpg"]),
+    "validation in the pool": (copied(f"{OFFICE}/val/Mug00101.jpg", f"{MINI}/00001.jpg"),
+        [f"{OFFICE}/val: 1 image is also in {MINI}", "Mug00101.jpg = 00001.jpg"]),
     "leakage": (leak, ["2 of 2 validation tiles continue a training tile", "(0 with", "0001_sat.jpg at 000"]),
-}
+}  # fmt: skip
 REFUSED = {
     "nothing": gone("."),
     "an empty root": lambda root: [shutil.rmtree(root), root.mkdir()],
@@ -215,7 +177,7 @@ REFUSED = {
     "a name that is too long": written(f"{OFFICE}/val.csv", b"id,filename,label\n1," + b"x" * 300 + b".jpg,0\n"),
     "two dots for a name": written(f"{OFFICE}/val.csv", b"id,filename,label\n1,..,0\n"),
     "a file for a folder": together(gone(f"{OFFICE}/val"), written(f"{OFFICE}/val", b"")),
-}
+}  # fmt: skip
 
 
 # --- clean data
@@ -234,9 +196,6 @@ def test_clean_data_passes(course_data):
     assert two["stray_pixels"] == 0 and two["stray_files"] == [] and two["leakage"]["of"] == 3
     assert sum(two["train"]["classes"].values()) == pytest.approx(1, abs=1e-5)
     assert list(two["train"]["classes"]) == list(landcover.CLASSES)
-    for number, of_folder in ((1, findings.problem1), (2, findings.problem2)):
-        alone = of_folder(course_data / f"p{number}_data", progress=False)
-        assert (alone.errors, alone.warnings, alone.facts) == ([], [], found[f"p{number}"])
 
 
 @pytest.mark.parametrize("absent", ["p1_data", "p2_data", f"{MINI}.csv"])
@@ -245,7 +204,7 @@ def test_one_problem_and_a_pool_without_labels_are_enough(course_data, absent):
     found = diagnose(course_data)
     assert found["errors"] == found["warnings"] == []
     assert [found[n] is None for n in ("p1", "p2")] == [absent == n for n in ("p1_data", "p2_data")]
-    if absent == f"{MINI}.csv":
+    if "csv" in absent:
         assert found["p1"]["pool"]["images"] == 12 and found["p1"]["pool"]["classes"] is None
 
 
@@ -298,19 +257,17 @@ def test_what_a_run_refuses_does_not_pass(course_data, fault, capsys):
     assert "Errors" in out and max(map(len, out.splitlines())) <= 80
 
 
-def test_several_faults_are_all_said(course_data):
+def test_several_faults_are_all_said_and_long_lists_are_cut(course_data):
     for fault in ("truncated image", "no file for a row", "tile without mask", "truncated tile"):
         ERRORS[fault][0](course_data)
-    assert len(diagnose(course_data)["errors"]) == 4
-
-
-def test_long_lists_are_cut(course_data):
     for path in (course_data / MINI).iterdir():
         path.write_bytes(b"")
+    redraw(course_data / TRAIN / "0001_mask.png", (255, 0, 0))
     found = diagnose(course_data)
-    assert "12 images cannot be decoded" in found["errors"][0]
-    assert "00003.jpg (an empty file) and 9 more" in found["errors"][0]
-    assert len(found["p1"]["pool"]["undecodable"]) == 12
+    assert (found["p2"]["stray_pixels"], found["p2"]["stray_files"]) == (16, ["train/0001_mask.png"])
+    assert len(found["errors"]) == 5 and len(found["p1"]["pool"]["undecodable"]) == 12
+    (pool,) = (text for text in found["errors"] if MINI in text)
+    assert "12 images cannot be decoded" in pool and "00003.jpg (an empty file) and 9 more" in pool
 
 
 def test_an_imbalance_is_a_warning(course_data):
@@ -325,23 +282,13 @@ def test_an_imbalance_is_a_warning(course_data):
 
 def test_a_single_pixel_is_no_absent_class(course_data):
     """Fractions are rounded; whether a class occurs at all is not."""
+    black_masks(course_data, TRAIN, VALIDATION)
     for split in (TRAIN, VALIDATION):
-        masks = sorted((course_data / split).glob("*_mask.png"))
-        for path in masks:
-            redraw(path, "black", (0, 0, 32, 32))
         for column, colour in enumerate(landcover.PALETTE[:6].tolist()):
-            redraw(masks[0], tuple(colour), (column, 0, column + 1, 1))
+            redraw(course_data / split / "0001_mask.png", tuple(colour), (column, 0, column + 1, 1))
     found = diagnose(course_data)
     assert found["errors"] == [] and len(found["warnings"]) == 2
     assert all("less than 1%" in text for text in found["warnings"])
-
-
-def test_facts_count_what_was_found(course_data):
-    leak(course_data)
-    redraw(course_data / TRAIN / "0000_mask.png", (1, 2, 3))
-    two = diagnose(course_data)["p2"]
-    assert two["leakage"] == {"tiles": 2, "of": 2, "null": 0}
-    assert two["stray_pixels"] == 16 and two["stray_files"] == ["train/0000_mask.png"]
 
 
 def test_what_is_no_file_of_the_data_does_not_matter(course_data):

@@ -25,6 +25,7 @@ def reference(image, size):
 
 
 SIZES = [
+    (32, 32, 32),
     (64, 64, 32),
     (96, 64, 32),
     (64, 96, 32),
@@ -32,7 +33,6 @@ SIZES = [
     (100, 60, 30),
     (20, 20, 32),
     (30, 20, 40),
-    (48, 32, 32),
 ]
 
 
@@ -42,7 +42,7 @@ def test_square_is_torchvisions_resize_and_centre_crop(width, height, size):
     image = noise((width, height))
     ours, theirs = images.square(image, size), reference(image, size)
     assert ours.shape == (3, size, size) and ours.dtype == np.uint8
-    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert np.abs(ours.astype(int) - theirs).max() <= (0 if (width, height) == (size, size) else 1)
 
 
 @pytest.mark.parametrize("height", [32, 41])
@@ -56,17 +56,12 @@ def test_square_of_any_size_is_off_by_a_pixel_at_most(height):
         assert np.abs(ours - theirs).max() <= pixel + 1
 
 
-def test_a_square_image_of_the_right_size_is_untouched():
-    image = noise((32, 32))
-    assert np.array_equal(images.square(image, 32).transpose(1, 2, 0), np.asarray(image))
-
-
 # --- kinds of files
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb_and_the_content_counts_not_the_name(tmp_path, mode):
-    image = picture(0).convert("L").convert("I;16") if mode == "I;16" else picture(0).convert(mode)
+    image = picture(0).convert("L" if mode == "I;16" else "RGB").convert(mode)
     image.save(tmp_path / "image.png", format="TIFF" if mode == "CMYK" else "PNG")
     opened = images.open_rgb(tmp_path / "image.png")
     assert opened.mode == "RGB" and opened.size == image.size
@@ -85,27 +80,22 @@ def test_grayscale_and_cmyk_jpegs_keep_their_look(tmp_path):
 # --- damage (more of it in test_fuzz)
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png"])
-@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_named(tmp_path, kind, part):
-    path = tmp_path / f"Couch00001.{kind}"
-    noise((64, 64)).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(UserError, match=f"Couch00001.{kind}"):
-        images.open_rgb(path)
-
-
 def test_what_is_no_image_is_named(tmp_path, monkeypatch):
-    """Text, zeros, a folder, nothing at all, and what Pillow refuses as a possible decompression bomb."""
-    for name, content in (("a.jpg", b"<html>not found</html>"), ("b.jpg", b"\x00" * 300)):
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "c.jpg").mkdir()
-    picture(0).save(tmp_path / "e.jpg")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"):
+    """Cut files, text, zeros, a folder, nothing at all, and what Pillow refuses as a possible decompression bomb."""
+    (tmp_path / "folder.png").mkdir()
+    harmed = {"folder.png": None, "nothing.png": None, "text.jpg": b"<html>not found</html>", "zeros.jpg": b"\0" * 300}
+    for name in ("whole.jpg", "whole.png"):
+        noise((64, 64)).save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        harmed |= {f"{part}-{name}": content[: int(part * len(content))] for part in (0.0, 0.1, 0.5, 0.9)}
+    for name, content in harmed.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
             images.open_rgb(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="whole.jpg"):
+        images.open_rgb(tmp_path / "whole.jpg")
 
 
 # --- whole splits
@@ -123,10 +113,6 @@ def test_load_keeps_the_order_of_the_split_and_names_the_one_damaged_file(tmp_pa
         images.load(split, 8)
 
 
-def tiles(folder, *numbers):
-    return layout.Tiles(folder, numbers)
-
-
 def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp_path):
     classes = {}
     for number, seed in (("0002", 2), ("0001", 1)):
@@ -137,7 +123,7 @@ def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp
         mask.putpixel((3, 5), (12, 34, 56))
         mask.save(tmp_path / f"{number}_mask.png")
         classes[number][5, 3] = landcover.UNKNOWN
-    pixels, masks, stray = images.load_tiles(tiles(tmp_path, "0002", "0001"))
+    pixels, masks, stray = images.load_tiles(layout.Tiles(tmp_path, ("0002", "0001")))
     assert pixels.shape == (2, 3, 16, 24) and pixels.dtype == masks.dtype == np.uint8
     assert np.array_equal(masks, [classes["0002"], classes["0001"]]) and stray == 2
     shown = np.asarray(images.open_rgb(tmp_path / "0001_sat.jpg"))
@@ -148,7 +134,7 @@ def test_a_tile_and_a_mask_of_another_size_are_named(tmp_path):
     write_tile(tmp_path, "0001", np.zeros((8, 8), dtype=np.uint8))
     write_tile(tmp_path, "0002", np.zeros((8, 16), dtype=np.uint8))
     with pytest.raises(UserError, match=r"0002_sat\.jpg is 16 × 8 .* 8 × 8"):
-        images.load_tiles(tiles(tmp_path, "0001", "0002"))
+        images.load_tiles(layout.Tiles(tmp_path, ("0001", "0002")))
     Image.new("RGB", (8, 16)).save(tmp_path / "0001_mask.png")
     with pytest.raises(UserError, match=r"0001_sat\.jpg is 8 × 8 .* 8 × 16"):
-        images.load_tile(tiles(tmp_path, "0001"), "0001")
+        images.load_tile(layout.Tiles(tmp_path, ("0001",)), "0001")
