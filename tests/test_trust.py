@@ -220,7 +220,7 @@ def test_jupyterlab_listens_on_this_machine_only_and_opens_with_its_token_alone(
     family = psutil.Process(process.pid)
     try:
         facts = facts_of(process, tmp_path)
-        every = [one for member in (family, *family.children()) for one in member.net_connections("inet")]
+        every = [one for member in (family, *family.children(recursive=True)) for one in member.net_connections("inet")]
         found = [one for one in every if one.status == psutil.CONN_LISTEN]
         assert port in {one.laddr.port for one in found} and {one.laddr.ip for one in found} <= {"127.0.0.1", "::1"}
         assert len(facts["token"]) >= 32 and not facts.get("password")
