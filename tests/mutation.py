@@ -1,4 +1,4 @@
-"""Do the tests notice a fault? Sixty small faults, each put into a copy of the library, one at a time.
+"""Do the tests notice a fault? The sixty of faults.toml, each put into a copy of the library, one at a time.
 
     .venv/bin/python tests/mutation.py [PART of a function's or file's name …]
 
@@ -12,77 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(os.environ.get("MUTATED", Path(__file__).parents[1]))  # another checkout, to compare two
-FAULTS = [  # function, what stands there, what stands there instead
-    # loops
-    ("normalise", "images.float() / 255 if", "images.float() / 256 if"),
-    ("geometry", "cos = torch.tensor([1.0, 0.0, -1.0, 0.0])", "cos = torch.tensor([1.0, 0.0, 1.0, 0.0])"),
-    ("geometry", "(1 - recipe.crop_scale) * torch.rand(batch)", "(1 - recipe.crop_scale) * torch.rand(1)"),
-    ("recolour", "images >= 0.5", "images >= 0.25"),
-    ("adjust_hue", "sector + 6 * shift", "sector + 3 * shift"),
-    ("blur", "0.5 * (steps", "1.0 * (steps"),
-    ("__call__", "torch.Generator().manual_seed(self.seed * 100_003 + epoch)\n        order",
-     "torch.Generator().manual_seed(self.seed * 100_003)\n        order"),
-    ("__call__", "itertools.islice(loader, start, None)", "itertools.islice(loader, 0, None)"),
-    ("restore_random", "np.random.set_state(states[\"numpy\"])", "pass"),
-    ("_read", "if archive.testzip() is not None", "if archive.testzip() is None and False"),
-    ("_read", "if here.get(name) != expected", "if False"),
-    ("refining", 'and device.type != "cpu"', ""),
-    ("_refine", "segments.vote(labels, predicted)", "segments.vote(labels, predicted * 0)"),
-    ("extract", "backbone.eval()", "backbone.train()"),
-    ("colour_statistics", "pixels.std(dim=2)", "pixels.var(dim=2)"),
-    ("nearest_class", "min(neighbours, len(bank))", "1"),
-    ("_finish", "correct.argmax()", "correct.argmin()"),
-    ("lovasz", "truth.sum() - truth.cumsum(dim=0)", "truth.sum() - truth.cumsum(dim=0) + 1"),
-    ("stage_epochs", "(epochs + 1) // 2", "epochs // 2"),
-    ("turned_scores", "rot90(-turns", "rot90(turns"),
-    ("summary", "np.nanargmax(scores)", "np.nanargmin(scores)"),
-    ("prepare", 'mode="nearest"', 'mode="bilinear"'),
-    ("probe_of", "rest = pool.without(held_out)", "rest = pool"),
-    ("make_optimizer", "p.ndim <= 1], \"weight_decay\": 0.0", "p.ndim <= 1], \"weight_decay\": settings.weight_decay"),
-    ("rate", "settings.lr * progress / warm", "settings.lr"),
-    ("without_fc", 'startswith("fc.")', 'startswith("layer4.")'),
-    # models
-    ("follow", "lerp_(value, 1 - decay)", "lerp_(value, decay)"),
-    ("forward", "self.network if self.training else self.average", "self.average if self.training else self.network"),
-    ("loss", "target.roll(len(images), dims=0)", "target"),
-    ("loss", "projection.detach()", "projection"),
-    ("decay", "math.cos(math.pi * share) + 1", "math.cos(math.pi * share) - 1"),
-    ("train", "self.backbone.eval()", "pass"),
-    ("standardise_by", "0.1 * deviation.mean()", "10 * deviation.mean()"),
-    ("features", "network.relu(network.bn1(network.conv1(images)))", "network.bn1(network.conv1(images))"),
-    ("_product", "images[:, :, ::down, ::across]", "images[:, :, ::down, ::down]"),
-    ("_in_parts", "out.permute(0, 3, 1, 4, 2, 5)", "out.permute(0, 3, 2, 4, 1, 5)"),
-    ("mask_boxes", "last = hit.shape[1] - 1 - ", "last = hit.shape[1] - "),
-    ("partition", "np.argsort(-masks", "np.argsort(masks"),
-    ("fetch", "files.digest(path) == wanted.sha256", "True"),
-    ("crops", "w - overlap", "w"),
-    ("stability_scores", "logits > -offset", "logits > 0"),
-    ("near_inner_edge", "& ~near_whole", "| near_whole"),
-    ("without_small_regions", "islands, sizes = _regions(mask)", "islands, sizes = _regions(~mask)"),
-    ("scores", "out[..., :height, :width]", "out[..., -height:, -width:]"),
-    ("_fcn32s", "identity.expand_as", "0 * identity.expand_as"),
-    ("load_sam", "layer_norm_eps = 1e-5", "layer_norm_eps = 1e-3"),
-    # measures
-    ("iou", "+ matrix.sum(axis=1) - hits", "+ matrix.sum(axis=1)"),
-    ("pixel_accuracy", "matrix[:UNKNOWN]", "matrix"),
-    ("ceiling", "constant_values=UNKNOWN", "constant_values=0"),
-    ("asa", "truth != UNKNOWN", "truth == truth"),
-    ("boundary_recall_precision", "return _share(near_segments, true_borders), _share(near_truth, counted)",
-     "return _share(near_truth, counted), _share(near_segments, true_borders)"),
-    ("purity", "labels[:, None]", "labels[:, None] * 0"),
-    # data and store
-    ("decode", "| (bits == 4)", ""),
-    ("square", "(width - size) // 2", "0"),
-    ("without", "not in left", "in left"),
-    ("leaves", "if os.path.basename(name) != name or", "if"),
-    ("office", 'margin = PATCH if split == "val" else 0', "margin = 0"),
-    ("whole_number", "-(2**63) <= number", "0 <= number"),
-    ("_clear", "(folder / DONE).unlink()", "pass"),
-    ("_damage", 'problems.append(f"{name} is missing")', "pass"),
-]  # fmt: skip
+FAULTS = tomllib.loads(Path(__file__).with_name("faults.toml").read_text())["faults"]
 
 
 def place(root, function, old):

@@ -3,7 +3,6 @@
 import re
 import warnings
 
-import numpy as np
 import pandas as pd
 
 from hw1lib.errors import UserError
@@ -17,23 +16,19 @@ def read_labels(table):
     Raises:
         UserError: it cannot be read, lacks a filename or label, or has labels of another kind.
     """
-    try:
-        rows = read_rows(table, "filename", "label")
-    except UserError as error:
-        raise UserError(f"{error} {HINT}") from error
+    rows = read_rows(table, "filename", "label")
     if rows.empty or (rows[["filename", "label"]] == "").any(axis=None):
         raise UserError(f"{table} must have a filename and a label in every row. {HINT}")
     labels = [whole_number(text) for text in rows["label"]]
     if None in labels:
         raise UserError(f"{table}: a label is not a whole number. Labels are class numbers.")
-    return rows.assign(label=np.array(labels, dtype=np.int64))
+    return rows.assign(label=labels)
 
 
 def whole_number(text):
     """A whole number that 64 bits hold, exactly, also from 3.0; None where it is none."""
     found = re.fullmatch(r"\s*([+-]?[0-9]{1,19})(\.0*)?\s*", text)
-    number = int(found[1]) if found else None
-    return number if found and -(2**63) <= number < 2**63 else None
+    return int(found[1]) if found and -(2**63) <= int(found[1]) < 2**63 else None
 
 
 def read_rows(table, *columns):
@@ -48,7 +43,7 @@ def read_rows(table, *columns):
             rows = pd.read_csv(table, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())  # pandas' may have several lines
-        raise UserError(f"{table} cannot be read as a CSV file: {reason}.") from error
+        raise UserError(f"{table} cannot be read as a CSV file: {reason}. {HINT}") from error
     if missing := [name for name in columns if name not in rows]:
-        raise UserError(f"{table} lacks the column {' and '.join(missing)}.")
+        raise UserError(f"{table} lacks the column {' and '.join(missing)}. {HINT}")
     return rows

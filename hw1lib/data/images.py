@@ -52,8 +52,7 @@ def load_tiles(tiles):
         (N, 3, H, W) uint8 images, (N, H, W) uint8 classes, number of stray mask pixels.
     """
     with ThreadPoolExecutor() as pool:
-        loaded = list(pool.map(lambda number: load_tile(tiles, number), tiles.numbers))
-    images, masks, strays = zip(*loaded)
+        images, masks, strays = zip(*pool.map(lambda number: load_tile(tiles, number), tiles.numbers))
     for number, mask in zip(tiles.numbers, masks):
         _same_size(tiles.sat(number), mask.shape, "the first tile of its split", masks[0].shape)
     return np.stack(images), np.stack(masks), sum(strays)

@@ -165,11 +165,9 @@ def _problem1(root, limits):
     pool = _labelled(folder) if has_table else Split(folder, _names(folder, ".jpg"))
     train, val = _labelled(root / "office" / "train"), _labelled(root / "office" / "val")
     if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes)) or train.classes
-        raise UserError(
-            f"{root}/office: train.csv and val.csv do not name the same classes in the same order; they differ in "
-            f"{', '.join(odd[:8])}. Every class needs training and validation images, and one number in both."
-        )
+        odd = ", ".join((sorted(set(train.classes) ^ set(val.classes)) or train.classes)[:8])
+        text = f"train.csv and val.csv do not name the same classes in the same order; they differ in {odd}"
+        raise UserError(f"{root}/office: {text}. Every class needs images and one number in both.")
     office = (split.take(limits.office_limit) for split in (train, val))
     return Problem1(pool.take(limits.pool_limit), *office, backbone if backbone.is_file() else None)
 
@@ -232,8 +230,7 @@ def labelled(folder, rows):
     names = [_class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)]
     if len(set(names)) < len(names):  # letters that say nothing, as in img001.jpg
         names = [str(n) for n in numbers]
-    labels = classes.astype(np.int64)
-    return Split(folder, tuple(rows["filename"]), labels, tuple(names), tuple(numbers.tolist()))
+    return Split(folder, tuple(rows["filename"]), classes.astype(np.int64), tuple(names), tuple(numbers.tolist()))
 
 
 def _class_name(number, files):
@@ -247,8 +244,7 @@ def fingerprint(split):
     total = hashlib.sha256()
     for path in split.paths:
         total.update(os.fsencode(path.name) + b"\0" + digest(path))
-    labels = getattr(split, "labels", None)
-    if labels is not None:
+    if (labels := getattr(split, "labels", None)) is not None:
         total.update("\0".join(split.classes).encode() + labels.tobytes())
     return total.hexdigest()
 

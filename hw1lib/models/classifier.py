@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet, resnet50
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from hw1lib.models import convolution
 
@@ -21,11 +21,8 @@ def backbone(scale=1.0, zero_init_residual=False):
     Returns:
         torchvision's ResNet with its own fc layer, which only byol-pytorch's call runs through.
     """
-    options = {"zero_init_residual": zero_init_residual}
-    if scale == 1:
-        return convolution.quicken(resnet50(weights=None, **options))
-    width = max(8, int(64 * scale))
-    return convolution.quicken(ResNet(Bottleneck, [1, 1, 1, 1], width_per_group=width, **options))
+    blocks, width = ([3, 4, 6, 3], 64) if scale == 1 else ([1, 1, 1, 1], max(8, int(64 * scale)))
+    return convolution.quicken(ResNet(Bottleneck, blocks, width_per_group=width, zero_init_residual=zero_init_residual))
 
 
 def features(network, images):

@@ -19,12 +19,8 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d; on a CPU by matrix products, or in parts, where that is quicker."""
 
     def forward(self, images):
-        if (
-            images.device.type == "cpu"
-            and images.ndim == 4
-            and self.padding_mode == "zeros"
-            and isinstance(self.padding, tuple)
-        ):
+        usual = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
+        if images.device.type == "cpu" and images.ndim == 4 and usual:
             reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
             # Products in float32 are not quicker than the library where all of a kernel is used.
             half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
@@ -52,13 +48,9 @@ class Conv2d(nn.Conv2d):
 
     def _splits(self, images):
         """Whether the dilation divides map and padding, so that its parts do not mix."""
-        spread = self.dilation[0]
-        return (
-            self.dilation == (spread, spread)
-            and spread > 1
-            and self.stride == (1, 1)
-            and all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
-        )
+        spread, along = self.dilation
+        divides = all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
+        return divides and spread == along > 1 and self.stride == (1, 1)
 
     def _in_parts(self, images):
         """Dilation d takes each d-th pixel: d² smaller maps without dilation, side by side."""
@@ -83,9 +75,8 @@ def _reach(sizes, kernels, strides, paddings, dilations):
     taps, pads, out = [], [], []
     for size, kernel, stride, padding, dilation in zip(sizes, kernels, strides, paddings, dilations):
         count = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        seen = [
-            tap for tap in range(kernel) if any(0 <= i * stride + tap * dilation - padding < size for i in range(count))
-        ]
+        starts = [index * stride - padding for index in range(count)]
+        seen = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)]
         if not seen:  # the library says it best
             return None
         first, last = seen[0], seen[-1]

@@ -70,8 +70,7 @@ def slic(image, segments, *, tries=6):
     height, width = image.shape[:2]
     asked, found = segments, {}
     while len(found) < tries and asked not in found:
-        labels = skimage.segmentation.slic(image, n_segments=asked, start_label=0)
-        found[asked] = labels
+        found[asked] = labels = skimage.segmentation.slic(image, n_segments=asked, start_label=0)
         asked = min(max(1, round(asked * segments / (labels.max() + 1))), height * width)
     asked = min(found, key=lambda number: abs(found[number].max() + 1 - segments))
     rows, columns = skimage.util.regular_grid((1, height, width), asked)[1:]
@@ -95,18 +94,15 @@ def felzenszwalb(image, segments, *, tries=20):
     """
     # scikit-image's smallest segment of 20 pixels would forbid very many segments.
     smallest = min(20, max(1, image[..., 0].size // (4 * segments)))
-    low, high = 1e-2, 1e6  # bisected by their logarithm
-    best = None
+    low, high, found = 1e-2, 1e6, []  # scales are bisected by their logarithm
     for _ in range(tries):
         scale = (low * high) ** 0.5
-        labels = skimage.segmentation.felzenszwalb(image, scale=scale, min_size=smallest)
-        count = labels.max() + 1
-        if best is None or abs(count - segments) < abs(best.max() + 1 - segments):
-            best = labels
+        found.append(skimage.segmentation.felzenszwalb(image, scale=scale, min_size=smallest))
+        count = found[-1].max() + 1
         if count == segments:
             break
         low, high = (scale, high) if count > segments else (low, scale)
-    return _from_labels(best, np.zeros((0, 2)))
+    return _from_labels(min(found, key=lambda labels: abs(labels.max() + 1 - segments)), np.zeros((0, 2)))
 
 
 def _from_labels(labels, grid_xy):

@@ -69,8 +69,7 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         else:
             print(f"{origin} ({wanted.megabytes} MB)")
             _download(origin, temporary)
-        found = files.digest(temporary)
-        if found != wanted.sha256:
+        if (found := files.digest(temporary)) != wanted.sha256:
             begins = f"its SHA-256 begins with {found[:12]}, expected is {wanted.sha256[:12]}"
             raise UserError(f"{origin} is not {wanted.file}: {begins}. It was not kept; get the file again.")
     return path
@@ -94,16 +93,13 @@ def _download(url, target):
     try:
         pooch.HTTPDownloader(sys.stderr.isatty(), BLOCK, timeout=(PATIENCE, STALL))(url, str(target), None)
     except (requests.RequestException, UnicodeError) as error:  # the latter: no such name can be
-        raise UserError(
-            f"{url} could not be downloaded ({_reason(error)}): connect to the network, set {MIRROR} to "
-            "an address that has this file, or copy it from elsewhere with --from FILE."
-        ) from error
+        ways = f"connect to the network, set {MIRROR} to an address that has it, or copy it with --from FILE"
+        raise UserError(f"{url} could not be downloaded ({_reason(error)}): {ways}.") from error
 
 
 def _reason(error):
     """The innermost reason of a failed request, in a few words."""
-    while getattr(error, "reason", None) or (error.args and isinstance(error.args[0], Exception)):
-        error = getattr(error, "reason", None) or error.args[0]
-        if not isinstance(error, Exception):
-            break
+    inner = getattr(error, "reason", None) or next(iter(error.args), None)
+    if isinstance(inner, Exception):
+        return _reason(inner)
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

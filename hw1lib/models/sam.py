@@ -67,7 +67,7 @@ def sam_everything(
         none at all.
     """
     height, width = image.shape[:2]
-    grids, found, crop_areas, funnel = [], [], [], collections.Counter()
+    grids, found, funnel = [], [], collections.Counter()
     thresholds = (pred_iou_thresh, stability_score_thresh, stability_score_offset)
     for (x0, y0, x1, y1), layer in crops(height, width, crop_n_layers, crop_overlap_ratio):
         # Meta's code stops with an error where a layer has no point left.
@@ -81,22 +81,21 @@ def sam_everything(
         funnel["distinct by box NMS"] += len(masks)
         # Only what is left grows to the image's size: there can be very many crops.
         masks = np.pad(masks, ((0, 0), (y0, height - y1), (x0, width - x1)))
-        found.append((masks, scores, stability, points_xy + (x0, y0)))
+        crop_areas = np.full(len(masks), (x1 - x0) * (y1 - y0))
+        found.append((masks, scores, stability, points_xy + (x0, y0), crop_areas))
         grids.append(grid_xy + (x0, y0))
-        crop_areas.append(np.full(len(masks), (x1 - x0) * (y1 - y0)))
 
-    found = [np.concatenate(parts) for parts in zip(*found)]
+    *found, crop_areas = (np.concatenate(parts) for parts in zip(*found))
     if crop_n_layers > 0:
-        smallness = 1 / np.concatenate(crop_areas).astype(np.float32)
+        smallness = 1 / crop_areas.astype(np.float32)
         found = _pick(found, _distinct(found[0], smallness, crop_nms_thresh))
         funnel["distinct between crops"] = len(found[0])
     if min_mask_region_area > 0 and len(found[0]):
-        cleaned = [without_small_regions(mask, min_mask_region_area) for mask in found[0]]
-        found[0] = np.stack([mask for mask, _ in cleaned])
+        cleaned, changed = zip(*(without_small_regions(mask, min_mask_region_area) for mask in found[0]))
         # Cleaning can make two masks alike; then the one that needed none stays.
-        untouched = np.array([not changed for _, changed in cleaned], dtype=np.float32)
-        threshold = max(box_nms_thresh, crop_nms_thresh)  # Meta's choice, without crops, too
-        found = _pick(found, _distinct(found[0], untouched, threshold))
+        found[0], untouched = np.stack(cleaned), 1 - np.array(changed, dtype=np.float32)
+        # The larger threshold is Meta's choice, without crops, too.
+        found = _pick(found, _distinct(found[0], untouched, max(box_nms_thresh, crop_nms_thresh)))
         funnel["distinct after cleaning"] = len(found[0])
     masks, scores, stability, points_xy = found
     return Masks(masks, scores, stability, mask_boxes(masks), points_xy, np.concatenate(grids), dict(funnel))
@@ -186,22 +185,20 @@ def _candidates(crop, network, grid_xy, points_per_batch, pred_iou_thresh, stabi
         logits, scores = _decode(points_xy * scale_xy, network, embedding)
         funnel["points"] += len(points_xy)
         funnel["candidate masks"] += len(scores)
-        points_xy = points_xy.repeat(len(scores) // len(points_xy), axis=0)  # (3N, 2)
+        prompts = torch.arange(len(scores), device=scores.device) // (len(scores) // len(points_xy))  # whose mask it is
         # NOTE: Meta enlarges all masks and then drops most. To drop first leaves the same masks
         # and saves nearly all the memory.
         if pred_iou_thresh > 0:
-            keep = scores > pred_iou_thresh
-            logits, scores, points_xy = logits[keep], scores[keep], points_xy[keep.cpu().numpy()]
+            logits, scores, prompts = _pick((logits, scores, prompts), scores > pred_iou_thresh)
         funnel["predicted IoU high enough"] += len(scores)
         logits = _enlarge(logits, side, filled, (height, width))
         stability = stability_scores(logits, offset)
+        part = (logits > 0, scores, stability, prompts)
         if stability_score_thresh > 0:
-            keep = stability >= stability_score_thresh
-            logits, scores, stability = logits[keep], scores[keep], stability[keep]
-            points_xy = points_xy[keep.cpu().numpy()]
-        funnel["stable"] += len(scores)
-        tensors = (logits > 0, scores, stability)
-        found.append((*(tensor.cpu().numpy() for tensor in tensors), points_xy))
+            part = _pick(part, stability >= stability_score_thresh)
+        *part, prompts = (tensor.cpu().numpy() for tensor in part)
+        funnel["stable"] += len(prompts)
+        found.append((*part, points_xy[prompts]))
     return tuple(np.concatenate(parts) for parts in zip(*found))
 
 

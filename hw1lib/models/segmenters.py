@@ -4,6 +4,7 @@ Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores throug
 """
 
 import functools
+import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,11 +70,11 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
         if not pretrained:
             raise
-        raise UserError(
-            f"The pretrained weights of {SEGMENTERS[name].full} cannot be had ({str(error).splitlines()[0]}). Train "
-            f"from scratch with --set {name}.pretrained=false, or put the file into torch's cache "
-            f"({torch.hub.get_dir()}/checkpoints) on a machine that has network."
-        ) from error
+        said, cache = str(error).splitlines()[0], f"{torch.hub.get_dir()}/checkpoints"
+        remedy = (
+            f"Train from scratch with --set {name}.pretrained=false, or bring the file into torch's cache, {cache}."
+        )
+        raise UserError(f"The weights of {SEGMENTERS[name].full} cannot be downloaded ({said}). {remedy}") from error
     if norm_momentum:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -98,8 +99,7 @@ def _fcn32s(scale, pretrained):
             nn.init.zeros_(module.bias)
     nn.init.zeros_(network.upsample.bias)
     with torch.no_grad():
-        identity = torch.eye(len(CLASSES))[:, :, None, None]
-        network.upsample.weight.copy_(identity.expand_as(network.upsample.weight))
+        network.upsample.weight.copy_(torch.eye(len(CLASSES))[:, :, None, None])  # the same 32 × 32 times
     return network
 
 
@@ -115,8 +115,7 @@ def _lraspp(scale, pretrained):
 def _deeplabv3(scale, pretrained):
     if not pretrained:
         depth, width = ([3, 4, 23, 3], 64) if scale == 1 else ([1, 1, 1, 1], max(8, int(64 * scale)))
-        dilated = [False, True, True]
-        trunk = ResNet(Bottleneck, depth, width_per_group=width, replace_stride_with_dilation=dilated)
+        trunk = ResNet(Bottleneck, depth, width_per_group=width, replace_stride_with_dilation=[False, True, True])
         return deeplabv3._deeplabv3_resnet(trunk, len(CLASSES), None)
     network = deeplabv3_resnet101(weights="DEFAULT")
     network.classifier[4] = _resized(network.classifier[4])
@@ -216,27 +215,23 @@ def outline(name, size=512):
     """
     network = real(name).eval()
     blocks = [{"label": "image", "part": "input", "shape": (3, size, size)}]
-    hooks = []
     for label, part, module in SEGMENTERS[name].blocks(network):
 
         def note(module, inputs, output, label=label, part=part):
             blocks.append({"label": label, "part": part, "shape": tuple(output.shape[1:])})
 
-        hooks.append(module.register_forward_hook(note))
+        module.register_forward_hook(note)
     with torch.no_grad():
         network(torch.empty(1, 3, size, size, device="meta"))
-    for hook in hooks:
-        hook.remove()
     if name != "fcn32s":
-        shape = (len(CLASSES), size, size)
-        blocks.append({"label": "bilinear ×8", "part": "upsampling", "shape": shape})
+        blocks.append({"label": "bilinear ×8", "part": "upsampling", "shape": (len(CLASSES), size, size)})
     return blocks
 
 
 def _fcn32s_blocks(network):
-    pools = [i for i, m in enumerate(network.vgg16) if isinstance(m, nn.MaxPool2d)]
-    for stage, index in enumerate(pools, start=1):
-        yield f"conv{stage} + pool", "backbone", network.vgg16[index]
+    pools = [module for module in network.vgg16 if isinstance(module, nn.MaxPool2d)]
+    for stage, pool in enumerate(pools, start=1):
+        yield f"conv{stage} + pool", "backbone", pool
     yield "conv6 3×3", "head", network.conv6_1
     yield "conv7 3×3", "head", network.conv7_1
     yield "score 1×1", "head", network.score_pred
@@ -244,15 +239,11 @@ def _fcn32s_blocks(network):
 
 
 def _lraspp_blocks(network):
-    trunk = network.backbone
-    names = list(trunk)
-    yield "conv 3×3", "backbone", trunk["0"]
-    for name in names[1:-1]:  # one block for each run of inverted residuals of one width
-        following = names[names.index(name) + 1]
-        width = trunk[name].out_channels
-        if following == names[-1] or trunk[following].out_channels != width:
-            yield "inverted residuals", "backbone", trunk[name]
-    yield "conv 1×1", "backbone", trunk[names[-1]]
+    first, *residuals, last = network.backbone.values()
+    yield "conv 3×3", "backbone", first
+    for _, run in itertools.groupby(residuals, lambda block: block.out_channels):  # one box for those of one width
+        yield "inverted residuals", "backbone", list(run)[-1]
+    yield "conv 1×1", "backbone", last
     yield "conv 1×1 (× gate)", "head", network.classifier.cbr
     yield "score 1×1 (+ low-level)", "head", network.classifier.high_classifier
 

@@ -40,11 +40,7 @@ _SAM_NAMES = (
     (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
     (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
     (r"\.point_embeddings\.", ".point_embed."),
-    *(
-        (rf"\.{part}\.{n}\.", f".{begin}{end}.")
-        for part, (begin, ends) in _SAM_LAYERS.items()
-        for n, end in ends.items()
-    ),
+    *((rf"\.{old}\.{n}\.", f".{new}{end}.") for old, (new, ends) in _SAM_LAYERS.items() for n, end in ends.items()),
     # The small MLPs: three numbered layers there, an input, one inner and an output layer here.
     (r"(_head|_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
     (r"(_head|_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
@@ -94,8 +90,7 @@ def load_sam(path):
             tensors = safetensors.torch.load_file(path / "model.safetensors")
         else:
             state = _read_pickle(path)
-            config = sam_config(state)
-            tensors = convert_sam(state)
+            config, tensors = sam_config(state), convert_sam(state)
         for name, twin in (_SHARED, _SHARED[::-1]):
             if name in tensors:
                 tensors.setdefault(twin, tensors[name])
@@ -104,8 +99,7 @@ def load_sam(path):
         config.mask_decoder_config.layer_norm_eps = 1e-5
         with torch.device("meta"):  # no memory and no random numbers before the real ones
             sam = SamModel(config)
-        missing = sam.load_state_dict(tensors, strict=False, assign=True).missing_keys
-        if missing:
+        if missing := sam.load_state_dict(tensors, strict=False, assign=True).missing_keys:
             raise ValueError(f"it lacks {len(missing)} tensors of SAM, first {missing[0]}")
     except Exception as error:  # damage shows in many ways, all with the same remedy
         raise UserError(f"SAM's weights in {path} cannot be used: {_reason(error)}. {remedy}") from error
@@ -240,6 +234,5 @@ def _reason(error):
     """What an exception says, short enough for one sentence."""
     if isinstance(error, KeyError):
         return f"it has no {error.args[0]}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200].rstrip(".: ") or type(error).__name__
+    words = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return words[:200].rstrip(".: ") or type(error).__name__

@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 from hw1lib.data import landcover, layout
-from hw1lib.data.check import findings
+from hw1lib.data.check import evidence, findings
 from hw1lib.errors import UserError, remedy
 from hw1lib.settings import Data
 
@@ -96,8 +96,8 @@ def _of_validation(facts, what):
 DECODED = {
     "cannot be decoded": lambda of: of["undecodable"],
     "not RGB": _not_rgb,
-    "smallest, in pixels": lambda of: findings.by(of["smallest"]),
-    "largest": lambda of: findings.by(of["largest"]),
+    "smallest, in pixels": lambda of: evidence.by(of["smallest"]),
+    "largest": lambda of: evidence.by(of["largest"]),
 }
 COPIES = {
     "repeat another exactly": lambda of: of["exact"],

@@ -80,6 +80,11 @@ class Look:
     stray: int = 0  # masks: pixels whose colour is no class
 
 
+def by(size):
+    """Width and height in words; None stays None."""
+    return size and f"{size[0]} × {size[1]}"
+
+
 def read(paths, measure, title, progress=True):
     """Looks at files in threads; no more images are in memory than there are threads.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from hw1lib.data import csv_rows, landcover, layout
 from hw1lib.data.check import evidence
+from hw1lib.data.check.evidence import by
 from hw1lib.errors import UserError
 
 TINY = 16  # pixels: images with a shorter side are a warning
@@ -23,11 +24,7 @@ PLURAL = {"is": "are", "repeats": "repeat"}
 
 
 def problem1(folder, progress=True):
-    """Examines p1_data: the pool, and Office's training and validation images.
-
-    Returns:
-        Diagnosis; nothing is raised for bad data.
-    """
+    """The Diagnosis of p1_data: the pool, and Office's training and validation images. Bad data raises nothing."""
     whole = Diagnosis(Path(folder))
     places = {"pool": "mini/train", "train": "office/train", "val": "office/val"}
     pool, train, val = parts = [Diagnosis(whole.folder / place, "image", whole) for place in places.values()]
@@ -46,11 +43,7 @@ def problem1(folder, progress=True):
 
 
 def problem2(folder, progress=True):
-    """Examines p2_data: training and validation tiles with their masks.
-
-    Returns:
-        Diagnosis; nothing is raised for bad data.
-    """
+    """The Diagnosis of p2_data: training and validation tiles with their masks. Bad data raises nothing."""
     whole = Diagnosis(Path(folder))
     train, validation = parts = [Diagnosis(whole.folder / split, "tile", whole) for split in ("train", "validation")]
     for part in parts:
@@ -120,23 +113,17 @@ def printable(text):
 def _naming(names, words, what, then="", differ=0):
     """A sentence: how many there are, what of them, and their first names; then another one. Empty without names."""
     odd = f"; {differ:,} of them with different labels" if differ else ""
-    return f"{_count(names, words)} {what}: {_some(names)}{odd}. {then}".rstrip() if names else ""
+    return f"{_count(len(names), words)} {what}: {_some(names)}{odd}. {then}".rstrip() if names else ""
 
 
 def _some(names, most=3):
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _count(things, words):
+def _count(number, words):
     """How many there are, with a noun and its verb: 1 image is, 2 images are."""
-    number = things if isinstance(things, int) else len(things)
     noun, _, verb = words.partition(" ")
     return f"{number:,} {words}" if number == 1 else f"{number:,} {noun}s {PLURAL.get(verb, '')}".rstrip()
-
-
-def by(size):
-    """Width and height in words; None stays None."""
-    return size and f"{size[0]} × {size[1]}"
 
 
 def _listing(part):
@@ -167,19 +154,18 @@ def _in_use(part, names, used, word, why):
 
 def _read(part, measure, progress):
     """Looks at a part's files; names those that cannot be decoded, are of another mode than RGB, or tiny."""
-    paths, word = [part.folder / file for file in part.files], part.word
-    looks = evidence.read(paths, measure, f"check {part.where}", progress)
+    looks = evidence.read([part.folder / name for name in part.files], measure, f"check {part.where}", progress)
     part.looks = [look for look in looks if not look.fault]
     broken = [f"{look.name} ({look.fault})" for look in looks if look.fault]
-    them = "them and their rows" if word == "image" else "both files of those tiles"
-    part.error(_naming(broken, word, "cannot be decoded", f"Replace them, or take {them} away."))
+    them = "them and their rows" if part.word == "image" else "both files of those tiles"
+    part.error(_naming(broken, part.word, "cannot be decoded", f"Replace them, or take {them} away."))
 
     modes = dict(sorted(collections.Counter(look.mode for look in part.looks).items()))
     if odd := [look.name for look in part.looks if look.mode != "RGB"]:
         named = ", ".join(f"{mode}: {number:,}" for mode, number in modes.items() if mode != "RGB")
-        part.warn(f"{_count(odd, word)} of another mode than RGB ({named}; first {odd[0]}), converted.")
+        part.warn(f"{_count(len(odd), part.word)} of another mode than RGB ({named}; first {odd[0]}), converted.")
     tiny = [look.name for look in part.looks if min(look.size) < TINY]
-    part.warn(_naming(tiny, word, f"less than {TINY} pixels wide or high"))
+    part.warn(_naming(tiny, part.word, f"less than {TINY} pixels wide or high"))
 
     sizes = sorted({look.size for look in part.looks}, key=lambda size: (size[0] * size[1], size))
     part.facts |= {"undecodable": [look.name for look in looks if look.fault], "modes": modes, "sizes": len(sizes)}
@@ -193,8 +179,9 @@ def _copies(part):
     for found, how in ((same, "exactly"), (alike, "almost (re-encoded, resized or brighter)")):
         pairs = [(looks[i].name, looks[j].name) for i, j in found.items()]
         differ = sum(labels.get(a) != labels.get(b) for a, b in pairs)
-        named = [f"{a} = {b}" for a, b in pairs]
-        part.warn(_naming(named, f"{part.word} repeats", f"another one {how}", differ=differ))
+        part.warn(
+            _naming([f"{a} = {b}" for a, b in pairs], f"{part.word} repeats", f"another one {how}", differ=differ)
+        )
     part.facts |= {"exact": len(same), "near": len(alike)}
 
 

@@ -162,8 +162,7 @@ def _write(root, image, labels):
         Image.fromarray(image[patch.area]).save(root / patch.folder / patch.filename, **JPEG)
     written = list(patches)
     for tile in tiles:
-        sat = tile._replace(filename=f"{tile.filename}_sat.jpg")
-        mask = tile._replace(filename=f"{tile.filename}_mask.png")
+        sat, mask = (tile._replace(filename=f"{tile.filename}_{ending}") for ending in ("sat.jpg", "mask.png"))
         colours = landcover.encode(windows.COURSE_CLASS[labels[tile.area]])
         _enlarged(image[tile.area], Image.Resampling.BILINEAR).save(root / sat.folder / sat.filename, **JPEG)
         _enlarged(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)

@@ -159,13 +159,12 @@ def _uniform(labels, longitudes, stride):
     Returns:
         {class number: [(top, left), …]} in reading order.
     """
-    west, east = longitudes
-    area = labels[TOP:BOTTOM, west:east]
+    area = labels[TOP:BOTTOM, slice(*longitudes)]
     dry = _count(area == WATER, stride) <= MOST_WATER * PATCH**2
     fitting = {}
     for label, igbp in enumerate(PATCH_CLASSES.values()):
         full = _count(area == igbp, stride) >= MAJORITY * PATCH**2
-        places = np.argwhere(dry & full) * stride + (TOP, west)
+        places = np.argwhere(dry & full) * stride + (TOP, longitudes[0])
         fitting[label] = [tuple(place) for place in places.tolist()]
     return fitting
 
