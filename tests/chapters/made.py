@@ -87,11 +87,6 @@ def texts(found):
     return [text.get_text() for text in found]
 
 
-def csv(table):
-    """A table as `keep` writes it."""
-    return table.to_csv(index=False, float_format="%.6f")
-
-
 ACTIVE = {"script", "iframe", "object", "embed", "form", "base", "link", "svg", "a", "img"}
 PLACES = ("https://", "http://", "mailto:", "#")
 

@@ -14,11 +14,6 @@ from hw1lib.chapters.notes import MARKDOWN
 from tests.chapters.made import NASTY, Page
 
 
-def test_parts_are_rounded_as_printf_does():
-    assert [words.percent(v) for v in (0, 0.4211, 0.99951, 1)] == ["0.0 %", "42.1 %", "100.0 %", "100.0 %"]
-    assert words.fraction(0.68671) == "0.687" and words.points(0.042) == "4.2 percentage points"
-
-
 def test_no_p_that_there_may_be_is_printed_on_the_wrong_side():
     """Every p-value of up to 419 images that differ, as many as the course's validation has."""
     for count in range(1, 420):

@@ -16,44 +16,20 @@ def noise(size, seed=0):
     return Image.fromarray(small.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
-def reference(image, size):
-    resize = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
-    return np.asarray(resize(image)).transpose(2, 0, 1)
-
-
 # --- square
 
 
-SIZES = [
-    (32, 32, 32),
-    (64, 64, 32),
-    (96, 64, 32),
-    (64, 96, 32),
-    (128, 32, 16),
-    (100, 60, 30),
-    (20, 20, 32),
-    (30, 20, 40),
-]
+SIZES = [(32, 32, 32), (64, 96, 32), (100, 60, 30), (30, 20, 40), (500, 375, 60), (74, 64, 32), (64, 66, 32)]
 
 
-@pytest.mark.parametrize(("width", "height", "size"), [*SIZES, (500, 375, 60)])
+@pytest.mark.parametrize(("width", "height", "size"), SIZES)
 def test_square_is_torchvisions_resize_and_centre_crop(width, height, size):
     """At these sizes both meet whole pixels; elsewhere torchvision rounds the long side down."""
     image = noise((width, height))
-    ours, theirs = images.square(image, size), reference(image, size)
+    resize = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
+    ours, theirs = images.square(image, size), np.asarray(resize(image)).transpose(2, 0, 1)
     assert ours.shape == (3, size, size) and ours.dtype == np.uint8
     assert np.abs(ours.astype(int) - theirs).max() <= (0 if (width, height) == (size, size) else 1)
-
-
-@pytest.mark.parametrize("height", [32, 41])
-def test_square_of_any_size_is_off_by_a_pixel_at_most(height):
-    """A ramp of a grey level a pixel tells where each pixel came from."""
-    for width in range(33, 64, 3):
-        ramp = np.zeros((height, width, 3), dtype=np.uint8)
-        ramp[..., 0], ramp[..., 1] = np.arange(width) * 4, np.arange(height)[:, None] * 4
-        ours, theirs = (f(Image.fromarray(ramp), 16).astype(int) for f in (images.square, reference))
-        pixel = 4 * min(width, height) / 16  # one pixel of the result, in grey levels
-        assert np.abs(ours - theirs).max() <= pixel + 1
 
 
 # --- kinds of files
@@ -64,17 +40,7 @@ def test_every_mode_becomes_rgb_and_the_content_counts_not_the_name(tmp_path, mo
     image = picture(0).convert("L" if mode == "I;16" else "RGB").convert(mode)
     image.save(tmp_path / "image.png", format="TIFF" if mode == "CMYK" else "PNG")
     opened = images.open_rgb(tmp_path / "image.png")
-    assert opened.mode == "RGB" and opened.size == image.size
-    if mode in ("P", "RGBA", "L"):
-        assert np.array_equal(opened, image.convert("RGB"))
-
-
-def test_grayscale_and_cmyk_jpegs_keep_their_look(tmp_path):
-    plain = picture(3)
-    for mode, wanted in (("L", plain.convert("L").convert("RGB")), ("CMYK", plain)):  # neither inverted nor pale
-        plain.convert(mode).save(tmp_path / "image.jpg", quality=95)
-        shown = np.asarray(images.open_rgb(tmp_path / "image.jpg")).astype(int)
-        assert np.abs(shown - np.asarray(wanted)).mean() < 3
+    assert opened.mode == "RGB" and np.array_equal(opened, image.convert("RGB"))
 
 
 # --- damage (more of it in test_fuzz)
@@ -114,18 +80,16 @@ def test_load_keeps_the_order_of_the_split_and_names_the_one_damaged_file(tmp_pa
 
 
 def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp_path):
-    classes = {}
-    for number, seed in (("0002", 2), ("0001", 1)):
-        classes[number] = np.random.default_rng(seed).integers(0, 6, (16, 24)).astype(np.uint8)
-        write_tile(tmp_path, number, classes[number])
-        with Image.open(tmp_path / f"{number}_mask.png") as mask:
-            mask = mask.copy()
+    classes = dict(zip(("0002", "0001"), np.random.default_rng(0).integers(0, 6, (2, 16, 24), dtype=np.uint8)))
+    for number, wanted in classes.items():
+        write_tile(tmp_path, number, wanted)
+        mask = Image.open(tmp_path / f"{number}_mask.png")
         mask.putpixel((3, 5), (12, 34, 56))
         mask.save(tmp_path / f"{number}_mask.png")
-        classes[number][5, 3] = landcover.UNKNOWN
-    pixels, masks, stray = images.load_tiles(layout.Tiles(tmp_path, ("0002", "0001")))
+        wanted[5, 3] = landcover.UNKNOWN
+    pixels, masks, stray = images.load_tiles(layout.Tiles(tmp_path, tuple(classes)))
     assert pixels.shape == (2, 3, 16, 24) and pixels.dtype == masks.dtype == np.uint8
-    assert np.array_equal(masks, [classes["0002"], classes["0001"]]) and stray == 2
+    assert np.array_equal(masks, list(classes.values())) and stray == 2
     shown = np.asarray(images.open_rgb(tmp_path / "0001_sat.jpg"))
     assert np.array_equal(pixels[1].transpose(1, 2, 0), shown)
 

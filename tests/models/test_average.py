@@ -29,27 +29,20 @@ def changed(module, seed):
     return copy.deepcopy(module.state_dict())
 
 
-def mixed(decay, before, now):
-    """What `follow` should give; counters are copied."""
-    return {
-        name: decay * before[name] + (1 - decay) * value if value.is_floating_point() else value
-        for name, value in now.items()
-    }
-
-
 def assert_state(module, expected, tolerance=0.0):
     torch.testing.assert_close(dict(module.state_dict()), dict(expected), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.05, 0.5, 0.999])
 def test_the_average_is_the_recursion_with_its_warm_up(decay):
-    """It begins as the network; the n-th step's decay is at most (1 + n) / (10 + n)."""
+    """It begins as the network; the n-th step's decay is at most (1 + n) / (10 + n); counters are copied."""
     made = Averaged(network(), decay)
     expected = copy.deepcopy(made.network.state_dict())
     assert_state(made.average, expected)
     for step in range(1, 40):
-        online = changed(made.network, step)
-        expected = mixed(min(decay, (1 + step) / (10 + step)), expected, online)
+        online, share = changed(made.network, step), min(decay, (1 + step) / (10 + step))
+        for name, value in online.items():
+            expected[name] = torch.lerp(value, expected[name], share) if value.is_floating_point() else value
         made.follow(step)
         assert_state(made.network, online)
     assert_state(made.average, expected, 1e-4)

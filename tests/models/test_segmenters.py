@@ -1,6 +1,5 @@
 """The segmentation networks: torchvision's own, shapes, counts, and weights that cannot be had."""
 
-import copy
 import urllib.error
 from pathlib import Path
 
@@ -8,12 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.segmentation import (
-    DeepLabV3_ResNet101_Weights,
-    LRASPP_MobileNet_V3_Large_Weights,
-    deeplabv3_resnet101,
-    lraspp_mobilenet_v3_large,
-)
+from torchvision.models.segmentation import deeplabv3_resnet101, lraspp_mobilenet_v3_large
 
 from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
@@ -38,22 +32,17 @@ def image(*shape):
 
 
 def test_the_networks_are_the_printed_one_and_torchvisions():
-    """In text, names, shapes and numbers of parameters, which torchvision says for 21 classes."""
+    """In text, names, shapes and numbers of parameters."""
     assert str(segmenters.real("fcn32s")) == PRINTED.read_text().strip()
     assert segmenters.parameters("fcn32s") == 184_671_054
-    auxiliary = 1024 * 256 * 9 + 2 * 256 + 21 * (256 + 1)  # a head for training that we leave out
-    for name, builder, published, per_class, less in (
-        ("lraspp", lraspp_mobilenet_v3_large, LRASPP_MobileNet_V3_Large_Weights, 40 + 1 + 128 + 1, 0),
-        ("deeplabv3", deeplabv3_resnet101, DeepLabV3_ResNet101_Weights, 256 + 1, auxiliary),
-    ):
+    for name, builder in (("lraspp", lraspp_mobilenet_v3_large), ("deeplabv3", deeplabv3_resnet101)):
         with torch.device("meta"):
             plain = builder(weights=None, weights_backbone=None, num_classes=len(CLASSES))
         ours = segmenters.real(name)
         assert str(ours) == str(plain)
         shapes = [[(n, v.shape) for n, v in made.state_dict().items()] for made in (ours, plain)]
         assert shapes[0] == shapes[1]
-        count = published.DEFAULT.meta["num_params"] - less - (21 - len(CLASSES)) * per_class
-        assert segmenters.parameters(name) == count
+        assert segmenters.parameters(name) == sum(p.numel() for p in plain.parameters())
 
 
 @every_network
@@ -68,41 +57,11 @@ def test_outlines_lead_from_the_image_to_full_size_scores(name):
     assert blocks[-2]["part"] == "head" and blocks[-2]["shape"] == (len(CLASSES), coarse, coarse)
 
 
-def test_multiply_adds_by_hand_and_as_torchvision_tells():
-    """Layer by layer; the thirteen convolutions' 15.3 billion at 224 pixels are well known."""
-    layers = [(64, 224), (64, 224), (128, 112), (128, 112), (256, 56), (256, 56), (256, 56)]
-    layers += [(512, 28)] * 3 + [(512, 14)] * 3
-    before, vgg16 = 3, 0
-    for channels, side in layers:
-        vgg16 += side**2 * 9 * before * channels
-        before = channels
-    assert vgg16 == pytest.approx(15.3e9, rel=0.005)
-    head = 49 * (9 * 512 * 4096 + 9 * 4096 * 4096 + 4096 * 7)
-    upsampling = 49 * 7 * 7 * 32 * 32
-    assert segmenters.multiply_adds("fcn32s", 224) == vgg16 + head + upsampling
-    assert segmenters.multiply_adds("fcn32s", 193) == vgg16 + head + upsampling  # padding counts
-    lraspp = LRASPP_MobileNet_V3_Large_Weights.DEFAULT.meta["_ops"] * 1e9  # at 520 pixels and for 21 classes, so about
-    assert segmenters.multiply_adds("lraspp", 512) == pytest.approx(lraspp * (512 / 520) ** 2, rel=0.04)
-
-
-ANATOMY = {
-    # VGG16: 13 convolutions; conv6, conv7 and the score.
-    "fcn32s": {"convolutions": 13 + 3, "transposed convolutions": 1, "poolings": 5},
-    # MobileNetV3-Large: a first convolution, 15 blocks of which the first does not expand
-    # and eight squeeze, a last one; the head has four. Its table: 10 blocks keep their shape.
-    "lraspp": {
-        "convolutions": 1 + 14 * 3 + 2 + 8 * 2 + 1 + 4, "depthwise convolutions": 15, "dilated convolutions": 3,
-        "BatchNorm layers": 1 + 14 * 3 + 2 + 1 + 1, "inverted residuals": 15, "of these with a skip connection": 10,
-        "squeeze-and-excite blocks": 8,
-    },
-    # ResNet101: 3 + 4 + 23 + 3 blocks of three, four shortcuts and a first convolution; the
-    # ASPP's five branches and its projection, a convolution, the score. Dilated: each 3×3 of
-    # the last two stages but the first one, and three branches.
-    "deeplabv3": {
-        "convolutions": 33 * 3 + 4 + 1 + 6 + 2, "dilated convolutions": 22 + 3 + 3, "poolings": 1,
-        "BatchNorm layers": 33 * 3 + 4 + 1 + 6 + 1, "residual bottlenecks": 33, "branches of the ASPP": 5,
-    },
-}  # fmt: skip
+def test_multiply_adds_are_those_of_the_layers():
+    """Of all networks: test_published. VGG16's thirteen convolutions take 15.3 billion at 224 pixels, as is known."""
+    head, upsampling = 49 * (9 * 512 * 4096 + 9 * 4096 * 4096 + 4096 * 7), 49 * 7 * 7 * 32 * 32
+    for size in (224, 193):  # padding counts
+        assert segmenters.multiply_adds("fcn32s", size) == 15_346_630_656 + head + upsampling
 
 
 # --- scores
@@ -145,35 +104,18 @@ def test_every_network_scores_images_of_any_size_in_float32(small, name):
     assert seen == [(torch.float32, torch.float32)] * (3 if name == "fcn32s" else 0)
 
 
-@every_network
-def test_quick_convolutions_give_what_torchs_give(name):
-    """The whole network: output, and every gradient, of every parameter."""
-    torch.manual_seed(1)
-    ours = segmenters.build(name, 0.25).eval()  # few pixels' own BatchNorm statistics magnify rounding errors
-    plain = copy.deepcopy(ours)
-    for module in plain.modules():
-        if isinstance(module, nn.Conv2d):
-            assert type(module) is convolution.Conv2d
-            module.__class__ = nn.Conv2d
-    found, expected = (segmenters.scores(network, image(4, 3, 64, 33)) for network in (ours, plain))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    for out in (found, expected):
-        out.square().mean().backward()
-    for (label, mine), other in zip(ours.named_parameters(), plain.parameters()):
-        assert (mine.grad - other.grad).norm() <= 1e-3 * other.grad.norm() + 1e-7, label
-
-
 # --- building
 
 
 @every_network
 def test_a_small_network_is_the_real_one_made_smaller(small, name):
-    """The same kinds of modules under the same names; only blocks of a stage may be fewer."""
+    """The same kinds of modules under the same names, quick convolutions too; only blocks may be fewer."""
     real = dict(segmenters.real(name).named_modules())
     mine = dict(small[name].named_modules())
     assert mine.keys() <= real.keys() if name == "deeplabv3" else mine.keys() == real.keys()
     assert [n for n in mine if type(mine[n]) is not type(real[n])] == []
     assert {type(m) for m in mine.values()} == {type(m) for m in real.values()}
+    assert {type(m) for m in mine.values() if isinstance(m, nn.Conv2d)} == {convolution.Conv2d}
     assert sum(p.numel() for p in small[name].parameters()) < segmenters.parameters(name) / 2
 
 

@@ -4,6 +4,7 @@ import collections
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -22,26 +23,24 @@ def cells(path, kind="code"):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
-def test_nbval_finds_the_outputs_of_the_smoke_copies(smoke_run):
+@each
+def test_nbval_finds_the_outputs_of_the_smoke_copies(smoke_run, tmp_path, path):
     """All cells run, each Try it, too; those tagged nbval-check-output give what is stored."""
-    copies = [str(make.COPIES / path.name) for path in NOTEBOOKS]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider", *copies],
-        env=os.environ | {"HW1_BUILD": str(smoke_run.parent)}, capture_output=True, text=True,
-    )  # fmt: skip
+    shutil.copytree(smoke_run, tmp_path / "smoke")  # which other tests look at meanwhile
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-n0", "-p", "no:cacheprovider"]
+    environment = os.environ | {"HW1_BUILD": str(tmp_path)}
+    done = subprocess.run([*command, make.COPIES / path.name], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:]
 
 
 @each
 def test_the_smoke_copy_has_the_same_sources(path):
-    copy, made = (
-        nbformat.read(make.COPIES / path.name, as_version=4),
-        make.smoke_copy(nbformat.read(path, as_version=4)),
+    copy, committed = (nbformat.read(file, as_version=4) for file in (make.COPIES / path.name, path))
+    one, two = (
+        [(cell.id, cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+        for notebook in (copy, make.smoke_copy(committed))
     )
-    same = [(c.id, c.cell_type, c.source, c.metadata.get("tags", [])) for c in made.cells] == [
-        (c.id, c.cell_type, c.source, c.metadata.get("tags", [])) for c in copy.cells
-    ]
-    assert same, f"{path.name} and its smoke copy have drifted apart: run make notebooks"
+    assert one == two, f"{path.name} and its smoke copy have drifted apart: run make notebooks"
 
 
 @each
@@ -52,7 +51,7 @@ def test_it_shows_the_demo(path):
         'profile = "demo"\ndata_root = ""\nout = ""\nsettings = {}'
     ]
     outputs = [output for cell in code for output in cell.outputs]
-    assert all(cell.execution_count for cell in code) and len(outputs) >= 10
+    assert all(cell.execution_count for cell in code) and sum("image/png" in o.get("data", ()) for o in outputs) >= 3
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert path.stat().st_size < BYTES
 
