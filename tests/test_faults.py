@@ -4,15 +4,12 @@ Whatever happens: exit code 1, one paragraph that says what helps, and nothing d
 """
 
 import errno
-import shutil
-import subprocess
-import sys
 
 import pytest
 
-from hw1lib import cli, paths
+from hw1lib import cli
 from hw1lib.steps import store
-from tests.conftest import everything_of, one_paragraph, refused
+from tests.conftest import everything_of, refused
 from tests.test_files import full_disk, held_to_permissions
 
 CHECK = {"segment-colour": "check-problem2", "control-colour": "check-problem1"}
@@ -30,41 +27,7 @@ def finished(out):
     return [marker.parent.parent.name for marker in markers]
 
 
-def half_written(out):
-    """Temporary files that were left."""
-    return [p for p in out.rglob(".*") if p.is_file() and p.name not in (".lock", ".holder")]
-
-
 # --- a full disk
-
-
-SCRIPT = """
-import subprocess, sys
-from hw1lib import cli
-out, *command = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", out], check=True)
-codes = [cli.main(command)]
-subprocess.run(["mount", "-o", "remount,size=8m", out], check=True)
-codes += [cli.main(command), cli.main(["verify", *command[2:]])]
-print(codes)
-"""
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_and_then_is_not(course_data, tmp_path):
-    """A real one, which its first step fits on."""
-    alone, out = ["unshare", "--user", "--map-root-user", "--mount"], tmp_path / "out"
-    out.mkdir()
-    mount = [*alone, "mount", "-t", "tmpfs", "tmpfs", str(out)]
-    if not shutil.which("unshare") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this system does not let us mount a small disk")
-    command = words("segment-colour", course_data, out)
-    ended = subprocess.run(
-        [*alone, sys.executable, "-c", SCRIPT, str(out), *command], capture_output=True, text=True, cwd=paths.ROOT
-    )
-    said = one_paragraph(ended.stderr)
-    assert "No space left on device" in said and "segment-colour" in said
-    assert ended.stdout.splitlines()[-1] == "[1, 0, 0]", ended.stdout
 
 
 @pytest.mark.parametrize("limit", [40, 500, 8000])
@@ -74,7 +37,8 @@ def test_a_training_that_meets_a_full_disk_ends_later_as_if_it_had_not(course_da
     command = words("control-colour", course_data, out, "--set", "checkpoint_every=0")
     with full_disk(limit):
         assert "Free some disk space" in refused(capsys, *command)
-    assert "control-colour" not in finished(out) and not half_written(out)
+    assert "control-colour" not in finished(out)
+    assert {path.name for path in out.rglob(".*") if path.is_file()} <= {".lock", ".holder"}  # nothing half written
     assert cli.main(command) == 0
     assert cli.main(words("control-colour", course_data, undisturbed)) == 0
     one, two = (everything_of(next(o.glob("steps/control-colour/*"))) for o in (out, undisturbed))
@@ -150,7 +114,6 @@ def test_a_result_that_may_not_be_read_is_named(course_data, tmp_path, capsys):
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "No space left", "a/b.csv"), "a/b.csv: No space left. Free some disk space, then run"),
-        (OSError(errno.EROFS, "Read-only"), "Read-only. Mend the permissions of its folder, or choose another"),
         (OSError("odd"), "odd. "),
     ],
     ids=str,

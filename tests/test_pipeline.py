@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hw1lib import comparison, files, paths, pipeline, profiles
-from hw1lib.chapters import finetuning, words
 from hw1lib.chapters import segmentation as two
+from hw1lib.chapters import words
 from hw1lib.data import images
 from hw1lib.errors import UserError
 from hw1lib.measures import metrics as scores
@@ -65,7 +65,6 @@ def test_metrics_hold_every_step_and_no_time(smoke_run, metrics, book):
 
 def test_the_finetune_table_agrees_with_metrics_and_report(smoke_run, metrics):
     table = pd.read_csv(smoke_run / "tables" / "finetune.csv")
-    assert list(table.columns) == [*finetuning.COLUMNS, "accuracy_last"]
     assert list(table["setting"]) == list(comparison.ROWS)
     text = (smoke_run / "report.md").read_text()
     for row in table.itertuples():
@@ -73,7 +72,6 @@ def test_the_finetune_table_agrees_with_metrics_and_report(smoke_run, metrics):
         assert row.correct == step["correct"] and row.total == step["total"] == 96
         assert row.accuracy == pytest.approx(row.correct / row.total, abs=1e-6) and row.accuracy >= row.accuracy_last
         assert row.accuracy_last == pytest.approx(step["accuracy_last"], abs=1e-6)
-        assert row.ci_low <= row.accuracy <= row.ci_high
         cells = (row.setting, words.percent(row.accuracy), f"{row.correct} / {row.total}")
         assert re.search(r"\| " + r" \|.*".join(map(re.escape, cells)) + r" \|", text)
 
@@ -81,7 +79,6 @@ def test_the_finetune_table_agrees_with_metrics_and_report(smoke_run, metrics):
 def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smoke_run, book):
     _, truth, _ = images.load_tiles(book.data.problem2.validation)
     table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
-    assert list(table.reset_index().columns) == two.COLUMNS
     arrays = {m: (f"segment-{m}", "predictions") for m in (*SEGMENTERS, "colour")}
     arrays |= {"lraspp+tta": ("segment-lraspp", "predictions_tta"), "lraspp+vote": ("everything", "predictions_vote")}
     assert list(table.index) == ["fcn32s", "lraspp", "lraspp+tta", "deeplabv3", "lraspp+vote", "colour"]
@@ -97,12 +94,9 @@ def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):
     table = pd.read_csv(smoke_run / "tables" / "everything.csv", dtype={"image": str})
     methods, images = ("sam", "slic", "felzenszwalb"), profiles.get("smoke").everything.images
     assert set(zip(table["method"], table["image"])) == set(itertools.product(methods, images))
-    sam = table[table["method"] == "sam"].drop(columns=["method", "image"])
-    if metrics["everything"]["sam"] is None:
-        assert sam.isna().all(axis=None)
-        assert "SAM was not measured" in (smoke_run / "report.md").read_text()
-    rest = table[table["method"] != "sam"]
-    assert (rest["coverage"] == 1).all() and (rest["asa"] > 0).all()
+    absent = metrics["everything"]["sam"] is None
+    assert table["asa"].isna().tolist() == [absent and method == "sam" for method in table["method"]]
+    assert ("SAM was not measured" in (smoke_run / "report.md").read_text()) == absent
 
 
 def test_the_report_stands_alone_and_its_figures_hold_a_picture(smoke_run):
@@ -118,12 +112,9 @@ def test_the_report_stands_alone_and_its_figures_hold_a_picture(smoke_run):
 
 
 def test_executed_notebooks_have_no_error_and_no_warning(smoke_run):
-    for name in pipeline.NOTEBOOKS:
-        notebook = nbformat.read(smoke_run / "notebooks" / f"{name}.ipynb", as_version=4)
-        for cell in notebook.cells:
-            for output in cell.get("outputs", ()):
-                assert output["output_type"] != "error"
-                assert output.get("name") != "stderr", output["text"]
+    notebooks = [nbformat.read(path, as_version=4) for path in (smoke_run / "notebooks").glob("*.ipynb")]
+    outputs = [output for notebook in notebooks for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
 def test_a_second_call_runs_nothing(smoke_run, book):

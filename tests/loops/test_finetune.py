@@ -12,10 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.loops import augment, features, finetune, pretrain, training
-from hw1lib.loops.batches import ArrayBatches
 from hw1lib.models import classifier
 from hw1lib.steps import store
-from tests.conftest import save_oddly
 
 CPU = torch.device("cpu")
 SETTINGS = {"finetune.epochs": 2, "finetune.batch_size": 6, "finetune.precision": "float32", "finetune.hidden": 16}
@@ -132,25 +130,6 @@ def test_metrics_follow_from_the_predictions_of_every_epoch(tmp_path, problem1, 
     assert result.metrics == best | last
 
 
-@pytest.mark.parametrize("standardise", [True, False])
-def test_training_on_features_is_training_on_images(problem1, backbone, standardise):
-    """A frozen model on un-augmented images takes the same steps as its head on the features."""
-    chosen = dataclasses.replace(profile().finetune, optimizer="sgd", lr=0.05, epochs=3)
-    labels, images = torch.from_numpy(problem1.train.labels), augment.normalise(pixels(problem1.train))
-    whole, short = model(backbone, True), model(backbone, True)
-    extracted = features.extract(short.backbone, pixels(problem1.train), CPU)
-    losses = []
-    for module, head, inputs in ((whole, whole.head, images), (short.head, short.head, extracted)):
-        if standardise:
-            head.standardise_by(extracted)
-        batches = ArrayBatches([inputs, labels], chosen.batch_size, 0, CPU)
-        history = training.train(module, finetune._loss(module), batches, chosen, CPU, seed=0, label="finetune-D")
-        losses.append([row["loss"] for row in history])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(short.head.eval()(extracted), whole.eval()(images), atol=1e-5, rtol=1e-5)
-
-
 # --- controls
 
 
@@ -180,13 +159,3 @@ def test_the_colour_control_learns_what_colour_tells(tmp_path, problem1):
     draft = store.Draft("control-colour", tmp_path)
     finetune.colour(draft, problem1, profile(finetune__epochs=30, finetune__lr=0.01), CPU)
     assert store.Result("control-colour", tmp_path).metrics["accuracy_last"] == 1
-
-
-@pytest.mark.parametrize("setting", ["A", "E"])
-def test_gray_images_and_printing_inks_are_learnt_from(tmp_path, problem1, backbone, setting):
-    """Office-Home's are of every kind; training and validation images alike."""
-    for split in (problem1.train, problem1.val):
-        save_oddly(split.folder)
-    result = fit(tmp_path / setting, problem1, setting, backbone if setting == "E" else None, finetune__epochs=1)
-    assert np.isfinite(result.history[["loss", "val_loss"]]).all(axis=None)
-    assert np.isfinite(result.array("activations_last")).all()

@@ -3,10 +3,10 @@
 import dataclasses
 import shutil
 import urllib.error
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from byol_pytorch import BYOL
@@ -57,64 +57,33 @@ def train(folder, problem1, **changes):
     return run("pretrain", pretrain.self_supervised, folder, problem1, **changes)
 
 
-def contents(pixels):
-    return {image.numpy().tobytes() for image in pixels}
-
-
-def pixels_of(split):
-    return contents(torch.from_numpy(images.load(split, 32)))
-
-
-@pytest.fixture
-def reached(monkeypatch):
-    """Contents of all images that reached the loss."""
-    seen, real = set(), byol.loss
-
-    def spied(learner, batch):
-        seen.update(contents(batch))
-        return real(learner, batch)
-
-    monkeypatch.setattr(byol, "loss", spied)
-    return seen
-
-
 # --- which images are trained on
 
 
-@pytest.mark.parametrize(("labelled", "hold_out"), [(True, True), (True, False), (False, True)])
-def test_all_is_trained_on_but_what_the_probe_asks_for(tmp_path, reached, labelled, hold_out):
-    """Without labels nobody asks, so nothing need be held out."""
-    problem1 = only_pool(tmp_path / "data", 20, labelled)
-    rest = problem1.pool.without(problem1.pool.take(2)) if labelled and hold_out else problem1.pool
-    result = train(tmp_path / "run", problem1, hold_out=hold_out, batch_size=len(rest))
-    assert reached == pixels_of(rest)
-    assert (result.metrics["images"], result.metrics["queries"]) == (len(rest), 2 * labelled)
-    assert ("knn" in result.metrics) == ("knn" in result.history) == labelled
+@pytest.mark.parametrize(
+    ("count", "labelled", "hold_out"), [(20, True, True), (20, True, False), (20, False, True), (2, True, True)]
+)
+def test_all_is_trained_on_but_what_the_probe_asks_for(tmp_path, monkeypatch, count, labelled, hold_out):
+    """Without labels, and in a tiny pool, nobody asks, so nothing need be held out."""
+    problem1, asked = only_pool(tmp_path / "data", count, labelled), count // 10 * labelled
+    rest = problem1.pool.without(problem1.pool.take(asked)) if asked and hold_out else problem1.pool
+    loss = Mock(side_effect=byol.loss)
+    monkeypatch.setattr(byol, "loss", loss)
+    result = train(tmp_path / "run", problem1, hold_out=hold_out, batch_size=20)
+    (reached,) = (call.args[1].numpy() for call in loss.call_args_list)  # all in one batch
+    assert sorted(map(bytes, reached)) == sorted(map(bytes, images.load(rest, 32)))
+    assert (result.metrics["images"], result.metrics["queries"]) == (len(rest), asked)
+    assert ("knn" in result.metrics) == ("knn" in result.history) == (asked > 0)
 
 
 def test_the_originals_augmentation_holds_out_the_same_images(tmp_path, problem1, monkeypatch):
     """And trains through the package's own forward, as the seed profile does."""
-    taken = []
-
-    class Batches(pretrain.FileBatches):
-        def __init__(self, split, *words):
-            super().__init__(split, *words, workers=0)
-            taken.append(split.files)
-
-    monkeypatch.setattr(pretrain, "FileBatches", Batches)
+    batches = Mock(side_effect=partial(pretrain.FileBatches, workers=0))
+    monkeypatch.setattr(pretrain, "FileBatches", batches)
     monkeypatch.setattr(byol, "loss", None)
     result = train(tmp_path / "run", problem1, augmentation="original", one_pass=False)
     expected = problem1.pool.without(problem1.pool.take(1))
-    assert taken == [expected.files] and result.metrics["images"] == len(expected)
-
-
-@pytest.mark.parametrize("count", [2, 9])
-def test_fewer_images_than_a_batch_are_one_batch(tmp_path, count, reached):
-    """JPEGs in gray and in printing inks too: both are in ImageNet."""
-    problem1 = only_pool(tmp_path / "data", count)
-    save_oddly(problem1.pool.folder)
-    result = train(tmp_path / "run", problem1, batch_size=64)
-    assert np.isfinite(result.history["loss"]).all() and reached == pixels_of(problem1.pool)
+    assert batches.call_args.args[0].files == expected.files and result.metrics["images"] == len(expected)
 
 
 def test_a_pool_of_fewer_than_two_images_is_a_clear_error(tmp_path, problem1):
@@ -127,7 +96,11 @@ def test_a_pool_of_fewer_than_two_images_is_a_clear_error(tmp_path, problem1):
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_inputs_and_views_are_what_the_learner_takes(problem1, ours):
-    """uint8 and our own two views; or what the original's transforms give, normalised, and the package's own."""
+    """uint8 and our own two views; or what the original's transforms give, normalised, and the package's own.
+
+    Images may be in gray or in printing inks: both are in ImageNet.
+    """
+    save_oddly(problem1.pool.folder)
     chosen = profile(pretrain__augmentation="batched" if ours else "original")
     taken, views = pretrain.inputs(problem1.pool.take(3), chosen), pretrain.views(chosen)
     assert taken.shape == (3, 3, 32, 32) and taken.dtype == (torch.uint8 if ours else torch.float32)
@@ -163,27 +136,13 @@ def test_the_last_epochs_backbone_is_handed_on_not_that_of_the_lowest_loss(tmp_p
     assert not torch.equal(states[0]["conv1.weight"], other["conv1.weight"])
 
 
-@pytest.mark.parametrize(
-    ("looks", "expected"),  # before training, and after each of two epochs
-    [
-        ([{}, {}, {}], False),
-        ([{}, {}, {"deviation": 0.01}], True),
-        ([{}, {}, {"effective_rank": 1.1}], True),
-        ([{"deviation": 0.01}, {"effective_rank": 1.1}, {}], False),
-    ],
-)
-def test_collapsed_is_what_ends_collapsed(tmp_path, problem1, monkeypatch, capsys, looks, expected):
-    """Either of the two numbers tells; a run that recovered is fine."""
-    looks = [SPREAD | numbers for numbers in looks]
-    monkeypatch.setattr(probe.Probe, "__call__", lambda self, backbone: looks.pop(0))
+@pytest.mark.parametrize("deviations", [(0.5, 0.5, 0.01), (0.01, 0.01, 0.5)])  # before training, and in two epochs
+def test_collapsed_is_what_ends_collapsed(tmp_path, problem1, monkeypatch, capsys, deviations):
+    """A run that recovered is fine."""
+    looks, expected = [SPREAD | {"deviation": deviation} for deviation in deviations], deviations[-1] == 0.01
+    monkeypatch.setattr(probe.Probe, "__call__", Mock(side_effect=looks))
     assert train(tmp_path / "run", problem1, epochs=2, batch_size=64).metrics["collapsed"] is expected
     assert ("pretrain.use_momentum=true" in capsys.readouterr().out) == expected
-
-
-def test_a_run_that_diverges_is_a_clear_error(tmp_path, problem1):
-    """Its loss may stay finite, as BatchNorm hides large weights until the probe's eval mode."""
-    with pytest.raises(UserError, match=r"pretrain\.lr"):
-        train(tmp_path / "run", problem1, lr=1e4, batch_size=64, epochs=2)
 
 
 # --- the target network
@@ -208,11 +167,11 @@ class Stopped(Exception):
 
 def test_a_stopped_run_goes_on_with_its_target_network(tmp_path, problem1, monkeypatch):
     """To the bit: the target is in the checkpoint, and the decay knows how far it was."""
-    chosen = {"use_momentum": True, "epochs": 3, "checkpoint_every": 0.0, "projection_hidden_size": 2}
+    chosen = {"use_momentum": True, "epochs": 2, "projection_hidden_size": 2}
     whole = train(tmp_path / "whole", problem1, **chosen)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):  # after the second epoch
+    with monkeypatch.context() as patch, pytest.raises(Stopped):  # after the second epoch, before its checkpoint
         patch.setattr(probe.Probe, "__call__", Mock(side_effect=[SPREAD, SPREAD, Stopped]))
-        train(tmp_path / "parts", problem1, **chosen)
+        train(tmp_path / "parts", problem1, checkpoint_every=0.0, **chosen)
     assert (tmp_path / "parts" / store.CHECKPOINT).is_file()
     parts, expected = train(tmp_path / "parts", problem1, **chosen), whole.weights()
     assert all(torch.equal(value, expected[name]) for name, value in parts.weights().items())
@@ -265,23 +224,13 @@ def test_whole_weights_are_the_files_tensor_by_tensor(tmp_path, problem1, whole,
     assert result.history.empty  # nothing was trained
 
 
-@pytest.mark.parametrize(("source", "there"), [("auto", True), ("pool", False)])
-def test_a_small_network_is_trained_on_the_pool(tmp_path, problem1, whole, source, there):
+@pytest.mark.parametrize("source", ["auto", "pool"])
+def test_a_small_network_is_trained_on_the_pool(tmp_path, problem1, whole, source):
     """The file would not fit it. The classes are the pool's."""
-    given = dataclasses.replace(problem1, supervised_backbone=whole if there else None)
-    result = supervise(tmp_path / "run", given, source)
+    result = supervise(tmp_path / "run", dataclasses.replace(problem1, supervised_backbone=whole), source)
     assert result.metrics == {"source": "pool", "images": 10, "classes": 2}
     missing, foreign = classifier.backbone(0.125).load_state_dict(result.weights(), strict=False)
     assert missing == ["fc.weight", "fc.bias"] and foreign == [] and len(result.history) == 1
-
-
-def test_a_whole_network_is_trained_on_the_pool_too_without_a_file_or_where_asked(problem1, whole, monkeypatch):
-    train = Mock()
-    monkeypatch.setattr(pretrain, "_supervised_on_pool", train)
-    for source, file in (("auto", None), ("pool", whole)):
-        given, chosen = dataclasses.replace(problem1, supervised_backbone=file), profile(supervised__source=source)
-        pretrain.supervised(None, given, dataclasses.replace(chosen, model_scale=1.0), CPU)
-    assert [call.args[1] for call in train.call_args_list] == [problem1.pool] * 2
 
 
 @pytest.mark.parametrize(
@@ -291,8 +240,8 @@ def test_a_whole_network_is_trained_on_the_pool_too_without_a_file_or_where_aske
         ("file", 0.125, ("supervised.source=file", "profile smoke", "model_scale=0.125", "supervised.source=pool")),
         ("imagenet", 0.125, ("supervised.source=imagenet", "model_scale=0.125", "--set supervised.source=pool")),
         ("imagenet", 1.0, (IMAGENET, "no network in tests", "checkpoints", "--set supervised.source=pool")),
-        ("auto", 0.125, ("pretrain_model_SL.pt", "mini/train.csv", "data/README.md")),
-        ("pool", 0.125, ("pretrain_model_SL.pt", "mini/train.csv", "data/README.md")),
+        ("auto", 1.0, ("pretrain_model_SL.pt", "mini/train.csv", "data/README.md")),
+        ("pool", 1.0, ("pretrain_model_SL.pt", "mini/train.csv", "data/README.md")),
     ],
 )
 def test_a_backbone_that_cannot_be_had_is_a_clear_error(tmp_path, cache, source, scale, words):
