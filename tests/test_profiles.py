@@ -75,17 +75,14 @@ WRONG = [  # values, and settings that can be none of them
     ([-1], [f"everything.{n}" for n in ("segments", "crop_n_layers", "min_mask_region_area")]),
     ([-0.1, 1.1], ["lraspp.jitter", "lraspp.balance", "lraspp.average", "finetune.dropout", "model_scale"]),
     ([1.1], ["pretrain.crop_scale", "pretrain.moving_average_decay", "everything.crop_overlap_ratio"]),
-    ([1], ["lraspp.average", "finetune.batch_size"]),
-    ([9, 1.5], ["lraspp.enlarge"]),
-    ([7], ["data.image_size"]),
-    (["original"], ["fcn32s.augmentation"]),
+    ([1], ["lraspp.average", "finetune.batch_size"]), ([9, 1.5], ["lraspp.enlarge"]), ([7], ["data.image_size"]),
+    (["original"], ["fcn32s.augmentation"]), (["maybe", 2, None], ["data.overhead"]),
     (["none"], ["pretrain.augmentation", "pretrain.views", "supervised.source", "embed.setting", "lraspp.loss"]),
     (["p1"], ["lraspp.tta", "segmentation.improved", "everything.refine", "pretrain.zero_init_residual", "only"]),
     (["many", "2.5", 2.5, True, "", None, [1], 10**400, 10**5000], ["pretrain.epochs", "seed"]),
     (["fast", "0,1", False, {}, "nan", "inf"], ["finetune.lr", "lraspp.average"]),
-    (["maybe", 2, None], ["data.overhead"]),
     ([None, []], ["segmentation.stage_images", "device"]),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("values", "names"), WRONG)
@@ -121,8 +118,3 @@ def test_smoke_takes_the_demos_code_path_and_does_less():
     assert smoke["model_scale"] < 1 == DEMO["model_scale"]
     assert all(smoke[f"{step}.epochs"] <= DEMO[f"{step}.epochs"] for step in TRAININGS)
     assert min(smoke[f"data.{what}_limit"] for what in ("pool", "office", "tile")) > 0
-
-
-def test_only_profiles_for_real_data_need_it_and_all_run_one_seed():
-    assert {name for name, profile in profiles.PROFILES.items() if profile.needs_data} == {"seed", "strong"}
-    assert {profile.seeds for profile in profiles.PROFILES.values()} == {1}

@@ -40,23 +40,17 @@ def fails_with(done, *words):
     assert all(len(line) <= 81 for line in paragraph.splitlines())
 
 
-def test_no_python(clone):
-    fails_with(setup(clone, PYTHON="python9"), "There is no python9", "PYTHON=")
-
-
-def test_old_python(clone):
-    stand_in(clone, "python3", '[ "$1" = -V ] && echo Python 3.8.1; exit 1')
-    fails_with(setup(clone), "Python 3.8.1", "3.11 or newer")
-
-
-def test_python_without_venv(clone):
-    stand_in(clone, "python3", 'case "$2" in *venv*) exit 1;; *) exit 0;; esac')
-    fails_with(setup(clone), "venv", "python3-venv")
-
-
-def test_too_little_disk(clone):
-    stand_in(clone, "df", "echo head; echo /dev/sda 9 9 2097152 9% /")
-    fails_with(setup(clone), "2 GB are free", "10 GB are needed")
+@pytest.mark.parametrize(
+    ("program", "script", "words"),
+    [
+        ("python3", '[ "$1" = -V ] && echo Python 3.8.1; exit 1', "Python 3.8.1, but Python 3.11 or newer"),
+        ("python3", 'case "$2" in *venv*) exit 1;; *) exit 0;; esac', "python3-venv"),
+        ("df", "echo head; echo /dev/sda 9 9 2097152 9% /", "2 GB are free, about 10 GB are needed"),
+    ],
+)
+def test_what_a_machine_lacks_is_named(clone, program, script, words):
+    stand_in(clone, program, script)
+    fails_with(setup(clone), words)
 
 
 @pytest.mark.slow
@@ -67,10 +61,11 @@ def test_no_network(clone):
     assert not (clone / ".venv" / ".installed").exists()
 
 
-def test_installed_already_does_nothing(clone):
-    """With the stamp in place not even Python is looked for."""
+def test_only_with_the_stamp_in_place_no_python_is_looked_for(clone):
     stamp = clone / ".venv" / ".installed"
     stamp.parent.mkdir()
     stamp.write_bytes(subprocess.check_output("cat requirements.txt pyproject.toml | cksum", shell=True, cwd=clone))
     done = setup(clone, PYTHON="python9")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    stamp.unlink()
+    fails_with(setup(clone, PYTHON="python9"), "There is no python9", "PYTHON=")
