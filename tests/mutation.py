@@ -44,7 +44,7 @@ def notice(root, function, old, new):
     text = (root / path).read_text()
     (root / path).write_text(text[:at] + new + text[at + len(old) :])
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *tests]
         environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired:

@@ -378,7 +378,7 @@ def test_all_numbers_are_those_of_the_arrays_paired_by_name_and_are_printed(tmp_
 def test_the_miou_is_the_courses_also_of_strange_colours_and_those_of_the_prediction_are_counted(tmp_path):
     """It is pooled over tiles; a colour counts as the nearest corner of the colour cube."""
     where, _, _ = masks_to_score(tmp_path)
-    for folder, colours in zip(where, ([(255, 0, 0), (254, 128, 0), (127, 20, 30)], [(1, 2, 3)])):
+    for folder, colours in zip(where, ([(255, 0, 0), (254, 128, 0), (20, 127, 30)], [(1, 2, 3)])):
         pixels = np.array(Image.open(folder / "0001_mask.png"))
         pixels[0, : len(colours)] = colours
         Image.fromarray(pixels).save(folder / "0001_mask.png")
