@@ -314,6 +314,7 @@ def counted_simply(folder):
 @hypothesis.given(
     harms=st.lists(st.tuples(st.integers(0, 99), st.sampled_from(HARMS + EXTRA)), max_size=3), bare=st.booleans()
 )
+@hypothesis.example(harms=[(3, EXTRA[5])], bare=True)  # a name that is no UTF-8, in the pool
 def test_a_layout_is_counted_right_or_refused(whole, folder, harms, bare):
     """The doctor never stumbles and finds what stops a run."""
     root, parts = folder / "root", sorted(whole.rglob("*"))
