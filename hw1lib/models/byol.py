@@ -33,10 +33,12 @@ def learner(backbone, image_size, settings, views=None):
     Returns:
         The learner; `learner(images)` is the package's symmetric loss in [0, 8].
     """
-    heads = dict(projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size)
-    target = dict(use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay)
-    plain = dict(augment_fn=nn.Identity() if views is not None else None, use_simplicial_embeddings=False)
-    byol = BYOL(backbone, image_size, hidden_layer="avgpool", **heads, **target, **plain)
+    byol = BYOL(
+        backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
+        projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,
+        use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
+        augment_fn=nn.Identity() if views is not None else None,
+    )  # fmt: skip
     if views is not None:  # set afterwards: the constructor tries the learner on random noise
         byol.augment1, byol.augment2 = views
     return byol

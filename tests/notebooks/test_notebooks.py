@@ -41,6 +41,10 @@ def test_the_smoke_copy_has_the_same_sources(path):
         for notebook in (copy, make.smoke_copy(committed))
     )
     assert one == two, f"{path.name} and its smoke copy have drifted apart: run make notebooks"
+    ours, theirs = (
+        [c.outputs for c in cells(file) if "getsource" in c.source] for file in (path, make.COPIES / path.name)
+    )
+    assert ours == theirs, f"{path.name} shows code as it once was: run make notebooks"
 
 
 @each
