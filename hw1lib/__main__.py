@@ -4,4 +4,5 @@ import sys
 
 from hw1lib.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that are forked for notebooks import this, too
+    sys.exit(main())

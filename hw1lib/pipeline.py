@@ -22,7 +22,7 @@ import torch
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import files, paths, settings
+from hw1lib import files, kernel, paths, settings
 from hw1lib.chapters import render, style
 from hw1lib.chapters.words import escape
 from hw1lib.errors import UserError, remedy
@@ -166,7 +166,8 @@ def _papermill(source, target, parameters, steps):
             warnings.simplefilter("ignore")  # papermill's own, about its dependencies
             papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", log_output=True, progress_bar=False,
-                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+                cwd=str(paths.NOTEBOOKS), kernel_manager_class=kernel.ForkedKernel,
+                extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )  # fmt: skip
     finally:
         os.environ.update(live)

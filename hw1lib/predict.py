@@ -17,7 +17,8 @@ from hw1lib import comparison, files
 from hw1lib.data import csv_rows, landcover, layout
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, features, segment, training
+from hw1lib.loops import augment, features, segment
+from hw1lib.loops.device import autocast
 from hw1lib.measures import metrics
 from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier, segmenters
@@ -62,7 +63,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
     names = {path: target for target, path in taken.items()}
     for batch in _batches(list(names), settings.batch_size, problems):
         images = np.stack([pixels for _, pixels in batch])
-        with training.autocast(settings.precision, book.device):  # as in validation
+        with autocast(settings.precision, book.device):  # as in validation
             masks = segment.predict(network, images, book.device, settings, tta, seen)
         for (path, _), mask in zip(batch, masks):
             with files.replacing(out_dir / names[path]) as temporary:
@@ -104,7 +105,7 @@ def classification(book, table, image_dir, out, setting="C"):
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
         if frozen:  # its head was trained and scored on features in float32
             known = features.extract(model.backbone, images, book.device).to(book.device)
-        with torch.no_grad(), training.autocast(settings.precision, book.device):  # as in validation
+        with torch.no_grad(), autocast(settings.precision, book.device):  # as in validation
             scores = model.head(known) if frozen else model(augment.normalise(images.to(book.device)))
         numbers = scores.float().argmax(dim=1).tolist()
         found |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}

@@ -29,6 +29,7 @@ def _demo():
         lraspp=Segment(**tiles, epochs=22, lr=2e-3, weight_decay=1e-2, precision="float32", enlarge=2, tta=True),
         deeplabv3=Segment(**tiles, epochs=4, lr=5e-4),
         segmentation=Segmentation(improved="lraspp"),
+        everything=Everything(compare=True),
     )
 
 
@@ -87,7 +88,7 @@ def _strong():
     Public reports of this homework: hundreds of epochs at 1e-4 … 3e-4 decide, at 1e-3 nothing is
     learnt; a target network beats none. Our own trials: blocks that begin as identity help.
     """
-    byol = dict(use_momentum=True, moving_average_decay=0.99, zero_init_residual=True)
+    byol = dict(use_momentum=True, moving_average_decay=0.99, zero_init_residual=True, probe_every=10)
     tiles = dict(pretrained=True, crop_scale=0.5, norm_momentum=0.0, loss="lovasz", average=0.999, tta=True)
     tiles = Segment(**COSINE, **tiles, epochs=60, batch_size=8, lr=1e-4, weight_decay=1e-2, warmup_epochs=1.0)
     satellite = dict(pred_iou_thresh=0.86, stability_score_thresh=0.92, min_mask_region_area=100)  # as is usual there

@@ -48,7 +48,9 @@ class Optimization:
     weight_decay: Positive = 0.0  # adamw and sgd: not on biases and norms
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero
     warmup_epochs: Positive = 0.0
-    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 where the device is fast at it
+    # auto: bfloat16 where the device is fast at it, float16 on GPUs without it, else float32
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False  # the loss through torch.compile: a minute at the start, quicker steps on a GPU
     augmentation: Literal["batched", "original"] = "batched"  # drawn per image, or the original's own
 
 
@@ -60,6 +62,7 @@ class Pretrain(Optimization):
     crop_scale: float = Field(0.2, ge=0.01, le=1)  # smallest share of the area in a view; BYOL: 0.08
     zero_init_residual: bool = False  # the backbone's blocks begin as identity (Goyal et al. 2017)
     one_pass: bool = True  # our forward, equal to the package's; False: the package's own
+    probe_every: Count = 1  # epochs between two looks of the probe; the last epoch always has one
     hold_out: bool = True  # the k-NN probe's queries are kept out of training
     use_momentum: bool = False  # False: SimSiam's way
     moving_average_decay: Fraction = 0.99  # one_pass: raised to 1 along a cosine
@@ -146,6 +149,7 @@ class Everything:
     min_mask_region_area: Limit = 0  # smaller islands go, smaller holes fill; 0: neither
     segments: Limit = 0  # of the classical segmenters; 0: half the tile's side
     refine: Literal["auto", "sam", "slic", "felzenszwalb"] = "auto"  # whose masks vote on all tiles
+    compare: bool = False  # let SLIC and Felzenszwalb vote on all tiles, too
 
 
 @group
@@ -160,6 +164,8 @@ class Profile:
     only: Literal["", "problem1", "problem2"] = ""  # look at one problem alone
     device: str = "auto"  # auto, cpu, cuda …: where it runs, no part of what it computes
     checkpoint_every: Positive = 60.0  # seconds between checkpoints of a training step
+    tf32: bool = True  # float32 products on a GPU's tensor cores: factors of 10 bits
+    cudnn_benchmark: bool = True  # cuDNN tries which algorithm is quickest; two runs then differ in rounding
     model_scale: float = Field(1.0, ge=0.05, le=1)  # 1: real; less shrinks width and depth
     needs_data: bool = False  # True: only for real course data, --data-root must be given
     data: Data = Data()

@@ -15,7 +15,7 @@ from hw1lib.chapters import style, words
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
-from hw1lib.loops import training
+from hw1lib.loops import device, training
 from hw1lib.steps.graph import REPEATED, Steps
 from hw1lib.steps.store import Store
 
@@ -43,8 +43,9 @@ class Workbook:
             )
         self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
-        self.data = layout.find(self.root, self.profile.data, self.profile.only)
-        self.device = training.choose_device(self.profile.device)
+        self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
+        self.device = device.choose(self.profile.device)
+        device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
         self._used = {}  # label of each step that this process has looked at -> its key
         style.use()

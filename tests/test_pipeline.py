@@ -77,7 +77,7 @@ def test_the_finetune_table_agrees_with_metrics_and_report(smoke_run, metrics):
 
 
 def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smoke_run, book):
-    _, truth, _ = images.load_tiles(book.data.problem2.validation)
+    _, truth = images.load_tiles(book.data.problem2.validation)
     table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
     arrays = {m: (f"segment-{m}", "predictions") for m in (*SEGMENTERS, "colour")}
     arrays |= {"lraspp+tta": ("segment-lraspp", "predictions_tta"), "lraspp+vote": ("everything", "predictions_vote")}

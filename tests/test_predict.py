@@ -44,7 +44,7 @@ def networks(book):
     torch.manual_seed(0)
     setting = classifier.Classifier(classifier.backbone(0.125), classifier.Head(len(OFFICE), hidden=16))
     segmenter = segmenters.build("lraspp", 0.125)
-    tiles, _, _ = image_files.load_tiles(book.data.problem2.train)
+    tiles, _ = image_files.load_tiles(book.data.problem2.train)
     for step, network, last, pixels in (
         ("finetune-C", setting, setting.head.linear, image_files.load(book.data.problem1.train, 32)),
         ("segment-lraspp", segmenter, segmenter.classifier.high_classifier, tiles),

@@ -71,7 +71,8 @@ def curves(history, before, supervised=None):
 
     for axis, (table, column, title) in zip(axes, panels):
         colour = PALETTE[0] if table is supervised else PALETTE[2]
-        axis.plot(table["epoch"], table[column], color=colour, marker="o", markersize=3)
+        shown = table[["epoch", column]].dropna()  # the probe may look at some epochs only
+        axis.plot(shown["epoch"], shown[column], color=colour, marker="o", markersize=3)
         axis.set_title(title, fontsize=9)
         if table is history and column in before:
             axis.axhline(before[column], color=MUTED, linestyle=":", label="before training")

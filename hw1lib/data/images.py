@@ -1,12 +1,19 @@
-"""Decodes images once, into uint8 arrays."""
+"""Decodes images once, into uint8 arrays that lie on disk and are shared by all steps, seeds and processes."""
 
+import contextlib
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
+import filelock
 import numpy as np
 from PIL import Image
+from torchvision import transforms
 
-from hw1lib.data import landcover
+from hw1lib import files
+from hw1lib.data import landcover, layout
 from hw1lib.errors import UserError
+
+VERSION = 1  # raised when images are decoded or resized otherwise
 
 
 def open_rgb(path):
@@ -15,9 +22,21 @@ def open_rgb(path):
     Raises:
         UserError: the file is missing, damaged or no image.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def _size(path):
+    """Width and height, from the file's first bytes."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _opened(path):
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be decoded ({error}). Replace it, or take it and its row away.") from error
 
@@ -33,8 +52,13 @@ def square(image, size):
 
 def load(split, size):
     """All images of a split: (N, 3, size, size) uint8."""
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(lambda path: square(open_rgb(path), size), split.paths)))
+    if split.whole is not None:
+        return load(split.whole, size)[split.rows]
+
+    def fill(array):
+        _each(lambda at: array.__setitem__(at, square(open_rgb(split.paths[at]), size)), len(split))
+
+    return _kept(split, f"square {size}", (len(split), 3, size, size), fill)
 
 
 def load_tile(tiles, number):
@@ -49,13 +73,92 @@ def load_tiles(tiles):
     """All tiles of a split, which must be of one size.
 
     Returns:
-        (N, 3, H, W) uint8 images, (N, H, W) uint8 classes, number of stray mask pixels.
+        (N, 3, H, W) uint8 images, (N, H, W) uint8 classes.
     """
+    width, height = _size(tiles.sat(tiles.numbers[0]))
+
+    def fill(array):
+        def one(at):
+            image, classes, _ = load_tile(tiles, number := tiles.numbers[at])
+            _same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
+            array[at, :3], array[at, 3] = image, classes
+
+        _each(one, len(tiles))
+
+    array = _kept(tiles, "tiles", (len(tiles), 4, height, width), fill)
+    return array[:, :3], array[:, 3]
+
+
+class Resized:
+    """Images of a split with their shorter side resized, as torchvision does it; index -> PIL image.
+
+    Args:
+        split: layout.Split.
+        size: the shorter side in pixels.
+    """
+
+    def __init__(self, split, size):
+        shapes = _each(lambda at: _resized_shape(split.paths[at], size), len(split))
+        self.shapes = np.array(shapes)  # (N, 2) height and width
+        self.ends = self.shapes.prod(axis=1).cumsum()
+        self.starts = self.ends - self.shapes.prod(axis=1)
+
+        def fill(array):
+            def one(at):
+                image = transforms.functional.resize(open_rgb(split.paths[at]), size)
+                array[self.starts[at] : self.ends[at]] = np.asarray(image).reshape(-1, 3)
+
+            _each(one, len(split))
+
+        self.pixels = _kept(split, f"resized {size}", (int(self.ends[-1]), 3), fill)
+
+    def __len__(self):
+        return len(self.shapes)
+
+    def __getitem__(self, index):
+        pixels = self.pixels[self.starts[index] : self.ends[index]]
+        return Image.fromarray(pixels.reshape(*self.shapes[index], 3))
+
+
+def _resized_shape(path, size):
+    """Height and width after torchvision's Resize."""
+    width, height = _size(path)
+    longer = int(size * max(width, height) / min(width, height))
+    return (size, longer) if width > height else (longer, size)
+
+
+def _each(function, count):
+    """What a function gives for 0 … count - 1, in threads: Pillow lets others work while it decodes."""
     with ThreadPoolExecutor() as pool:
-        images, masks, strays = zip(*pool.map(lambda number: load_tile(tiles, number), tiles.numbers))
-    for number, mask in zip(tiles.numbers, masks):
-        _same_size(tiles.sat(number), mask.shape, "the first tile of its split", masks[0].shape)
-    return np.stack(images), np.stack(masks), sum(strays)
+        return list(pool.map(function, range(count)))
+
+
+def _kept(split, kind, shape, fill):
+    """A uint8 array that is made once: on disk, mapped into memory, where the split has a folder for it.
+
+    Args:
+        split: layout.Split or layout.Tiles.
+        kind: what the array holds of it.
+        shape: of the array.
+        fill: function(array) that writes it.
+    """
+    if split.decoded is None:
+        fill(array := np.empty(shape, np.uint8))
+        return array
+    made_of = layout.fingerprint(split)
+    path = split.decoded / f"{hashlib.sha256(f'{VERSION} {kind} {made_of}'.encode()).hexdigest()[:16]}.npy"
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):  # a second process waits and finds it done
+        if not path.exists():
+            with files.replacing(path) as temporary:
+                array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                fill(array)
+                array.flush()
+            if layout.fingerprint(split) != made_of:
+                path.unlink()
+                raise UserError(f"{split.folder} changed while its images were decoded. Run the same command again.")
+    return np.load(path, mmap_mode="c")  # pages that nobody writes are shared by all processes
 
 
 def _same_size(path, size, other, other_size):

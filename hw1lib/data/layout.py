@@ -30,6 +30,9 @@ class Split:
     labels: np.ndarray | None = None  # (N,) int64
     classes: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()  # each class's label in the CSV, where labels may have gaps
+    decoded: Path | None = None  # folder of decoded images; None: they are decoded where they are used
+    whole: "Split | None" = None  # what this is a part of, decoded with it, and which rows of it this is
+    rows: np.ndarray | None = None
 
     def __len__(self):
         return len(self.files)
@@ -60,8 +63,13 @@ class Split:
         return self._part([i for i, name in enumerate(self.files) if name not in left])
 
     def _part(self, chosen):
+        chosen = np.asarray(chosen, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return dataclasses.replace(self, files=tuple(self.files[i] for i in chosen), labels=labels)
+        part = dataclasses.replace(self, files=tuple(self.files[i] for i in chosen), labels=labels)
+        if self.decoded is None:
+            return part
+        rows = chosen if self.rows is None else self.rows[chosen]
+        return dataclasses.replace(part, whole=self if self.whole is None else self.whole, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Tiles:
 
     folder: Path
     numbers: tuple[str, ...]
+    decoded: Path | None = None  # as in Split
 
     def __len__(self):
         return len(self.numbers)
@@ -135,13 +144,14 @@ class Layout:
         return {1: self.problem1 is not None, 2: self.problem2 is not None}
 
 
-def find(root, limits, only=""):
+def find(root, limits, only="", decoded=None):
     """Reads the layout under `root`.
 
     Args:
         root: folder that holds p1_data/, p2_data/ or both.
         limits: settings.Data, how much of it to use.
         only: problem1 or problem2: the other one is not looked at, as if it were not there.
+        decoded: folder that keeps decoded images; None: none are kept.
 
     Raises:
         UserError: neither problem is there, or one is incomplete.
@@ -152,14 +162,14 @@ def find(root, limits, only=""):
     problems = []
     for name, read in (("1", _problem1), ("2", _problem2)):
         folder = root / f"p{name}_data"
-        problems.append(read(folder, limits) if only in ("", f"problem{name}") and folder.is_dir() else None)
+        problems.append(read(folder, limits, decoded) if only in ("", f"problem{name}") and folder.is_dir() else None)
     if not any(problems):
         absent = f"no p{only[-1]}_data/" if only else "neither p1_data/ nor p2_data/"
         raise UserError(f"{root} holds {absent}. {HINT} Give the folder above them with --data-root (make: DATA=…).")
     return Layout(root, *problems)
 
 
-def _problem1(root, limits):
+def _problem1(root, limits, decoded):
     folder, backbone = root / "mini" / "train", root / "pretrain_model_SL.pt"
     has_table = folder.with_suffix(".csv").is_file()
     pool = _labelled(folder) if has_table else Split(folder, _names(folder, ".jpg"))
@@ -168,12 +178,14 @@ def _problem1(root, limits):
         odd = ", ".join((sorted(set(train.classes) ^ set(val.classes)) or train.classes)[:8])
         text = f"train.csv and val.csv do not name the same classes in the same order; they differ in {odd}"
         raise UserError(f"{root}/office: {text}. Every class needs images and one number in both.")
-    office = (split.take(limits.office_limit) for split in (train, val))
-    return Problem1(pool.take(limits.pool_limit), *office, backbone if backbone.is_file() else None)
+    limited = ((pool, limits.pool_limit), (train, limits.office_limit), (val, limits.office_limit))
+    used = (dataclasses.replace(split.take(limit), decoded=decoded) for split, limit in limited)
+    return Problem1(*used, backbone if backbone.is_file() else None)
 
 
-def _problem2(root, limits):
-    return Problem2(*(_tiles(root / split).take(limits.tile_limit) for split in ("train", "validation")))
+def _problem2(root, limits, decoded):
+    used = (_tiles(root / split).take(limits.tile_limit) for split in ("train", "validation"))
+    return Problem2(*(dataclasses.replace(tiles, decoded=decoded) for tiles in used))
 
 
 def _names(folder, ending):

@@ -1,10 +1,11 @@
 """Augmentation: batched and drawn for each image by itself, and the original's transforms.
 
 The batched operations take float images (B, 3, H, W) in [0, 1] and one strength for each image,
-so no two images of a batch share a draw. Draws come from torch's global CPU generator, which
-makes them the same on every device.
+so no two images of a batch share a draw. All draws of a batch are one table of uniform numbers from
+torch's global CPU generator, the same on every device, and one copy that nobody waits for.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import transforms
 
+from hw1lib.loops.device import exact, send
+
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as the course sets it
 DEVIATION = (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # gray, with torchvision's digits
+DRAWS = 15  # uniform numbers for one image: 6 of its geometry, 9 of its colours
 
 
 def normalise(images):
@@ -31,8 +35,9 @@ def denormalise(images):
     return (images * deviation + mean).clamp(0, 1)
 
 
+@functools.cache  # a copy to a GPU would wait each time
 def _constants(device):
-    return (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    return [torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION)]
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,10 @@ class Views(nn.Module):
         return f"size={self.size}, {self.recipe}"
 
     def forward(self, images):
-        theta = geometry(len(images), self.recipe)
-        images = warp(images.float() / 255, theta, self.size)
-        return normalise(recolour(images, self.recipe))
+        table = draws(len(images), images.device)
+        with exact(images.device):  # pixels and their places in float32
+            images = warp(images.float() / 255, geometry(table, self.recipe), self.size)
+            return normalise(recolour(images, table, self.recipe))
 
 
 def two_views(size, settings, overhead):
@@ -99,11 +105,17 @@ def tile_recipe(settings):
     return Recipe(crop_scale=settings.crop_scale, aspect=1.0, overhead=True, jitter=jitter, grayscale_p=0.0)
 
 
-def geometry(batch, recipe, shares=None, square=True):
-    """Draws a crop, flips and quarter turns for each image.
+@torch.compiler.disable  # compiled code would draw otherwise
+def draws(batch, device):
+    """Uniform random numbers in [0, 1) for one view of each image of a batch: (DRAWS, B), on the device."""
+    return send(torch.rand(DRAWS, batch), device)
+
+
+def geometry(table, recipe, shares=None, square=True):
+    """A crop, flips and quarter turns for each image.
 
     Args:
-        batch: number of images.
+        table: what `draws` gave for B images.
         recipe: Recipe.
         shares: (height, width), the part of each side that all crops keep; None draws their area
             and aspect ratio from the recipe.
@@ -112,20 +124,20 @@ def geometry(batch, recipe, shares=None, square=True):
     Returns:
         (B, 2, 3) affine matrices from output to input coordinates, both in [-1, 1].
     """
+    area, stretch, x, y, turn, flip = table[:6]  # (B,) each
     if shares is None:
-        area = recipe.crop_scale + (1 - recipe.crop_scale) * torch.rand(batch)
-        stretch = torch.exp((2 * torch.rand(batch) - 1) * 0.5 * math.log(recipe.aspect))
+        area = recipe.crop_scale + (1 - recipe.crop_scale) * area
+        stretch = torch.exp((2 * stretch - 1) * 0.5 * math.log(recipe.aspect))
         width = (area.sqrt() * stretch).clamp(max=1)  # half extents, as the image spans [-1, 1]
         height = (area.sqrt() / stretch).clamp(max=1)
     else:
-        height, width = (torch.full((batch,), float(share)) for share in shares)
-    x = (2 * torch.rand(batch) - 1) * (1 - width)
-    y = (2 * torch.rand(batch) - 1) * (1 - height)
+        height, width = (torch.full_like(area, float(share)) for share in shares)
+    x = (2 * x - 1) * (1 - width)
+    y = (2 * y - 1) * (1 - height)
     quarters = 1 if square else 2
-    turn = quarters * torch.randint(4 // quarters if recipe.overhead else 1, (batch,))
-    flip = 1 - 2 * torch.randint(2, (batch,))
-    cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[turn]
-    sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[turn]
+    turn = quarters * (turn * (4 // quarters)).floor() if recipe.overhead else torch.zeros_like(turn)
+    flip = torch.where(flip < 0.5, -1.0, 1.0)
+    cos, sin = ((turn * (math.pi / 2) + start).cos().round() for start in (0, -math.pi / 2))
     top = torch.stack([width * cos * flip, -width * sin, x], dim=1)
     bottom = torch.stack([height * sin * flip, height * cos, y], dim=1)
     return torch.stack([top, bottom], dim=1)
@@ -139,44 +151,43 @@ def warp(images, theta, size, mode="bilinear"):
     """
     height, width = (size, size) if isinstance(size, int) else size
     shape = (len(images), images.shape[1], height, width)
-    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
+    grid = F.affine_grid(theta, shape, align_corners=False)
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
-def recolour(images, recipe):
-    """Jitter, grayscale, blur and solarize; strength and chance drawn for each image."""
-    batch = len(images)
+def recolour(images, table, recipe):
+    """Jitter, grayscale, blur and solarize; strength and chance drawn for each image.
 
-    def chance(p):
-        return (torch.rand(batch, 1, 1, 1) < p).to(images.device)
-
-    def factor(strength):
-        return (1 + strength * (2 * torch.rand(batch, 1, 1, 1) - 1)).to(images.device)
-
-    brightness, contrast, saturation, hue = recipe.jitter
-    changed = adjust_brightness(images, factor(brightness))
-    changed = adjust_contrast(changed, factor(contrast))
-    changed = adjust_saturation(changed, factor(saturation))
-    if hue:
-        changed = adjust_hue(changed, factor(hue) - 1)
-    images = torch.where(chance(recipe.jitter_p), changed, images)
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        table: what `draws` gave for them.
+        recipe: Recipe.
+    """
+    jitter, *factors, pale, sigma, blurred, solarized = table[6:, :, None, None, None]  # (B, 1, 1, 1) each
+    strengths = zip(recipe.jitter, factors)
+    brightness, contrast, saturation, hue = (
+        torch.where(jitter < recipe.jitter_p, strength * (2 * factor - 1), 0.0) for strength, factor in strengths
+    )
+    if recipe.jitter_p:
+        images = adjust_brightness(images, 1 + brightness)
+        images = adjust_contrast(images, 1 + contrast)
+        images = adjust_saturation(images, 1 + saturation)
+        images = adjust_hue(images, hue) if recipe.jitter[3] else images
     if recipe.grayscale_p:
-        images = torch.where(chance(recipe.grayscale_p), gray(images).expand_as(images), images)
+        images = torch.where(pale < recipe.grayscale_p, gray(images), images)
     if recipe.blur_p:
-        sigma = 0.1 + 1.9 * torch.rand(batch)
         radius = max(1, images.shape[-1] // 20)  # kernel of a tenth of the side, as in BYOL
-        blurred = blur(images, sigma.to(images.device), radius)
-        images = torch.where(chance(recipe.blur_p), blurred, images)
+        images = torch.where(blurred < recipe.blur_p, blur(images, 0.1 + 1.9 * sigma.flatten(), radius), images)
     if recipe.solarize_p:
-        solarized = torch.where(images >= 0.5, 1 - images, images)
-        images = torch.where(chance(recipe.solarize_p), solarized, images)
+        chosen = (solarized < recipe.solarize_p) & (images >= 0.5)
+        images = torch.where(chosen, 1 - images, images)
     return images
 
 
 def gray(images):
     """Luma of each pixel: (B, 3, H, W) -> (B, 1, H, W)."""
-    weights = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def adjust_brightness(images, factor):
@@ -207,9 +218,13 @@ def adjust_hue(images, shift):
         (green - blue) / safe,
         torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )  # the hue in sixths of a turn
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
-    k = (offsets + sector + 6 * shift) % 6  # (B, 3, H, W)
-    return high - spread * torch.minimum(k, 4 - k).clamp(0, 1)
+    sector = sector + 6 * shift
+
+    def channel(offset):
+        k = (offset + sector) % 6
+        return high - spread * torch.minimum(k, 4 - k).clamp(0, 1)
+
+    return torch.cat([channel(offset) for offset in (5, 3, 1)], dim=1)
 
 
 def blur(images, sigma, radius):

@@ -1,8 +1,7 @@
-"""Where batches come from: arrays on the device, or image files through torchvision transforms.
+"""Where batches come from: arrays in memory, or images through torchvision transforms one by one.
 
 Both are functions of the epoch and of the step to begin with: the order follows from (seed, epoch)
-alone, so a resumed run sees what an uninterrupted one would have seen. Both can name the files of
-the batch that they gave last.
+alone, so a resumed run sees what an uninterrupted one would have seen.
 """
 
 import itertools
@@ -11,91 +10,104 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hw1lib.data import images as image_files
-from hw1lib.errors import UserError
+from hw1lib.loops.device import fits, send
 
 
-class ArrayBatches:
-    """Shuffled batches of tensors that are in memory already.
+class _Shuffled:
+    """The order of each epoch.
 
     Args:
-        tensors: tensors of one length, such as uint8 images and labels.
+        rows: whole numbers, what there is to choose from.
         batch_size: images a batch; what is left at the end of an epoch is dropped unless it is
             all there is, as BatchNorm wants full batches.
         seed: of the order.
-        device: where batches are moved.
-        prepare: function of a batch's tensors, such as augmentation; its result is the batch.
-        names: of the files behind the tensors' rows.
+        names: of the files behind the rows.
     """
 
-    def __init__(self, tensors, batch_size, seed, device, prepare=None, names=()):
-        self.tensors = tensors
-        self.batch_size = min(batch_size, len(tensors[0]))
+    def __init__(self, rows, batch_size, seed, names):
+        self.rows = torch.as_tensor(rows)
+        self.batch_size = min(batch_size, len(self.rows))
         self.seed = seed
-        self.device = device
-        self.prepare = prepare or (lambda *batch: batch)
         self.names = names
-        self._chosen = ()
 
     def __len__(self):
-        return len(self.tensors[0]) // self.batch_size
+        return len(self.rows) // self.batch_size
+
+    def order(self, epoch):
+        """The rows of each batch, (steps, batch size)."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.rows), generator=generator)
+        return self.rows[order[: len(self) * self.batch_size]].view(-1, self.batch_size)
+
+    def files(self, epoch, step):
+        """Names of the files in a batch; steps count from 1."""
+        return [self.names[row] for row in self.order(epoch)[step - 1].tolist()] if self.names else []
+
+
+class ArrayBatches(_Shuffled):
+    """Shuffled batches of tensors that are in memory already, or mapped into it.
+
+    A device with room keeps all of them; else each batch is copied ahead, while the one before is worked on.
+
+    Args:
+        tensors: tensors of one length, such as uint8 images and labels.
+        batch_size, seed, names: see `_Shuffled`.
+        device: where batches are moved.
+        prepare: function of a batch's tensors, such as augmentation; its result is the batch.
+        rows: which rows of the tensors are used; None: all.
+    """
+
+    def __init__(self, tensors, batch_size, seed, device, prepare=None, names=(), rows=None):
+        super().__init__(range(len(tensors[0])) if rows is None else rows, batch_size, seed, names)
+        self.resident = fits(tensors, device)
+        self.tensors = [tensor.to(device) for tensor in tensors] if self.resident else tensors
+        self.device = device
+        self.prepare = prepare or (lambda *batch: batch)
 
     def __call__(self, epoch, start=0):
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order = torch.randperm(len(self.tensors[0]), generator=generator)
-        for step in range(start, len(self)):
-            self._chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            batch = [t[self._chosen].to(self.device, non_blocking=True) for t in self.tensors]
+        order = self.order(epoch)[start:]
+        parts = list(send(order, self.device) if self.resident else order)
+        ahead = self._taken(parts[0]) if parts else None
+        for following in [*parts[1:], None]:
+            batch, ahead = ahead, None if following is None else self._taken(following)
             yield self.prepare(*batch)
 
-    def files(self):
-        """Names of the files in the last batch."""
-        return [self.names[i] for i in self._chosen] if self.names else []
+    def _taken(self, rows):
+        batch = [tensor[rows] for tensor in self.tensors]
+        return batch if self.resident else [send(tensor, self.device) for tensor in batch]
 
 
-class FileBatches:
-    """Shuffled batches of image files, each through a transform of PIL images.
+class FileBatches(_Shuffled):
+    """Shuffled batches of images, each through a transform of PIL images.
 
     NOTE: only with workers, whose draws are their own, is a run that was stopped inside an epoch
     resumed to the bit.
     """
 
-    def __init__(self, split, transform, batch_size, seed, device, workers=2):
-        self.split = split
-        self.transform = transform
-        self.batch_size = min(batch_size, len(split))
-        self.seed = seed
+    def __init__(self, split, size, transform, batch_size, seed, device, workers=2):
+        super().__init__(range(len(split)), batch_size, seed, split.files)
+        self.images = _Images(image_files.Resized(split, size), split.labels, transform)
         self.device = device
         self.workers = workers
-        self._chosen = ()
-
-    def __len__(self):
-        return len(self.split) // self.batch_size
 
     def __call__(self, epoch, start=0):
-        how = dict(shuffle=True, drop_last=True, num_workers=self.workers)
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        loader = DataLoader(_Files(self.split, self.transform), self.batch_size, generator=generator, **how)
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)  # of the workers' draws
+        how = dict(num_workers=self.workers, generator=generator, pin_memory=self.device.type == "cuda")
+        loader = DataLoader(self.images, batch_sampler=self.order(epoch).tolist(), **how)
         # The workers' draws depend on the batches before: those are made again, and left out.
-        try:
-            for images, labels, self._chosen in itertools.islice(loader, start, None):
-                yield images.to(self.device), labels.to(self.device)
-        except UserError as error:  # a worker's comes with its whole traceback
-            raise UserError(str(error).rpartition("UserError: ")[2].removesuffix("\\n")) from None
-
-    def files(self):
-        """Names of the files in the last batch."""
-        return [self.split.files[i] for i in self._chosen]
+        for images, labels in itertools.islice(loader, start, None):
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-class _Files(Dataset):
-    def __init__(self, split, transform):
-        self.paths = split.paths
-        self.labels = split.labels
+class _Images(Dataset):
+    def __init__(self, images, labels, transform):
+        self.images = images
+        self.labels = labels
         self.transform = transform
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, index):
         label = -1 if self.labels is None else int(self.labels[index])
-        return self.transform(image_files.open_rgb(self.paths[index])), label, index
+        return self.transform(self.images[index]), label

@@ -11,7 +11,7 @@ import torch
 from hw1lib import files
 from hw1lib.errors import out_of_memory
 
-FORMAT = 1  # raised when a checkpoint holds something else; older ones are then not used
+FORMAT = 2  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
 INSIDE = 10  # an epoch that lasts so many times the interval is saved inside, too
 
@@ -41,15 +41,17 @@ class Checkpoint:
             the training, too.
         module: what is trained, with what follows it, such as a moving average.
         optimizer: its optimizer.
+        scaler: its torch.amp.GradScaler.
         device: torch device of both.
         every: seconds between two of them, inside an epoch ten times that; more where writing
             would take over a twentieth of the time. 0: at every chance, whatever it costs.
     """
 
-    def __init__(self, path, module, optimizer, device, every):
+    def __init__(self, path, module, optimizer, scaler, device, every):
         self.path = path
         self.module = module
         self.optimizer = optimizer
+        self.scaler = scaler
         self.device = device
         self.every = every
         self._least = 0.0  # seconds to wait, by what the last one took
@@ -67,6 +69,7 @@ class Checkpoint:
             "format": FORMAT,
             "module": self.module.state_dict(),
             "optimizer": None if finished else self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "progress": vars(progress) | {"random": random_states(self.device)},
             "beside": self._beside(),
         }
@@ -90,6 +93,8 @@ class Checkpoint:
             progress = Progress(**state["progress"])
             if state["optimizer"] is not None:
                 self.optimizer.load_state_dict(state["optimizer"])
+                if self.scaler.is_enabled() and state["scaler"]:  # none where it began in another precision
+                    self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # damage shows in many ways, all with the same remedy
             if isinstance(error, OSError | torch.AcceleratorError) or out_of_memory(error):
                 raise  # the file may be whole

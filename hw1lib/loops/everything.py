@@ -27,13 +27,13 @@ def run(draft, problem2, profile, predictions, sam_path, device):
     settings = profile.everything
     tiles = problem2.validation
     indices = [tiles.index(number, "everything.images") for number in settings.images]
-    images, masks, _ = image_files.load_tiles(tiles)
-    images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (N, H, W, 3)
+    images, masks = image_files.load_tiles(tiles)
+    images = images.transpose(0, 2, 3, 1)  # (N, H, W, 3)
     network = weights.load_sam(sam_path).to(device) if sam_path else None
     chosen = refining(settings.refine, network is not None, device)
     rows = []
     for number, index in zip(settings.images, indices):
-        for method, found in _every(images[index], network, settings).items():
+        for method, found in _every(np.ascontiguousarray(images[index]), network, settings).items():
             labels = everything.partition(found.masks)
             voted = segments.vote(labels, predictions[index])
             measured = _measure(found, labels, masks[index], predictions[index], voted)
@@ -41,7 +41,7 @@ def run(draft, problem2, profile, predictions, sam_path, device):
             _save(draft, f"{method}_{number}", found, labels, voted)
             say(f"everything  {number}  {method}  {len(found)} masks")
     refined = {}
-    for method in dict.fromkeys((chosen, *CLASSICAL)):
+    for method in dict.fromkeys((chosen, *(CLASSICAL if settings.compare else ()))):
         voted, count = _refine(method, images, predictions, network, settings)
         row = segment.scored(0, masks, voted)
         refined[method] = segment.summary([row]) | {"segments": count}
@@ -80,7 +80,7 @@ def _refine(method, images, predictions, network, settings):
     """The model's predictions after a majority vote in each segment, and segments an image."""
 
     def one(pair):
-        image, predicted = pair
+        image, predicted = np.ascontiguousarray(pair[0]), pair[1]
         if method == "sam":
             found = _sam(image, network, settings)
         else:
@@ -96,7 +96,7 @@ def _refine(method, images, predictions, network, settings):
 
 
 def _sam(image, network, settings):
-    ours = ("images", "segments", "refine")  # the others are named as in Meta's code
+    ours = ("images", "segments", "refine", "compare")  # the others are named as in Meta's code
     return sam.sam_everything(image, network, **{k: v for k, v in vars(settings).items() if k not in ours})
 
 

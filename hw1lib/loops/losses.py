@@ -1,4 +1,7 @@
-"""Losses of land-cover segmentation; unknown pixels never contribute."""
+"""Losses of land-cover segmentation; unknown pixels never contribute.
+
+Shapes do not depend on the values, so a GPU's queue of work never waits for one of them.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +21,11 @@ def segmentation(scores, masks, kind="cross_entropy", weights=None):
     Returns:
         Scalar; 0 where no pixel is known.
     """
-    known = masks != UNKNOWN
-    labels = masks[known].long()  # (P,)
-    pixels = scores.permute(0, 2, 3, 1)[known]  # (P, 7)
-    if not len(labels):
-        return pixels.sum()  # of nothing: 0, with gradients of 0
-    total = F.cross_entropy(pixels, labels, weights, reduction="sum") / len(labels)
-    return total + lovasz(pixels.softmax(dim=1), labels) if kind == "lovasz" else total
+    scores = scores.masked_fill((masks == UNKNOWN)[:, None], 0)  # whatever they are there, even nan
+    labels = masks.long()
+    total = F.cross_entropy(scores, labels, weights, ignore_index=UNKNOWN, reduction="sum")
+    total = total / (labels != UNKNOWN).sum().clamp_min(1)
+    return total + lovasz(scores.softmax(dim=1), labels) if kind == "lovasz" else total
 
 
 def class_weights(masks, balance):
@@ -37,7 +38,7 @@ def class_weights(masks, balance):
     Returns:
         (7,) float32 whose mean over the known pixels is 1; 0 for what does not occur.
     """
-    counts = torch.bincount(torch.as_tensor(masks).flatten(), minlength=UNKNOWN + 1).double()
+    counts = sum(torch.bincount(torch.as_tensor(mask).flatten(), minlength=UNKNOWN + 1) for mask in masks).double()
     counts[UNKNOWN] = 0
     frequency = counts / counts.sum().clamp_min(1)
     weights = torch.where(frequency > 0, frequency.clamp_min(1e-12) ** -balance, 0)
@@ -48,20 +49,22 @@ def lovasz(probabilities, labels):
     """The Lovász-Softmax loss, a surrogate of 1 - IoU (Berman et al. 2018, eqs. 8 and 9).
 
     Args:
-        probabilities: (P, C), each row adds up to 1.
-        labels: (P,) classes.
+        probabilities: (B, 7, H, W), adding up to 1 over the classes.
+        labels: (B, H, W) classes 0…6.
 
     Returns:
-        Scalar in [0, 1]: the mean over the classes that occur.
+        Scalar in [0, 1]: the mean over the known classes that occur; 0 where none does.
     """
-    losses = []
-    for number in labels.unique():
-        truth = (labels == number).to(probabilities.dtype)
-        errors, order = (truth - probabilities[:, number]).abs().sort(descending=True)
-        truth = truth[order]
-        left = truth.sum() - truth.cumsum(dim=0)  # intersection after so many errors
-        union = truth.sum() + (1 - truth).cumsum(dim=0)
-        jaccard = 1 - left / union
-        steps = jaccard.diff(prepend=jaccard.new_zeros(1))  # the extension's gradient
-        losses.append((errors * steps).sum())  # @ would leave float32 under autocast
-    return torch.stack(losses).mean()
+    labels = labels.flatten()  # (P,)
+    truth = torch.stack([labels == number for number in range(UNKNOWN)]).to(probabilities.dtype)  # (6, P)
+    errors = (truth - probabilities[:, :UNKNOWN].transpose(0, 1).flatten(1)).abs()
+    known = labels != UNKNOWN
+    errors, order = errors.masked_fill(~known, 0).sort(dim=1, descending=True)
+    truth, other = truth.gather(1, order), ((1 - truth) * known).gather(1, order)
+    size = truth.sum(dim=1, keepdim=True)  # (6, 1)
+    left = size - truth.cumsum(dim=1)  # intersection after so many errors
+    union = (size + other.cumsum(dim=1)).clamp_min(1)
+    jaccard = 1 - left / union
+    steps = jaccard.diff(dim=1, prepend=jaccard.new_zeros(UNKNOWN, 1))  # the extension's gradient
+    occurs = (size[:, 0] > 0).to(errors.dtype)
+    return ((errors * steps).sum(dim=1) * occurs).sum() / occurs.sum().clamp_min(1)

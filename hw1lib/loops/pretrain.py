@@ -26,7 +26,7 @@ def self_supervised(draft, problem1, profile, device):
     if settings.augmentation == "original":
         batches = _file_batches(pool, profile, settings, device)
     else:
-        batches = ArrayBatches([inputs(pool, profile)], settings.batch_size, profile.seed, device, names=pool.files)
+        batches = pool_batches(pool, profile, settings, device)
     learner = byol.learner(backbone, size, settings, views(profile)).to(device)
 
     def follow(done):
@@ -39,7 +39,8 @@ def self_supervised(draft, problem1, profile, device):
         return loss(learner, images, settings)
 
     def evaluate(epoch):
-        return probe(backbone)
+        due = epoch % settings.probe_every == 0 or epoch == settings.epochs
+        return probe(backbone) if due else {}
 
     after, step = follow if settings.use_momentum else None, training.for_step(draft, profile)
     history = training.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
@@ -79,6 +80,13 @@ def inputs(pool, profile):
         transform = augment.original(size)
         return torch.stack([transform(image_files.open_rgb(path)) for path in pool.paths])
     return torch.from_numpy(image_files.load(pool, size))
+
+
+def pool_batches(pool, profile, settings, device):
+    """Batches of the pool's images, (B, 3, S, S) uint8, without labels; a part of it is not copied out of the whole."""
+    whole = pool if pool.whole is None else pool.whole
+    images = torch.from_numpy(image_files.load(whole, profile.data.image_size))
+    return ArrayBatches([images], settings.batch_size, profile.seed, device, names=whole.files, rows=pool.rows)
 
 
 def loss(learner, images, settings):
@@ -153,8 +161,8 @@ def labelled_batches(split, profile, settings, device):
 
 
 def _file_batches(split, profile, settings, device):
-    transform = augment.original(profile.data.image_size)
-    return FileBatches(split, transform, settings.batch_size, profile.seed, device)
+    size = profile.data.image_size
+    return FileBatches(split, size, augment.original(size), settings.batch_size, profile.seed, device)
 
 
 def without_fc(backbone):

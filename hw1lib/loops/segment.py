@@ -8,6 +8,7 @@ from hw1lib.data.landcover import CLASSES, UNKNOWN
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, losses, training
 from hw1lib.loops.batches import ArrayBatches
+from hw1lib.loops.device import Arriving, send
 from hw1lib.measures import metrics
 from hw1lib.models import segmenters
 from hw1lib.models.average import Averaged
@@ -20,17 +21,17 @@ def run(draft, problem2, profile, device, *, name):
     """Steps `segment-fcn32s`, `segment-lraspp` and `segment-deeplabv3`."""
     settings = getattr(profile, name)
     shown = [problem2.validation.index(n, "segmentation.stage_images") for n in profile.segmentation.stage_images]
-    images, masks, stray = image_files.load_tiles(problem2.train)
-    val_images, val_masks, val_stray = image_files.load_tiles(problem2.validation)
+    images, masks = image_files.load_tiles(problem2.train)
+    val_images, val_masks = image_files.load_tiles(problem2.validation)
     _refuse_unlabelled(problem2, masks, val_masks)
-    seen = [number for number in range(UNKNOWN) if (masks == number).any()]
+    seen = [number for number in range(UNKNOWN) if any((mask == number).any() for mask in masks)]
 
     training.seed_everything(profile.seed, 0)
     network = segmenters.build(name, profile.model_scale, settings.pretrained, settings.norm_momentum)
     network = Averaged(network, settings.average) if settings.average else network
     network.to(device, memory_format=torch.channels_last)
     names = [problem2.train.sat(number).name for number in problem2.train.numbers]
-    batches = _batches(images, masks, profile, settings, device, names)
+    batches = batches_of(images, masks, profile, settings, device, names)
     weights = losses.class_weights(masks, settings.balance).to(device)
     stages = stage_epochs(settings.epochs)
 
@@ -62,7 +63,7 @@ def run(draft, problem2, profile, device, *, name):
     draft.weights(network.average if settings.average else network)
     draft.history(history)
     ceiling = metrics.ceiling(val_masks, segmenters.stride(name, settings.enlarge))
-    more = {"stages": stages, "seen": seen, "stray_pixels": stray + val_stray, "ceiling": ceiling}
+    more = {"stages": stages, "seen": seen, "ceiling": ceiling}
     if settings.tta:
         more["tta"] = summary([history[-1]["tta"]])
     draft.metrics(summary(history) | more)
@@ -71,7 +72,7 @@ def run(draft, problem2, profile, device, *, name):
 def _refuse_unlabelled(problem2, masks, val_masks):
     """Raises a UserError where the tiles in use show nothing to learn or to score."""
     for tiles, of in ((problem2.train, masks), (problem2.validation, val_masks)):
-        if (of == UNKNOWN).all():
+        if all((mask == UNKNOWN).all() for mask in of):
             nothing = f"No mask of the {len(tiles)} tiles in use of {tiles.folder} shows a class."
             raise UserError(f"{nothing} Use more of them (data.tile_limit) or other masks.")
 
@@ -95,14 +96,14 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
         tta: average the probabilities over eight flips and quarter turns of each tile.
         seen: numbers of the classes that occur in training.
     """
-    seen = list(seen)
-    numbers = torch.tensor(seen, dtype=torch.uint8)
+    seen = torch.tensor(list(seen), device=device)
+    numbers = seen.to(torch.uint8)  # an eighth to copy back
     scores = turned_scores if tta else segmenters.scores
     parts = []
     for part in torch.from_numpy(images).split(settings.batch_size):
-        found = scores(network, augment.normalise(part.to(device)), settings.enlarge)
-        parts.append(numbers[found[:, seen].argmax(dim=1).cpu()])
-    return torch.cat(parts).numpy()
+        found = scores(network, augment.normalise(send(part, device)), settings.enlarge)
+        parts.append(Arriving(numbers[found.index_select(1, seen).argmax(dim=1)]))
+    return np.concatenate([part.get().numpy() for part in parts])
 
 
 def turned_scores(network, images, enlarge=1):
@@ -116,13 +117,13 @@ def turned_scores(network, images, enlarge=1):
     Returns:
         (B, 6, H, W) float32: unknown is no answer.
     """
-    total = 0
+    total = torch.zeros(len(images), UNKNOWN, *images.shape[2:], device=images.device)
     for turns in range(4):
         turned = images.rot90(turns, (2, 3))
         for flip in ((), (3,)):
             scores = segmenters.scores(network, turned.flip(flip), enlarge)[:, :UNKNOWN]
-            total = total + scores.softmax(dim=1).flip(flip).rot90(-turns, (2, 3))
-    return total / 8
+            total += scores.softmax(dim=1).flip(flip).rot90(-turns, (2, 3))
+    return total.div_(8)
 
 
 def scored(epoch, truth, predicted):
@@ -153,7 +154,7 @@ def _by_class(matrix):
     return {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, metrics.iou(matrix))}
 
 
-def _batches(images, masks, profile, settings, device, names=()):
+def batches_of(images, masks, profile, settings, device, names=()):
     """Augmented training batches: (B, 3, H, W) normalised images and (B, H, W) uint8 masks, whole tiles or crops."""
     recipe = augment.tile_recipe(settings)
     height, width = images.shape[-2:]
@@ -168,10 +169,11 @@ def _batches(images, masks, profile, settings, device, names=()):
     def prepare(images, masks):
         if settings.augmentation == "none":
             return augment.normalise(images), masks
-        theta = augment.geometry(len(images), recipe, shares, square)
+        table = augment.draws(len(images), images.device)
+        theta = augment.geometry(table, recipe, shares, square)
         images = augment.warp(images.float() / 255, theta, size)
         moved = augment.warp(masks[:, None].float(), theta, size, mode="nearest")
-        return augment.normalise(augment.recolour(images, recipe)), moved[:, 0].to(masks.dtype)
+        return augment.normalise(augment.recolour(images, table, recipe)), moved[:, 0].to(masks.dtype)
 
     tensors = [torch.from_numpy(images), torch.from_numpy(masks)]
     return ArrayBatches(tensors, settings.batch_size, profile.seed, device, prepare, names)
@@ -179,8 +181,8 @@ def _batches(images, masks, profile, settings, device, names=()):
 
 def colour(draft, problem2):
     """Step `segment-colour`: each colour gets the class that it most often has in training."""
-    images, masks, stray = image_files.load_tiles(problem2.train)
-    val_images, val_masks, val_stray = image_files.load_tiles(problem2.validation)
+    images, masks = image_files.load_tiles(problem2.train)
+    val_images, val_masks = image_files.load_tiles(problem2.validation)
     _refuse_unlabelled(problem2, masks, val_masks)
     counts = np.zeros((LEVELS**3, len(CLASSES)), dtype=np.int64)
     for image, mask in zip(images, masks):  # one by one: all bins at once would not fit
@@ -193,7 +195,7 @@ def colour(draft, problem2):
     row = scored(0, val_masks, predicted)
     draft.array("predictions", predicted)
     draft.history([row])
-    draft.metrics(summary([row]) | {"stray_pixels": stray + val_stray})
+    draft.metrics(summary([row]))
 
 
 def _bins(image):

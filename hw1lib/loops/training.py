@@ -1,6 +1,5 @@
-"""THE training loop, and the choice of device and precision. Every network is trained here."""
+"""THE training loop. Every network is trained here."""
 
-import ctypes
 import math
 import random
 
@@ -9,48 +8,11 @@ import torch
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from hw1lib.errors import Diverged, UserError
+from hw1lib.errors import Diverged
 from hw1lib.loops.checkpoint import Checkpoint, Progress, restore_random
+from hw1lib.loops.device import Arriving, autocast, dtype
 
 BAR = {"leave": False, "disable": None, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
-
-
-def choose_device(name="auto"):
-    """A torch device by name; auto takes a GPU where there is one.
-
-    Raises:
-        UserError: the named device is not there.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}). Leave it out, or give --device cpu."
-        ) from error
-    return device
-
-
-def autocast_dtype(precision, device):
-    """The type that autocast uses, or None for plain float32.
-
-    `auto` takes bfloat16 on a GPU and on CPUs with instructions for it; elsewhere it would be
-    slower than float32.
-    """
-    if precision == "float32":
-        return None
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
-    return torch.bfloat16
-
-
-def autocast(precision, device):
-    """The context in which networks run: bfloat16 where `autocast_dtype` says so, else plain float32."""
-    dtype = autocast_dtype(precision, device)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def seed_everything(*numbers):
@@ -59,19 +21,6 @@ def seed_everything(*numbers):
     random.seed(seed)  # byol-pytorch's own augmentation draws from it
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def keep_memory():
-    """Asks the C library to keep freed memory for the next step instead of giving it back.
-
-    Networks of hundreds of millions of parameters otherwise spend most of a CPU step on fresh
-    pages: 2.3 to 2.8 times slower for VGG16-FCN32s. Does nothing where there is no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 def make_optimizer(module, settings):
@@ -85,7 +34,8 @@ def make_optimizer(module, settings):
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, settings.lr, fused=True)
-    return torch.optim.SGD(groups, settings.lr, momentum=0.9, fused=True)
+    # Not fused: torch 2.14 would go on from memory as it is where float16's first step overflows and is left out.
+    return torch.optim.SGD(groups, settings.lr, momentum=0.9)
 
 
 def rate(progress, settings):
@@ -144,11 +94,13 @@ def train(
         Diverged: a loss or a weight is not finite.
     """
     optimizer = make_optimizer(module, settings)
-    saved = Checkpoint(checkpoint, module, optimizer, device, checkpoint_every)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype(settings.precision, device) is torch.float16)
+    saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every)
     resumed = saved.load()
     history, steps = resumed.history, len(batches)
-    if device.type == "cpu":
-        keep_memory()
+    finite = Finite(settings, batches)
+    if settings.compile:
+        loss = compiled(loss)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
         seed_everything(seed, epoch)
@@ -159,14 +111,15 @@ def train(
             restore_random(resumed.random, device)
             resumed = Progress([])
 
-        for step, value in train_one_epoch(loss, batches, optimizer, settings, device, epoch, start, label):
+        for step, value in train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start, label):
+            finite.note(value, epoch, step)
             if after_step is not None:
                 after_step((epoch - 1 + step / steps) / settings.epochs)
             total += value
             if step < steps and saved.due(inside=True):
-                _check_weights(module, settings, epoch)
+                finite.check(module, epoch)
                 saved.save(Progress(history, step, total))
-        _check_weights(module, settings, epoch)
+        finite.check(module, epoch)
 
         row = {"epoch": epoch, "loss": float(total) / steps, "lr": optimizer.param_groups[-1]["lr"]}
         if evaluate is not None:
@@ -185,21 +138,21 @@ def train(
     return history
 
 
-def train_one_epoch(loss, batches, optimizer, settings, device, epoch, start=0, label=""):
+def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start=0, label=""):
     """Trains on the batches of one epoch; yields the number of each step, from 1, and its loss.
+
+    Nothing in here waits for the device.
 
     Args:
         loss: function(*batch) -> scalar tensor.
         batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
         optimizer: torch optimizer over what is trained.
+        scaler: torch.amp.GradScaler; but for float16 it does nothing.
         settings: settings.Optimization.
         device: torch device that the loss is computed on.
         epoch: its number, from 1.
         start: how many of its steps were taken before.
         label: what the progress bar begins with.
-
-    Raises:
-        Diverged: a loss is not finite; the weights are then as before that step.
     """
     steps = len(batches)
     left = tqdm(batches(epoch, start), f"{label} epoch {epoch}", steps, initial=start, **BAR)
@@ -209,20 +162,54 @@ def train_one_epoch(loss, batches, optimizer, settings, device, epoch, start=0, 
 
         with autocast(settings.precision, device):
             value = loss(*batch)
-        if not value.isfinite():
-            said = f"the loss is {value.item()} in epoch {epoch}, step {step} of {steps}"
-            raise Diverged(said, settings.lr, batches.files())
 
         optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
         yield step, value.detach()
 
 
-def _check_weights(module, settings, epoch):
-    """Ends a training whose weights are not finite, as the gradient of a finite loss may be."""
-    if not get_total_norm(module.parameters(), math.inf).isfinite():
-        raise Diverged(f"a weight is not finite any more in epoch {epoch}", settings.lr)
+class Finite:
+    """Stops a training whose losses or weights are not finite.
+
+    Each loss is looked at when the next step has been ordered: a GPU would otherwise stand still at each.
+
+    Args:
+        settings: settings.Optimization.
+        batches: what is trained on, for the names of a batch's files.
+    """
+
+    def __init__(self, settings, batches):
+        self.settings, self.batches = settings, batches
+        self._noted = None
+
+    def note(self, value, epoch, step):
+        """Takes the loss of a step, and looks at the one before."""
+        noted = Arriving(value), epoch, step
+        self._look()
+        self._noted = noted
+
+    def check(self, module, epoch):
+        """Looks at the last loss and at all weights, as the gradient of a finite loss may not be finite."""
+        self._look()
+        if not get_total_norm(module.parameters(), math.inf).isfinite():
+            raise Diverged(f"a weight is not finite any more in epoch {epoch}", self.settings.lr)
+
+    def _look(self):
+        if self._noted is None:
+            return
+        (value, epoch, step), self._noted = self._noted, None
+        if not math.isfinite(number := value.get().item()):
+            said = f"the loss is {number} in epoch {epoch}, step {step} of {len(self.batches)}"
+            raise Diverged(said, self.settings.lr, self.batches.files(epoch, step))
+
+
+def compiled(loss):
+    """The loss through torch.compile; what that cannot do, or has no compiler for, runs as it is."""
+    torch._dynamo.config.suppress_errors = True
+    torch._inductor.config.fallback_random = True  # dropout's draws as without it
+    return torch.compile(loss)
 
 
 def say(line):

@@ -4,6 +4,8 @@ import numpy as np
 
 from hw1lib.data.landcover import CLASSES, UNKNOWN
 
+PART = 2**20  # pixels that are counted at once
+
 
 def confusion(truth, prediction, classes=len(CLASSES)):
     """Counts pixels or images: rows are the truth, columns the prediction.
@@ -14,8 +16,10 @@ def confusion(truth, prediction, classes=len(CLASSES)):
     Returns:
         (classes, classes) int64.
     """
-    pairs = truth.astype(np.int64).ravel() * classes + prediction.ravel()
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    truth, prediction, counts = truth.ravel(), prediction.ravel(), np.zeros(classes**2, np.int64)
+    for part in (slice(start, start + PART) for start in range(0, truth.size, PART)):  # int64 of all would be large
+        counts += np.bincount(truth[part].astype(np.int64) * classes + prediction[part], minlength=classes**2)
+    return counts.reshape(classes, classes)
 
 
 def confused_pairs(matrix, count):

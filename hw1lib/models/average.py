@@ -12,12 +12,11 @@ def follow(average, network, decay):
 
     BatchNorm's running statistics are averaged, too; counters are copied.
     """
-    target = average.state_dict()
-    for name, value in network.state_dict().items():
-        if value.is_floating_point():
-            target[name].lerp_(value, 1 - decay)
-        else:
-            target[name].copy_(value)
+    pairs = list(zip(average.state_dict().values(), network.state_dict().values()))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*floats)), 1 - decay)
+    if counters := [pair for pair in pairs if not pair[0].is_floating_point()]:
+        torch._foreach_copy_(*map(list, zip(*counters)))
 
 
 class Averaged(nn.Module):

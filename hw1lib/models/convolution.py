@@ -1,18 +1,17 @@
-"""A convolution that is quick on small and on dilated feature maps, too.
+"""A convolution that is quick on CPUs where torch's own is not.
 
-On CPUs the library spends most of a training step in a few layers: a ResNet50's last stages on
-32-pixel images, VGG16-FCN32s's conv7, MobileNetV3's dilated depthwise layers. As matrix products,
-or without the dilation, they are several times quicker. The result is the same up to rounding, and
-so are the weights' names and shapes.
+The library spends most of a step in a few layers: those with many weights for few pixels (a ResNet50's
+last stages, VGG16-FCN32s's conv7, DeepLabV3's ASPP), and MobileNetV3's depthwise ones. As matrix products,
+or in other parts, they are several times quicker; which ones is what tests/benchmarks/networks.py measured
+(docs/performance.md). The result is the same up to rounding, and so are the weights' names and shapes.
 """
 
 import functools
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-SMALL = 4  # pixels of an output map up to which it is computed as one matrix product
 
 
 class Conv2d(nn.Conv2d):
@@ -21,30 +20,58 @@ class Conv2d(nn.Conv2d):
     def forward(self, images):
         usual = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
         if images.device.type == "cpu" and images.ndim == 4 and usual:
-            reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
-            # Products in float32 are not quicker than the library where all of a kernel is used.
-            half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
-            if self.groups == 1 and reach is not None and (half or self.kernel_size != (1, 1)):
-                return self._product(images, *reach)
-            if self._splits(images):
-                return self._in_parts(images)
+            if self.groups == 1:
+                reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+                if reach is not None and self._pays(images, *reach):
+                    return self._product(images, *reach)
+            elif self.groups == self.in_channels and torch.is_grad_enabled():
+                return self._depthwise(images)
         return super().forward(images)
+
+    def _pays(self, images, taps, pads, out):
+        """Whether a matrix product is quicker: the library first puts all weights into another order."""
+        used = [last - first + 1 for first, last in taps]
+        weights = self.in_channels * self.out_channels * used[0] * used[1]
+        pixels = out[0] * out[1]
+        if used == [1, 1]:
+            half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
+            return weights >= 2**15 if half else weights >= 2**19 and pixels <= 64
+        return weights >= 64 * pixels * len(images) and (pixels <= 64 or weights >= 2**22)
 
     def _product(self, images, taps, pads, out):
         """One matrix product over the taps that see any pixel."""
         (top, bottom), (left, right) = taps
-        kernel = self.weight[:, :, top : bottom + 1, left : right + 1]
-        (down, across), (spread, along) = self.stride, self.dilation
-        if any(pads):
-            images = F.pad(images, pads)  # below zero: cut off
-        if kernel.shape[2:] == (1, 1):
-            columns = images[:, :, ::down, ::across].permute(0, 2, 3, 1)  # (B, P, Q, C)
-        else:
-            windows = images.unfold(2, spread * (bottom - top) + 1, down)[..., ::spread]
-            windows = windows.unfold(3, along * (right - left) + 1, across)[..., ::along]
-            columns = windows.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (B, P, Q, taps·C)
-        kernel = kernel.permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
-        return F.linear(columns, kernel, self.bias).permute(0, 3, 1, 2)
+        kernel = self.weight[:, :, top : bottom + 1, left : right + 1].permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
+        pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)  # below zero: cut off
+        rows, columns = (
+            [slice(tap * spread, tap * spread + (count - 1) * stride + 1, stride) for tap in range(last - first + 1)]
+            for (first, last), spread, stride, count in zip(taps, self.dilation, self.stride, out)
+        )
+        places = list(itertools.product(rows, columns))
+        windows = pixels[:, *places[0]] if len(places) == 1 else _Windows.apply(pixels, places)  # (B, P, Q, taps·C)
+        # Flat: without a gradient torch would multiply image by image, and copy each of them before.
+        found = F.linear(windows.flatten(0, 2), kernel, self.bias)  # (B·P·Q, O)
+        return found.unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
+
+    def _depthwise(self, images):
+        """In float32, whose gradient is 5 to 10 times as quick as bfloat16's, and without dilation where that divides.
+
+        Dilation d takes each d-th pixel: d² smaller maps without dilation, side by side.
+        """
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+        with torch.autocast("cpu", enabled=False):
+            pixels, d = images.float(), self.dilation[0]
+            if not self._splits(pixels):
+                return super().forward(pixels).to(dtype)
+            # Channels come last all the way, backwards, too: depthwise layers are slow otherwise.
+            batch, channels, height, width = pixels.shape
+            parts = pixels.permute(0, 2, 3, 1).reshape(batch, height // d, d, width // d, d, channels)
+            parts = parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B·d², H/d, W/d, C)
+            pads = [pad // d for pad in self.padding]
+            out = F.conv2d(parts.permute(0, 3, 1, 2), self.weight, self.bias, padding=pads, groups=self.groups)
+            out = out.permute(0, 2, 3, 1).unflatten(0, (batch, d, d))  # (B, d, d, P/d, Q/d, O)
+            out = out.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)  # (B, P, Q, O)
+            return out.permute(0, 3, 1, 2).to(dtype)
 
     def _splits(self, images):
         """Whether the dilation divides map and padding, so that its parts do not mix."""
@@ -52,25 +79,32 @@ class Conv2d(nn.Conv2d):
         divides = all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
         return divides and spread == along > 1 and self.stride == (1, 1)
 
-    def _in_parts(self, images):
-        """Dilation d takes each d-th pixel: d² smaller maps without dilation, side by side."""
-        d, (batch, channels, height, width) = self.dilation[0], images.shape
-        # Channels come last all the way, backwards, too: depthwise layers are slow otherwise.
-        pixels = images.permute(0, 2, 3, 1).reshape(batch, height // d, d, width // d, d, channels)
-        parts = pixels.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B·d², H/d, W/d, C)
-        pads = [pad // d for pad in self.padding]
-        out = F.conv2d(parts.permute(0, 3, 1, 2), self.weight, self.bias, padding=pads, groups=self.groups)
-        out = out.permute(0, 2, 3, 1).unflatten(0, (batch, d, d))  # (B, d, d, P/d, Q/d, O)
-        out = out.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)  # (B, P, Q, O)
-        return out.permute(0, 3, 1, 2)
+
+class _Windows(torch.autograd.Function):
+    """What each tap of a kernel sees, side by side: (B, H, W, C) -> (B, P, Q, taps·C).
+
+    Its gradient adds slices up, an order of magnitude quicker than that of torch.Tensor.unfold.
+    """
+
+    @staticmethod
+    def forward(ctx, pixels, places):
+        ctx.shape, ctx.places = pixels.shape, places
+        return torch.cat([pixels[:, rows, columns] for rows, columns in places], dim=-1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        total = gradient.new_zeros(ctx.shape)
+        for (rows, columns), part in zip(ctx.places, gradient.split(ctx.shape[-1], dim=-1)):
+            total[:, rows, columns] += part
+        return total, None
 
 
 @functools.cache
 def _reach(sizes, kernels, strides, paddings, dilations):
-    """Which taps of a kernel see any pixel, where few enough remain for a matrix product.
+    """Which taps of a kernel see any pixel.
 
     Returns:
-        First and last tap along each side, padding for F.pad and the output's sides; or None.
+        First and last tap along each side, padding for F.pad and the output's sides; None where no tap does.
     """
     taps, pads, out = [], [], []
     for size, kernel, stride, padding, dilation in zip(sizes, kernels, strides, paddings, dilations):
@@ -85,8 +119,7 @@ def _reach(sizes, kernels, strides, paddings, dilations):
         taps.append((first, last))
         pads = [before, after] + pads  # F.pad begins with the last side
         out.append(count)
-    single = all(first == last for first, last in taps)
-    return (tuple(taps), pads, out) if single or out[0] * out[1] <= SMALL else None
+    return tuple(taps), pads, out
 
 
 def quicken(network):

@@ -23,7 +23,7 @@ from hw1lib.comparison import ROWS
 from hw1lib.data import layout
 from hw1lib.data.check import findings
 from hw1lib.errors import Diverged, UserError, out_of_memory
-from hw1lib.loops import everything, finetune, pretrain, segment, training
+from hw1lib.loops import device, everything, finetune, pretrain, segment
 from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
@@ -31,6 +31,7 @@ from hw1lib.steps import store, why
 
 REPEATED = {name for row in ROWS.values() for name in (row.pretraining, row.step)}  # with each seed
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
+SHARED = ("seed", "model_scale", "tf32", "cudnn_benchmark")  # settings that count for all steps that train
 ERRORS = 5  # of the data that are named where it is refused
 
 
@@ -65,24 +66,24 @@ def _all(profile, root):
     yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
     yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 3)
-    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 2)
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 4)
+    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 3)
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
             yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 3)
+            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 4)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 2)
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 3)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 2)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 2)
-    yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data))
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 3)
+    yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
-    yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 2)
+    yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 3)
 
 
 def check_of(problem):
@@ -159,7 +160,7 @@ class Steps:
     def config(self, name):
         """Everything that a step's result follows from, as plain data."""
         step, profile = self.step(name), self.profile
-        shared = {"seed": profile.seed, "model_scale": profile.model_scale} if step.trains else {}
+        shared = {name: getattr(profile, name) for name in SHARED} if step.trains else {}
         if step.trains and step.problem == 1:
             shared |= {"image_size": profile.data.image_size, "overhead": profile.data.overhead}
         return {
@@ -293,7 +294,7 @@ class Steps:
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
             "device": str(self.device),
-            "bfloat16": training.autocast_dtype("auto", self.device) is not None,
+            "bfloat16": str(device.dtype("auto", self.device)) == "torch.bfloat16",
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
         }

@@ -1,5 +1,7 @@
 """Decoding: every kind of file becomes RGB, damage is named, sizes are as torchvision's."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,9 +89,11 @@ def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp
         mask.putpixel((3, 5), (12, 34, 56))
         mask.save(tmp_path / f"{number}_mask.png")
         wanted[5, 3] = landcover.UNKNOWN
-    pixels, masks, stray = images.load_tiles(layout.Tiles(tmp_path, tuple(classes)))
+    tiles = layout.Tiles(tmp_path, tuple(classes))
+    pixels, masks = images.load_tiles(tiles)
     assert pixels.shape == (2, 3, 16, 24) and pixels.dtype == masks.dtype == np.uint8
-    assert np.array_equal(masks, list(classes.values())) and stray == 2
+    assert np.array_equal(masks, list(classes.values()))
+    assert [images.load_tile(tiles, number)[2] for number in classes] == [1, 1]
     shown = np.asarray(images.open_rgb(tmp_path / "0001_sat.jpg"))
     assert np.array_equal(pixels[1].transpose(1, 2, 0), shown)
 
@@ -102,3 +106,79 @@ def test_a_tile_and_a_mask_of_another_size_are_named(tmp_path):
     Image.new("RGB", (8, 16)).save(tmp_path / "0001_mask.png")
     with pytest.raises(UserError, match=r"0001_sat\.jpg is 8 × 8 .* 8 × 16"):
         images.load_tile(layout.Tiles(tmp_path, ("0001",)), "0001")
+
+
+# --- decoded once
+
+
+@pytest.fixture
+def split(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        noise((20 + 4 * number, 16 + 3 * number), number).save(folder / f"{number}.jpg")
+    names = tuple(f"{number}.jpg" for number in range(6))
+    return layout.Split(folder, names, np.arange(6), names, decoded=tmp_path / "decoded")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The files that are decoded."""
+    seen, real = [], images.open_rgb
+    monkeypatch.setattr(images, "open_rgb", lambda path: seen.append(path) or real(path))
+    return seen
+
+
+def test_images_are_decoded_once_for_all_processes_and_parts(split, opened):
+    """What lies on disk is what decoding anew gives; a part is rows of the whole, in its own order."""
+    fresh = images.load(dataclasses.replace(split, decoded=None), 8)
+    opened.clear()
+    whole = images.load(split, 8)
+    assert np.array_equal(whole, fresh) and isinstance(whole, np.memmap) and len(opened) == 6
+    part = split.without(split.take(2)).take(3)
+    assert np.array_equal(images.load(part, 8), fresh[[split.files.index(name) for name in part.files]])
+    assert np.array_equal(images.load(split, 8), fresh) and len(opened) == 6
+    assert images.load(split, 16).shape == (6, 3, 16, 16) and len(opened) == 12  # another size is another array
+    whole[:] = 0
+    assert np.array_equal(images.load(split, 8), fresh)  # what one process writes into it stays its own
+
+
+def test_other_data_is_decoded_anew_and_a_failure_leaves_nothing(split, opened):
+    before = images.load(split, 8).copy()
+    noise((30, 30), 9).save(split.paths[2])
+    assert not np.array_equal(images.load(split, 8)[2], before[2])
+    split.paths[3].write_bytes(b"no image")
+    files = set(split.decoded.glob("*.npy"))
+    with pytest.raises(UserError, match=r"3\.jpg"):
+        images.load(split, 8)
+    assert set(split.decoded.glob("*.npy")) == files and not list(split.decoded.glob(".*.npy.*"))
+
+
+def test_data_that_changes_while_it_is_decoded_is_refused(split, monkeypatch):
+    real = images.square
+
+    def change(image, size):
+        noise((30, 30), 9).save(split.paths[2])
+        return real(image, size)
+
+    monkeypatch.setattr(images, "square", change)
+    with pytest.raises(UserError, match="changed while"):
+        images.load(split, 8)
+    assert not list(split.decoded.glob("*.npy"))
+
+
+def test_resized_images_are_torchvisions_to_the_bit_and_keep_their_shape(split):
+    resized, resize = images.Resized(split, 12), transforms.Resize(12)
+    for at, path in enumerate(split.paths):
+        expected = resize(images.open_rgb(path))
+        assert resized[at].size == expected.size and np.array_equal(resized[at], expected)
+        assert np.array_equal(resize(resized[at]), expected)  # the original's Resize changes nothing more
+
+
+def test_tiles_are_decoded_once(tmp_path, opened):
+    for number in ("0001", "0002"):
+        write_tile(tmp_path, number, np.full((8, 8), int(number) % 6, dtype=np.uint8))
+    tiles = layout.Tiles(tmp_path, ("0001", "0002"), tmp_path / "decoded")
+    first, opens = images.load_tiles(tiles), len(opened)
+    second = images.load_tiles(tiles)
+    assert all(np.array_equal(one, two) for one, two in zip(first, second)) and len(opened) == opens

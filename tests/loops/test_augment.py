@@ -12,12 +12,17 @@ from torchvision.transforms import functional as reference
 from hw1lib.loops import augment
 from hw1lib.settings import Pretrain, Segment
 
+CPU = torch.device("cpu")
 BYOL = augment.VIEWS["byol"]
 TILE = augment.tile_recipe(Segment(crop_scale=0.3))
 RECIPES = [*BYOL, augment.VIEWS["geometry"][0], augment.CLASSIFY, TILE]
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 OFF = augment.Recipe(jitter_p=0, grayscale_p=0, blur_p=0, solarize_p=0)
 both = pytest.mark.parametrize("overhead", [True, False])
+
+
+def recolour(images, recipe):
+    return augment.recolour(images, augment.draws(len(images), images.device), recipe)
 
 
 @pytest.fixture(autouse=True)
@@ -55,17 +60,17 @@ def test_gray_blur_and_solarize_are_torchvisions():
     ours = augment.blur(images, torch.tensor(sigmas), 3)
     theirs = [reference.gaussian_blur(i, [7, 7], [s, s]) for i, s in zip(images, sigmas)]
     torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-5, rtol=0)
-    ours, theirs = augment.recolour(images, replace(OFF, solarize_p=1)), reference.solarize(images, 0.5)
+    ours, theirs = recolour(images, replace(OFF, solarize_p=1)), reference.solarize(images, 0.5)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("chance", ["jitter_p", "grayscale_p", "blur_p", "solarize_p"])
 def test_a_chance_hits_its_part_of_the_images_each_by_itself(chance):
     images = batch(400, size=8)[4:].clamp(0.05, 0.95)
-    changed = augment.recolour(images, replace(OFF, **{chance: 0.25}))
+    changed = recolour(images, replace(OFF, **{chance: 0.25}))
     hit = ((changed - images).abs().flatten(1).amax(1) > 1e-6).float().mean()
     assert 0.15 < hit < 0.35  # 4.6 standard deviations
-    assert torch.equal(augment.recolour(images, OFF), images)
+    assert torch.equal(recolour(images, OFF), images)
 
 
 @pytest.mark.parametrize(("name", "strength"), [*zip(COLOURS, (0.4, 0.3, 0.2, 0.1))])
@@ -73,13 +78,15 @@ def test_the_jitter_reaches_as_far_as_its_strength_says(monkeypatch, name, stren
     """On both sides of no change, for each image by itself."""
     adjust = Mock(side_effect=lambda images, factor: images)
     monkeypatch.setattr(augment, f"adjust_{name}", adjust)
-    augment.recolour(batch(500, size=2), augment.Recipe(jitter=(0.4, 0.3, 0.2, 0.1)))
+    recolour(batch(500, size=2), augment.Recipe(jitter=(0.4, 0.3, 0.2, 0.1)))
     reached = (adjust.call_args.args[1].flatten() - (0 if name == "hue" else 1)) / strength
-    assert -1.001 <= reached.min() < -0.95 and 0.95 < reached.max() <= 1.001 and len(reached.unique()) > 490
+    assert (
+        -1.001 <= reached.min() < -0.95 and 0.95 < reached.max() <= 1.001 and 350 < len(reached.unique()) < 450
+    )  # of 500, jittered at 0.8
 
 
 def test_each_image_is_blurred_by_a_draw_of_its_own():
-    blurred = augment.recolour(batch(5)[4:].expand(16, -1, -1, -1), replace(OFF, blur_p=1))
+    blurred = recolour(batch(5)[4:].expand(16, -1, -1, -1), replace(OFF, blur_p=1))
     assert len(blurred.unique(dim=0)) > 12  # the weakest change nothing
 
 
@@ -122,7 +129,7 @@ def test_without_a_crop_there_are_exactly_the_symmetries(how, size, overhead):
     square = size[0] == size[1]
     image = torch.rand(3, *size)
     recipe = augment.Recipe(crop_scale=1.0, aspect=1.0, overhead=overhead)
-    theta = augment.geometry(200, recipe, (1.0, 1.0) if how == "shares" else None, square)
+    theta = augment.geometry(augment.draws(200, CPU), recipe, (1.0, 1.0) if how == "shares" else None, square)
     moved = augment.warp(image.expand(200, 3, *size), theta, size)
     turns = (0, 1, 2, 3) if square else (0, 2)
     own = torch.stack([i.rot90(turn, (-2, -1)) for turn in turns for i in (image, image.flip(-1))])
@@ -139,7 +146,7 @@ def test_without_a_crop_there_are_exactly_the_symmetries(how, size, overhead):
 def test_crops_lie_inside_the_image_and_keep_their_part(recipe, square, overhead):
     """Each its own; at an aspect of 1 both sides keep the same part."""
     recipe = replace(recipe, overhead=overhead)
-    theta = augment.geometry(2000, recipe, square=square)
+    theta = augment.geometry(augment.draws(2000, CPU), recipe, square=square)
     corners = torch.tensor([[-1, -1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, 1]]).float().T
     assert (theta @ corners).abs().max() <= 1 + 1e-5
     area = torch.linalg.det(theta[:, :, :2]).abs()

@@ -21,13 +21,15 @@ CPU = torch.device("cpu")
 
 
 def trained(seed=0):
-    """A module and its optimizer after a step, so that both have a state."""
+    """A module, its optimizer and scaler after a step, so that all have a state."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     optimizer = torch.optim.Adam(module.parameters(), 0.1 + seed)
-    module(torch.randn(5, 4)).sum().backward()
-    optimizer.step()
-    return module, optimizer
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 + seed, growth_interval=1)
+    scaler.scale(module(torch.randn(5, 4)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return module, optimizer, scaler
 
 
 def make(path, seed=0, every=0.0):
@@ -35,7 +37,7 @@ def make(path, seed=0, every=0.0):
 
 
 def state_of(checkpoint):
-    return [dict(checkpoint.module.state_dict()), checkpoint.optimizer.state_dict()]
+    return [dict(checkpoint.module.state_dict()), checkpoint.optimizer.state_dict(), checkpoint.scaler.state_dict()]
 
 
 def progress():
@@ -97,7 +99,7 @@ def test_what_was_saved_is_plain_data_and_is_what_is_loaded(tmp_path):
     states = random_states(CPU)
     assert now.random is None and same(vars(now), vars(progress()))
     state = torch.load(path, weights_only=True)
-    assert state.keys() == {"format", "module", "optimizer", "progress", "beside"}
+    assert state.keys() == {"format", "module", "optimizer", "scaler", "progress", "beside"}
     assert state["beside"] == {"stage_early.npy": files.digest(tmp_path / "stage_early.npy")}
     assert same(vars(other.load()), vars(progress()) | {"random": states})
     assert same(state_of(other), state_of(saved))
@@ -170,7 +172,7 @@ def test_a_damaged_checkpoint_is_never_half_trusted(path, capsys, change, reason
     assert f"({reason}" in refused(path, capsys)
 
 
-ODD = {"format": [2], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
+ODD = {"format": [1], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
 ODD |= {"progress": [{}, {"odd": 1}, None], "beside": [None, {"gone.npy": "0"}]}  # each part of a checkpoint
 
 

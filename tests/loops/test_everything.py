@@ -33,7 +33,7 @@ def problem2(course_data):
 @pytest.fixture
 def arrays(problem2):
     """Images (N, H, W, 3), true classes, and predictions that are right for 60 % of the pixels."""
-    images, masks, _ = image_files.load_tiles(problem2.validation)
+    images, masks = image_files.load_tiles(problem2.validation)
     random = np.random.default_rng(0)
     other = random.integers(0, UNKNOWN, masks.shape).astype(np.uint8)
     right = (random.random(masks.shape) < 0.6) & (masks != UNKNOWN)

@@ -65,6 +65,12 @@ def library(monkeypatch):
     return calls
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """Matrix products wherever they can be taken, not only where they are quicker."""
+    monkeypatch.setattr(convolution.Conv2d, "_pays", lambda *_: True)
+
+
 def drawn(seed):
     """One convolution, of any kind that it has options for, and the maps that it is tried on.
 
@@ -92,7 +98,7 @@ def drawn(seed):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_output_and_gradients_of_any_convolution_are_torchs(layout, library):
+def test_output_and_gradients_of_any_convolution_are_torchs(layout, library, always):
     """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12, and no image at all."""
     compared = 0
     for seed in range(60):
@@ -110,14 +116,14 @@ QUICK = {  # kernel, options, maps
     "a small map": (3, {"padding": 1}, [(1, 1), (1, 4), (2, 2), (4, 1)]),
     "a small output": (3, {"padding": 1, "stride": 2}, [(3, 3), (4, 4), (2, 7)]),
     "5x5 on a small map": (5, {"padding": 2}, [(1, 2), (2, 2)]),
+    "a large map": (3, {"padding": 1}, [(8, 8), (3, 12)]),
+    "1x1": (1, {}, [(1, 1), (2, 2), (7, 7)]),
     "1x3": ((1, 3), {"padding": (0, 1)}, [(2, 2), (7, 1)]),
     "one tap by dilation": (3, {"padding": 12, "dilation": 12}, [(8, 8), (12, 5)]),
     "dilated, divisible": (3, {"padding": 2, "dilation": 2}, [(8, 8), (4, 12)]),
     "dilated depthwise": (5, {"padding": 4, "dilation": 2, **DEPTHWISE}, [(4, 4), (8, 12)]),
 }
 OTHER = {
-    "large maps": (3, {"padding": 1}, [(1, convolution.SMALL + 1), (3, 3), (8, 8)]),
-    "1x1 in float32": (1, {}, [(1, 1), (2, 2), (7, 7)]),
     "groups": (3, {"groups": 2, "padding": 1}, [(2, 2), (1, 3), (5, 5)]),
     "depthwise": (3, {"padding": 1, **DEPTHWISE}, [(1, 1), (2, 2), (8, 8)]),
     "undivided map": (3, {"padding": 2, "dilation": 2, **DEPTHWISE}, [(5, 5), (4, 5), (7, 8)]),
@@ -131,13 +137,43 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", [*QUICK, *OTHER])
-def test_what_is_slow_is_not_left_to_the_library_and_the_rest_is(name, library):
+def test_what_may_be_slow_is_not_left_to_the_library_and_the_rest_is(name, library, always):
     """The rest is torch's own to the bit."""
     kernel, options, sizes = (QUICK | OTHER)[name]
     ours, plain = pair(kernel, **options)
     for size in sizes:
         assert assert_alike(ours, plain, image(*size), tolerance=1e-5 if name in QUICK else 0)
     assert len(library) == (0 if name in QUICK else len(sizes))
+
+
+PAYS = [  # channels, kernel, side of the map, batch, float32 and bfloat16; of ResNet50, FCN32s and DeepLabV3
+    ((64, 64), 3, 32, 128, False, False),  # a large map
+    ((64, 256), 1, 8, 64, False, False),  # few weights
+    ((1024, 256), 1, 64, 2, False, True),
+    ((512, 2048), 1, 4, 128, True, True),
+    ((512, 512), 3, 4, 128, True, True),
+    ((256, 256), 3, 8, 256, False, False),  # many images
+    ((256, 256), 3, 8, 64, True, True),
+    ((512, 512), 3, 32, 2, False, False),
+    ((4096, 4096), 3, 16, 2, True, True),
+]
+
+
+@pytest.mark.parametrize(("channels", "kernel", "side", "batch", "single", "half"), PAYS)
+def test_products_are_taken_for_many_weights_and_few_pixels(channels, kernel, side, batch, single, half):
+    with torch.device("meta"):
+        layer = convolution.Conv2d(*channels, kernel, padding=kernel // 2)
+        for dtype, expected in ((torch.float32, single), (torch.bfloat16, half)):
+            images = torch.empty(batch, channels[0], side, side, dtype=dtype)
+            reach = convolution._reach(images.shape[2:], layer.kernel_size, layer.stride, layer.padding, (1, 1))
+            assert layer._pays(images, *reach) is expected
+
+
+def test_without_a_gradient_depthwise_layers_are_torchs_own(library):
+    ours, _ = pair(5, padding=4, dilation=2, **DEPTHWISE)
+    with torch.no_grad():
+        ours(image(8, 8))
+    assert len(library) == 1
 
 
 def test_on_another_device_it_is_torchs_own(library):
@@ -152,7 +188,7 @@ def test_on_another_device_it_is_torchs_own(library):
     ("options", "size"),
     [({"padding": 1}, (2, 1)), ({"padding": 9, "dilation": 9}, (7, 7)), ({"padding": 2, "dilation": 2}, (6, 10))],
 )
-def test_training_goes_on_after_inference_mode(options, size):
+def test_training_goes_on_after_inference_mode(options, size, always):
     """What is remembered of a map's size must not belong to inference alone."""
     convolution._reach.cache_clear()  # as if this were the first map of its size
     ours, plain = pair(3, channels=(6, 6), **options)
@@ -171,7 +207,7 @@ NARROW = {  # kernel, options, maps
 
 
 @pytest.mark.parametrize("name", NARROW)
-def test_under_autocast_it_is_quick_and_stays_close(name, library):
+def test_under_autocast_it_is_quick_and_stays_close(name, library, always):
     """The reference is in float32: bfloat16 convolutions have faults of their own (segmenters)."""
     kernel, options, sizes = NARROW[name]
     ours, plain = pair(kernel, channels=(64, 64), **options)

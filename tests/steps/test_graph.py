@@ -61,19 +61,21 @@ def test_keys_are_those_of_the_results_that_there_are(course_data):
     """A literal, as those of the smoke profile: with another rule all stored results would be unfound."""
     made = make(course_data)
     config = made.config("finetune-C")
-    assert config["settings"]["profile"] == {"seed": 0, "model_scale": 0.25, "image_size": 32, "overhead": True}
+    shared = {"seed": 0, "model_scale": 0.25, "tf32": True, "cudnn_benchmark": True}
+    assert config["settings"]["profile"] == shared | {"image_size": 32, "overhead": True}
     assert config["upstream"] == {"pretrain": made.key("pretrain")} and list(config["data"]) == ["train", "val"]
-    assert made.config("segment-colour")["settings"] == {"profile": {"seed": 0, "model_scale": 0.25}}
+    assert made.config("segment-colour")["settings"] == {"profile": shared}
     assert made.config("check-problem1")["settings"] == {"profile": {}}
     assert made.config("segment-fcn32s")["settings"]["segmentation.stage_images"] == ("0001", "0003", "0005")
-    versions = {name: step.version for name, step in made.all.items() if step.version != 2}
-    ones = dict.fromkeys(("check-problem1", "check-problem2", "control-colour", "segment-colour"), 1)
-    assert versions == {"pretrain": 3, "control-knn": 3, **ones}
+    versions = {name: step.version for name, step in made.all.items() if step.version != 3}
+    ones = dict.fromkeys(("check-problem1", "check-problem2", "control-colour"), 1)
+    assert versions == {"pretrain": 4, "control-knn": 4, "embed": 2, "segment-colour": 2, **ones}
 
 
 ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 READ_BY = {
-    **{"seed": ALL, "model_scale": ALL, "device": set(), "checkpoint_every": set(), "seeds": set()},
+    **{"seed": ALL, "model_scale": ALL, "tf32": ALL, "cudnn_benchmark": ALL},
+    **{"device": set(), "checkpoint_every": set(), "seeds": set()},
     **{"data.image_size": PROBLEM1, "data.overhead": PROBLEM1, "data.tile_limit": PROBLEM2, "data.office_limit": TUNED},
     "data.pool_limit": {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS,
     "pretrain": {"pretrain"} | ON_BYOL,

@@ -1,0 +1,103 @@
+"""Decoding: 10,000 JPEG files into batches, ours against a DataLoader of PIL images with two workers; and memory.
+
+.venv/bin/python -m tests.benchmarks.decoding [--tiny]
+"""
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from hw1lib import profiles
+from hw1lib.data import images, landcover, layout
+from hw1lib.data.check import findings
+from hw1lib.loops import pretrain, segment
+from tests.benchmarks import bench
+from tests.benchmarks.pretraining import Files, write_images
+
+SIZES = ((84, 128), (128, 128), (400, 128), (500, 224))  # side of the files, side that is wanted
+
+
+def usual(split, size):
+    """One epoch of what everybody writes."""
+    resize = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    for _ in DataLoader(Files(split.paths, resize), 64, num_workers=2):
+        pass
+
+
+def ours(split, size):
+    """Decoding into the array on disk."""
+    shutil.rmtree(split.decoded, ignore_errors=True)
+    images.load(split, size)
+
+
+def again(split, size):
+    """A second run, which finds that array; all of it is read."""
+    return int(images.load(split, size).max())
+
+
+def speed(count):
+    for side, size in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            split = write_images(Path(folder), count, side)
+            split = dataclasses.replace(split, decoded=Path(folder) / "decoded")
+            sides = {
+                "ours": lambda: ours(split, size),
+                "DataLoader": lambda: usual(split, size),
+                "a second run": lambda: again(split, size),
+            }
+            found = bench.seconds(sides, repetitions=3, warm=0)
+            yield {"files": f"{side} px", "wanted": f"{size} px", "images": count} | bench.row(found, per=count)
+
+
+def write_tiles(folder, count, side):
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(count):
+        coarse = random.integers(0, 7, (8, 8), dtype=np.uint8).repeat(side // 8, 0).repeat(side // 8, 1)
+        ground = random.integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(ground).resize((side, side), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:04d}_sat.jpg", quality=90)
+        Image.fromarray(landcover.encode(coarse)).save(folder / f"{number:04d}_mask.png")
+
+
+def load_pool(root):
+    """What pre-training holds before its networks: the pool's batches."""
+    pool = layout.labelled(
+        root, {"filename": np.array(sorted(p.name for p in root.glob("*.jpg"))), "label": np.array([])}
+    )
+    return pool
+
+
+def memory(pool, tiles, side):
+    """Peak memory of a new process, in MB: nothing, the check, the pool's batches, the tiles' batches."""
+    profile = profiles.get("strong", {"data.image_size": side})
+
+    def first_batch_of_pool(decoded):
+        split = dataclasses.replace(pool, decoded=decoded)
+        next(iter(pretrain.pool_batches(split, profile, profile.pretrain, torch.device("cpu"))(1)))
+
+    def first_batch_of_tiles(decoded):
+        split = dataclasses.replace(tiles, decoded=decoded)
+        arrays = images.load_tiles(split)
+        next(iter(segment.batches_of(*arrays, profile, profile.lraspp, torch.device("cpu"))(1)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        decoded = Path(folder)
+        yield {"process": "imports alone", "MB": bench.peak_memory(lambda: None)}
+        yield {
+            "process": f"data check of {len(tiles)} tiles",
+            "MB": bench.peak_memory(findings.problem2, tiles.folder.parent),
+        }
+        for about, run, count in (
+            ("pool", first_batch_of_pool, len(pool)),
+            ("tiles", first_batch_of_tiles, len(tiles)),
+        ):
+            for turn in ("decoding", "second run"):
+                yield {"process": f"{about}, {count} images, {turn}", "MB": bench.peak_memory(run, decoded)}

@@ -1,0 +1,107 @@
+"""How time and memory grow with the images, their side and the batch, and t-SNE's with its points.
+
+    .venv/bin/python -m tests.benchmarks.growth [--tiny]
+
+Each line is drawn against what a cost that grows in proportion would be; figures lie beside the tables.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hw1lib.chapters import style
+from hw1lib.data import images
+from hw1lib.loops import device, features
+from hw1lib.measures import embedding, representation
+from hw1lib.models import classifier
+from tests.benchmarks import bench
+from tests.benchmarks.pretraining import measure, ours, write_images
+
+CPU = torch.device("cpu")
+
+
+def decode(count, side=64):
+    with tempfile.TemporaryDirectory() as folder:
+        split = write_images(Path(folder), count, side)
+        images.load(dataclasses.replace(split, decoded=Path(folder) / "decoded"), side)
+
+
+def pretrain_steps(batch, side):
+    """Median seconds of one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        split = write_images(Path(folder), 2 * batch, side)
+        return statistics.median(measure(ours, split, side, batch, momentum=False, steps=3))
+
+
+def extract(count, side=64):
+    pixels = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+    features.extract(classifier.backbone().to(memory_format=torch.channels_last), pixels, CPU)
+
+
+def clouds(count, dimensions=256, classes=65):
+    """Points around the centres of classes, as activations are."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % classes
+    return np.float32(
+        3 * random.normal(size=(classes, dimensions))[labels] + random.normal(size=(count, dimensions))
+    ), labels
+
+
+def project(count):
+    points, labels = clouds(count // 2)
+    embedding.project(points, points + 1, labels, 30, 0)
+
+
+def rank(count):
+    representation.effective_rank(clouds(count, 2048)[0])
+
+
+SERIES = {  # what grows, and in what
+    "decoding (64 px)": ("images", decode, (500, 2000, 8000)),
+    "frozen features (64 px)": ("images", extract, (256, 1024, 4096)),
+    "effective rank": ("images", rank, (500, 2000, 8000)),
+    "PCA, t-SNE and their measures": ("points", project, (1000, 4000, 20000)),
+    "step of pre-training, batch 16": ("side in px", lambda side: pretrain_steps(16, side), (32, 64, 128, 256)),
+    "step of pre-training, 64 px": ("batch", lambda batch: pretrain_steps(batch, 64), (16, 64, 256)),
+}
+TINY = {"decoding (64 px)": ("images", decode, (8, 16)), "effective rank": ("images", rank, (50, 100))}
+
+
+def main():
+    tiny = bench.arguments(__doc__)
+    device.set_up(CPU)
+    rows = []
+    for name, (unit, run, sizes) in (TINY if tiny else SERIES).items():
+        for size in sizes:
+            started = time.perf_counter()
+            found = run(size)
+            taken = time.perf_counter() - started if found is None else found
+            rows.append(
+                {"what": name, unit: size, "seconds": round(taken, 3), "MB": round(bench.peak_memory(run, size))}
+            )
+            print(rows[-1], flush=True)
+    table = [
+        {"what": r["what"], "grows": list(r)[1], "to": list(r.values())[1], "seconds": r["seconds"], "MB": r["MB"]}
+        for r in rows
+    ]
+    bench.keep("growth", "How cost grows", table)
+    figure, axes = style.canvas(2, len({row["what"] for row in table}), (13, 5))
+    for place, (name, (unit, _, _)) in enumerate((TINY if tiny else SERIES).items()):
+        mine = [row for row in table if row["what"] == name]
+        for of, axis in (("seconds", axes[place]), ("MB", axes[place + len(axes) // 2])):
+            sizes, values = [row["to"] for row in mine], [row[of] for row in mine]
+            axis.loglog(sizes, values, marker="o", color=style.PALETTE[0])
+            power = 2 if unit == "side in px" else 1  # pixels
+            axis.loglog(sizes, [values[0] * (size / sizes[0]) ** power for size in sizes], ":", color=style.MUTED)
+            axis.set(xlabel=unit, ylabel=of)
+            axis.set_title(name if of == "seconds" else "", fontsize=8)
+    style.save(figure, bench.OUT / "growth.png")
+
+
+if __name__ == "__main__":
+    main()

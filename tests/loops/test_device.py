@@ -1,0 +1,142 @@
+"""Devices and precisions: which are chosen, and that a training step waits for none of them."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hw1lib import profiles
+from hw1lib.errors import UserError
+from hw1lib.loops import augment, device, losses, pretrain, training
+from hw1lib.loops.batches import ArrayBatches
+from hw1lib.models import byol, classifier, segmenters
+from hw1lib.models.average import Averaged
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+# --- which
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16),
+     ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
+)  # fmt: skip
+def test_auto_takes_bfloat16_on_cpus_that_are_fast_at_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert device.dtype("auto", CPU) is expected
+    for precision, dtype in (("auto", expected or torch.float32), ("float32", torch.float32)):
+        with device.autocast(precision, CPU):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is dtype
+            with device.exact(CPU):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_gpus_without_bfloat16_get_float16(monkeypatch, has, expected):
+    """T4, V100, RTX 20xx: what torch emulates there is slow."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has)
+    assert device.dtype("auto", torch.device("cuda")) is expected
+    assert device.dtype("float32", torch.device("cuda")) is None
+    assert device.dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["tpu9000", "", "cuda:99", "cpu:x"])
+def test_a_device_that_cannot_be_used_is_a_clear_error(name):
+    with pytest.raises(UserError, match=f"--device {name} .*--device cpu"):
+        device.choose(name)
+
+
+@pytest.mark.parametrize("found", [None, torch.device("meta")])
+def test_auto_takes_the_accelerator_or_else_the_cpu(monkeypatch, found):
+    """An accelerator that is available: torch may be built for one that is not there."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: check_available and found)
+    assert device.choose("auto") == (found or CPU) and device.choose("cpu") == CPU
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_settings_of_a_gpu_are_what_the_profile_says(on):
+    device.set_up(CPU, tf32=on, benchmark=on)
+    assert torch.backends.cudnn.benchmark is torch.backends.cudnn.allow_tf32 is on
+    assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
+
+
+# --- nobody waits
+
+
+class Waits(TorchDispatchMode):
+    """Notes copies to the device that block. What reads a value, meta tensors refuse by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.copies = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        from_cpu = any(tensor.device == CPU and tensor.ndim for tensor in given)
+        if from_cpu and any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_leaves((out, args))):
+            if (kwargs or {}).get("non_blocking"):
+                self.copies += 1
+            else:
+                self.found.append(str(function))
+        return out
+
+
+def self_supervised(momentum):
+    profile = profiles.get("smoke", {"pretrain.use_momentum": momentum, "pretrain.views": "byol"})
+    learner = byol.learner(pretrain.initial(profile), 32, profile.pretrain, pretrain.views(profile)).to(META)
+    follow = (lambda step: byol.follow(learner, 0.99)) if momentum else None
+    return learner, lambda images, labels: byol.loss(learner, images), None, follow
+
+
+def supervised():
+    model = classifier.Classifier(classifier.backbone(0.25), classifier.Head(3)).to(META)
+    view = augment.Views(32, augment.CLASSIFY)
+    loss = lambda images, labels: torch.nn.functional.cross_entropy(model(images), labels)  # noqa: E731
+    return model, loss, lambda images, labels: (view(images), labels), None
+
+
+def segmentation(name):
+    network = Averaged(segmenters.build(name, 0.25), 0.99).to(META)
+    table = augment.tile_recipe(profiles.get("strong").lraspp)
+
+    def prepare(images, masks):
+        drawn = augment.draws(len(images), images.device)
+        return augment.recolour(
+            augment.warp(images.float() / 255, augment.geometry(drawn, table), 32), drawn, table
+        ), masks
+
+    loss = lambda images, masks: losses.segmentation(segmenters.scores(network, images), masks, "lovasz")  # noqa: E731
+    return network, loss, prepare, network.follow
+
+
+TRAININGS = [
+    *(pytest.param(lambda m=m: self_supervised(m), id=f"byol momentum {m}") for m in (True, False)),
+    pytest.param(supervised, id="classifier"),
+    *(pytest.param(lambda n=n: segmentation(n), id=n) for n in segmenters.SEGMENTERS),
+]
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("make", TRAININGS)
+def test_no_step_of_a_training_waits_for_its_device(monkeypatch, make, resident):
+    """On meta tensors: no value is read, no shape follows from one, and what is copied is only ordered."""
+    monkeypatch.setattr("hw1lib.loops.batches.fits", lambda tensors, device: resident)
+    module, loss, prepare, after_step = make()
+    labels = (
+        torch.zeros((8, 32, 32), dtype=torch.uint8)
+        if prepare and isinstance(module, Averaged)
+        else torch.zeros(8).long()
+    )
+    batches = ArrayBatches([torch.zeros(8, 3, 32, 32, dtype=torch.uint8), labels], 4, 0, META, prepare)
+    chosen = profiles.get("smoke", {"lraspp.precision": "float32"}).lraspp
+    optimizer, scaler = torch.optim.SGD(module.parameters(), 0.1), torch.amp.GradScaler(enabled=False)
+    steps = training.train_one_epoch(loss, batches, optimizer, scaler, chosen, META, epoch=1)
+    next(steps)  # constants may still be copied
+    with Waits() as waits:
+        step, value = next(steps)
+        if after_step:
+            after_step(step)
+    assert value.is_meta and not waits.found and waits.copies <= 5
