@@ -1,8 +1,9 @@
 """Kernels that papermill runs notebooks in, forked from one process that has imported everything already."""
 
+import functools
 import multiprocessing
 import os
-import sys
+from multiprocessing import forkserver
 
 from jupyter_client import AsyncKernelManager
 
@@ -10,10 +11,11 @@ FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = ["ipykernel.kernelapp", "matplotlib.pyplot", "sklearn.decomposition", "hw1lib.workbook"]
 
 
+@functools.cache
 def prepare():
     """Starts the process that kernels are forked from; it imports while this one goes on."""
-    multiprocessing.set_forkserver_preload(IMPORTED)
-    FORKS.Process(target=int).start()
+    FORKS.set_forkserver_preload(IMPORTED)
+    forkserver.ensure_running()
 
 
 class ForkedKernel(AsyncKernelManager):
@@ -35,10 +37,9 @@ def _run(arguments, folder, environment):
 
     os.setsid()  # signals reach the kernel and what it starts, nobody else
     os.environ.clear()
-    os.environ.update(environment | {"JPY_PARENT_PID": str(os.getppid())})  # when that one ends, so does the kernel
+    os.environ.update(environment)
     os.chdir(folder or ".")
-    sys.argv = ["ipykernel_launcher", *arguments]
-    IPKernelApp.launch_instance()
+    IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])  # ends with that process
 
 
 class _Popen:

@@ -53,6 +53,8 @@ def run(book, parameters):
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
     undone = _print_plan(book)
+    if undone:
+        kernel.prepare()
 
     for name, problem in NOTEBOOKS.items():
         if problem == 0 or book.has[problem]:
@@ -160,6 +162,7 @@ def _current(name, book, since=0.0):
 
 def _papermill(source, target, parameters, steps):
     _listen(steps)
+    kernel.prepare()
     live = {name: os.environ.pop(name) for name in LIVE if name in os.environ}  # nobody looks at these kernels
     try:
         with warnings.catch_warnings():
