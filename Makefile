@@ -40,10 +40,10 @@ lab: setup
 	@cd "$(here)" && .venv/bin/jupyter lab --ServerApp.ip=localhost --notebook-dir=notebooks \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Prints the benchmark tables, in about half an hour. Nothing else should run meanwhile.
-bench: setup
-	@cd "$(here)" && .venv/bin/python tests/benchmarks/augmentation.py
-	@cd "$(here)" && .venv/bin/python tests/benchmarks/losses.py
+# Prints the benchmark tables, in about an hour, and writes them to report/build/bench. Nothing else should run meanwhile.
+bench: setup-dev
+	@cd "$(here)" && for part in networks pretraining segmentation frozen decoding growth augmentation; do \
+		.venv/bin/python -m tests.benchmarks.$$part || exit 1; done
 
 # Runs the committed notebooks, so that they show the demo, and the smoke copies that nbval compares.
 notebooks: setup-dev

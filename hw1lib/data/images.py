@@ -56,7 +56,10 @@ def load(split, size):
         return load(split.whole, size)[split.rows]
 
     def fill(array):
-        _each(lambda at: array.__setitem__(at, square(open_rgb(split.paths[at]), size)), len(split))
+        def one(at, path):
+            array[at] = square(open_rgb(path), size)
+
+        _each(one, split.paths)
 
     return _kept(split, f"square {size}", (len(split), 3, size, size), fill)
 
@@ -78,12 +81,12 @@ def load_tiles(tiles):
     width, height = _size(tiles.sat(tiles.numbers[0]))
 
     def fill(array):
-        def one(at):
-            image, classes, _ = load_tile(tiles, number := tiles.numbers[at])
+        def one(at, number):
+            image, classes, _ = load_tile(tiles, number)
             _same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
             array[at, :3], array[at, 3] = image, classes
 
-        _each(one, len(tiles))
+        _each(one, tiles.numbers)
 
     array = _kept(tiles, "tiles", (len(tiles), 4, height, width), fill)
     return array[:, :3], array[:, 3]
@@ -98,17 +101,17 @@ class Resized:
     """
 
     def __init__(self, split, size):
-        shapes = _each(lambda at: _resized_shape(split.paths[at], size), len(split))
+        shapes = _each(lambda at, path: _resized_shape(path, size), split.paths)
         self.shapes = np.array(shapes)  # (N, 2) height and width
         self.ends = self.shapes.prod(axis=1).cumsum()
         self.starts = self.ends - self.shapes.prod(axis=1)
 
         def fill(array):
-            def one(at):
-                image = transforms.functional.resize(open_rgb(split.paths[at]), size)
+            def one(at, path):
+                image = transforms.functional.resize(open_rgb(path), size)
                 array[self.starts[at] : self.ends[at]] = np.asarray(image).reshape(-1, 3)
 
-            _each(one, len(split))
+            _each(one, split.paths)
 
         self.pixels = _kept(split, f"resized {size}", (int(self.ends[-1]), 3), fill)
 
@@ -127,10 +130,10 @@ def _resized_shape(path, size):
     return (size, longer) if width > height else (longer, size)
 
 
-def _each(function, count):
-    """What a function gives for 0 … count - 1, in threads: Pillow lets others work while it decodes."""
+def _each(function, items):
+    """What function(place, item) gives for each item, in threads: Pillow lets others work while it decodes."""
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, range(count)))
+        return list(pool.map(function, range(len(items)), items))
 
 
 def _kept(split, kind, shape, fill):

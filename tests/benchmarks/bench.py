@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from importlib.metadata import version
@@ -28,7 +29,7 @@ def seconds(sides, repetitions=5, warm=1):
         warm: further ones before, not counted.
 
     Returns:
-        Dict from name to a sorted list of seconds.
+        Dict from name to its seconds, turn by turn.
     """
     found = {name: [] for name in sides}
     for turn in range(warm + repetitions):
@@ -37,11 +38,13 @@ def seconds(sides, repetitions=5, warm=1):
             run()
             if turn >= warm:
                 found[name].append(time.perf_counter() - started)
-    return {name: sorted(taken) for name, taken in found.items()}
+    return found
 
 
 def row(found, ours="ours", per=1):
-    """One row of a table: what each side does a second, with its spread, and how many times as fast ours is.
+    """One row of a table: what each side does a second, the median with half its range, and the median ratio.
+
+    Ratios are taken turn by turn, as other guests of a machine slow both sides of a turn alike.
 
     Args:
         found: what `seconds` gave.
@@ -51,10 +54,12 @@ def row(found, ours="ours", per=1):
     cells = {}
     for name, taken in found.items():
         middle = statistics.median(taken)
-        cells[name] = f"{per / middle:.3g} ± {100 * (taken[-1] - taken[0]) / 2 / middle:.0f} %"
-    mine = statistics.median(found[ours])
-    ratios = {f"× {name}": round(statistics.median(taken) / mine, 2) for name, taken in found.items() if name != ours}
-    return cells | ratios
+        cells[name] = f"{per / middle:.3g} ± {100 * (max(taken) - min(taken)) / 2 / middle:.0f} %"
+    for name, taken in found.items():
+        if name != ours:
+            ratio = statistics.median(other / mine for other, mine in zip(taken, found[ours]))
+            cells[f"× {name}"] = f"{ratio:.2f}"
+    return cells
 
 
 def keep(name, title, rows):
@@ -78,21 +83,23 @@ def machine():
     )
 
 
-def peak_memory(run, *arguments):
-    """Highest resident memory of a new process that calls run(*arguments), in MB."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        run(*arguments)
-        import resource
+def alone(run, *arguments):
+    """Calls run(*arguments) in a process of its own, forked from this one, which must not have computed with torch.
 
-        os.write(write, json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024).encode())
+    Returns:
+        What run returned, where that is a number, else its seconds; and the highest resident memory in MB.
+    """
+    read, write = os.pipe()
+    if os.fork() == 0:
+        started = time.perf_counter()
+        found = run(*arguments)
+        taken = found if isinstance(found, float) else time.perf_counter() - started
+        os.write(write, json.dumps([taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         found = json.load(pipe)
-    os.waitpid(child, 0)
+    os.wait()
     return found
 
 

@@ -6,6 +6,7 @@
 import dataclasses
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from hw1lib.loops import pretrain, segment
 from tests.benchmarks import bench
 from tests.benchmarks.pretraining import Files, write_images
 
+CPU = torch.device("cpu")
 SIZES = ((84, 128), (128, 128), (400, 128), (500, 224))  # side of the files, side that is wanted
 
 
@@ -67,37 +69,40 @@ def write_tiles(folder, count, side):
         Image.fromarray(landcover.encode(coarse)).save(folder / f"{number:04d}_mask.png")
 
 
-def load_pool(root):
-    """What pre-training holds before its networks: the pool's batches."""
-    pool = layout.labelled(
-        root, {"filename": np.array(sorted(p.name for p in root.glob("*.jpg"))), "label": np.array([])}
-    )
-    return pool
-
-
-def memory(pool, tiles, side):
+def memory(pool, tiles):
     """Peak memory of a new process, in MB: nothing, the check, the pool's batches, the tiles' batches."""
-    profile = profiles.get("strong", {"data.image_size": side})
+    profile = profiles.get("strong")
 
-    def first_batch_of_pool(decoded):
+    def pool_of(decoded):
         split = dataclasses.replace(pool, decoded=decoded)
-        next(iter(pretrain.pool_batches(split, profile, profile.pretrain, torch.device("cpu"))(1)))
+        next(iter(pretrain.pool_batches(split, profile, profile.pretrain, CPU)(1)))
 
-    def first_batch_of_tiles(decoded):
-        split = dataclasses.replace(tiles, decoded=decoded)
-        arrays = images.load_tiles(split)
-        next(iter(segment.batches_of(*arrays, profile, profile.lraspp, torch.device("cpu"))(1)))
+    def tiles_of(decoded):
+        arrays = images.load_tiles(dataclasses.replace(tiles, decoded=decoded))
+        next(iter(segment.batches_of(*arrays, profile, profile.lraspp, CPU)(1)))
 
     with tempfile.TemporaryDirectory() as folder:
-        decoded = Path(folder)
-        yield {"process": "imports alone", "MB": bench.peak_memory(lambda: None)}
-        yield {
-            "process": f"data check of {len(tiles)} tiles",
-            "MB": bench.peak_memory(findings.problem2, tiles.folder.parent),
-        }
-        for about, run, count in (
-            ("pool", first_batch_of_pool, len(pool)),
-            ("tiles", first_batch_of_tiles, len(tiles)),
-        ):
+        yield {"process": "imports alone", "MB": round(bench.alone(int)[1])}
+        check = partial(findings.problem2, tiles.folder.parent, False)
+        yield {"process": f"data check of {len(tiles)} tiles", "MB": round(bench.alone(check)[1])}
+        for about, run, count in (("pool", pool_of, len(pool)), ("tiles", tiles_of, len(tiles))):
             for turn in ("decoding", "second run"):
-                yield {"process": f"{about}, {count} images, {turn}", "MB": bench.peak_memory(run, decoded)}
+                yield {"process": f"{about}, {count} images, {turn}", "MB": round(bench.alone(run, Path(folder))[1])}
+
+
+def main():
+    tiny = bench.arguments(__doc__)
+    bench.keep("decoding", "Decoding, images a second", list(speed(20 if tiny else 10_000)))
+    pool_count, tile_count, side = (300, 8, 64) if tiny else (38_400, 2_000, 512)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "pool").mkdir()
+        pool = write_images(root / "pool", pool_count, 32 if tiny else 128)
+        for split in ("train", "validation"):
+            write_tiles(root / "p2_data" / split, tile_count if split == "train" else max(8, tile_count // 8), side)
+        tiles = layout.find(root, profiles.get("strong").data).problem2.train
+        bench.keep("memory", "Peak memory, counts and sizes of the course", list(memory(pool, tiles)))
+
+
+if __name__ == "__main__":
+    main()

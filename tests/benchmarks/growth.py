@@ -8,7 +8,6 @@ Each line is drawn against what a cost that grows in proportion would be; figure
 import dataclasses
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from hw1lib.loops import device, features
 from hw1lib.measures import embedding, representation
 from hw1lib.models import classifier
 from tests.benchmarks import bench
-from tests.benchmarks.pretraining import measure, ours, write_images
+from tests.benchmarks.pretraining import ours, write_images
 
 CPU = torch.device("cpu")
 
@@ -35,7 +34,8 @@ def pretrain_steps(batch, side):
     """Median seconds of one step."""
     with tempfile.TemporaryDirectory() as folder:
         split = write_images(Path(folder), 2 * batch, side)
-        return statistics.median(measure(ours, split, side, batch, momentum=False, steps=3))
+        running = ours(split, side, batch, False)
+        return statistics.median(bench.seconds({"step": lambda: next(running)}, repetitions=3)["step"])
 
 
 def extract(count, side=64):
@@ -78,23 +78,15 @@ def main():
     rows = []
     for name, (unit, run, sizes) in (TINY if tiny else SERIES).items():
         for size in sizes:
-            started = time.perf_counter()
-            found = run(size)
-            taken = time.perf_counter() - started if found is None else found
-            rows.append(
-                {"what": name, unit: size, "seconds": round(taken, 3), "MB": round(bench.peak_memory(run, size))}
-            )
+            seconds, megabytes = bench.alone(run, size)
+            rows.append({"what": name, "grows": unit, "to": size, "seconds": f"{seconds:.3g}", "MB": round(megabytes)})
             print(rows[-1], flush=True)
-    table = [
-        {"what": r["what"], "grows": list(r)[1], "to": list(r.values())[1], "seconds": r["seconds"], "MB": r["MB"]}
-        for r in rows
-    ]
-    bench.keep("growth", "How cost grows", table)
-    figure, axes = style.canvas(2, len({row["what"] for row in table}), (13, 5))
+    bench.keep("growth", "How cost grows", rows)
+    figure, axes = style.canvas(2, len({row["what"] for row in rows}), (13, 5))
     for place, (name, (unit, _, _)) in enumerate((TINY if tiny else SERIES).items()):
-        mine = [row for row in table if row["what"] == name]
+        mine = [row for row in rows if row["what"] == name]
         for of, axis in (("seconds", axes[place]), ("MB", axes[place + len(axes) // 2])):
-            sizes, values = [row["to"] for row in mine], [row[of] for row in mine]
+            sizes, values = [row["to"] for row in mine], [float(row[of]) for row in mine]
             axis.loglog(sizes, values, marker="o", color=style.PALETTE[0])
             power = 2 if unit == "side in px" else 1  # pixels
             axis.loglog(sizes, [values[0] * (size / sizes[0]) ** power for size in sizes], ":", color=style.MUTED)

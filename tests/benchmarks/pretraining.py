@@ -1,4 +1,4 @@
-"""Self-supervised pre-training at the course's size, whole steps from JPEG files on: ours, lightly's, the original's loop.
+"""Pre-training at the course's size, whole steps from JPEG files on: ours, lightly's, the original's loop.
 
     .venv/bin/python -m tests.benchmarks.pretraining [--tiny]
 
@@ -6,11 +6,13 @@ lightly is no requirement of the project; `pip install lightly` adds its rows. I
 transforms are used as its documentation has them, with what makes them quick here: bfloat16, channels_last.
 """
 
+import copy
 import dataclasses
 import itertools
 import statistics
 import tempfile
-import time
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +99,6 @@ def lightly(split, side, batch, momentum):
     if momentum:
         online = nn.Sequential(backbone, BYOLProjectionHead(2048, 4096, 256)).to(memory_format=torch.channels_last)
         predictor = BYOLPredictionHead(256, 4096, 256)
-        import copy
-
         target = copy.deepcopy(online)
         deactivate_requires_grad(target)
         transform = BYOLTransform(BYOLView1Transform(input_size=side), BYOLView2Transform(input_size=side))
@@ -159,18 +159,6 @@ def product_rate(size=4096):
     return 2 * size**3 / statistics.median(taken)
 
 
-def measure(make, split, side, batch, momentum, steps):
-    """Seconds of each of some steps after two that are not counted, sorted."""
-    taken, running = [], make(split, side, batch, momentum)
-    for step in range(steps + 2):
-        started = time.perf_counter()
-        next(running)
-        if step >= 2:
-            taken.append(time.perf_counter() - started)
-    running.close()
-    return sorted(taken)
-
-
 def main():
     tiny = bench.arguments(__doc__)
     side, batch = (32, 4) if tiny else (SIDE, BATCH)
@@ -180,17 +168,14 @@ def main():
         split = write_images(Path(folder), batch * 8, side)
         split = dataclasses.replace(split, decoded=Path(folder) / "decoded")
         for momentum in (False, True):
-            found = {}
-            for make, steps in ((ours, 8), (lightly, 8), (original, 2)):
-                try:
-                    found[make.__name__] = measure(make, split, side, batch, momentum, 1 if tiny else steps)
-                except ImportError:
-                    print("lightly is not installed")
-                print(make.__name__, momentum, found.get(make.__name__), flush=True)
+            makes = (ours, original) if find_spec("lightly") is None else (ours, lightly, original)
+            sides = {make.__name__: partial(next, make(split, side, batch, momentum)) for make in makes}
+            found = bench.seconds(sides, repetitions=1 if tiny else 5)
             part = flops_per_image(side, momentum) * batch / statistics.median(found["ours"]) / peak
             method = "momentum target" if momentum else "no momentum"
             share = {"of the machine's product rate": f"{100 * part:.0f} %"}
             rows.append({"method": method} | bench.row(found, per=batch) | share)
+            print(rows[-1], flush=True)
     bench.keep("pretraining", f"Pre-training, images a second: {side} px, batch {batch}, from JPEG files", rows)
 
 

@@ -7,7 +7,7 @@ references do, in float32: a DataLoader of two workers, transforms of one image 
 """
 
 import statistics
-import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -116,17 +116,6 @@ def forward_alone(network, batch, side, precision):
         return segmenters.scores(network, images)
 
 
-def steps(running, count):
-    """Seconds of some steps after one that is not counted, sorted."""
-    taken = []
-    for step in range(count + 1):
-        started = time.perf_counter()
-        next(running)
-        if step:
-            taken.append(time.perf_counter() - started)
-    return sorted(taken)
-
-
 def main():
     tiny = bench.arguments(__doc__)
     side, batch, count = (64, 2, 1) if tiny else (512, 2, 3)
@@ -145,10 +134,11 @@ def main():
             profile = profiles.get("seed", changes | {f"{name}.precision": precision})
             settings = getattr(profile, name)
             case = {"network": name, "px": side, "precision of ours": precision}
-            found = {
-                "ours": steps(our_training(network, images, masks, profile, settings), count),
-                "plain": steps(plain_training(other, images, masks, batch), count),
+            sides = {
+                "ours": partial(next, our_training(network, images, masks, profile, settings)),
+                "plain": partial(next, plain_training(other, images, masks, batch)),
             }
+            found = bench.seconds(sides, repetitions=count)
             training_rows.append(case | bench.row(found, per=batch))
             sides = {
                 "ours": lambda: our_validation(network, images, masks, settings),
