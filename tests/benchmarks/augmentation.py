@@ -1,6 +1,6 @@
 """How fast BYOL's first view is drawn for each image by itself: ours, kornia's, torchvision's.
 
-    .venv/bin/python tests/benchmarks/augmentation.py
+    .venv/bin/python -m tests.benchmarks.augmentation
 
 kornia is no requirement of the project; `pip install kornia` adds its line to the table.
 """

@@ -1,4 +1,4 @@
-"""Which loss trains land-cover segmentation best? Run by `make bench`; 20 minutes or more.
+"""Which loss trains land-cover segmentation best? `python -m tests.benchmarks.losses`; 20 minutes or more.
 
 The demo's LR-ASPP, trained on the Earth sample's training tiles without one fold, is scored at its
 last epoch on that fold: whole blocks of the Earth, so that no tile has a neighbour in training.
