@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import threading
 from multiprocessing import forkserver
 
 from jupyter_client import AsyncKernelManager
@@ -39,7 +40,14 @@ def _run(arguments, folder, environment):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder or ".")
-    IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])  # ends with that process
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+
+
+def _end_with(process):
+    """Ends the kernel when papermill's process has ended, however that did."""
+    process.join()
+    os._exit(1)
 
 
 class _Popen:

@@ -79,14 +79,14 @@ def main():
     for name, (unit, run, sizes) in (TINY if tiny else SERIES).items():
         for size in sizes:
             seconds, megabytes = bench.alone(run, size)
-            rows.append({"what": name, "grows": unit, "to": size, "seconds": f"{seconds:.3g}", "MB": round(megabytes)})
+            rows.append({"what": name, "grows": unit, "to": size, "seconds": round(seconds, 3), "MB": round(megabytes)})
             print(rows[-1], flush=True)
     bench.keep("growth", "How cost grows", rows)
     figure, axes = style.canvas(2, len({row["what"] for row in rows}), (13, 5))
     for place, (name, (unit, _, _)) in enumerate((TINY if tiny else SERIES).items()):
         mine = [row for row in rows if row["what"] == name]
         for of, axis in (("seconds", axes[place]), ("MB", axes[place + len(axes) // 2])):
-            sizes, values = [row["to"] for row in mine], [float(row[of]) for row in mine]
+            sizes, values = [row["to"] for row in mine], [row[of] for row in mine]
             axis.loglog(sizes, values, marker="o", color=style.PALETTE[0])
             power = 2 if unit == "side in px" else 1  # pixels
             axis.loglog(sizes, [values[0] * (size / sizes[0]) ** power for size in sizes], ":", color=style.MUTED)

@@ -36,7 +36,7 @@ class Plain(Dataset):
             [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.ColorJitter(0.2, 0.2, 0.2, 0.02)] if train else []
         )
         scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.DEVIATION)]
-        self.image_and_mask = v2.Compose(flips)
+        self.image_and_mask = v2.Compose(flips or [v2.Identity()])
         self.scale = v2.Compose(scale)
 
     def __len__(self):
@@ -44,8 +44,7 @@ class Plain(Dataset):
 
     def __getitem__(self, index):
         image, mask = tv_tensors.Image(self.images[index]), tv_tensors.Mask(self.masks[index])
-        if self.image_and_mask.transforms:
-            image, mask = self.image_and_mask(image, mask)
+        image, mask = self.image_and_mask(image, mask)
         return self.scale(image), mask.long()
 
 
