@@ -41,6 +41,7 @@ def _run(arguments, folder, environment):
     os.environ.update(environment)
     os.chdir(folder or ".")
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    # Without a parent it would print how to connect to it; that parent outlives papermill, so the thread above ends it.
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 

@@ -96,7 +96,7 @@ class Arriving:
     def __init__(self, tensor):
         self._copy = tensor.to("cpu", non_blocking=True)
         self._there = None
-        if tensor.device.type not in ("cpu", "meta"):
+        if tensor.device.type != "cpu":
             self._there = torch.Event(tensor.device)
             self._there.record()
 

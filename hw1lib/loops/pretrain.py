@@ -85,8 +85,8 @@ def inputs(pool, profile):
 def pool_batches(pool, profile, settings, device):
     """Batches of the pool's images, (B, 3, S, S) uint8, without labels; a part of it is not copied out of the whole."""
     whole = pool if pool.whole is None else pool.whole
-    images = torch.from_numpy(image_files.load(whole, profile.data.image_size))
-    return ArrayBatches([images], settings.batch_size, profile.seed, device, names=whole.files, rows=pool.rows)
+    images = [inputs(whole, profile)]
+    return ArrayBatches(images, settings.batch_size, profile.seed, device, names=whole.files, rows=pool.rows)
 
 
 def loss(learner, images, settings):

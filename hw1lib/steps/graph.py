@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
+import torch
+
 from hw1lib import files
 from hw1lib.comparison import ROWS
 from hw1lib.data import layout
@@ -294,7 +296,7 @@ class Steps:
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
             "device": str(self.device),
-            "bfloat16": str(device.dtype("auto", self.device)) == "torch.bfloat16",
+            "bfloat16": device.dtype("auto", self.device) is torch.bfloat16,
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
         }

@@ -1,6 +1,7 @@
 """What all benchmarks share: sides that take turns, medians with spread, the machine, tables on disk."""
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ import torch
 
 from hw1lib import files, paths
 from hw1lib.chapters import words
+from hw1lib.loops import training
 from hw1lib.pipeline import _device_name
 
 OUT = paths.ROOT / "report" / "build" / "bench"
@@ -60,6 +62,13 @@ def row(found, ours="ours", per=1):
             ratio = statistics.median(other / mine for other, mine in zip(taken, found[ours]))
             cells[f"× {name}"] = f"{ratio:.2f}"
     return cells
+
+
+def training_steps(module, loss, batches, settings):
+    """The steps of a training as `make report` takes them, on the CPU and without end: yields after each."""
+    optimizer, scaler = training.make_optimizer(module, settings), torch.amp.GradScaler(enabled=False)
+    for epoch in itertools.count(1):
+        yield from training.train_one_epoch(loss, batches, optimizer, scaler, settings, torch.device("cpu"), epoch)
 
 
 def keep(name, title, rows):

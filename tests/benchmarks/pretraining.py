@@ -8,7 +8,6 @@ transforms are used as its documentation has them, with what makes them quick he
 
 import copy
 import dataclasses
-import itertools
 import statistics
 import tempfile
 from functools import partial
@@ -26,7 +25,7 @@ from torchvision.models import resnet50
 
 from hw1lib import profiles
 from hw1lib.data.layout import Split
-from hw1lib.loops import augment, device, pretrain, training
+from hw1lib.loops import augment, device, pretrain
 from hw1lib.models import byol
 from tests.benchmarks import bench
 
@@ -133,13 +132,10 @@ def ours(split, side, batch, momentum):
     backbone = pretrain.initial(profile).to(memory_format=torch.channels_last)
     learner = byol.learner(backbone, side, settings, pretrain.views(profile))
     batches = pretrain.pool_batches(split, profile, settings, CPU)
-    optimizer, scaler = training.make_optimizer(learner, settings), torch.amp.GradScaler(enabled=False)
-    for epoch in itertools.count(1):
-        loss = lambda images: pretrain.loss(learner, images, settings)  # noqa: E731
-        for _ in training.train_one_epoch(loss, batches, optimizer, scaler, settings, CPU, epoch):
-            if momentum:
-                byol.follow(learner, 0.99)
-            yield
+    for _ in bench.training_steps(learner, lambda images: pretrain.loss(learner, images, settings), batches, settings):
+        if momentum:
+            byol.follow(learner, 0.99)
+        yield
 
 
 def flops_per_image(side, momentum):

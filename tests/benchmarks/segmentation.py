@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from hw1lib import profiles
 from hw1lib.data.landcover import UNKNOWN
-from hw1lib.loops import augment, device, losses, segment, training
+from hw1lib.loops import augment, device, losses, segment
 from hw1lib.models import segmenters
 from tests.benchmarks import bench
 
@@ -87,17 +87,12 @@ def plain_validation(network, images, masks, batch):
 
 def our_training(network, images, masks, profile, settings):
     batches = segment.batches_of(images, masks, profile, settings, CPU)
-    optimizer, scaler = training.make_optimizer(network, settings), torch.amp.GradScaler(enabled=False)
     network.train()
 
     def loss(tiles, labels):
         return losses.segmentation(segmenters.scores(network, tiles), labels)
 
-    epoch = 0
-    while True:
-        epoch += 1
-        for _ in training.train_one_epoch(loss, batches, optimizer, scaler, settings, CPU, epoch):
-            yield
+    yield from bench.training_steps(network, loss, batches, settings)
 
 
 def our_validation(network, images, masks, settings):

@@ -1,13 +1,15 @@
 """Devices and precisions: which are chosen, and that a training step waits for none of them."""
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hw1lib import profiles
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, device, losses, pretrain, training
+from hw1lib.loops import augment, device, losses, pretrain, segment, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.models import byol, classifier, segmenters
 from hw1lib.models.average import Averaged
@@ -84,32 +86,35 @@ class Waits(TorchDispatchMode):
         return out
 
 
+IMAGES = np.zeros((8, 3, 32, 32), dtype=np.uint8)
+
+
 def self_supervised(momentum):
     profile = profiles.get("smoke", {"pretrain.use_momentum": momentum, "pretrain.views": "byol"})
     learner = byol.learner(pretrain.initial(profile), 32, profile.pretrain, pretrain.views(profile)).to(META)
+    batches = ArrayBatches([torch.from_numpy(IMAGES)], 4, 0, META)
     follow = (lambda step: byol.follow(learner, 0.99)) if momentum else None
-    return learner, lambda images, labels: byol.loss(learner, images), None, follow
+    return learner, lambda images: byol.loss(learner, images), batches, follow
 
 
 def supervised():
     model = classifier.Classifier(classifier.backbone(0.25), classifier.Head(3)).to(META)
     view = augment.Views(32, augment.CLASSIFY)
-    loss = lambda images, labels: torch.nn.functional.cross_entropy(model(images), labels)  # noqa: E731
-    return model, loss, lambda images, labels: (view(images), labels), None
+    tensors = [torch.from_numpy(IMAGES), torch.zeros(8).long()]
+    batches = ArrayBatches(tensors, 4, 0, META, lambda images, labels: (view(images), labels))
+    return model, lambda images, labels: F.cross_entropy(model(images), labels), batches, None
 
 
 def segmentation(name):
+    profile = profiles.get("smoke", {f"{name}.crop": 0})
     network = Averaged(segmenters.build(name, 0.25), 0.99).to(META)
-    table = augment.tile_recipe(profiles.get("strong").lraspp)
-
-    def prepare(images, masks):
-        drawn = augment.draws(len(images), images.device)
-        return augment.recolour(
-            augment.warp(images.float() / 255, augment.geometry(drawn, table), 32), drawn, table
-        ), masks
-
-    loss = lambda images, masks: losses.segmentation(segmenters.scores(network, images), masks, "lovasz")  # noqa: E731
-    return network, loss, prepare, network.follow
+    batches = segment.batches_of(IMAGES, IMAGES[:, 0], profile, getattr(profile, name), META)
+    return (
+        network,
+        lambda images, masks: losses.segmentation(segmenters.scores(network, images), masks, "lovasz"),
+        batches,
+        network.follow,
+    )
 
 
 TRAININGS = [
@@ -124,13 +129,7 @@ TRAININGS = [
 def test_no_step_of_a_training_waits_for_its_device(monkeypatch, make, resident):
     """On meta tensors: no value is read, no shape follows from one, and what is copied is only ordered."""
     monkeypatch.setattr("hw1lib.loops.batches.fits", lambda tensors, device: resident)
-    module, loss, prepare, after_step = make()
-    labels = (
-        torch.zeros((8, 32, 32), dtype=torch.uint8)
-        if prepare and isinstance(module, Averaged)
-        else torch.zeros(8).long()
-    )
-    batches = ArrayBatches([torch.zeros(8, 3, 32, 32, dtype=torch.uint8), labels], 4, 0, META, prepare)
+    module, loss, batches, after_step = make()
     chosen = profiles.get("smoke", {"lraspp.precision": "float32"}).lraspp
     optimizer, scaler = torch.optim.SGD(module.parameters(), 0.1), torch.amp.GradScaler(enabled=False)
     steps = training.train_one_epoch(loss, batches, optimizer, scaler, chosen, META, epoch=1)
