@@ -11,7 +11,7 @@ import torch
 from hw1lib import files
 from hw1lib.errors import out_of_memory
 
-FORMAT = 2  # raised when a checkpoint holds something else; older ones are then not used
+FORMAT = 3  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
 INSIDE = 10  # an epoch that lasts so many times the interval is saved inside, too
 

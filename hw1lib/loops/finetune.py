@@ -8,6 +8,7 @@ from hw1lib.comparison import ROWS
 from hw1lib.data import images as image_files
 from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches
+from hw1lib.loops.device import send
 from hw1lib.loops.pretrain import labelled_batches
 from hw1lib.models import classifier
 
@@ -115,7 +116,7 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
     settings, labels = profile.finetune, torch.from_numpy(problem1.val.labels)
 
     def second_last(inputs):
-        return [head.activations(embed(part.to(device))) for part in inputs.split(256)]  # each (B, hidden)
+        return [head.activations(embed(send(part, device))) for part in inputs.split(256)]  # each (B, hidden)
 
     def evaluate(epoch):
         for name, at in (("activations_first", 1), ("activations_last", settings.epochs)):

@@ -1,5 +1,6 @@
 """THE training loop. Every network is trained here."""
 
+import itertools
 import math
 import random
 
@@ -27,15 +28,36 @@ def make_optimizer(module, settings):
     """Adam, AdamW or SGD over what is trained; the last two spare biases and norms from decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if settings.optimizer == "adam":
-        return torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
+        return _in_memory_order(torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay, fused=True))
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, settings.lr, fused=True)
+        return _in_memory_order(torch.optim.AdamW(groups, settings.lr, fused=True))
     # Not fused: torch 2.14 would go on from memory as it is where float16's first step overflows and is left out.
     return torch.optim.SGD(groups, settings.lr, momentum=0.9)
+
+
+def _in_memory_order(optimizer):
+    """Shows a step each kernel as it lies in memory, channels last; returns the optimizer.
+
+    On CPUs torch 2.14's fused Adam copies gradients into another order, which it does not use: a third of its time.
+    """
+
+    def turn(*order):
+        def hook(optimizer, *_):
+            for weight in itertools.chain(*(group["params"] for group in optimizer.param_groups)):
+                if weight.ndim == 4 and weight.device.type == "cpu" and weight.grad is not None:
+                    gradient, weight.grad = weight.grad, None
+                    weight.data = weight.data.permute(order)
+                    weight.grad = gradient.permute(order)
+
+        return hook
+
+    optimizer.register_step_pre_hook(turn(0, 2, 3, 1))
+    optimizer.register_step_post_hook(turn(0, 3, 1, 2))
+    return optimizer
 
 
 def rate(progress, settings):

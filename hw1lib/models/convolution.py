@@ -41,7 +41,10 @@ class Conv2d(nn.Conv2d):
     def _product(self, images, taps, pads, out):
         """One matrix product over the taps that see any pixel."""
         (top, bottom), (left, right) = taps
-        kernel = self.weight[:, :, top : bottom + 1, left : right + 1].permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
+        seen = slice(top, bottom + 1), slice(left, right + 1)
+        partial = (bottom - top + 1, right - left + 1) != self.kernel_size
+        weight = _Taps.apply(self.weight, *seen) if partial else self.weight
+        kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
         pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)  # below zero: cut off
         rows, columns = (
             [slice(tap * spread, tap * spread + (count - 1) * stride + 1, stride) for tap in range(last - first + 1)]
@@ -78,6 +81,24 @@ class Conv2d(nn.Conv2d):
         spread, along = self.dilation
         divides = all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
         return divides and spread == along > 1 and self.stride == (1, 1)
+
+
+class _Taps(torch.autograd.Function):
+    """Some taps of a kernel: weight[:, :, rows, columns].
+
+    Its gradient has channels last like the weights, so that nobody has to put it into another order.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, rows, columns):
+        ctx.shape, ctx.seen = weight.shape, (rows, columns)
+        return weight[:, :, rows, columns]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        total = torch.zeros_like(gradient.new_empty(ctx.shape), memory_format=torch.channels_last)
+        total[:, :, *ctx.seen] = gradient
+        return total, None, None
 
 
 class _Windows(torch.autograd.Function):

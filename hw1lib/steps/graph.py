@@ -85,7 +85,7 @@ def _all(profile, root):
         yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 3)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
-    yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 3)
+    yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 4)
 
 
 def check_of(problem):

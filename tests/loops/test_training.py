@@ -1,5 +1,6 @@
 """THE loop: what an interrupted run resumes to, rates, decay, and its errors."""
 
+import copy
 import itertools
 import math
 import random
@@ -300,6 +301,25 @@ def test_decay_spares_biases_and_norms(name):
             decayed = name == "adam" or path in ("body.0.weight", "body.5.weight")
             assert decay.pop(id(parameter)) == (0.3 if decayed else 0.0), path
     assert not decay and {group["lr"] for group in optimizer.param_groups} == {1e-2}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_weights_with_channels_last_are_trained_as_torch_trains_them(name):
+    """The steps see kernels in another order of their dimensions; torch's unfused optimizers are the reference."""
+    torch.manual_seed(0)
+    ours = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3, groups=4), torch.nn.Flatten(1))
+    ours = ours.to(memory_format=torch.channels_last)
+    theirs, images = copy.deepcopy(ours), torch.randn(10, 2, 3, 8, 8)
+    first = training.make_optimizer(ours, settings(optimizer=name))
+    second = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](theirs.parameters(), 1e-2, weight_decay=0)
+    for network, optimizer in ((ours, first), (theirs, second)):
+        for batch in images:
+            optimizer.zero_grad()
+            network(batch).square().mean().backward()
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters()):
+        assert mine.shape == other.shape and mine.stride() == other.stride()
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
 
 
 # --- precision
