@@ -36,6 +36,7 @@ ROWS = {
         Row("random", None, True, "head; backbone frozen"),
         Row("knn", "pretrain", True, "nothing: k-NN on frozen features"),
         Row("colour", None, True, "head on colour mean and deviation"),
+        Row("simple", None, True, "a simple classifier of colour and texture"),
     )
 }
 SETTINGS = ("A", "B", "C", "D", "E")

@@ -14,11 +14,12 @@ COSINE = dict(optimizer="adamw", schedule="cosine")
 
 def _demo():
     """The Earth sample, the real architectures from scratch, 15 minutes on two CPU cores."""
-    byol = dict(views="geometry", zero_init_residual=True, projection_hidden_size=2048)
+    byol = dict(views="geometry", projection_hidden_size=2048)
     tiles = dict(**COSINE, batch_size=16, crop=64, loss="lovasz")
     return Profile(
         name="demo",
         about="the Earth sample, real architectures from scratch, minutes on a laptop",
+        zero_init_residual=True,
         data=Data(image_size=32, overhead=True),
         # By the k-NN probe inside the pool: many small steps, and views that leave colours alone.
         pretrain=Pretrain(**COSINE, **byol, epochs=6, batch_size=32, lr=3e-4, weight_decay=1e-4, warmup_epochs=0.5),
@@ -67,6 +68,11 @@ def _seed():
         name="seed",
         about="the original report's settings to the letter",
         ours=(
+            "the call of BYOL() as it was before byol-pytorch 0.8: plain BYOL, without simplicial embeddings",
+            "the last pre-trained backbone is kept, not that of the lowest loss, which rewards collapse",
+            "what is left of an epoch after its last full batch is left out",
+            "fine-tuning draws the same transforms as pre-training; the original names none for it",
+            "constant learning rates; the original names no schedule",
             "Adam for fine-tuning",
             "supervised pre-training, where pretrain_model_SL.pt is missing: as for the self-supervised one",
             "Problem 2: Adam 1e-4, batch 8, 50 epochs, ImageNet or COCO weights, no augmentation",
@@ -89,7 +95,7 @@ def _strong():
     Public reports of this homework: hundreds of epochs at 1e-4 … 3e-4 decide, at 1e-3 nothing is
     learnt; a target network beats none. Our own trials: blocks that begin as identity help.
     """
-    byol = dict(use_momentum=True, moving_average_decay=0.99, zero_init_residual=True, probe_every=10)
+    byol = dict(use_momentum=True, moving_average_decay=0.99, probe_every=10)
     tiles = dict(pretrained=True, crop_scale=0.5, norm_momentum=0.0, loss="lovasz", average=0.999, tta=True)
     tiles = Segment(**COSINE, **tiles, epochs=60, batch_size=8, lr=1e-4, weight_decay=1e-2, warmup_epochs=1.0)
     satellite = dict(pred_iou_thresh=0.86, stability_score_thresh=0.92, min_mask_region_area=100)  # as is usual there
@@ -97,6 +103,7 @@ def _strong():
         name="strong",
         about="our best recipe for a GPU and the real course data",
         needs_data=True,
+        zero_init_residual=True,
         pretrain=Pretrain(**COSINE, **byol, epochs=800, batch_size=256, lr=3e-4, weight_decay=1e-4, warmup_epochs=10.0),
         supervised=Supervised(**COSINE, epochs=100, batch_size=256, lr=1e-3, weight_decay=5e-2, warmup_epochs=5.0),
         finetune=Finetune(**COSINE, epochs=300, batch_size=64, lr=5e-4, weight_decay=5e-2, warmup_epochs=10.0),

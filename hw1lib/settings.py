@@ -60,7 +60,6 @@ class Pretrain(Optimization):
 
     views: Literal["byol", "geometry"] = "byol"  # augment.VIEWS: Grill et al.'s; no change of colour
     crop_scale: float = Field(0.2, ge=0.01, le=1)  # smallest share of the area in a view; BYOL: 0.08
-    zero_init_residual: bool = False  # the backbone's blocks begin as identity (Goyal et al. 2017)
     one_pass: bool = True  # our forward, equal to the package's; False: the package's own
     probe_every: Count = 1  # epochs between two looks of the probe; the last epoch always has one
     hold_out: bool = True  # the k-NN probe's queries are kept out of training
@@ -167,6 +166,7 @@ class Profile:
     tf32: bool = True  # float32 products on a GPU's tensor cores: factors of 10 bits
     cudnn_benchmark: bool = True  # cuDNN tries which algorithm is quickest; two runs then differ in rounding
     model_scale: float = Field(1.0, ge=0.05, le=1)  # 1: real; less shrinks width and depth
+    zero_init_residual: bool = False  # every ResNet50 begins with its blocks as identity (Goyal et al. 2017)
     needs_data: bool = False  # True: only for real course data, --data-root must be given
     data: Data = Data()
     pretrain: Pretrain = Pretrain()

@@ -16,7 +16,7 @@ from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
 from hw1lib.loops import device, training
-from hw1lib.steps.graph import REPEATED, Steps
+from hw1lib.steps.graph import Steps, repeated
 from hw1lib.steps.store import Store
 
 
@@ -58,7 +58,7 @@ class Workbook:
     @functools.cached_property
     def seeds(self):
         """The steps of each seed: dict from seed to Steps, the report's own first."""
-        first, count = self.profile.seed, self.profile.seeds if self.data.problem1 else 1
+        first, count = self.profile.seed, self.profile.seeds
         others = range(first + 1, first + count)
         return {first: self.steps} | {seed: self.steps.of_seed(seed, _live()) for seed in others}
 
@@ -67,7 +67,7 @@ class Workbook:
         for seed, steps in self.seeds.items():
             own = steps is self.steps
             for name in steps.all:
-                if own or name in REPEATED:
+                if own or name in repeated(self.profile):
                     yield _label(name, None if own else seed), steps, name
 
     def result(self, name, seed=None):

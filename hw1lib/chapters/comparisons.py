@@ -1,14 +1,22 @@
 """Notebook 02: what N validation images can show of settings and controls.
 
-"Better" is said only where an exact McNemar test on the same images supports it at 5 %. Rankings and tests use the
-last epoch, which no selection used.
+"Better" is said only where an exact McNemar test on the same images supports it at 5 %, after Holm's adjustment for
+all comparisons that the text makes. Rankings and tests use the last epoch, which no selection used.
 """
+
+import itertools
 
 import pandas as pd
 
 from hw1lib.chapters.words import LEVEL, capital, listed, p_number, p_value, percent, points
 from hw1lib.comparison import ROWS, SETTINGS
-from hw1lib.measures.statistics import mcnemar
+from hw1lib.measures.statistics import holm, mcnemar, mean_interval
+
+FAMILY = (  # all that the text compares: it ranks A–E, and holds the self-supervised features against controls
+    *((later, earlier) for earlier, later in itertools.combinations(SETTINGS, 2)),
+    *(("E", control) for control in ("random", "colour", "simple")),
+    ("knn", "knn-random"),
+)
 
 
 def hits(predictions, labels, collapsed=False):
@@ -40,14 +48,33 @@ def two_by_two(one, two, names):
     return pd.DataFrame({"": [f"{first} right", f"{first} wrong"]} | counts)
 
 
-def p_values(right):
-    """Exact McNemar tests between all rows: the lower half of a table of p-values; `right` as of `hits`."""
-    names = list(right)
-    table = pd.DataFrame({"setting": names[1:]})
-    for column, one in enumerate(names[:-1]):
-        below = [p_number(mcnemar(right[one], right[two])) for two in names[column + 1 :]]
-        table[one] = [""] * column + below
-    return table
+def tested(right):
+    """Exact McNemar tests of the comparisons that the text makes.
+
+    Args:
+        right: as of `hits`.
+
+    Returns:
+        DataFrame with first and second, the difference of their accuracies, p, and p adjusted for all of them.
+    """
+    pairs = [pair for pair in FAMILY if set(pair) <= set(right)]
+    table = pd.DataFrame(pairs, columns=["first", "second"])
+    table["difference"] = [right[one].mean() - right[two].mean() for one, two in pairs]
+    table["p"] = [mcnemar(right[one], right[two]) for one, two in pairs]
+    return table.assign(adjusted=holm(table["p"]))
+
+
+def readable(tests):
+    """The same for reading; `tests` as of `tested`."""
+    shown = tests.assign(**{name: tests[name].map(p_number) for name in ("p", "adjusted")})
+    shown["difference"] = [f"{100 * gap:+.1f}" for gap in tests["difference"]]
+    return shown.rename(columns={"difference": "difference in points", "adjusted": "p after Holm"})
+
+
+def adjusted(one, two, right):
+    """The p-value of one comparison after Holm's adjustment, in whichever order its two rows are named."""
+    tests = tested(right)
+    return float(tests.loc[tests["first"].isin((one, two)) & tests["second"].isin((one, two)), "adjusted"].item())
 
 
 def compare(first, second, right, names=None):
@@ -62,7 +89,7 @@ def compare(first, second, right, names=None):
     out = [text for row, text in ((first, one), (second, two)) if row not in right]
     if out:
         return f"{capital(one)} and {two} are not compared: the pre-training behind {listed(out)} has collapsed."
-    gap, p = right[first].mean() - right[second].mean(), mcnemar(right[first], right[second])
+    gap, p = right[first].mean() - right[second].mean(), adjusted(first, second, right)
     mine, other = (percent(right[row].mean()) for row in (first, second))
     if p >= LEVEL:
         shown = f"no difference that {len(right[first])} images can show ({p_value(p)})"
@@ -79,7 +106,7 @@ def ranked(right):
 def ranking(right):
     """Names the best of the settings A–E and what it can be told apart from."""
     best, second, *_ = order = ranked(right)
-    same = [s for s in order[1:] if mcnemar(right[best], right[s]) >= LEVEL]
+    same = [s for s in order[1:] if adjusted(best, s, right) >= LEVEL]
     lead = right[best].mean() - right[second].mean()
     ahead = f"{points(lead)} ahead of" if lead > 0 else "level with"
     text = f"At the last epoch setting {best} has the highest validation accuracy, {percent(right[best].mean())}, "
@@ -88,8 +115,8 @@ def ranking(right):
     if absent:
         text += f" {listed(absent)} rest on pre-training that collapsed and take no part."
     if same:
-        return f"{text} {len(right[best])} images cannot tell it from {listed(same)} (exact McNemar test)."
-    return f"{text} The exact McNemar test tells it from each of the others."
+        return f"{text} {len(right[best])} images cannot tell it from {listed(same)} (exact McNemar test, Holm)."
+    return f"{text} The exact McNemar test, adjusted after Holm, tells it from each of the others."
 
 
 def pretraining(right):
@@ -104,7 +131,7 @@ def domains(right, pool, target):
         if free not in right:
             parts.append(f"The {kind} pre-training has collapsed, so {frozen} and {free} say nothing.")
             continue
-        gap, p = right[free].mean() - right[frozen].mean(), mcnemar(right[free], right[frozen])
+        gap, p = right[free].mean() - right[frozen].mean(), adjusted(free, frozen, right)
         freezing = f"Freezing the {kind} backbone ({frozen} against {free})"
         if p >= LEVEL:
             both = f"{percent(right[frozen].mean())} against {percent(right[free].mean())}, {p_value(p)}"
@@ -128,10 +155,12 @@ def controls(right):
         "E": "a head on the frozen self-supervised features (E)",
         "random": "the same head on a frozen random backbone",
         "colour": "the same head on colour statistics alone",
+        "simple": "the best simple classifier of colour and texture",
         "knn": "k-NN on the self-supervised features",
         "knn-random": "k-NN on those of a random backbone",
     }
-    pairs = (("E", "random"), ("E", "colour"), ("knn", "knn-random"))
+    strongest = max(("colour", "simple"), key=lambda control: right[control].mean())
+    pairs = (("E", "random"), ("E", strongest), ("knn", "knn-random"))
     return " ".join(compare(*pair, right, names) for pair in pairs)
 
 
@@ -148,17 +177,20 @@ def seeds(table, collapsed=()):
     left_out = f" Left out for collapsed pre-training: {listed(f'seed {s}' for s in collapsed)}." if collapsed else ""
     if total == 1:
         return (
-            "One seed was run, so how much these numbers move from seed to seed was not measured; `--seeds 3` repeats "
-            "pre-training, fine-tuning and controls with two more."
+            "One seed was run. The tests above say what these validation images show of these very networks; how far "
+            "another start, another order of the images or another machine's rounding would move them was not "
+            "measured. `--seeds 3` repeats pre-training, fine-tuning and controls with two more."
         )
     if len(last) < 2:
         return f"Too few of the {total} seeds are left for a comparison.{left_out}"
 
     parts = []
-    for one, two in (("C", "A"), ("E", "random"), ("E", "colour")):
+    for one, two in (("C", "A"), ("E", "random"), ("E", "simple")):
         change = last[one] - last[two]
-        sign = "each time" if (change > 0).all() else f"{int((change > 0).sum())} of {len(last)} times"
-        spread = f"{100 * change.mean():+.1f} ± {100 * change.std():.1f} points"
-        parts.append(f"{one} − {two} is {spread}, above zero {sign}")
-    each = "each with a pre-training of its own (mean ± standard deviation, last epoch)"
+        low, high = mean_interval(change)
+        sign = "above zero" if low > 0 else "below zero" if high < 0 else "not told from zero"
+        parts.append(
+            f"{one} − {two} is {100 * change.mean():+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {sign}"
+        )
+    each = "each with a pre-training of its own (mean difference at the last epoch, 95 % t interval)"
     return f"Over {len(last)} seeds, {each}: {'; '.join(parts)}.{left_out}"

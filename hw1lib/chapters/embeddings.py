@@ -62,7 +62,8 @@ def explained(variances, most=30):
 def table(metrics):
     """The measures of the first and the last epoch; `metrics` are those of step embed."""
     measures = ("silhouette", "purity", "trustworthiness")
-    return pd.DataFrame([{"measure": m} | {e: metrics[f"{m}_{e}"] for e in ("first", "last")} for m in measures])
+    rows = [{"measure": m} | {e: metrics[f"{m}_{e}"] for e in ("first", "last")} for m in measures]
+    return pd.DataFrame(rows).assign(by_chance=[None, metrics["purity_chance"], None])
 
 
 def in_words(metrics, setting):
@@ -70,12 +71,15 @@ def in_words(metrics, setting):
     first, last = metrics["silhouette_first"], metrics["silhouette_last"]
     pure, purer = metrics["purity_first"], metrics["purity_last"]
     denser = "denser and further apart" if last > first else "not denser or further apart"
+    chance = metrics["purity_chance"]
     neighbours = "more" if purer > pure else "fewer" if purer < pure else "as many"
     return (
         f"From the first to the last epoch of setting {setting} the mean silhouette of the activations goes from "
         f"{first:.3f} to {last:.3f}: the classes are {denser}. {capital(neighbours)} of an image's nearest neighbours "
-        f"belong to its own class ({percent(purer)} after {percent(pure)}). PCA's two axes hold "
-        f"{percent(metrics['pca_variance'])} of the variance; t-SNE keeps neighbourhoods with a trustworthiness of "
+        f"belong to its own class ({percent(purer)} after {percent(pure)}; {percent(chance)} by chance). PCA, fitted "
+        "to both epochs together, holds in two axes "
+        f"{percent(metrics['pca_variance'])} of the variance; t-SNE, laid out for both together from there, keeps "
+        "neighbourhoods with a trustworthiness of "
         f"{metrics['trustworthiness_first']:.3f} and {metrics['trustworthiness_last']:.3f}, but its distances between "
         "clusters mean nothing."
     )

@@ -5,12 +5,13 @@ import numpy as np
 import pandas as pd
 
 from hw1lib.chapters.data import land_cover
-from hw1lib.chapters.segmentation import VISIBLE, moved
+from hw1lib.chapters.segmentation import moved
 from hw1lib.chapters.style import INK, PALETTE, canvas, show
 from hw1lib.chapters.words import percent
 from hw1lib.data import images as image_files
 from hw1lib.models.weights import SAM_HINT
 
+VISIBLE = 0.0005  # a smaller change of a mIoU does not show in three digits
 METHODS = {"sam": "SAM", "slic": "SLIC", "felzenszwalb": "Felzenszwalb"}
 QUALITY = ["coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision"]
 
@@ -38,14 +39,16 @@ def refinement(metrics):
     """What each method's masks make of the improved model's prediction on all tiles, as tables/refinement.csv."""
     rows, model = [], metrics["model_miou"]
     for method, values in metrics["refined"].items():
-        rows.append((method, values["segments"], model, values["miou"], values["miou"] - model))
-    return pd.DataFrame(rows, columns=["method", "segments", "model_miou", "vote_miou", "change"])
+        rows.append((method, values["segments"], model, values["miou"], values["miou"] - model, *values["change"]))
+    return pd.DataFrame(rows, columns=["method", "segments", "model_miou", "vote_miou", "change", "low", "high"])
 
 
 def refinement_readable(table):
     """The same for reading."""
     forms = {"segments": "{:.0f}", "model_miou": "{:.3f}", "vote_miou": "{:.3f}", "change": "{:+.3f}"}
     shown = table.assign(method=table["method"].map(METHODS), **{c: table[c].map(f.format) for c, f in forms.items()})
+    ends = [f"{low:+.3f} … {high:+.3f}" for low, high in zip(table["low"], table["high"])]
+    shown = shown.drop(columns=["low", "high"]).assign(**{"95 % interval": ends})
     names = {"segments": "segments an image", "model_miou": "mIoU of the model", "vote_miou": "after the vote"}
     return shown.rename(columns=names)
 
@@ -197,7 +200,7 @@ def refinement_in_words(metrics, model, tiles):
     """
     parts = []
     for method, values in metrics["refined"].items():
-        effect = moved(values["miou"] - metrics["model_miou"])
+        effect = moved(values["miou"] - metrics["model_miou"], values["change"])
         parts.append(f"with {METHODS[method]} ({values['segments']:.0f} segments an image) it {effect}")
     return (
         f"On all {tiles} validation tiles, a majority vote in each segment changes {model}'s prediction of the last "

@@ -30,32 +30,37 @@ def accuracies(metrics, source):
         source: file, pool or imagenet: where the supervised backbone of B and D comes from.
 
     Returns:
-        DataFrame with the columns of tables/finetune.csv: fractions, and Wilson's 95 % interval of the best epoch.
+        DataFrame with the columns of tables/finetune.csv. `accuracy` and `epoch` are those of the best epoch, which
+        validation chose; `accuracy_last`, `correct` and Wilson's 95 % interval those of the last one.
     """
     origins = {None: "none (random weights)", "pretrain": "self-supervised", "pretrain-supervised": ORIGIN[source]}
     rows = []
     for name, values in metrics.items():
-        low, high = wilson(values["correct"], values["total"])
+        low, high = wilson(values["correct_last"], values["total"])
         pretraining = ROWS[name].pretraining
         about = {"pretraining": origins.get(pretraining, pretraining), "finetuning": ROWS[name].trained}
-        if name == "colour":
+        if name in ("colour", "simple"):
             about["pretraining"] = "none"
-        rows.append({"setting": name, **about, "ci_low": low, "ci_high": high, **values})
+        about["finetuning"] = values.get("model", about["finetuning"])
+        rows.append(
+            {"setting": name, **about, **values, "correct": values["correct_last"], "ci_low": low, "ci_high": high}
+        )
     return pd.DataFrame(rows)[[*COLUMNS, "accuracy_last"]]
 
 
 def readable(table, original=None):
-    """The table of accuracies for reading: the interval in one column.
+    """The table of accuracies for reading: the last epoch with its interval, then the best one.
 
     Args:
         table: as of `accuracies`.
         original: dict from setting to the original's accuracy, where it compares.
     """
-    shown = table.drop(columns=["total", "ci_low", "ci_high"])
+    shown = table[["setting", "pretraining", "finetuning", "accuracy_last"]]
     shown = shown.rename(columns={"pretraining": "pre-training", "finetuning": "trained"})
-    shown["correct"] = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
     intervals = [f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(table["ci_low"], table["ci_high"])]
-    shown.insert(list(shown).index("correct"), "95 % interval", intervals)
+    correct = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
+    best = [f"{percent(accuracy)} (epoch {epoch})" for accuracy, epoch in zip(table["accuracy"], table["epoch"])]
+    shown = shown.assign(**{"95 % interval": intervals, "correct": correct, "best epoch": best})
     if original:
         shown["original"] = [percent(original[s]) if s in original else None for s in table["setting"]]
     return shown
@@ -138,18 +143,18 @@ def confused(matrix, pairs, classes):
 
 
 def accuracy_bars(table):
-    """Accuracy of settings and controls with 95 % intervals; `table` as of `accuracies`."""
+    """Accuracy at the last epoch of settings and controls with 95 % intervals; `table` as of `accuracies`."""
     figure, (axis,) = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
     for place, row in enumerate(table.itertuples()):
-        axis.barh(place, row.accuracy, color=COLOURS.get(row.setting, MUTED), alpha=0.85)
+        axis.barh(place, row.accuracy_last, color=COLOURS.get(row.setting, MUTED), alpha=0.85)
         axis.hlines(place, row.ci_low, row.ci_high, color=INK, linewidth=1.5)
-        axis.plot(row.accuracy_last, place, "D", color="white", markeredgecolor=INK, markersize=5)
-    axis.plot([], [], "D", color="white", markeredgecolor=INK, label="last epoch")
-    axis.hlines([], 0, 0, color=INK, label="Wilson 95 % interval")
+        axis.plot(row.accuracy, place, "D", color="white", markeredgecolor=MUTED, markersize=4)
+    axis.hlines([], 0, 0, color=INK, label="its Wilson 95 % interval")
+    axis.plot([], [], "D", color="white", markeredgecolor=MUTED, label="best epoch, chosen on validation")
     axis.set_yticks(range(len(table)), table["setting"])
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter("{x:.0%}")
-    axis.set_xlabel("validation accuracy (bar: best epoch)")
+    axis.set_xlabel("validation accuracy (bar: last epoch)")
     axis.grid(axis="y", visible=False)
     figure.legend(loc="outside upper right", ncols=2, fontsize=8)
     return figure

@@ -12,12 +12,12 @@ from hw1lib.chapters.words import capital, fraction, listed
 from hw1lib.data import landcover
 from hw1lib.data.landcover import SCORED
 from hw1lib.measures import metrics as scores
+from hw1lib.measures.statistics import bootstrap, mean_interval
 from hw1lib.models import segmenters
 from hw1lib.models.segmenters import SEGMENTERS
 
 COLUMNS = ["model", "miou", "miou_last", *SCORED, "pixel_accuracy", "parameters", "epoch"]
 PART_COLOURS = {"input": "#d5d8dc", "backbone": "#8fb8de", "head": "#f5b971", "upsampling": "#9fd8a5"}
-VISIBLE = 0.0005  # a smaller change of a mIoU does not show in three digits
 VARIANTS = {"": "", "tta": ", TTA", "vote": ", vote"}
 
 
@@ -57,11 +57,59 @@ def table(rows):
     return frame.astype({"parameters": "Int64"} | dict.fromkeys(SCORED, "float64"))
 
 
-def readable(rows, original=None):
-    """The same for reading: names in words, and the ceiling of the output stride beside each model.
+def spread(predictions, masks, groups=None):
+    """How far each mIoU, and each difference of two, would move with other tiles: 95 % intervals of a bootstrap.
+
+    Args:
+        predictions: dict from (model, variant) to (N, H, W) classes of the validation tiles at the last epoch.
+        masks: (N, H, W) true classes.
+        groups: (N,) which tiles are of one place, and are drawn together; None: each by itself.
+
+    Returns:
+        Dict from (model, variant), and from pairs of them (the first minus the second), to (low, high).
+    """
+    counts = {name: [scores.confusion(*tile) for tile in zip(masks, found)] for name, found in predictions.items()}
+    return bootstrap({name: np.array(each) for name, each in counts.items()}, scores.miou, groups)
+
+
+def differences(rows, between):
+    """The differences of mIoUs that the text speaks of, as tables/segmentation_differences.csv.
+
+    Args:
+        rows: dict from (model, variant) to numbers, as of `table`.
+        between: as of `spread`.
+    """
+    models = [name for name in rows if not name[1] and name[0] != "colour"]
+    pairs = [(one, two) for place, one in enumerate(models) for two in models[:place]]
+    pairs += [(model, ("colour", "")) for model in models]
+    pairs += [(name, (name[0], "")) for name in rows if name[1]]
+    found = []
+    for one, two in pairs:
+        gap, (low, high) = rows[one]["miou_last"] - rows[two]["miou_last"], between[one, two]
+        found.append({"first": "+".join(filter(None, one)), "second": two[0], "change": gap, "low": low, "high": high})
+    return pd.DataFrame(found)
+
+
+def differences_readable(table):
+    """The same for reading."""
+    shown = {side: table[side].map(called) for side in ("first", "second")}
+    ends = [f"{low:+.3f} … {high:+.3f}" for low, high in zip(table["low"], table["high"])]
+    return pd.DataFrame(shown | {"difference": table["change"].map("{:+.3f}".format), "95 % interval": ends})
+
+
+def called(name):
+    """The full name of a model, a variant such as lraspp+tta or the control."""
+    model, _, variant = name.partition("+")
+    full = {name: about.full for name, about in SEGMENTERS.items()} | {"colour": "colour look-up (control)"}
+    return full[model] + VARIANTS[variant]
+
+
+def readable(rows, between, original=None):
+    """The same for reading: names in words, intervals, and the ceiling of the output stride beside each model.
 
     Args:
         rows: as of `table`.
+        between: as of `spread`.
         original: dict from model to the original's mIoU, where it compares.
     """
     shown = table(rows).drop(columns="parameters")
@@ -69,9 +117,9 @@ def readable(rows, original=None):
         shown.insert(1, "original", [fraction(original[m]) if m in original else None for m in shown["model"]])
     ceilings = [None if variant else values.get("ceiling") for (_, variant), values in rows.items()]
     shown.insert(shown.columns.get_loc("miou_last") + 1, "ceiling", ceilings)
-    full = {name: about.full for name, about in SEGMENTERS.items()} | {"colour": "colour look-up (control)"}
-    shown["model"] = [full[model] + VARIANTS[variant] for model, variant in rows]
-    return shown
+    ends = ["{:.3f} – {:.3f}".format(*between[name]) for name in rows]
+    shown.insert(shown.columns.get_loc("miou_last") + 1, "95 % interval", ends)
+    return shown.assign(model=shown["model"].map(called))
 
 
 def networks(side, enlarge, metrics):
@@ -273,41 +321,67 @@ def networks_in_words(table, improved):
     )
 
 
-def in_words(rows, improved):
+def in_words(rows, improved, between):
     """Which model is best at its last epoch, by how much, and what is hard for it.
 
     Args:
         rows: dict from (model, variant) to numbers, as of `variants`.
         improved: the improved model's name.
+        between: as of `spread`.
     """
     last = {model: values["miou_last"] for (model, variant), values in rows.items() if not variant}
     control = last.pop("colour")
-    order = sorted(last, key=lambda m: (-last[m], m))
-    best, second = order[:2]
-    names = {model: SEGMENTERS[model].full for model in order}
-    text = (
-        f"At the last epoch {names[best]} is best with a mIoU of {last[best]:.3f}, {last[best] - last[second]:.3f} "
-        f"ahead of {names[second]}. "
-    )
-    if improved != "fcn32s":
-        gain = last[improved] - last["fcn32s"]
-        word = "above" if gain >= 0 else "below"
-        text += f"The improved model, {names[improved]}, is {abs(gain):.3f} {word} {names['fcn32s']}. "
+    best, second, *_ = order = sorted(last, key=lambda m: (-last[m], m))
 
-    above = [names[m] for m in order if last[m] > control]
-    text += f"A look-up table of colours alone reaches {control:.3f}; "
-    text += f"above it {'is' if len(above) == 1 else 'are'} {listed(above)}." if above else "no model is above it."
+    def beside(one, two, name):
+        return against(last[one] - rows[two, ""]["miou_last"], between[(one, ""), (two, "")], name)
+
+    names = {model: SEGMENTERS[model].full for model in order}
+    ends = "{:.3f} to {:.3f}".format(*between[best, ""])
+    text = f"At the last epoch {names[best]} has the highest mIoU, {last[best]:.3f} ({ends}); it "
+    text += f"{beside(best, second, names[second])}."
+    if improved != "fcn32s" and {improved, "fcn32s"} != {best, second}:
+        text += f" The improved model, {names[improved]}, {beside(improved, 'fcn32s', names['fcn32s'])}."
+    text += f" A look-up table of colours alone reaches {control:.3f}: "
+    text += "; ".join(f"{names[model]} {beside(model, 'colour', 'it')}" for model in order) + "."
     for model in (m for m in order if (m, "tta") in rows):
-        change = rows[model, "tta"]["miou_last"] - last[model]
-        text += f" Averaged over eight flips and turns of each tile (TTA), {names[model]} {moved(change)}."
+        change = moved(rows[model, "tta"]["miou_last"] - last[model], between[(model, "tta"), (model, "")])
+        text += f" Averaged over eight flips and turns of each tile (TTA), {names[model]} {change}."
     return f"{text} {hardest(rows[best, '']['iou_last'], names[best])}"
 
 
-def moved(change):
-    """gains 0.012 mIoU, loses 0.012 mIoU or stays as it is."""
-    if abs(change) < VISIBLE:
-        return "stays as it is"
-    return f"{'gains' if change > 0 else 'loses'} {abs(change):.3f} mIoU"
+def against(gap, interval, other):
+    """is 0.012 above B (0.003 to 0.020), or cannot be told from B where the interval of the difference holds zero."""
+    low, high = interval
+    if low <= 0 <= high:
+        return f"cannot be told from {other} on these tiles ({gap:+.3f}, {low:+.3f} to {high:+.3f})"
+    low, high = sorted((abs(low), abs(high)))
+    return f"is {abs(gap):.3f} {'above' if gap > 0 else 'below'} {other} ({low:.3f} to {high:.3f})"
+
+
+def moved(change, interval):
+    """gains 0.012 mIoU (0.003 to 0.020), or moves by so much, where the interval of the change holds zero."""
+    low, high = interval
+    if low <= 0 <= high:
+        return f"moves by {change:+.3f} mIoU ({low:+.3f} to {high:+.3f}), which these tiles cannot tell from zero"
+    low, high = sorted((abs(low), abs(high)))
+    return f"{'gains' if change > 0 else 'loses'} {abs(change):.3f} mIoU ({low:.3f} to {high:.3f})"
+
+
+def seeds(table):
+    """How far the improved model's mIoU moves from seed to seed; `table` as tables/segmentation_seeds.csv."""
+    last = table["miou_last"]
+    name = called(table["model"].iloc[0])
+    if len(last) == 1:
+        return (
+            f"{name} was trained with one seed: how far its mIoU would move with another start was not measured; "
+            "`--seeds 3` trains it with two more."
+        )
+    low, high = mean_interval(last)
+    return (
+        f"Trained with {len(last)} seeds, {name} reaches a mIoU of {last.mean():.3f} at the last epoch on average "
+        f"(95 % t interval {low:.3f} to {high:.3f}), from {last.min():.3f} to {last.max():.3f}."
+    )
 
 
 def hardest(iou, name):

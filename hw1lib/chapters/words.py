@@ -62,7 +62,7 @@ def code(text):
     return f"```\n{text}\n```"
 
 
-FRACTIONS = ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last", *SCORED)
+FRACTIONS = ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last", "by_chance", *SCORED)
 FRACTIONS += ("coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision")
 FORMATS = dict.fromkeys(("accuracy", "accuracy_last"), percent) | dict.fromkeys(FRACTIONS, fraction)
 FORMATS |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}

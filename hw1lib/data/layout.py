@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from hw1lib import files
-from hw1lib.data.csv_rows import HINT, read_labels
+from hw1lib.data.csv_rows import HINT, read_labels, read_rows
 from hw1lib.errors import UserError
 
+GROUPS = "groups.csv"  # beside p1_data and p2_data, may be absent: which images are of one place
 PARTS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
 
 
@@ -30,6 +31,7 @@ class Split:
     labels: np.ndarray | None = None  # (N,) int64
     classes: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()  # each class's label in the CSV, where labels may have gaps
+    groups: np.ndarray | None = None  # (N,) int64: which images are of one place; None: not known
     decoded: Path | None = None  # folder of decoded images; None: they are decoded where they are used
     whole: "Split | None" = None  # what this is a part of, decoded with it, and which rows of it this is
     rows: np.ndarray | None = None
@@ -65,7 +67,9 @@ class Split:
     def _part(self, chosen):
         chosen = np.asarray(chosen, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        part = dataclasses.replace(self, files=tuple(self.files[i] for i in chosen), labels=labels)
+        groups = None if self.groups is None else self.groups[chosen]
+        files = tuple(self.files[i] for i in chosen)
+        part = dataclasses.replace(self, files=files, labels=labels, groups=groups)
         if self.decoded is None:
             return part
         rows = chosen if self.rows is None else self.rows[chosen]
@@ -79,6 +83,7 @@ class Tiles:
     folder: Path
     numbers: tuple[str, ...]
     decoded: Path | None = None  # as in Split
+    groups: np.ndarray | None = None  # (N,) int64, as in Split
 
     def __len__(self):
         return len(self.numbers)
@@ -98,7 +103,8 @@ class Tiles:
 
     def take(self, limit):
         """The first `limit` tiles; 0 keeps all."""
-        return Tiles(self.folder, self.numbers[: limit or None])
+        groups = None if self.groups is None else self.groups[: limit or None]
+        return dataclasses.replace(self, numbers=self.numbers[: limit or None], groups=groups)
 
     def index(self, number, setting):
         """Where a tile stands; `setting` is the one that names it, for the error."""
@@ -159,17 +165,19 @@ def find(root, limits, only="", decoded=None):
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"There is no data folder {root}. {HINT}")
-    problems = []
+    problems, groups = [], _groups(root)
     for name, read in (("1", _problem1), ("2", _problem2)):
         folder = root / f"p{name}_data"
-        problems.append(read(folder, limits, decoded) if only in ("", f"problem{name}") and folder.is_dir() else None)
+        problems.append(
+            read(folder, limits, decoded, groups) if only in ("", f"problem{name}") and folder.is_dir() else None
+        )
     if not any(problems):
         absent = f"no p{only[-1]}_data/" if only else "neither p1_data/ nor p2_data/"
         raise UserError(f"{root} holds {absent}. {HINT} Give the folder above them with --data-root (make: DATA=…).")
     return Layout(root, *problems)
 
 
-def _problem1(root, limits, decoded):
+def _problem1(root, limits, decoded, groups):
     folder, backbone = root / "mini" / "train", root / "pretrain_model_SL.pt"
     has_table = folder.with_suffix(".csv").is_file()
     pool = _labelled(folder) if has_table else Split(folder, _names(folder, ".jpg"))
@@ -178,14 +186,32 @@ def _problem1(root, limits, decoded):
         odd = ", ".join((sorted(set(train.classes) ^ set(val.classes)) or train.classes)[:8])
         text = f"train.csv and val.csv do not name the same classes in the same order; they differ in {odd}"
         raise UserError(f"{root}/office: {text}. Every class needs images and one number in both.")
+    train, val = (_grouped(split, split.files, root.parent, groups) for split in (train, val))
     limited = ((pool, limits.pool_limit), (train, limits.office_limit), (val, limits.office_limit))
     used = (dataclasses.replace(split.take(limit), decoded=decoded) for split, limit in limited)
     return Problem1(*used, backbone if backbone.is_file() else None)
 
 
-def _problem2(root, limits, decoded):
-    used = (_tiles(root / split).take(limits.tile_limit) for split in ("train", "validation"))
-    return Problem2(*(dataclasses.replace(tiles, decoded=decoded) for tiles in used))
+def _problem2(root, limits, decoded, groups):
+    found = (_tiles(root / split) for split in ("train", "validation"))
+    known = (_grouped(tiles, [tiles.sat(n).name for n in tiles.numbers], root.parent, groups) for tiles in found)
+    return Problem2(*(dataclasses.replace(tiles.take(limits.tile_limit), decoded=decoded) for tiles in known))
+
+
+def _groups(root):
+    """The groups of groups.csv (split, filename, group), where that is there: {(split, file name): number}."""
+    if not (table := root / GROUPS).is_file():
+        return {}
+    rows = read_rows(table, "split", "filename", "group")
+    places = zip(rows["split"], rows["filename"])
+    return dict(zip(places, np.unique(rows["group"], return_inverse=True)[1].tolist()))
+
+
+def _grouped(split, names, root, groups):
+    """A split with the groups of its files, if they are known of all."""
+    place = split.folder.relative_to(root).as_posix()
+    found = [groups.get((place, name)) for name in names]
+    return split if None in found else dataclasses.replace(split, groups=np.array(found, dtype=np.int64))
 
 
 def _names(folder, ending):

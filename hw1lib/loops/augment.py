@@ -116,29 +116,28 @@ def draws(batch, device):
     return send(torch.rand(DRAWS, batch), device)
 
 
-def geometry(table, recipe, shares=None, square=True):
+def geometry(table, recipe, crop=None, square=True):
     """A crop, flips and quarter turns for each image.
 
     Args:
         table: what `draws` gave for B images.
         recipe: Recipe.
-        shares: (height, width), the part of each side that all crops keep; None draws their area
-            and aspect ratio from the recipe.
+        crop: sides of all crops and of the images, each (height, width) in pixels; they then begin at whole pixels,
+            so nothing is interpolated. None draws their area and aspect ratio from the recipe.
         square: whether what is cropped is square in pixels; else only half turns are drawn.
 
     Returns:
         (B, 2, 3) affine matrices from output to input coordinates, both in [-1, 1].
     """
     area, stretch, x, y, turn, flip = table[:6]  # (B,) each
-    if shares is None:
+    if crop is None:
         area = recipe.crop_scale + (1 - recipe.crop_scale) * area
         stretch = torch.exp((2 * stretch - 1) * 0.5 * math.log(recipe.aspect))
         width = (area.sqrt() * stretch).clamp(max=1)  # half extents, as the image spans [-1, 1]
         height = (area.sqrt() / stretch).clamp(max=1)
+        x, y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
     else:
-        height, width = (torch.full_like(area, float(share)) for share in shares)
-    x = (2 * x - 1) * (1 - width)
-    y = (2 * y - 1) * (1 - height)
+        (height, y), (width, x) = (_whole(*sides, place) for *sides, place in zip(*crop, (y, x)))
     quarters = 1 if square else 2
     turn = quarters * (turn * (4 // quarters)).floor() if recipe.overhead else torch.zeros_like(turn)
     flip = torch.where(flip < 0.5, -1.0, 1.0)
@@ -146,6 +145,12 @@ def geometry(table, recipe, shares=None, square=True):
     top = torch.stack([width * cos * flip, -width * sin, x], dim=1)
     bottom = torch.stack([height * sin * flip, height * cos, y], dim=1)
     return torch.stack([top, bottom], dim=1)
+
+
+def _whole(side, of, place):
+    """Half extent and centre of a crop that begins at one of the whole pixels along a side, chosen by `place`."""
+    first = (place * (of - side + 1)).floor()
+    return torch.full_like(place, side / of), (2 * first + side) / of - 1
 
 
 def warp(images, theta, size, mode="bilinear"):

@@ -9,7 +9,7 @@ from hw1lib.data import images as image_files
 from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.loops.device import send
-from hw1lib.loops.pretrain import labelled_batches
+from hw1lib.loops.pretrain import initial, labelled_batches
 from hw1lib.models import classifier
 
 
@@ -31,6 +31,8 @@ def run(draft, problem1, profile, device, pretrained=None, *, setting):
     model.to(device, memory_format=torch.channels_last)
 
     inputs = _images(problem1, profile)
+    if frozen and pretrained is None:
+        features.calibrate(network, inputs[0], device)
     if frozen:  # the features never change, so they are computed once
         inputs = [features.extract(network, images, device) for images in inputs]
         if settings.standardise:
@@ -45,7 +47,7 @@ def run(draft, problem1, profile, device, pretrained=None, *, setting):
 
     history = _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
     draft.weights(model)
-    _finish(draft, history, problem1)
+    finish(draft, history, problem1)
 
 
 def colour(draft, problem1, profile, device):
@@ -58,7 +60,7 @@ def colour(draft, problem1, profile, device):
     head.to(device)
     batches = _feature_batches(inputs[0], problem1.train, profile, device)
     history = _fit(draft, head, head, lambda found: found, batches, inputs, problem1, profile, device)
-    _finish(draft, history, problem1)
+    finish(draft, history, problem1)
 
 
 def knn(draft, problem1, profile, device, pretrained):
@@ -71,12 +73,14 @@ def knn(draft, problem1, profile, device, pretrained):
     found = {}
     for source, result in (("pretrain", pretrained), ("random", None)):
         network = _backbone(profile, result).to(device, memory_format=torch.channels_last)
+        if result is None:
+            features.calibrate(network, images[0], device)
         train, val = (features.extract(network, part, device) for part in images)
         found[source] = features.nearest_class(train, problem1.train.labels, val, profile.controls.knn)
     draft.array("predictions_random", found["random"].astype(np.int16)[None])
     right = int((found["random"] == truth).sum())
     row = {"epoch": 0, "predictions": found["pretrain"].tolist()}
-    _finish(draft, [row], problem1, correct_random=right, accuracy_random=right / len(truth))
+    finish(draft, [row], problem1, correct_random=right, accuracy_random=right / len(truth))
 
 
 def _images(problem1, profile):
@@ -87,15 +91,14 @@ def _images(problem1, profile):
 
 def _backbone(profile, pretrained):
     """A backbone with a result's weights; without one, the random one of the profile's seed."""
-    training.seed_everything(profile.seed, 0)
-    network = classifier.backbone(profile.model_scale)
+    network = initial(profile)
     if pretrained is not None:
         network.load_state_dict(pretrained.weights(), strict=False)  # all but fc
     return network
 
 
 def _loss(module):
-    return lambda inputs, labels: F.cross_entropy(module(inputs).float(), labels)
+    return lambda inputs, labels: F.cross_entropy(module(inputs), labels)
 
 
 def _feature_batches(features, split, profile, device):
@@ -122,7 +125,7 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
         for name, at in (("activations_first", 1), ("activations_last", settings.epochs)):
             if epoch == at:
                 draft.array(name, torch.cat([part.float().cpu() for part in second_last(inputs[0])]).numpy())
-        logits = torch.cat([head.linear(part).float() for part in second_last(inputs[1])]).cpu()  # (N, classes)
+        logits = torch.cat([head.scores(part) for part in second_last(inputs[1])]).cpu()  # (N, classes)
         predicted = logits.argmax(dim=1)
         return {
             "val_loss": float(F.cross_entropy(logits, labels)),
@@ -134,7 +137,7 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
     return training.train(module, _loss(module), batches, settings, device, evaluate=evaluate, **step)
 
 
-def _finish(draft, history, problem1, **more):
+def finish(draft, history, problem1, **more):
     """Saves the predictions of every epoch, and the accuracy of the best and of the last one."""
     predictions = np.array([row.pop("predictions") for row in history], dtype=np.int16)  # (epochs, N)
     correct = (predictions == problem1.val.labels).sum(axis=1)  # (epochs,)

@@ -1,13 +1,16 @@
 """Pre-training of the backbone: self-supervised (BYOL) and supervised (labels of the pool)."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, training
+from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches, FileBatches
+from hw1lib.loops.device import exact
 from hw1lib.loops.probe import probe_of
 from hw1lib.measures import representation
 from hw1lib.models import byol, classifier, weights
@@ -22,7 +25,7 @@ def self_supervised(draft, problem1, profile, device):
     probe, rest = probe_of(pool, size, device)
     pool = rest if settings.hold_out else pool
     backbone = initial(profile).to(device, memory_format=torch.channels_last)
-    before = probe(backbone)
+    before = probe(features.calibrate(copy.deepcopy(backbone), probe.images, device))
     if settings.augmentation == "original":
         batches = _file_batches(pool, profile, settings, device)
     else:
@@ -57,9 +60,9 @@ def self_supervised(draft, problem1, profile, device):
 
 
 def initial(profile):
-    """The backbone that pre-training starts from: random weights, by the profile's seed."""
+    """The backbone that every training starts from, and the random control: random weights, by the profile's seed."""
     training.seed_everything(profile.seed, 0)
-    return classifier.backbone(profile.model_scale, profile.pretrain.zero_init_residual)
+    return classifier.backbone(profile.model_scale, profile.zero_init_residual)
 
 
 def views(profile):
@@ -130,13 +133,14 @@ def _supervised_on_pool(draft, pool, profile, device):
             "pretrain_model_SL.pt (profiles with whole networks use it) nor labels of the pool in mini/train.csv. "
             "Add one of the two (data/README.md)."
         )
-    training.seed_everything(profile.seed, 0)
-    backbone = classifier.backbone(profile.model_scale)
+    backbone = initial(profile)
     backbone.fc = nn.Linear(classifier.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
 
     def loss(images, labels):
-        return F.cross_entropy(backbone(images).float(), labels)
+        found = classifier.features(backbone, images)
+        with exact(device):
+            return F.cross_entropy(backbone.fc(found.float()), labels)
 
     batches = labelled_batches(pool, profile, settings, device)
     history = training.train(backbone, loss, batches, settings, device, **training.for_step(draft, profile))

@@ -163,14 +163,14 @@ def batches_of(images, masks, profile, settings, device, names=()):
         fits = f"A crop of {side} pixels does not fit into tiles of {width} × {height}."
         raise UserError(f"{fits} Make it smaller, or 0 for whole tiles.")
     size = (side, side) if side else (height, width)
-    shares = (side / height, side / width) if side else None  # crops keep the resolution
+    crop = (size, (height, width)) if side else None  # crops keep the resolution
     square = size[0] == size[1]
 
     def prepare(images, masks):
         if settings.augmentation == "none":
             return augment.normalise(images), masks
         table = augment.draws(len(images), images.device)
-        theta = augment.geometry(table, recipe, shares, square)
+        theta = augment.geometry(table, recipe, crop, square)
         images = augment.warp(images.float() / 255, theta, size)
         moved = augment.warp(masks[:, None].float(), theta, size, mode="nearest")
         return augment.normalise(augment.recolour(images, table, recipe)), moved[:, 0].to(masks.dtype)

@@ -180,7 +180,7 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
     left = tqdm(batches(epoch, start), f"{label} epoch {epoch}", steps, initial=start, **BAR)
     for step, batch in enumerate(left, start + 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate(epoch - 1 + step / steps, settings)
+            group["lr"] = rate(epoch - 1 + (step - 0.5) / steps, settings)  # at its middle: the last one trains, too
 
         with autocast(settings.precision, device):
             value = loss(*batch)

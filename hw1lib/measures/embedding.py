@@ -26,7 +26,8 @@ def project(first, last, labels, perplexity, seed):
         A dict of (N, 2) arrays pca_first, pca_last, tsne_first, tsne_last, and a dict of numbers:
         for each epoch the silhouette (-1…1, higher: denser and further apart), the purity (share
         of the 10 nearest neighbours that have an image's own class), both of the activations
-        themselves, and t-SNE's trustworthiness (0…1); for PCA the share of variance kept.
+        themselves, and t-SNE's trustworthiness (0…1); for PCA the share of variance kept; the purity
+        that labels without any meaning would have.
     """
     first, last = np.float64(first), np.float64(last)
     with threadpool_limits(1):  # sums in one order, so that the picture is the same anywhere
@@ -37,7 +38,7 @@ def project(first, last, labels, perplexity, seed):
         plane = {}
         for method, points in (("pca", start), ("tsne", flat)):
             plane[f"{method}_first"], plane[f"{method}_last"] = np.split(points, 2)
-        numbers = {"pca_variance": float(pca.explained_variance_ratio_.sum())}
+        numbers = {"pca_variance": float(pca.explained_variance_ratio_.sum()), "purity_chance": chance(labels)}
         near = min(NEIGHBOURS, len(first) // 2 - 1)
         for epoch, values in (("first", first), ("last", last)):
             numbers[f"silhouette_{epoch}"] = float(silhouette_score(values, labels))
@@ -69,3 +70,9 @@ def purity(values, labels, neighbours):
     index = NearestNeighbors(n_neighbors=neighbours).fit(values)
     near = index.kneighbors(return_distance=False)  # (N, neighbours), without the row itself
     return float((labels[near] == labels[:, None]).mean())
+
+
+def chance(labels):
+    """The purity that labels would have on average if they were dealt out to the rows at random."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))

@@ -44,19 +44,25 @@ def iou(matrix):
     The course's definition: counts are pooled over the whole set; predictions on unknown pixels
     are false positives. A class in neither labels nor prediction has no IoU: nan.
 
+    Args:
+        matrix: (…, 7, 7) counts.
+
     Returns:
-        (6,) float in [0, 1] or nan.
+        (…, 6) float in [0, 1] or nan.
     """
-    hits = np.diag(matrix)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hits
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
+    union = matrix.sum(axis=-2) + matrix.sum(axis=-1) - hits
     with np.errstate(invalid="ignore"):
-        return (hits / union)[:UNKNOWN]
+        return (hits / union)[..., :UNKNOWN]
 
 
 def miou(matrix):
-    """Mean IoU over the scored classes that have one, in [0, 1]."""
+    """Mean IoU over the scored classes that have one, in [0, 1]; nan where none has; (…, 7, 7) counts give (…)."""
     values = iou(matrix)
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        found = np.where(there, values, 0).sum(axis=-1) / there.sum(axis=-1)
+    return found if found.ndim else float(found)
 
 
 def pixel_accuracy(matrix):

@@ -63,8 +63,13 @@ class Head(nn.Module):
         x = (features - self.mean) / self.deviation
         return self.dropout(self.relu(self.conv(x.unsqueeze(-1)))).flatten(1)
 
+    def scores(self, activations):
+        """The last layer, in float32 wherever the others run: (B, hidden) -> (B, classes)."""
+        with torch.autocast(activations.device.type, enabled=False):
+            return self.linear(activations.float())
+
     def forward(self, features):
-        return self.linear(self.activations(features))
+        return self.scores(self.activations(features))
 
 
 class Classifier(nn.Module):

@@ -25,13 +25,12 @@ from hw1lib.comparison import ROWS
 from hw1lib.data import layout
 from hw1lib.data.check import findings
 from hw1lib.errors import Diverged, UserError, out_of_memory
-from hw1lib.loops import device, everything, finetune, pretrain, segment
+from hw1lib.loops import device, everything, finetune, pretrain, segment, simple
 from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.steps import store, why
 
-REPEATED = {name for row in ROWS.values() for name in (row.pretraining, row.step)}  # with each seed
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
 SHARED = ("seed", "model_scale", "tf32", "cudnn_benchmark")  # settings that count for all steps that train
 ERRORS = 5  # of the data that are named where it is refused
@@ -68,24 +67,32 @@ def _all(profile, root):
     yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
     yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 4)
-    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 3)
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 5)
+    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 4)
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
-            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour)
+            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 2)
+        elif row.name == "simple":
+            yield Step(row.step, 1, (), (*office, "groups"), upstream, simple.run)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 4)
+            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 5)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 3)
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 4)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 2)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 3)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 4)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 4)
+
+
+def repeated(profile):
+    """The steps that run with each seed: pre-training, fine-tuning, controls and the improved model."""
+    ours = {name for row in ROWS.values() for name in (row.pretraining, row.step) if name}
+    return ours | {f"segment-{profile.segmentation.improved}"}
 
 
 def check_of(problem):
@@ -165,13 +172,28 @@ class Steps:
         shared = {name: getattr(profile, name) for name in SHARED} if step.trains else {}
         if step.trains and step.problem == 1:
             shared |= {"image_size": profile.data.image_size, "overhead": profile.data.overhead}
+            shared["zero_init_residual"] = profile.zero_init_residual
         return {
             "step": name,
             "version": step.version,
-            "settings": {"profile": shared, **{name: _setting(profile, name) for name in step.reads}},
+            "settings": {"profile": shared, **{name: self._setting(name) for name in step.reads}},
             "data": {split: self._fingerprint(split) for split in step.data},
             "upstream": {other: self.key(other) for other in step.upstream},
         }
+
+    def _setting(self, dotted):
+        """One setting, or a group of them as a dict; what depends on the device is what it is on this one."""
+        value = operator.attrgetter(dotted)(self.profile)
+        if not dataclasses.is_dataclass(value):
+            return value
+        values = dataclasses.asdict(value)
+        if "precision" in values:
+            values["precision"] = str(device.dtype(value.precision, self.device) or torch.float32).removeprefix(
+                "torch."
+            )
+        if values.get("refine") == "auto":
+            values["refine"] = everything.refining("auto", weights.find_sam() is not None, self.device)
+        return values
 
     def key(self, name):
         """The name of its result's folder: a hash of `config`."""
@@ -188,6 +210,9 @@ class Steps:
         """A hash of some data as it is now; files whose size and date are known are not read."""
         if split in ("p1_data", "p2_data"):
             return layout.folder_fingerprint(self.data.root / split)
+        if split == "groups":
+            table = self.data.root / layout.GROUPS
+            return layout.digest(table).hex() if table.is_file() else None
         if split in ("backbone_file", "sam_weights"):
             file = self.data.problem1.supervised_backbone if split == "backbone_file" else weights.find_sam()
             file = file / "model.safetensors" if file and file.is_dir() else file
@@ -254,7 +279,13 @@ class Steps:
                 f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result is not kept. "
                 "Run the same command again, in a new kernel."
             )
-        files.write_json(draft.folder / "run.json", {**self._provenance(started), "resumed": draft.resumed})
+        run = {**self._provenance(started), "precision": self._precision(step), "resumed": draft.resumed}
+        files.write_json(draft.folder / "run.json", run)
+
+    def _precision(self, step):
+        """What its networks ran in; None where none is trained."""
+        values = self._setting(step.reads[0]) if step.reads else None
+        return values.get("precision") if isinstance(values, dict) else None
 
     @contextlib.contextmanager
     def _naming_what_helps(self, name, draft):
@@ -296,12 +327,6 @@ class Steps:
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
             "device": str(self.device),
-            "bfloat16": device.dtype("auto", self.device) is torch.bfloat16,
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
         }
-
-
-def _setting(profile, dotted):
-    value = operator.attrgetter(dotted)(profile)
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value

@@ -146,6 +146,16 @@ def tiles(labels):
     ]
 
 
+def block(window):
+    """The block of the Earth that a window lies in, as text; near windows mostly share one."""
+    if window.folder.startswith("p2_data"):
+        place, shift, period = (window.top // TILE, window.left // TILE), TILE_SHIFT, TILE_PERIOD
+    else:
+        place, shift, period = (window.top, window.left), OFFICE_SHIFT, (OFFICE_BLOCK, OFFICE_BLOCK)
+    row, column = ((z + s) // n for z, s, n in zip(place, shift, period))
+    return f"{window.folder.partition('/')[0]} {row} {column}"
+
+
 def _is_telling(labels):
     """Whether a tile has enough land, little enough unknown, and two classes at least."""
     pixels = np.bincount(COURSE_CLASS[labels].ravel(), minlength=len(landcover.CLASSES))
