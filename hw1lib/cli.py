@@ -124,6 +124,18 @@ def data_check(arguments):
     return 1 if found["errors"] else 0
 
 
+def data_split(arguments):
+    from hw1lib.data import split
+
+    facts = split.by_scene(_data_root(arguments), arguments.target)
+    print(f"{arguments.target}: {facts['train']:,} training and {facts['validation']:,} validation tiles in", end=" ")
+    print(f"{facts['groups']:,} groups, the largest of {facts['largest']:,}; {facts['left_out']:,} tiles left out.")
+    print(f"{facts['leaking']:,} validation tiles seem to continue a training tile", end=" ")
+    print(f"({facts['null']:,} by chance; {facts['leaking_before']:,} before).")
+    print(f"{100 * facts['classes_moved']:.1f} % of the pixels would have to change class for the former shares.")
+    print(f"A run on it is a run like any other: --data-root {str(arguments.target)!r}")
+
+
 def weights_list(arguments):
     from hw1lib.models import fetch
 
@@ -275,6 +287,12 @@ def _parser():
     _command(what, "sample", data_sample, "build the Earth sample in data/earth", source)
     _command(what, "info", data_info, "counts of a data folder", root, as_json)
     _command(what, "check", data_check, "read all data once and say what is wrong", root, as_json)
+
+    way = _option("--by", choices=("scene",), required=True, help="tiles that continue one another stay on one side")
+    target = _option(
+        "--out", dest="target", type=Path, required=True, metavar="D2", help="new folder, on the same disk"
+    )
+    _command(what, "split", data_split, "split the satellite tiles anew, as links", way, root, target)
 
     what = _group(kinds, "weights", "optional weights, such as SAM's")
     mirror = "take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR"

@@ -1,6 +1,8 @@
 """Notebook 00: what the two problems learn from, and whether it can be trusted."""
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from matplotlib.patches import Patch
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, image_grid, show
 from hw1lib.chapters.words import escape
 from hw1lib.data import images as image_files
-from hw1lib.data import landcover
+from hw1lib.data import landcover, layout
 
 
 def counts(data, image_size, is_sample):
@@ -72,6 +74,24 @@ def weaknesses(warnings, problem):
         return f"The check of Problem {problem}'s data found nothing that weakens its numbers."
     head = f"**What weakens the numbers of Problem {problem}**, by the check of its data:\n"
     return "\n".join([head, *(f"- {escape(line)}" for line in warnings)])
+
+
+def split(root):
+    """On which split of the tiles the numbers stand: a sentence.
+
+    Args:
+        root: the data root.
+    """
+    if not (note := Path(root) / layout.SPLIT).is_file():
+        return "All numbers stand on the data's own split of the tiles."
+    facts = json.loads(note.read_text())
+    return (
+        "**The split is not the data's own**: `data split --by scene` dealt the tiles out again in "
+        f"{facts['groups']:,} groups of tiles that continue one another on the ground, {facts['left_out']:,} left out. "
+        f"{facts['leaking']:,} of {facts['validation']:,} validation tiles seem to continue a training tile "
+        f"({facts['null']:,} by chance); of the data's own split {facts['leaking_before']:,} do. The two splits' numbers "
+        "are of other tiles and do not compare one by one."
+    )
 
 
 def strays(pixels):

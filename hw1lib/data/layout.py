@@ -18,6 +18,7 @@ from hw1lib import files
 from hw1lib.data.csv_rows import HINT, read_labels, read_rows
 from hw1lib.errors import UserError
 
+SPLIT = "split.json"  # beside p2_data where data split made it: what it is
 GROUPS = "groups.csv"  # beside p1_data and p2_data, may be absent: which images are of one place
 PARTS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
 

@@ -79,14 +79,16 @@ def _all(profile, root):
             yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 5)
         else:
             yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 4)
-    yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 2)
+    yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 3)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
         yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 4)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
-    yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 4)
+    yield Step(
+        "everything", 2, ("everything",), ("tiles_validation", "groups", "sam_weights"), upstream, _everything, 5
+    )
 
 
 def repeated(profile):
@@ -188,9 +190,8 @@ class Steps:
             return value
         values = dataclasses.asdict(value)
         if "precision" in values:
-            values["precision"] = str(device.dtype(value.precision, self.device) or torch.float32).removeprefix(
-                "torch."
-            )
+            chosen = device.dtype(value.precision, self.device) or torch.float32
+            values["precision"] = str(chosen).removeprefix("torch.")
         if values.get("refine") == "auto":
             values["refine"] = everything.refining("auto", weights.find_sam() is not None, self.device)
         return values

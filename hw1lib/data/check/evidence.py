@@ -151,6 +151,11 @@ def sides(image):
     return np.stack([np.asarray(line.resize((LINE, 1), Image.Resampling.BOX))[0] for line in lines])
 
 
+def blank():
+    """The sides of a tile that is too small to tell anything."""
+    return np.zeros((4, LINE, 3), np.uint8)
+
+
 # --- duplicates
 
 
@@ -235,6 +240,21 @@ def leaks(train, validation):
     leaking = np.flatnonzero(fit.max(axis=1) > FITTING)
     partners = dict(zip(leaking.tolist(), fit[leaking].argmax(axis=1).tolist()))
     return partners, int((null.max(axis=1) > FITTING).sum())
+
+
+def links(sides):
+    """Pairs of tiles that continue each other.
+
+    Args:
+        sides: (N, 4, LINE, 3) uint8, as of `sides`.
+
+    Returns:
+        List of (how well they fit, one, two) by index, one < two.
+    """
+    prepared = _prepared(sides)
+    fit = _fit(prepared, prepared)
+    one, two = np.nonzero(np.triu(fit > FITTING, k=1))
+    return list(zip(fit[one, two].tolist(), one.tolist(), two.tolist()))
 
 
 def is_clear(tiles, of, null):
