@@ -89,8 +89,8 @@ def split(root):
         "**The split is not the data's own**: `data split --by scene` dealt the tiles out again in "
         f"{facts['groups']:,} groups of tiles that continue one another on the ground, {facts['left_out']:,} left out. "
         f"{facts['leaking']:,} of {facts['validation']:,} validation tiles seem to continue a training tile "
-        f"({facts['null']:,} by chance); of the data's own split {facts['leaking_before']:,} do. The two splits' numbers "
-        "are of other tiles and do not compare one by one."
+        f"({facts['null']:,} by chance); of the data's own split {facts['leaking_before']:,} do. Numbers of the two "
+        "splits are of other tiles and do not compare one by one."
     )
 
 

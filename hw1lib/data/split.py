@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from hw1lib import files
-from hw1lib.data import landcover, layout
+from hw1lib.data import layout
 from hw1lib.data.check import evidence
 from hw1lib.errors import UserError
 from hw1lib.settings import Data

@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from hw1lib.chapters import comparisons, words
 from hw1lib.comparison import ROWS
-from hw1lib.measures.statistics import mcnemar
+from hw1lib.measures.statistics import holm, mcnemar
 
 NAMES = (*ROWS, "knn-random")
 BEHIND = ("C", "E", "knn")  # rows that rest on self-supervised pre-training
@@ -36,8 +37,12 @@ def verdict(text):
 
 
 def expected(one, two, right):
-    """The verdict that the test supports, the gap in percentage points, and p."""
-    gap, p = 100 * (right[one].mean() - right[two].mean()), mcnemar(right[one], right[two])
+    """The verdict that the test supports among all that the text makes, the gap in percentage points, and p."""
+    family = [*map(set, itertools.combinations("ABCDE", 2)), {"knn", "knn-random"}]
+    family += [{"E", control} for control in ("random", "colour", "simple")]
+    family = [pair for pair in family if pair <= set(right)]
+    p = holm([mcnemar(*(right[name] for name in pair)) for pair in family])[family.index({one, two})]
+    gap = 100 * (right[one].mean() - right[two].mean())
     return "no difference" if p >= 0.05 else "better" if gap > 0 else "worse", gap, words.p_value(p)
 
 
@@ -59,16 +64,15 @@ def test_the_table_behind_a_test_counts_every_image_once():
 @of_many_results
 def test_every_pair_is_tested_once_and_better_is_said_only_where_the_test_supports_it(seed, collapsed):
     right = results(seed, collapsed)
-    table, rows = comparisons.p_values(right).set_index("setting"), list(right)
-    assert list(table.columns) == rows[:-1] and list(table.index) == rows[1:]
-    for one, two in itertools.product(rows[:-1], rows[1:]):
-        if rows.index(two) <= rows.index(one):
-            assert table.loc[two, one] == ""
-            continue
+    tests = comparisons.tested(right)
+    assert len(tests) == (4 if collapsed else 14) - collapsed
+    for (one, two, gap, p, _), shown in zip(tests.itertuples(index=False), comparisons.readable(tests).itertuples()):
+        assert gap == right[one].mean() - right[two].mean() and p == mcnemar(right[one], right[two])
         word, gap, p = expected(one, two, right)
         text = comparisons.compare(one, two, right)
         assert verdict(text) == word == OPPOSITE[verdict(comparisons.compare(two, one, right))]
-        assert table.loc[two, one] == p.removeprefix("p ").removeprefix("= ") and f"{p})" in text
+        assert shown[-1] == p.removeprefix("p ").removeprefix("= ") and f"{p})" in text
+        assert float(shown[3]) == pytest.approx(gap, abs=0.051)
         assert f"by {abs(gap):.1f} percentage points" in text if word != "no difference" else "60 images" in text
         assert f"etting {one} ({words.percent(right[one].mean())})" in text
         assert f"etting {two} ({words.percent(right[two].mean())})" in text
@@ -93,7 +97,8 @@ def test_pretraining_and_controls_say_what_each_pair_says(seed):
     assert comparisons.compare("B", "A", right) in text and text.count("are not compared") == 2
     text = comparisons.controls(right)
     found = re.findall(r" is (better|worse) than |(no difference)|(p [<=] [\d.]+\d)", text)
-    pairs = (("E", "random"), ("E", "colour"), ("knn", "knn-random"))
+    stronger = max("colour", "simple", key=lambda control: right[control].sum())
+    pairs = (("E", "random"), ("E", stronger), ("knn", "knn-random"))
     said = [expected(*pair, right) for pair in pairs]
     assert ["".join(groups) for groups in found] == [part for word, _, p in said for part in (word, p)]
     text = comparisons.controls(left)
@@ -151,26 +156,27 @@ def by_seed(values):
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("seed", range(5))
 def test_what_seeds_say_is_what_the_table_says(count, seed):
-    """Means, sample standard deviations, and how often; the order of the table's rows is all one."""
+    """Means with Student's interval; the order of the table's rows is all one."""
     random = np.random.default_rng(seed)
     values = {row: random.integers(0, 407, count) / 406 for row in ROWS}
     if seed == 0:
         values |= {"C": values["A"], "E": values["random"] + 0.001}  # all equal; always above
     text = comparisons.seeds(by_seed(values).sample(frac=1, random_state=0))
     assert f"Over {count} seeds" in text and "nan" not in text
-    for one, two in (("C", "A"), ("E", "random"), ("E", "colour")):
+    for one, two in (("C", "A"), ("E", "random"), ("E", "simple")):
         change = 100 * (values[one] - values[two])
-        mean, spread, often = re.search(rf"{one} − {two} is (\S+) ± (\S+) points, above zero ([^.;]*)", text).groups()
-        assert float(mean) == pytest.approx(change.mean(), abs=0.051) and mean[0] in "+-"
-        assert float(spread) == pytest.approx(change.std(ddof=1), abs=0.051)
-        above = int((change > 0).sum())
-        assert often == ("each time" if above == count else f"{above} of {count} times")
+        found = re.search(rf"{one} − {two} is (\S+) points \((\S+) to (\S+)\), ([^.;]*)", text).groups()
+        half = stats.t.ppf(0.975, count - 1) * change.std(ddof=1) / count**0.5
+        ends = change.mean() + np.array([0, -half, half])
+        assert [float(number) for number in found[:3]] == pytest.approx(ends, abs=0.051) and found[0][0] in "+-"
+        told = "above zero" if ends[1] > 0 else "below zero" if ends[2] < 0 else "not told from zero"
+        assert found[3] == told
 
 
 def test_a_collapsed_seed_takes_no_part():
     """Its numbers may be the best of all; none of them counts, and the text says so."""
     values = {row: np.array([0.4, 0.5, 0.45]) for row in ROWS} | {"C": np.array([0.9, 0.5, 0.45])}
     text = comparisons.seeds(by_seed(values), collapsed=[0])
-    assert "Over 2 seeds" in text and "C − A is +0.0 ± 0.0" in text and text.endswith("pre-training: seed 0.")
+    assert "Over 2 seeds" in text and "C − A is +0.0 points" in text and text.endswith("pre-training: seed 0.")
     text = comparisons.seeds(by_seed(values), collapsed=[0, 2])
-    assert "Too few of the 3 seeds" in text and "seed 0 and seed 2." in text and "±" not in text
+    assert "Too few of the 3 seeds" in text and "seed 0 and seed 2." in text and "points" not in text

@@ -48,7 +48,7 @@ def test_components_hold_the_variance_together():
 def numbers(**changes):
     return {
         "silhouette_first": 0.1, "silhouette_last": 0.2, "purity_first": 0.3, "purity_last": 0.4, "pca_variance": 0.5,
-        "trustworthiness_first": 0.9, "trustworthiness_last": 0.95,
+        "trustworthiness_first": 0.9, "trustworthiness_last": 0.95, "purity_chance": 0.125,
     } | changes  # fmt: skip
 
 
@@ -57,5 +57,9 @@ def test_words_follow_the_numbers(change, word):
     """Denser only where the silhouette rises, more neighbours only where the purity does."""
     text = embeddings.in_words(numbers(silhouette_last=0.1 + change, purity_last=0.3 + change), "E")
     assert ("not denser" in text) == (change <= 0) and f"from 0.100 to {0.1 + change:.3f}" in text
-    assert f"{word} of an" in text and f"{30 + 100 * change:.1f} % after 30.0 %" in text and "setting E" in text
+    assert (
+        f"{word} of an" in text
+        and f"{30 + 100 * change:.1f} % after 30.0 %; 12.5 % by chance" in text
+        and "setting E" in text
+    )
     assert "50.0 % of the variance" in text and "0.900 and 0.950" in text

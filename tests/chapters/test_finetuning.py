@@ -35,12 +35,14 @@ def test_rows_of_the_supervised_backbone_say_where_it_comes_from(source, said):
 def test_the_readable_table_has_the_same_numbers(original):
     table = accuracies(["A", "knn"])
     shown = finetuning.readable(table, original)
-    low, high = wilson(7, 9)
-    assert (table["ci_low"][0], table["ci_high"][0]) == (low, high) and shown["correct"][0] == "7 / 9"
+    low, high = wilson(1, 9)  # of the last epoch, as nothing was chosen by it
+    assert (table["ci_low"][0], table["ci_high"][0]) == (low, high) and shown["correct"][0] == "1 / 9"
+    assert (table["correct"][0], table["accuracy"][0], table["accuracy_last"][0]) == (1, 7 / 9, 1 / 9)
     assert shown["95 % interval"][0] == f"{100 * low:.1f} – {100 * high:.1f}"
     assert ("original" in shown) == bool(original)
     assert not original or (shown["original"][0] == "42.1 %" and pd.isna(shown["original"][1]))
-    assert "77.8 %" in words.markdown(shown) and "nan" not in words.markdown(shown)
+    assert shown["best epoch"][0] == "77.8 % (epoch 3)" and "11.1 %" in words.markdown(shown)
+    assert "nan" not in words.markdown(shown) and "nan" not in words.markdown(shown)
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2), (7, 8)])
@@ -110,8 +112,8 @@ def test_bars_are_as_long_as_the_accuracies(rows):
     table["accuracy"], table["accuracy_last"] = np.linspace(0.2, 0.9, count), np.linspace(0.1, 0.8, count)
     figure = finetuning.accuracy_bars(table)
     axis = figure.axes[0]
-    assert [bar.get_width() for bar in axis.patches] == list(table["accuracy"])
-    assert [line.get_xdata()[0] for line in axis.lines[:count]] == list(table["accuracy_last"])
+    assert [bar.get_width() for bar in axis.patches] == list(table["accuracy_last"])
+    assert [line.get_xdata()[0] for line in axis.lines[:count]] == list(table["accuracy"])
     levels = [lines.get_segments()[0][:, 0] for lines in axis.collections[:count]]
     assert np.allclose(levels, table[["ci_low", "ci_high"]])
     assert texts(axis.get_yticklabels()) == list(rows) and axis.yaxis_inverted()

@@ -4,7 +4,9 @@ import itertools
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 
 from hw1lib.chapters import segmentation, words
 from hw1lib.data.landcover import CLASSES, PALETTE, SCORED, UNKNOWN
@@ -30,12 +32,23 @@ def variants(values=(0.3, 0.5, 0.4), control=0.1, **tta):
     return segmentation.variants(found, scored(control))
 
 
-def assert_moved(said, change):
-    """No sign contradicts a number, and what is printed as no change is none."""
-    word, size, same = re.fullmatch(r"(?:(gains|loses) (\d\.\d{3}) mIoU|(stays as it is))", said).groups()
-    assert bool(same) == (abs(change) < 0.0005)
-    if not same:
-        assert (word == "gains") == (change > 0) and float(size) == pytest.approx(abs(change), abs=0.00051)
+def between(rows, half=0.02):
+    """Intervals of all mIoUs and of their differences, `half` to either side."""
+    last = {name: values["miou_last"] for name, values in rows.items()}
+    gaps = {(one, two): last[one] - last[two] for one in rows for two in rows if one != two}
+    return {name: (value - half, value + half) for name, value in (last | gaps).items()}
+
+
+def assert_moved(said, change, half):
+    """No sign contradicts a number, and a change whose interval holds zero is not called one."""
+    word, size, ends = re.fullmatch(
+        r"(gains|loses|moves by) ([+-]?\d\.\d{3}) mIoU \((.*?)\)(?:, which .*)?", said
+    ).groups()
+    assert (word == "moves by") == ("cannot tell" in said) == (abs(change) <= half)
+    assert word == "moves by" or (word == "gains") == (change > 0)
+    value = abs(change) if word != "moves by" else change
+    found = [float(number) for number in (size, *ends.split(" to "))]
+    assert found == pytest.approx([value, value - half, value + half], abs=0.00051)
 
 
 # --- tables (to the byte: test_published)
@@ -44,13 +57,50 @@ def assert_moved(said, change):
 @pytest.mark.parametrize("original", [None, {"fcn32s": 0.6867, "deeplabv3": 0.717}])
 def test_the_readable_table_has_ceilings_and_the_original_where_it_compares(original):
     rows = variants(fcn32s=0.45) | {("lraspp", "vote"): scored(0.5)}
-    shown = segmentation.readable(rows, original)
+    shown = segmentation.readable(rows, between(rows), original)
     fcn, improved, deeplab = FULL.values()
     names = [fcn, f"{fcn}, TTA", improved, deeplab, "colour look-up (control)", f"{improved}, vote"]
     assert shown["model"].tolist() == names and shown["miou_last"].tolist() == [0.3, 0.45, 0.5, 0.4, 0.1, 0.5]
+    assert shown["95 % interval"][0] == "0.280 – 0.320"
     assert shown["ceiling"].fillna(0).tolist() == [0.9, 0, 0.9, 0.9, 0, 0] and "nan" not in words.markdown(shown)
     assert ("original" in shown) == bool(original)
     assert not original or shown["original"].fillna("–").tolist() == ["0.687", "–", "–", "0.717", "–", "–"]
+
+
+def test_differences_are_those_of_the_last_epoch_between_models_to_the_control_and_of_variants():
+    rows = variants(fcn32s=0.45) | {("lraspp", "vote"): scored(0.5)}
+    table = segmentation.differences(rows, between(rows))
+    pairs = "lraspp–fcn32s deeplabv3–fcn32s deeplabv3–lraspp fcn32s–colour lraspp–colour deeplabv3–colour"
+    pairs += " fcn32s+tta–fcn32s lraspp+vote–lraspp"
+    assert [f"{one}–{two}" for one, two in zip(table["first"], table["second"])] == pairs.split()
+    assert table["change"].tolist() == pytest.approx([0.2, 0.1, -0.1, 0.2, 0.4, 0.3, 0.15, 0.0])
+    assert (table["high"] - table["low"]).tolist() == pytest.approx([0.04] * 8)
+    shown = segmentation.differences_readable(table).iloc[-2]
+    assert shown.tolist() == [f"{FULL['fcn32s']}, TTA", FULL["fcn32s"], "+0.150", "+0.130 … +0.170"]
+
+
+def test_the_spread_is_that_of_pooled_counts_over_tiles():
+    """A model that is right everywhere moves nowhere; one that is right on half of the tiles moves, places as a whole."""
+    masks = np.stack([np.full((4, 4), number % 2, np.uint8) for number in range(20)])
+    half = np.where(np.arange(20)[:, None, None] < 10, masks, 1 - masks)
+    found = segmentation.spread({("a", ""): masks, ("b", ""): half}, masks)
+    assert found["a", ""] == (1, 1) and 0 < found["b", ""][0] < 1 / 3 < found["b", ""][1] < 1
+    assert found[("a", ""), ("b", "")] == pytest.approx(tuple(1 - end for end in found["b", ""][::-1]))
+    places = segmentation.spread({("b", ""): half}, masks, np.arange(20) // 10)["b", ""]
+    assert places == (0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_seeds_of_the_improved_model(count):
+    values = np.array([0.5, 0.6, 0.61])[:count]
+    text = segmentation.seeds(pd.DataFrame({"model": "lraspp", "seed": range(count), "miou_last": values}))
+    assert FULL["lraspp"] in text and "nan" not in text
+    if count == 1:
+        assert "not measured" in text and not re.search(r"\d\.\d", text)
+    else:
+        ends = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        said = re.findall(r"\d\.\d{3}", text)
+        assert [float(x) for x in said] == pytest.approx([values.mean(), *ends, 0.5, 0.61], abs=0.00051)
 
 
 def test_networks_are_compared_in_words_as_in_the_table():
@@ -171,29 +221,40 @@ def test_stages_stand_between_the_image_and_the_truth_and_gain_where_the_last_is
 
 @pytest.mark.parametrize("values", [*itertools.permutations((0.2, 0.4, 0.6, 0.5)), (0.5, 0.5, 0.4, 0.5)])
 def test_who_is_best_by_how_much_and_above_what(values):
+    """Above or below only where the interval of the difference leaves zero out."""
     *models, control = values
-    text = segmentation.in_words(variants(models, control), "lraspp")
-    last = dict(zip(SEGMENTERS, models, strict=True))
-    best, second = sorted(last, key=lambda name: (-last[name], name))[:2]
-    lead = f"{last[best] - last[second]:.3f} ahead of {FULL[second]}."
-    assert f"{FULL[best]} is best with a mIoU of {last[best]:.3f}, {lead}" in text
-    gain = last["lraspp"] - last["fcn32s"]
-    assert f"{FULL['lraspp']}, is {abs(gain):.3f} {'above' if gain >= 0 else 'below'} {FULL['fcn32s']}" in text
-    reached, above = re.search(r"alone reaches ([\d.]+); (.*?)\. (?:The hardest)", text).groups()
-    assert reached == f"{control:.3f}" and ("no model" in above) == (last[best] <= control)
-    assert {name for name in last if FULL[name] in above} == {name for name in last if last[name] > control}
-    assert "The improved" not in segmentation.in_words(variants(models, control), "fcn32s") and "TTA" not in text
+    rows = variants(models, control)
+    half = 0.15
+    text = segmentation.in_words(rows, "lraspp", between(rows, half))
+    last = dict(zip(SEGMENTERS, models, strict=True)) | {"colour": control}
+    best, second = sorted(SEGMENTERS, key=lambda name: (-last[name], name))[:2]
+    assert f"{FULL[best]} has the highest mIoU, {last[best]:.3f} ({last[best] - half:.3f} to " in text
+
+    def said(one, two, name):
+        gap = last[one] - last[two]
+        if abs(gap) <= half:
+            return f"cannot be told from {name} on these tiles ({gap:+.3f}, "
+        return f"is {abs(gap):.3f} {'above' if gap > 0 else 'below'} {name} ({abs(gap) - half:.3f} to "
+
+    assert f"; it {said(best, second, FULL[second])}" in text
+    if {best, second} != {"lraspp", "fcn32s"}:
+        assert f"{FULL['lraspp']}, {said('lraspp', 'fcn32s', FULL['fcn32s'])}" in text
+    assert f"alone reaches {control:.3f}: " in text
+    assert all(f"{FULL[name]} {said(name, 'colour', 'it')}" in text for name in SEGMENTERS)
+    assert "The improved" not in segmentation.in_words(rows, "fcn32s", between(rows)) and "TTA" not in text
 
 
-@pytest.mark.parametrize("change", [-0.3, -0.0006, -0.0004, 0.0, 0.0004, 0.0006, 0.3])
+@pytest.mark.parametrize("change", [-0.3, -0.0006, 0.0, 0.0006, 0.3])
 def test_turning_gains_where_it_gains(change):
     """A sentence more, the others as they were: variants are not ranked."""
-    sentence = r" Averaged over eight .*? \(TTA\), (\S+) (stays as it is|\w+ [\d.]+ mIoU)\."
-    text = segmentation.in_words(variants(deeplabv3=0.4 + change, fcn32s=0.3), "lraspp")
-    assert re.sub(sentence, "", text) == segmentation.in_words(variants(), "lraspp")
+    sentence = r" Averaged over eight .*? \(TTA\), (\S+) ((?:gains|loses|moves by) .*?\)(?:, which .*? zero)?)\."
+    rows = variants(deeplabv3=0.4 + change, fcn32s=0.3)
+    text = segmentation.in_words(rows, "lraspp", between(rows, 0.01))
+    assert re.sub(sentence, "", text) == segmentation.in_words(variants(), "lraspp", between(variants(), 0.01))
     (first, said), (second, same) = re.findall(sentence, text)
-    assert (first, second, same) == (FULL["deeplabv3"], FULL["fcn32s"], "stays as it is")
-    assert_moved(said, change)
+    assert (first, second) == (FULL["deeplabv3"], FULL["fcn32s"])
+    assert_moved(said, change, 0.01)
+    assert_moved(same, 0.0, 0.01)
 
 
 @pytest.mark.parametrize("worst", SCORED)

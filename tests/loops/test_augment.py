@@ -1,5 +1,6 @@
 """Augmentation: each batched operation is torchvision's, drawn for each image by itself."""
 
+import itertools
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -129,7 +130,7 @@ def test_without_a_crop_there_are_exactly_the_symmetries(how, size, overhead):
     square = size[0] == size[1]
     image = torch.rand(3, *size)
     recipe = augment.Recipe(crop_scale=1.0, aspect=1.0, overhead=overhead)
-    theta = augment.geometry(augment.draws(200, CPU), recipe, (1.0, 1.0) if how == "shares" else None, square)
+    theta = augment.geometry(augment.draws(200, CPU), recipe, (size, size) if how == "shares" else None, square)
     moved = augment.warp(image.expand(200, 3, *size), theta, size)
     turns = (0, 1, 2, 3) if square else (0, 2)
     own = torch.stack([i.rot90(turn, (-2, -1)) for turn in turns for i in (image, image.flip(-1))])
@@ -159,6 +160,23 @@ def test_crops_lie_inside_the_image_and_keep_their_part(recipe, square, overhead
     place = theta[:, :, 2] / (1 - theta[:, :, :2].norm(dim=2).clamp(max=0.9))  # from one end to the other
     assert (place.amin(0) < -0.95).all() and (place.amax(0) > 0.95).all()
     assert len(theta.flatten(1).unique(dim=0)) > 1990
+
+
+@both
+@pytest.mark.parametrize(("side", "size"), [((6, 6), (12, 12)), ((5, 5), (12, 20)), ((12, 7), (12, 9))])
+def test_crops_of_a_size_begin_at_whole_pixels(side, size, overhead):
+    """Every pixel of a crop is one of the image: nothing is interpolated, so training is as sharp as validation."""
+    square = side[0] == side[1]
+    image = torch.arange(float(np.prod(size))).view(1, 1, *size)
+    recipe = augment.Recipe(overhead=overhead)
+    theta = augment.geometry(augment.draws(400, CPU), recipe, (side, size), square)
+    moved = augment.warp(image.expand(400, 1, *size), theta, side)[:, 0]
+    assert (moved - moved.round()).abs().max() < 1e-3
+    rows, columns = moved.round().div(size[1], rounding_mode="floor"), moved.round() % size[1]
+    seen = {(int(r.min()), int(c.min())) for r, c in zip(rows, columns)}
+    assert seen == set(itertools.product(range(size[0] - side[0] + 1), range(size[1] - side[1] + 1)))
+    spans = {(int(r.max() - r.min()), int(c.max() - c.min())) for r, c in zip(rows, columns)}
+    assert spans == {(side[0] - 1, side[1] - 1)}
 
 
 def test_a_crop_is_what_torchvision_would_cut_out():

@@ -209,7 +209,7 @@ def test_history_has_a_row_an_epoch_with_the_mean_loss_and_the_last_rate():
     run, cosine = Line(), settings(epochs=3, schedule="cosine")
     history = run.train(schedule="cosine")
     means = [pytest.approx(mean, rel=1e-6) for mean in np.reshape(run.losses, (3, 5)).mean(axis=1)]
-    rows = [{"epoch": n, "loss": mean, "lr": training.rate(n, cosine)} for n, mean in enumerate(means, 1)]
+    rows = [{"epoch": n, "loss": mean, "lr": training.rate(n - 0.1, cosine)} for n, mean in enumerate(means, 1)]
     assert history == rows
 
 
@@ -239,7 +239,8 @@ def test_each_step_has_its_own_rate(monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", noted)
     chosen = dict(epochs=3, schedule="cosine", warmup_epochs=1)
     Line().train(**chosen)
-    assert rates == [[training.rate((i + 1) / 5, settings(**chosen))] * 2 for i in range(15)]
+    assert rates == [[training.rate((i + 0.5) / 5, settings(**chosen))] * 2 for i in range(15)]
+    assert rates[-1][0] > 0  # the last step trains, too
 
 
 def test_watch_comes_once_an_epoch_after_its_line_with_the_history_so_far(monkeypatch):

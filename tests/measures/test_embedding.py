@@ -97,3 +97,10 @@ def test_activations_that_all_died_are_no_fault():
         plane, numbers = embedding.project(np.zeros((60, 12), np.float32), activations(1.0), LABELS, 10.0, 0)
     assert numbers["silhouette_first"] == 0 < numbers["silhouette_last"]
     assert all(np.isfinite(points).all() for points in plane.values())
+
+
+def test_chance_is_the_mean_purity_of_shuffled_labels():
+    random = np.random.default_rng(0)
+    values, labels = random.random((40, 3)), np.arange(40) % 7 // 2
+    found = [embedding.purity(values, random.permutation(labels), 5) for _ in range(300)]
+    assert embedding.chance(labels) == pytest.approx(np.mean(found), abs=0.01)

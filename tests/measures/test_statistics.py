@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hw1lib.measures.statistics import mcnemar, wilson
+from hw1lib.measures.statistics import bootstrap, holm, mcnemar, mean_interval, wilson
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 96, 406])
@@ -38,3 +38,52 @@ def test_mcnemar_is_the_exact_binomial_test(b, c):
     first, second = rights(b, c)
     assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(min(1.0, 2 * tail))
     assert mcnemar(*rights(b, c, both=500, neither=90, seed=1)) == mcnemar(first, second)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_holm_rejects_what_his_steps_reject(seed):
+    """From the smallest on, against level / (number left), until one stays; at any level."""
+    p_values = np.random.default_rng(seed).random(9) ** 4
+    adjusted = holm(p_values)
+    for level in (0.001, 0.01, 0.05, 0.3):
+        rejected = set()
+        for left, number in zip(range(len(p_values), 0, -1), np.argsort(p_values)):
+            if p_values[number] > level / left:
+                break
+            rejected.add(number)
+        assert set(np.flatnonzero(adjusted <= level)) == rejected
+    assert (adjusted >= p_values).all() and adjusted.max() <= 1 and holm([0.04]).tolist() == [0.04]
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = [0.1, 0.4, 0.25]
+    result = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((result.low, result.high))
+    assert mean_interval([0.2, 0.2]) == (0.2, 0.2)
+
+
+def shares(counts):
+    return counts[:, 0] / counts.sum(axis=1)
+
+
+def test_the_bootstrap_covers_a_share_as_the_binomial_does():
+    """Tiles of one pixel each: a share of N draws, whose spread is known."""
+    right = np.random.default_rng(0).random(400) < 0.7
+    counts = np.stack([right, ~right], axis=1)
+    low, high = bootstrap({"one": counts}, shares, draws=4000)["one"]
+    p, half = right.mean(), 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 400)
+    assert (low, high) == pytest.approx((p - half, p + half), abs=0.005)
+
+
+def test_differences_are_paired_and_groups_are_drawn_whole():
+    random = np.random.default_rng(1)
+    base = np.stack([random.integers(0, 90, 60), np.full(60, 10)], axis=1)
+    better = base + [5, 0]
+    found = bootstrap({"one": better, "two": base}, shares)
+    low, high = found["one", "two"]
+    assert 0 < low < high < found["one"][1] - found["one"][0]  # each moves far more than the two apart
+    assert found["two", "one"] == pytest.approx((-high, -low))
+    groups = np.repeat(np.arange(20), 3)  # three copies of twenty tiles know no more than the twenty
+    few = bootstrap({"one": base[:20]}, shares)["one"]
+    assert bootstrap({"one": base[:20].repeat(3, axis=0)}, shares, groups)["one"] == pytest.approx(few)
+    assert bootstrap({"one": base[:20].repeat(3, axis=0)}, shares)["one"][0] > few[0]
