@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from hw1lib import workbook
 from hw1lib.errors import UserError
 from hw1lib.models import classifier
-from hw1lib.steps.graph import REPEATED
+from hw1lib.steps.graph import repeated
 from hw1lib.workbook import Workbook
 from tests.conftest import everything_of
 
@@ -120,17 +120,19 @@ def test_outside_a_live_notebook_browse_shows_the_first(monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_planned_is_every_step_once(course_data, tmp_path, count):
-    """The report's own, then for each other seed what is repeated; without Problem 1 nothing is."""
+    """The report's own, then for each other seed what is repeated."""
     book = small(course_data, tmp_path / "out", seed=7, seeds=count)
     plan = list(book.planned())
     own, others = plan[: len(book.steps.all)], plan[len(book.steps.all) :]
     assert [(label, name) for label, _, name in own] == [(n, n) for n in book.steps.all]
+    again = repeated(book.profile)
     assert [(label, name) for label, _, name in others] == [
-        (f"{name}, seed {seed}", name) for seed in range(8, 7 + count) for name in book.steps.all if name in REPEATED
+        (f"{name}, seed {seed}", name) for seed in range(8, 7 + count) for name in book.steps.all if name in again
     ]
     keys = [steps.key(name) for _, steps, name in plan]
-    assert len(set(keys)) == len(keys) == len(book.steps.all) + 10 * (count - 1)
-    assert list(small(course_data, tmp_path / "out", seeds=count, only="problem2").seeds) == [0]
+    assert len(set(keys)) == len(keys) == len(book.steps.all) + 12 * (count - 1)
+    half = small(course_data, tmp_path / "out", seeds=count, only="problem2").planned()
+    assert [label for label, *_ in half if "seed" in label] == [f"segment-lraspp, seed {n}" for n in range(1, count)]
 
 
 # --- live figures

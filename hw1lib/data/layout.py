@@ -58,14 +58,14 @@ class Split:
         """The split with at most `limit` files, evenly over it; 0 keeps all."""
         if not limit or limit >= len(self):
             return self
-        return self._part(np.linspace(0, len(self) - 1, limit).round().astype(int))
+        return self.part(np.linspace(0, len(self) - 1, limit).round().astype(int))
 
     def without(self, other):
         """The split without the files of another part of it."""
         left = set(other.files)
-        return self._part([i for i, name in enumerate(self.files) if name not in left])
+        return self.part([i for i, name in enumerate(self.files) if name not in left])
 
-    def _part(self, chosen):
+    def part(self, chosen):
         chosen = np.asarray(chosen, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
         groups = None if self.groups is None else self.groups[chosen]

@@ -80,7 +80,7 @@ def test_differences_are_those_of_the_last_epoch_between_models_to_the_control_a
 
 
 def test_the_spread_is_that_of_pooled_counts_over_tiles():
-    """A model that is right everywhere moves nowhere; one that is right on half of the tiles moves, places as a whole."""
+    """Who is right everywhere moves nowhere; who is right on half of the tiles moves, places as a whole."""
     masks = np.stack([np.full((4, 4), number % 2, np.uint8) for number in range(20)])
     half = np.where(np.arange(20)[:, None, None] < 10, masks, 1 - masks)
     found = segmentation.spread({("a", ""): masks, ("b", ""): half}, masks)
