@@ -1,0 +1,122 @@
+"""Another split of the tiles: on scenes of the Earth, whose neighbours are known."""
+
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hw1lib import paths
+from hw1lib.chapters import data as chapter
+from hw1lib.data import landcover, layout, split
+from hw1lib.data.sample import build as sample
+from hw1lib.data.sample import windows
+from hw1lib.settings import Data
+from tests.conftest import hw1lib, one_paragraph
+
+SCENE, TILE, SIDE = 4, 64, 128  # tiles along a scene, pixels of the Earth, pixels of a tile
+
+
+@pytest.fixture(scope="module")
+def earth():
+    return sample._read(*sample.fetch_wheels(paths.WHEELS))
+
+
+@pytest.fixture(scope="module")
+def dealt_out(earth, tmp_path_factory):
+    """Tiles of 24 scenes of land, dealt out to both splits at random: the root, and where each file lies."""
+    image, labels = earth
+    tops, lefts = (range(0, side - SCENE * TILE, SCENE * TILE) for side in labels.shape)
+    size = SCENE * TILE
+    land = [p for p in itertools.product(tops, lefts) if (labels[p[0] :, p[1] :][:size, :size] != 0).mean() > 0.98]
+    root, random = tmp_path_factory.mktemp("dealt") / "data", np.random.default_rng(0)
+    places, scenes = {}, random.permutation(len(land))[:24]
+    tiles = [(n, y, x) for n in scenes for y in range(SCENE) for x in range(SCENE)]
+    for number, at in enumerate(random.permutation(len(tiles))):
+        scene, y, x = tiles[at]
+        folder = root / "p2_data" / ("validation" if number % 8 == 0 else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        top, left = land[scene][0] + y * TILE, land[scene][1] + x * TILE
+        window = np.s_[top : top + TILE, left : left + TILE]
+        colours = landcover.encode(windows.COURSE_CLASS[labels[window]])
+        for ending, array, how in (("sat.jpg", image, 2), ("mask.png", None, 0)):
+            pixels = colours if array is None else array[window]
+            picture = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling(how))
+            picture.save(folder / f"{number:04d}_{ending}", **({"quality": 90} if how else {}))
+        places[f"{folder.name}/{number:04d}_sat.jpg"] = (land[scene][0] // TILE + y, land[scene][1] // TILE + x)
+    return root, places
+
+
+@pytest.fixture(scope="module")
+def anew(dealt_out, tmp_path_factory):
+    target = tmp_path_factory.mktemp("anew") / "by scene"
+    return target, split.by_scene(dealt_out[0], target, progress=False)
+
+
+def origins(target):
+    rows = layout.read_rows(target / layout.GROUPS, "split", "filename", "group", "origin")
+    return rows[rows["filename"].str.endswith("_sat.jpg")]
+
+
+def touching(one, two):
+    return abs(one[0] - two[0]) + abs(one[1] - two[1]) == 1
+
+
+def test_no_validation_tile_shares_a_border_with_a_training_tile(dealt_out, anew):
+    rows, places = origins(anew[0]), dealt_out[1]
+    train, validation = (
+        [places[origin] for origin in rows.loc[rows["split"] == f"p2_data/{name}", "origin"]]
+        for name in ("train", "validation")
+    )
+    assert not [pair for pair in itertools.product(train, validation) if touching(*pair)]
+    before = [[place for name, place in places.items() if name.startswith(of)] for of in ("train", "validation")]
+    assert len([pair for pair in itertools.product(*before) if touching(*pair)]) > len(before[1])
+
+
+def test_it_is_a_layout_like_any_other_of_about_the_same_size_and_classes(dealt_out, anew):
+    root, (target, facts) = dealt_out[0], anew
+    old, new = (layout.find(folder, Data()).problem2 for folder in (root, target))
+    assert len(new.train) + len(new.validation) + facts["left_out"] == len(old.train) + len(old.validation)
+    assert 0.8 * len(old.validation) <= len(new.validation) == facts["validation"] <= len(old.validation)
+    assert facts["classes_moved"] < 0.15 and facts["left_out"] < 0.05 * len(old.train)
+    assert not set(new.train.groups) & set(new.validation.groups)
+    for tiles in (new.train, new.validation):
+        for number in tiles.numbers:
+            assert tiles.sat(number).stat().st_nlink > 1  # a link, no copy
+    assert facts["leaking"] <= facts["null"] < facts["leaking_before"]
+    text = chapter.split(target)
+    assert f"{facts['groups']:,} groups" in text and "not the data's own" in text
+    assert "the data's own split" in chapter.split(root)
+
+
+def test_it_is_the_same_every_time_and_never_written_over(dealt_out, anew, tmp_path):
+    again = split.by_scene(dealt_out[0], tmp_path / "again", progress=False)
+    assert again == anew[1] == json.loads((tmp_path / "again" / layout.SPLIT).read_text())
+    assert origins(tmp_path / "again").equals(origins(anew[0]))
+    done = hw1lib("data", "split", "--by", "scene", "--data-root", dealt_out[0], "--out", tmp_path / "again")
+    assert done.returncode == 1 and "is there already" in one_paragraph(done.stderr)
+
+
+def test_groups_do_not_chain_into_a_giant_but_are_cut_where_the_evidence_is_weakest():
+    """A hundred tiles in a row: at most five in a group."""
+    strengths = np.random.default_rng(0).random(99)
+    links = [(float(s), i, i + 1) for i, s in enumerate(strengths)]
+    groups, cut = split.grouped(100, links)
+    assert max(Counter(groups.tolist()).values()) == 5
+    assert len(cut) == len(set(groups)) - 1
+    kept = [s for s, one, two in links if groups[one] == groups[two]]
+    assert np.mean([s for s, one, two in links if groups[one] != groups[two]]) < np.mean(kept)
+    assert split.grouped(3, [])[0].tolist() == [0, 1, 2]
+
+
+def test_whole_groups_are_dealt_so_that_the_classes_resemble():
+    random = np.random.default_rng(1)
+    groups = np.repeat(np.arange(60), random.integers(1, 9, 60))
+    classes = random.integers(0, 1000, (60, 7))[groups] * random.integers(0, 2, (len(groups), 1))
+    wanted = classes[: len(groups) // 8].sum(axis=0)
+    held = split.dealt(groups, classes, 40, wanted)
+    assert 36 <= held.sum() <= 40 and all(len(set(held[groups == g])) == 1 for g in range(60))
+    found, aimed = classes[held].sum(axis=0), wanted / wanted.sum()
+    assert np.abs(found / found.sum() - aimed).sum() / 2 < 0.1
