@@ -164,13 +164,13 @@ def test_a_fingerprint_is_the_same_in_every_version(tmp_path):
 
 def test_groups_are_known_where_the_table_names_every_file(course_data):
     """Numbers say who belongs together; a split of which any file is missing has none."""
-    one = layout.find(course_data, Data()).problem1
+    one = find(course_data).problem1
     assert one.train.groups is None
     rows = [f"p1_data/office/train,{name},{'north' if n % 2 else 'south'}" for n, name in enumerate(one.train.files)]
     rows += [f"p1_data/office/val,{name},here" for name in one.val.files[1:]]
     (course_data / layout.GROUPS).write_text("\n".join(["split,filename,group", *rows, ""]))
-    again = layout.find(course_data, Data(office_limit=4)).problem1
+    again = find(course_data, office_limit=4).problem1
     assert again.val.groups is None and len(again.train.groups) == 4
-    whole = layout.find(course_data, Data()).problem1.train
+    whole = find(course_data).problem1.train
     assert len(set(whole.groups[::2])) == len(set(whole.groups[1::2])) == 1 and len(set(whole.groups)) == 2
     assert again.train.groups.tolist() == [whole.groups[whole.files.index(name)] for name in again.train.files]
