@@ -16,6 +16,7 @@ WEIGHTS = DATA / "weights"  # downloaded model weights, such as SAM's
 REPORT = ROOT / "report"
 BUILD = Path(os.environ.get("HW1_BUILD") or REPORT / "build")  # one folder a profile
 ORIGINAL = REPORT / "original.toml"  # the original report's numbers
+RECIPE = REPORT / "recipe.csv"  # the trials that chose the demo's settings
 STYLE = REPORT / "figures.mplstyle"
 TEMPLATE = REPORT / "report.md.j2"
 ABOUT = REPORT / "about.toml"

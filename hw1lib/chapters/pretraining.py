@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hw1lib import paths
 from hw1lib.chapters.data import spread
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, image_grid
 from hw1lib.chapters.words import percent
@@ -32,16 +33,24 @@ def pictures(images):
     return list(images.permute(0, 2, 3, 1).numpy())
 
 
-def settings_table(here, original, image_sizes):
+def recipe(profile):
+    """How the settings were chosen: the trials of the demo, a table; other profiles had none, a sentence."""
+    if profile.name not in ("demo", "smoke"):
+        return "No trials were made for the settings of this profile: they are the original's, or taken from papers."
+    return pd.read_csv(paths.RECIPE).fillna("")
+
+
+def settings_table(here, original, group):
     """Each setting of this run beside the original's.
 
     Args:
-        here, original: dataclasses of one kind, such as settings.Pretrain.
-        image_sizes: side of the images in pixels, here and in the original.
+        here, original: settings.Profile.
+        group: pretrain or finetune.
     """
     columns = {}
-    for name, settings, size in zip(("this run", "original"), (here, original), image_sizes, strict=True):
-        values = {"image_size": size} | dataclasses.asdict(settings)
+    for name, profile in (("this run", here), ("original", original)):
+        shared = {"image_size": profile.data.image_size, "zero_init_residual": profile.zero_init_residual}
+        values = shared | dataclasses.asdict(getattr(profile, group))
         if values["augmentation"] == "original":  # its own transforms leave these unused
             values |= dict.fromkeys({"views", "crop_scale"} & set(values), "–")
         columns[name] = {key: str(value) for key, value in values.items()}
