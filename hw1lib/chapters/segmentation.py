@@ -368,8 +368,22 @@ def moved(change, interval):
     return f"{'gains' if change > 0 else 'loses'} {abs(change):.3f} mIoU ({low:.3f} to {high:.3f})"
 
 
+def of_seeds(metrics, model):
+    """The mIoU of a model for each seed, as tables/segmentation_seeds.csv.
+
+    Args:
+        metrics: dict from seed to the metrics of its step.
+        model: its name.
+    """
+    columns = ["miou", "miou_last"]
+    table = pd.DataFrame([[found[c] for c in columns] for found in metrics.values()], columns=columns)
+    table.insert(0, "model", model)
+    table.insert(1, "seed", list(metrics))
+    return table
+
+
 def seeds(table):
-    """How far the improved model's mIoU moves from seed to seed; `table` as tables/segmentation_seeds.csv."""
+    """How far the improved model's mIoU moves from seed to seed; `table` as of `of_seeds`."""
     last = table["miou_last"]
     name = called(table["model"].iloc[0])
     if len(last) == 1:
