@@ -94,7 +94,7 @@ def test_pretraining_and_controls_say_what_each_pair_says(seed):
     pairs = (("B", "A"), ("C", "A"), ("C", "B"))
     assert comparisons.pretraining(right) == " ".join(comparisons.compare(*pair, right) for pair in pairs)
     text = comparisons.pretraining(left)
-    assert comparisons.compare("B", "A", right) in text and text.count("are not compared") == 2
+    assert comparisons.compare("B", "A", left) in text and text.count("are not compared") == 2
     text = comparisons.controls(right)
     found = re.findall(r" is (better|worse) than |(no difference)|(p [<=] [\d.]+\d)", text)
     stronger = max("colour", "simple", key=lambda control: right[control].sum())
@@ -141,7 +141,7 @@ def test_domains_say_what_freezing_does(seed):
         }
         assert all(text in part for text in (*said[word], "the Americas", "elsewhere", p))
         assert re.findall(r"\b[B-E]\b", part)[0] == frozen
-    assert left == [whole[0], "The self-supervised pre-training has collapsed, so E and C say nothing."]
+    assert left[1:] == ["The self-supervised pre-training has collapsed, so E and C say nothing."]
 
 
 # --- seeds
