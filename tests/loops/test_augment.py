@@ -169,8 +169,8 @@ def test_crops_of_a_size_begin_at_whole_pixels(side, size, overhead):
     square = side[0] == side[1]
     image = torch.arange(float(np.prod(size))).view(1, 1, *size)
     recipe = augment.Recipe(overhead=overhead)
-    theta = augment.geometry(augment.draws(400, CPU), recipe, (side, size), square)
-    moved = augment.warp(image.expand(400, 1, *size), theta, side)[:, 0]
+    theta = augment.geometry(augment.draws(4000, CPU), recipe, (side, size), square)
+    moved = augment.warp(image.expand(4000, 1, *size), theta, side)[:, 0]
     assert (moved - moved.round()).abs().max() < 1e-3
     rows, columns = moved.round().div(size[1], rounding_mode="floor"), moved.round() % size[1]
     seen = {(int(r.min()), int(c.min())) for r, c in zip(rows, columns)}

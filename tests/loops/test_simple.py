@@ -58,4 +58,4 @@ def test_folds_keep_a_place_together(course_data, tmp_path, monkeypatch):
         draft.folder.mkdir()
         simple.run(draft, layout.Problem1(split, split, split, None), profiles.get("smoke"))
         scores[name] = max(store.Result(draft.step, draft.folder).metrics["folds"].values())
-    assert scores["images"] > 0.8 > scores["places"]
+    assert scores["images"] > 0.7 > scores["places"] + 0.1
