@@ -68,21 +68,21 @@ def _all(profile, root):
     yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
     yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 4)
-    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 3)
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 5)
+    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 4)
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
             yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 4)
+            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 5)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 3)
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 4)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 2)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 3)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 4)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step("everything", 2, ("everything",), ("tiles_validation", "sam_weights"), upstream, _everything, 4)
