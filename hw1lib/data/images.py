@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import filelock
@@ -131,9 +132,16 @@ def _resized_shape(path, size):
 
 
 def _each(function, items):
-    """What function(place, item) gives for each item, in threads: Pillow lets others work while it decodes."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, range(len(items)), items))
+    """What function(place, item) gives for each item, in a thread a CPU: Pillow lets others work while it decodes."""
+    threads, found = os.cpu_count(), [None] * len(items)  # more threads wait for each other
+
+    def some(first):
+        for place in range(first, len(items), threads):
+            found[place] = function(place, items[place])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some, range(threads)))  # raises what they raise
+    return found
 
 
 def _kept(split, kind, shape, fill):
