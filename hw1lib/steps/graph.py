@@ -73,7 +73,7 @@ def _all(profile, root):
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
-            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour)
+            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 2)
         elif row.name == "knn":
             yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 5)
         else:
