@@ -25,7 +25,7 @@ def _demo():
         pretrain=Pretrain(**COSINE, **byol, epochs=6, batch_size=32, lr=3e-4, weight_decay=1e-4, warmup_epochs=0.5),
         supervised=Supervised(**COSINE, epochs=3, batch_size=128, lr=1e-3, weight_decay=1e-2, warmup_epochs=0.5),
         finetune=Finetune(**COSINE, epochs=20, batch_size=32, lr=5e-4, weight_decay=1e-2, warmup_epochs=1.0),
-        # In larger batches: a step spends most of its time on 184 million weights, however few images it has.
+        # In larger batches: casting and updating 184 million weights costs the same however few images a step has.
         fcn32s=Segment(**tiles | dict(batch_size=32), epochs=7, lr=3e-4, warmup_epochs=1.0),
         # Small tiles are enlarged: at a stride of 8 even perfect labels would lose a fifth.
         lraspp=Segment(**tiles, epochs=22, lr=2e-3, weight_decay=1e-2, precision="float32", enlarge=2, tta=True),

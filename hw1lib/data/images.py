@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import filelock
 import numpy as np
@@ -13,16 +15,22 @@ from hw1lib import files
 from hw1lib.data import landcover, layout
 from hw1lib.errors import UserError
 
-VERSION = 1  # raised when images are decoded or resized otherwise
+VERSION = 2  # raised when images are decoded or resized otherwise
 
 
-def open_rgb(path):
+def open_rgb(path, at_least=None):
     """Opens any image as RGB.
+
+    Args:
+        path: of the file.
+        at_least: sides in pixels that are enough: JPEG is then decoded at a half, quarter or eighth of its size.
 
     Raises:
         UserError: the file is missing, damaged or no image.
     """
     with _opened(path) as image:
+        if at_least:
+            image.draft(None, (at_least, at_least))
         return image.convert("RGB")
 
 
@@ -51,17 +59,14 @@ def square(image, size):
 
 
 def load(split, size):
-    """All images of a split: (N, 3, size, size) uint8."""
+    """All images of a split: (N, 3, size, size) uint8; large JPEGs are decoded at a part of their size."""
     if split.whole is not None:
         return load(split.whole, size)[split.rows]
 
-    def fill(array):
-        def one(at, path):
-            array[at] = square(open_rgb(path), size)
+    def write(array, at, path):
+        array[at] = square(open_rgb(path, at_least=size * 3 // 2), size)
 
-        _each(one, split.paths)
-
-    return _kept(split, f"square {size}", (len(split), 3, size, size), fill)
+    return _kept(split, f"square {size}", (len(split), 3, size, size), write, split.paths)
 
 
 def load_tile(tiles, number):
@@ -80,15 +85,12 @@ def load_tiles(tiles):
     """
     width, height = _size(tiles.sat(tiles.numbers[0]))
 
-    def fill(array):
-        def one(at, number):
-            image, classes, _ = load_tile(tiles, number)
-            _same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
-            array[at, :3], array[at, 3] = image, classes
+    def write(array, at, number):
+        image, classes, _ = load_tile(tiles, number)
+        _same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
+        array[at, :3], array[at, 3] = image, classes
 
-        _each(one, tiles.numbers)
-
-    array = _kept(tiles, "tiles", (len(tiles), 4, height, width), fill)
+    array = _kept(tiles, "tiles", (len(tiles), 4, height, width), write, tiles.numbers)
     return array[:, :3], array[:, 3]
 
 
@@ -106,14 +108,11 @@ class Resized:
         self.ends = self.shapes.prod(axis=1).cumsum()
         self.starts = self.ends - self.shapes.prod(axis=1)
 
-        def fill(array):
-            def one(at, path):
-                image = transforms.functional.resize(open_rgb(path), size)
-                array[self.starts[at] : self.ends[at]] = np.asarray(image).reshape(-1, 3)
+        def write(array, at, path):
+            image = transforms.functional.resize(open_rgb(path), size)
+            array[self.starts[at] : self.ends[at]] = np.asarray(image).reshape(-1, 3)
 
-            _each(one, split.paths)
-
-        self.pixels = _kept(split, f"resized {size}", (int(self.ends[-1]), 3), fill)
+        self.pixels = _kept(split, f"resized {size}", (int(self.ends[-1]), 3), write, split.paths)
 
     def __len__(self):
         return len(self.shapes)
@@ -131,22 +130,30 @@ def _resized_shape(path, size):
 
 
 def _each(function, items):
-    """What function(place, item) gives for each item, in threads: Pillow lets others work while it decodes."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, range(len(items)), items))
+    """What function(place, item) gives for each item, in a thread a CPU: Pillow lets others work while it decodes."""
+    threads, found = os.cpu_count(), [None] * len(items)  # more threads wait for each other
+
+    def some(first):
+        for place in range(first, len(items), threads):
+            found[place] = function(place, items[place])
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(some, range(threads)))  # raises what they raise
+    return found
 
 
-def _kept(split, kind, shape, fill):
+def _kept(split, kind, shape, write, items):
     """A uint8 array that is made once: on disk, mapped into memory, where the split has a folder for it.
 
     Args:
         split: layout.Split or layout.Tiles.
         kind: what the array holds of it.
         shape: of the array.
-        fill: function(array) that writes it.
+        write: function(array, place, item) that writes one of the items.
+        items: paths or numbers.
     """
     if split.decoded is None:
-        fill(array := np.empty(shape, np.uint8))
+        _each(partial(write, array := np.empty(shape, np.uint8)), items)
         return array
     made_of = layout.fingerprint(split)
     path = split.decoded / f"{hashlib.sha256(f'{VERSION} {kind} {made_of}'.encode()).hexdigest()[:16]}.npy"
@@ -156,7 +163,7 @@ def _kept(split, kind, shape, fill):
         if not path.exists():
             with files.replacing(path) as temporary:
                 array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                fill(array)
+                _each(partial(write, array), items)
                 array.flush()
             if layout.fingerprint(split) != made_of:
                 path.unlink()

@@ -1,6 +1,7 @@
 """ResNet50 backbone and the one head that all settings A–E share."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -61,7 +62,8 @@ class Head(nn.Module):
     def activations(self, features):
         """The second-last layer's output: what enters the last Linear, (B, 2048) -> (B, 256)."""
         x = (features - self.mean) / self.deviation
-        return self.dropout(self.relu(self.conv(x.unsqueeze(-1)))).flatten(1)
+        hidden = F.linear(x, self.conv.weight.squeeze(-1), self.conv.bias)  # the Conv1d, several times as quick on CPUs
+        return self.dropout(self.relu(hidden))
 
     def scores(self, activations):
         """The last layer, in float32 wherever the others run: (B, hidden) -> (B, classes)."""

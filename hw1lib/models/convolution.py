@@ -33,10 +33,11 @@ class Conv2d(nn.Conv2d):
         used = [last - first + 1 for first, last in taps]
         weights = self.in_channels * self.out_channels * used[0] * used[1]
         pixels = out[0] * out[1]
+        half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
         if used == [1, 1]:
-            half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
             return weights >= 2**15 if half else weights >= 2**19 and pixels <= 64
-        return weights >= 64 * pixels * len(images) and (pixels <= 64 or weights >= 2**22)
+        few, many = (64, 2**22) if half else (16, 2**24)
+        return weights >= 64 * pixels * len(images) and (pixels <= few or weights >= many)
 
     def _product(self, images, taps, pads, out):
         """One matrix product over the taps that see any pixel."""

@@ -67,8 +67,8 @@ def _all(profile, root):
     yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
     yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 5)
-    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 4)
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 7)
+    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 6)
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
@@ -76,9 +76,9 @@ def _all(profile, root):
         elif row.name == "simple":
             yield Step(row.step, 1, (), (*office, "groups"), upstream, simple.run)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 5)
+            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 6)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 4)
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 6)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 3)
 
     for name in SEGMENTERS:

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 from torchvision import transforms
 
@@ -126,7 +127,7 @@ def split(tmp_path):
 def opened(monkeypatch):
     """The files that are decoded."""
     seen, real = [], images.open_rgb
-    monkeypatch.setattr(images, "open_rgb", lambda path: seen.append(path) or real(path))
+    monkeypatch.setattr(images, "open_rgb", lambda path, **how: seen.append(path) or real(path, **how))
     return seen
 
 
@@ -142,6 +143,17 @@ def test_images_are_decoded_once_for_all_processes_and_parts(split, opened):
     assert images.load(split, 16).shape == (6, 3, 16, 16) and len(opened) == 12  # another size is another array
     whole[:] = 0
     assert np.array_equal(images.load(split, 8), fresh)  # what one process writes into it stays its own
+
+
+def test_large_jpegs_are_decoded_at_a_part_of_their_size(split):
+    """Within two of 256 levels, on average, of what PIL makes of the whole image; smaller ones to the bit."""
+    large = Image.fromarray(skimage.data.astronaut())
+    for name, side in (("0.jpg", 512), ("1.jpg", 150)):
+        large.resize((side, side)).save(split.folder / name, quality=95)
+    found = images.load(split, 64)[:2]
+    whole = [images.square(images.open_rgb(path), 64) for path in split.paths[:2]]
+    off = np.abs(found.astype(int) - whole).mean(axis=(1, 2, 3))
+    assert 0 < off[0] < 2 and off[1] == 0
 
 
 def test_other_data_is_decoded_anew_and_a_failure_leaves_nothing(split, opened):

@@ -86,7 +86,9 @@ def test_features_are_standardised_by_the_training_ones():
     torch.manual_seed(0)
     features = torch.randn(500, 20) * torch.linspace(1, 3, 20) + torch.linspace(-50, 50, 20)
     head = classifier.Head(3, inputs=20, hidden=20).eval()
-    head.conv = head.relu = nn.Identity()  # so that `activations` are what the first layer gets
+    nn.init.eye_(head.conv.weight.data[..., 0])  # so that `activations` are what the first layer gets
+    nn.init.zeros_(head.conv.bias)
+    head.relu = nn.Identity()
     assert torch.equal(head.activations(features), features)
     head.standardise_by(features)
     inside, other = head.activations(features), head.activations(2 * features)

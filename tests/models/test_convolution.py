@@ -153,7 +153,8 @@ PAYS = [  # channels, kernel, side of the map, batch, float32 and bfloat16; of R
     ((512, 2048), 1, 4, 128, True, True),
     ((512, 512), 3, 4, 128, True, True),
     ((256, 256), 3, 8, 256, False, False),  # many images
-    ((256, 256), 3, 8, 64, True, True),
+    ((256, 256), 3, 8, 64, False, True),
+    ((2048, 256), 3, 64, 2, False, True),
     ((512, 512), 3, 32, 2, False, False),
     ((4096, 4096), 3, 16, 2, True, True),
 ]
