@@ -72,7 +72,7 @@ def _all(profile, root):
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
-            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 2)
+            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 3)
         elif row.name == "simple":
             yield Step(row.step, 1, (), (*office, "groups"), upstream, simple.run)
         elif row.name == "knn":
@@ -83,7 +83,7 @@ def _all(profile, root):
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 4)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 5)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step(

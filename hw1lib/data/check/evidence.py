@@ -58,6 +58,8 @@ WINDOW = 17  # samples: fine detail is what differs from their mean
 QUIET = 1.0  # gray levels of detail that count as noise
 LEAST = 0.5  # of detail along a border, at most 1: with less, such as open sea, it tells nothing
 SHORTEST = 32  # pixels: a shorter side tells nothing
+FAINT = 0.05  # where two borders fit each other best of all, less is enough
+CLEAR = 0.2  # of 1, from which on such a link is nearly never chance
 FITTING = 0.4  # a product of two concordances, of lines and of their detail
 FACING = ((0, 1), (1, 0), (2, 3), (3, 2))  # a tile's top continues another's bottom, and so on
 
@@ -243,18 +245,39 @@ def leaks(train, validation):
 
 
 def links(sides):
-    """Pairs of tiles that continue each other.
+    """Pairs of tiles that continue each other, which need not all do so.
+
+    Where two borders are each other's likest among all ("best buddies", Pomeranz et al. 2011), they count by how much
+    liker they are than the next; so a faint border is found, too. Those that are each other's best fit count by half.
 
     Args:
         sides: (N, 4, LINE, 3) uint8, as of `sides`.
 
     Returns:
-        List of (how well they fit, one, two) by index, one < two.
+        List of (strength in 0…1, one, two) by index; above CLEAR nearly none is chance.
     """
-    prepared = _prepared(sides)
-    fit = _fit(prepared, prepared)
-    one, two = np.nonzero(np.triu(fit > FITTING, k=1))
-    return list(zip(fit[one, two].tolist(), one.tolist(), two.tolist()))
+    prepared, flat, found = _prepared(sides), sides.reshape(len(sides), 4, -1).astype(np.float32), []
+    for mine, facing in FACING[::2]:  # each border once
+        ours, theirs = flat[:, mine], flat[:, facing]
+        apart = np.maximum(_squares(ours)[:, None] + _squares(theirs)[None] - 2 * ours @ theirs.T, 0)
+        apart = QUIET + np.sqrt(apart / ours.shape[1])  # gray levels
+        one, two = _buddies(-apart)
+        near, apart[one, two] = apart[one, two], np.inf
+        next_one = np.minimum(apart[one].min(axis=1), apart[:, two].min(axis=0))
+        found += zip((1 - near / next_one).tolist(), one.tolist(), two.tolist())
+        fit = _border(prepared, prepared, mine, facing)
+        one, two = _buddies(fit)
+        seen = fit[one, two] > FAINT
+        found += zip((fit[one, two][seen] / 2).tolist(), one[seen].tolist(), two[seen].tolist())
+    return found
+
+
+def _buddies(likeness):
+    """Rows and columns of a square matrix that are each other's most alike; no tile is its own."""
+    np.fill_diagonal(likeness, -np.inf)
+    one, two = np.arange(len(likeness)), likeness.argmax(axis=1)
+    mutual = (likeness.argmax(axis=0)[two] == one) & (one != two)
+    return one[mutual], two[mutual]
 
 
 def is_clear(tiles, of, null):
@@ -287,21 +310,23 @@ def _prepared(sides):
 
 
 def _fit(ours, theirs):
-    """How well tiles continue each other: the concordance of lines times that of their fine detail.
+    """How well tiles continue each other: the best of the four borders, (M, N), as of `_border`."""
+    return np.maximum.reduce([_border(ours, theirs, *sides) for sides in FACING])
+
+
+def _border(ours, theirs, mine, facing):
+    """How well one side of tiles goes on in another side of others: the concordance of lines times that of their detail.
 
     Args:
         ours, theirs: of M and of N tiles, as of `_prepared`.
+        mine, facing: number of the side of ours and of theirs.
 
     Returns:
-        (M, N), at most 1: the best of the four borders; -1 where none of them tells anything.
+        (M, N), at most 1; -1 where a border tells nothing.
     """
-    best = np.float32(-1)
-    for mine, facing in FACING:
-        coarse, fine = (_concordance(ours[part][:, mine], theirs[part][:, facing]) for part in (0, 1))
-        telling = ours[2][:, mine, None] & theirs[2][None, :, facing]
-        fit = np.maximum(coarse, 0) * np.maximum(fine, 0)
-        best = np.maximum(best, np.where(telling, fit, np.float32(-1)))
-    return best
+    coarse, fine = (_concordance(ours[part][:, mine], theirs[part][:, facing]) for part in (0, 1))
+    telling = ours[2][:, mine, None] & theirs[2][None, :, facing]
+    return np.where(telling, np.maximum(coarse, 0) * np.maximum(fine, 0), np.float32(-1))
 
 
 def _concordance(ours, theirs):
