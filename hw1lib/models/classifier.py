@@ -67,7 +67,8 @@ class Head(nn.Module):
 
     def scores(self, activations):
         """The last layer, in float32 wherever the others run: (B, hidden) -> (B, classes)."""
-        with torch.autocast(activations.device.type, enabled=False):
+        device = "cpu" if activations.is_meta else activations.device.type  # no autocast on meta
+        with torch.autocast(device, enabled=False):
             return self.linear(activations.float())
 
     def forward(self, features):

@@ -102,7 +102,10 @@ def test_every_name_of_the_template_is_kept_by_one_notebook():
     names = [name for cell in cells for name in re.findall(r"book\.keep\(\s*\"([\w-]+)\"", cell)]
     template = re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text(encoding="utf-8"))
     used = set(re.findall(r'kept\("([\w-]+)"\)', template))
-    assert len(names) == len(set(names)) and {*names} - {"finetune_seeds"} == used - {"steps", "timing-steps"}
+    assert len(names) == len(set(names)) and {*names} - {"finetune_seeds", "segmentation_seeds"} == used - {
+        "steps",
+        "timing-steps",
+    }
 
 
 # --- a report with nasty names everywhere

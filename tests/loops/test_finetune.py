@@ -54,7 +54,7 @@ def fit(folder, problem1, setting, weights, **changes):
 def model(weights, frozen):
     """As a step of seed 0 begins with it."""
     training.seed_everything(0, 0)
-    network = classifier.backbone(0.125)
+    network = classifier.backbone(0.125, True)
     network.load_state_dict(weights, strict=False)
     return classifier.Classifier(network, classifier.Head(3, hidden=16), frozen)
 
@@ -145,6 +145,8 @@ def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1, backbo
     result = store.Result("control-knn", tmp_path)
     for suffix, state in (("", backbone), ("_random", {})):
         network = model(state, True).backbone
+        if not state:
+            features.calibrate(network, pixels(problem1.train), CPU)
         train, val = (features.extract(network, pixels(s), CPU).double() for s in (problem1.train, problem1.val))
         expected = KNeighborsClassifier(3, metric="cosine").fit(train, labels).predict(val)  # by scikit-learn alone
         found = result.array(f"predictions{suffix}")

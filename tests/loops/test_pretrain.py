@@ -123,7 +123,7 @@ def test_the_last_epochs_backbone_is_handed_on_not_that_of_the_lowest_loss(tmp_p
 
     monkeypatch.setattr(byol, "loss", lambda *words: real_loss(*words) + 10 * len(states))
     monkeypatch.setattr(probe.Probe, "__call__", look)
-    result = train(tmp_path / "run", problem1, epochs=2, batch_size=3, zero_init_residual=False)
+    result = train(tmp_path / "run", problem1, epochs=2, batch_size=3)
     assert result.history["loss"].is_monotonic_increasing and len(states) == 3  # the first: untrained
     found = result.weights()
     assert found.keys() == {name for name in states[0] if not name.startswith("fc.")}
@@ -132,7 +132,8 @@ def test_the_last_epochs_backbone_is_handed_on_not_that_of_the_lowest_loss(tmp_p
     assert result.metrics.items() >= (numbers[-1] | {"source": "byol", "epoch": 2, "before": numbers[0]}).items()
     assert result.metrics["loss"] == pytest.approx(result.history["loss"].iloc[-1])
     random, other = (finetune._backbone(profile(seed=s), None).state_dict() for s in (0, 1))
-    assert all(torch.equal(states[0][name], value) for name, value in random.items())  # setting A's start
+    for name, value in random.items():  # setting A's start, but for BatchNorm's statistics, which fit the images
+        assert torch.equal(states[0][name], value) == ("running" not in name and "tracked" not in name), name
     assert not torch.equal(states[0]["conv1.weight"], other["conv1.weight"])
 
 

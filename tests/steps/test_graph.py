@@ -18,7 +18,8 @@ from tests.settings import leaves, other
 from tests.test_files import held_to_permissions
 
 PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}
-TUNED = {*(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "control-colour", "embed"}
+TUNED = {*(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "embed"}
+TUNED |= {"control-colour", "control-simple"}
 PROBLEM1 = {"pretrain", "pretrain-supervised", *TUNED}
 CHECKS = {"check-problem1", "check-problem2"}
 ON_BYOL = {"finetune-C", "finetune-E", "control-knn", "embed"}  # embed shows setting C
@@ -62,27 +63,33 @@ def test_keys_are_those_of_the_results_that_there_are(course_data):
     made = make(course_data)
     config = made.config("finetune-C")
     shared = {"seed": 0, "model_scale": 0.25, "tf32": True, "cudnn_benchmark": True}
-    assert config["settings"]["profile"] == shared | {"image_size": 32, "overhead": True}
+    assert config["settings"]["profile"] == shared | {"image_size": 32, "overhead": True, "zero_init_residual": True}
     assert config["upstream"] == {"pretrain": made.key("pretrain")} and list(config["data"]) == ["train", "val"]
     assert made.config("segment-colour")["settings"] == {"profile": shared}
     assert made.config("check-problem1")["settings"] == {"profile": {}}
     assert made.config("segment-fcn32s")["settings"]["segmentation.stage_images"] == ("0001", "0003", "0005")
-    tuned = {name: 5 for name in made.all if name.startswith(("finetune-", "control-", "pretrain-"))}
-    others = dict.fromkeys(("segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "everything"), 4)
-    twos, ones = dict.fromkeys(("embed", "segment-colour"), 2), dict.fromkeys(("check-problem1", "check-problem2"), 1)
-    special = {"pretrain": 6, "control-knn": 6, "control-colour": 2}
-    assert {name: step.version for name, step in made.all.items()} == tuned | others | twos | ones | special
+    tuned = {name: 6 for name in made.all if name.startswith(("finetune-", "pretrain-", "control-"))}
+    fives = dict.fromkeys(("segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "everything"), 5)
+    special = {"pretrain": 7, "control-colour": 3, "embed": 3, "segment-colour": 2}
+    ones = dict.fromkeys(("control-simple", "check-problem1", "check-problem2"), 1)
+    assert {name: step.version for name, step in made.all.items()} == tuned | fives | special | ones
 
 
 ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 READ_BY = {
     **{"seed": ALL, "model_scale": ALL, "tf32": ALL, "cudnn_benchmark": ALL},
     **{"device": set(), "checkpoint_every": set(), "seeds": set()},
-    **{"data.image_size": PROBLEM1, "data.overhead": PROBLEM1, "data.tile_limit": PROBLEM2, "data.office_limit": TUNED},
+    **{
+        "data.image_size": PROBLEM1,
+        "data.overhead": PROBLEM1,
+        "zero_init_residual": PROBLEM1,
+        "data.tile_limit": PROBLEM2,
+        "data.office_limit": TUNED,
+    },
     "data.pool_limit": {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS,
     "pretrain": {"pretrain"} | ON_BYOL,
     "supervised": {"pretrain-supervised"} | ON_LABELS,
-    "finetune": TUNED - {"control-knn"},
+    "finetune": TUNED - {"control-knn", "control-simple"},
     **{"controls": {"control-knn"}, "embed": {"embed"}},
     **{"fcn32s": {"segment-fcn32s"}, "deeplabv3": {"segment-deeplabv3"}},
     "lraspp": {"segment-lraspp", "everything"},  # smoke's improved model
@@ -278,7 +285,7 @@ def test_running_out_of_memory_names_what_helps(course_data, tmp_path, name, err
 
 
 @pytest.mark.parametrize(
-    "name", sorted((PROBLEM1 | PROBLEM2) - {"control-knn", "embed", "segment-colour", "everything"})
+    "name", sorted((PROBLEM1 | PROBLEM2) - {"control-knn", "control-simple", "embed", "segment-colour", "everything"})
 )
 def test_a_training_that_diverges_names_its_own_learning_rate(course_data, tmp_path, name):
     """The setting exists, and it changes that step; the files of the batch stand beside the checkpoint."""
