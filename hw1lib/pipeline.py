@@ -261,7 +261,7 @@ def provenance(book, done, seconds):
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
         "resumed": [name for name, result in done.items() if result.run.get("resumed")],
         "device": str(book.device),
-        "device_name": _device_name(book.device),
+        "device_name": device_name(book.device),
         "threads": torch.get_num_threads(),
         "host": platform.platform(),
         "python": platform.python_version(),
@@ -270,7 +270,8 @@ def provenance(book, done, seconds):
     }
 
 
-def _device_name(device):
+def device_name(device):
+    """The device's model, such as the CPU's name and its number of cores."""
     if device.type != "cpu":
         return torch.get_device_module(device).get_device_name(device)
     try:

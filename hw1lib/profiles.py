@@ -13,7 +13,7 @@ COSINE = dict(optimizer="adamw", schedule="cosine")
 
 
 def _demo():
-    """The Earth sample, the real architectures from scratch, 15 minutes on two CPU cores."""
+    """The Earth sample, the real architectures from scratch, 15 to 20 minutes on two CPU cores."""
     byol = dict(views="geometry", projection_hidden_size=2048)
     tiles = dict(**COSINE, batch_size=16, crop=64, loss="lovasz")
     return Profile(

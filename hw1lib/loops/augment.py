@@ -85,7 +85,8 @@ class Views(nn.Module):
         table = draws(len(images), images.device)
         few = max(1, CACHED // self.size**2) if images.device.type == "cpu" else len(images)
         with exact(images.device):  # pixels and their places in float32
-            return torch.cat([self._view(*part) for part in zip(images.split(few), table.split(few, dim=1))])
+            views = [self._view(*part) for part in zip(images.split(few), table.split(few, dim=1))]
+        return views[0] if len(views) == 1 else torch.cat(views)
 
     def _view(self, images, table):
         images = warp(images.float() / 255, geometry(table, self.recipe), self.size)

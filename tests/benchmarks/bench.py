@@ -17,7 +17,7 @@ import torch
 from hw1lib import files, paths
 from hw1lib.chapters import words
 from hw1lib.loops import training
-from hw1lib.pipeline import _device_name
+from hw1lib.pipeline import device_name
 
 OUT = paths.ROOT / "report" / "build" / "bench"
 
@@ -87,7 +87,7 @@ def machine():
     device = torch.device("cpu")
     packages = " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
     return (
-        f"{_device_name(device)} ({has or 'no bfloat16'}), {torch.get_num_threads()} threads, {memory:.0f} GiB, "
+        f"{device_name(device)} ({has or 'no bfloat16'}), {torch.get_num_threads()} threads, {memory:.0f} GiB, "
         f"{platform.platform()}, Python {platform.python_version()}, {packages}, {time.strftime('%Y-%m-%d')}"
     )
 

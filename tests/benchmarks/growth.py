@@ -90,7 +90,10 @@ def main():
             axis.loglog(sizes, values, marker="o", color=style.PALETTE[0])
             power = 2 if unit == "side in px" else 1  # pixels
             axis.loglog(sizes, [values[0] * (size / sizes[0]) ** power for size in sizes], ":", color=style.MUTED)
-            axis.set(xlabel=unit, ylabel=of)
+            axis.set(xlabel=unit, ylabel=of, xticks=sizes, xticklabels=sizes, yticks=values, yticklabels=values)
+            axis.minorticks_off()
+            axis.set_ylim(min(values) / 2, max(values) * 2)
+            axis.tick_params(labelsize=7)
             axis.set_title(name if of == "seconds" else "", fontsize=8)
     style.save(figure, bench.OUT / "growth.png")
 
