@@ -41,6 +41,7 @@ def main(argv=None):
 
 
 def report(arguments):
+    sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
     from hw1lib import pipeline
 
     pipeline.run(_book(arguments), _parameters(arguments))
