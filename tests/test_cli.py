@@ -16,6 +16,7 @@ COMMON += tuple(f"{name}:" for name in profiles.PROFILES)
 COMMANDS = {
     "report": (*COMMON, "--only"), "plan": COMMON, "run": (*COMMON, "STEP"), "verify": COMMON,
     "data sample": ("--from",), "data info": ("--data-root", "--json"), "data check": ("--data-root", "--json"),
+    "data split": ("--by", "--data-root", "--out"),
     "weights list": (), "weights fetch": ("--from", "NAME", "HW1_WEIGHTS_MIRROR"), "weights check": (),
     "predict classification": (*COMMON, "--model", "CSV", "IMAGE_DIR", "OUT_CSV"),
     "predict segmentation": (*COMMON, "--model", "--tta", "IMAGE_DIR", "OUT_DIR"),

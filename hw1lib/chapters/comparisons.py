@@ -68,7 +68,8 @@ def readable(tests):
     """The same for reading; `tests` as of `tested`."""
     shown = tests.assign(**{name: tests[name].map(p_number) for name in ("p", "adjusted")})
     shown["difference"] = [f"{100 * gap:+.1f}" for gap in tests["difference"]]
-    return shown.rename(columns={"difference": "difference in points", "adjusted": "p after Holm"})
+    names = {"first": "setting", "second": "against", "difference": "difference in points", "adjusted": "p after Holm"}
+    return shown.rename(columns=names)
 
 
 def adjusted(one, two, right):

@@ -59,7 +59,7 @@ def readable(table, original=None):
     shown = shown.rename(columns={"pretraining": "pre-training", "finetuning": "trained"})
     intervals = [f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(table["ci_low"], table["ci_high"])]
     correct = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
-    best = [f"{percent(accuracy)} (epoch {epoch})" for accuracy, epoch in zip(table["accuracy"], table["epoch"])]
+    best = [f"{percent(share)} (epoch {at})" if at else "–" for share, at in zip(table["accuracy"], table["epoch"])]
     shown = shown.assign(**{"95 % interval": intervals, "correct": correct, "best epoch": best})
     if original:
         shown["original"] = [percent(original[s]) if s in original else None for s in table["setting"]]

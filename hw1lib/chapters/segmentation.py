@@ -92,7 +92,7 @@ def differences(rows, between):
 
 def differences_readable(table):
     """The same for reading."""
-    shown = {side: table[side].map(called) for side in ("first", "second")}
+    shown = {heading: table[side].map(called) for heading, side in (("model", "first"), ("against", "second"))}
     ends = [f"{low:+.3f} … {high:+.3f}" for low, high in zip(table["low"], table["high"])]
     return pd.DataFrame(shown | {"difference": table["change"].map("{:+.3f}".format), "95 % interval": ends})
 
