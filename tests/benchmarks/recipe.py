@@ -3,8 +3,8 @@
     .venv/bin/python -m tests.benchmarks.recipe [--tiny]
 
 Folds are whole blocks of the Earth, so that nothing held out has a neighbour in training; validation images take no
-part. Problem 1 pre-trains once a trial and fine-tunes settings C and E on each fold, Problem 2 trains LR-ASPP on one
-fold; all are scored at the last epoch. A second call goes on with the trials that are not in its table yet; delete
+part. Problem 1 pre-trains once a trial and fine-tunes settings C and E on the folds that control-simple chooses on,
+too; Problem 2 trains LR-ASPP with a fifth of the blocks held out. All are scored at the last epoch. A second call goes on with the trials that are not in its table yet; delete
 the table to begin anew. report/recipe.csv, which the demo's report shows, is a copy of its table.
 """
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.model_selection import StratifiedGroupKFold
 
 from hw1lib import paths, profiles
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
-from hw1lib.loops import device, finetune, pretrain, segment
+from hw1lib.loops import device, finetune, pretrain, segment, simple
 from hw1lib.steps import store
 from tests.benchmarks import bench
 
 CPU = torch.device("cpu")
-FOLDS = 3
 TRIALS = {
     1: {
         "as it is": {},
@@ -45,12 +45,6 @@ TRIALS = {
 }
 
 
-def parted(groups, fold, folds):
-    """Rows of one fold and of the others: whole groups, dealt out by their number."""
-    held = np.unique(groups, return_inverse=True)[1] % folds == fold
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
 def run(function, name, *arguments, **more):
     """The stored result of a step's function."""
     folder = Path(tempfile.mkdtemp(dir=run.folder))
@@ -60,24 +54,26 @@ def run(function, name, *arguments, **more):
 
 
 def problem1(data, profile, folds):
-    """Accuracies of settings C and E on all that is held out once: {setting: share}."""
-    whole, right = data.problem1, {"C": 0, "E": 0}
+    """Accuracies of settings C and E, the mean over the folds: {setting: share}."""
+    whole, found = data.problem1, {"C": [], "E": []}
     pretrained = run(pretrain.self_supervised, "pretrain", whole, profile, CPU)
-    for fold in range(folds):
-        kept, held = (whole.train.part(rows) for rows in parted(whole.train.groups, fold, folds))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    for rows in splitter.split(np.zeros(len(whole.train)), whole.train.labels, whole.train.groups):
+        kept, held = map(whole.train.part, rows)
         part = dataclasses.replace(whole, train=kept, val=held)
-        for setting in right:
-            found = run(finetune.run, f"finetune-{setting}", part, profile, CPU, pretrained, setting=setting)
-            right[setting] += found.metrics["correct_last"]
-    return {setting: count / len(whole.train) for setting, count in right.items()}
+        for setting, shares in found.items():
+            result = run(finetune.run, f"finetune-{setting}", part, profile, CPU, pretrained, setting=setting)
+            shares.append(result.metrics["accuracy_last"])
+    return {setting: float(np.mean(shares)) for setting, shares in found.items()}
 
 
 def problem2(data, profile, folds):
-    """mIoU of LR-ASPP on the first fold: {what: mIoU}."""
+    """mIoU of LR-ASPP on one part of so many, whole blocks: {what: mIoU}."""
     tiles = data.problem2.train
+    out = np.unique(tiles.groups, return_inverse=True)[1] % folds == 0
     kept, held = (
         dataclasses.replace(tiles, numbers=tuple(tiles.numbers[at] for at in rows), groups=tiles.groups[rows])
-        for rows in parted(tiles.groups, 0, max(2, folds))
+        for rows in (np.flatnonzero(~out), np.flatnonzero(out))
     )
     shown = dataclasses.replace(profile.segmentation, stage_images=held.numbers[:1])
     profile = dataclasses.replace(profile, segmentation=shown)
@@ -99,11 +95,11 @@ def main():
             profile = profiles.get("smoke" if tiny else "demo", settings)
             with tempfile.TemporaryDirectory() as run.folder:
                 data = layout.find(root, profile.data, decoded=Path(run.folder) / "decoded")
-                scores = {1: problem1, 2: problem2}[problem](data, profile, 1 if tiny else FOLDS)
+                scores = {1: problem1, 2: problem2}[problem](data, profile, 2 if tiny else simple.FOLDS)
             changed = ", ".join(f"{setting} = {value}" for setting, value in settings.items())
             for of, score in scores.items():
                 cells = {"problem": problem, "trial": name, "settings": changed, "of": of, "score": round(score, 4)}
-                rows.append(cells | {"folds": 1 if problem == 2 else FOLDS, "seeds": 1})
+                rows.append(cells | {"folds": 1 if problem == 2 else simple.FOLDS, "seeds": 1})
             rows[-1]["minutes"] = round((time.time() - started) / 60, 1)
             bench.keep("recipe", "Trials of the demo's recipe on folds of training blocks", rows)
 
