@@ -4,8 +4,9 @@
 
 Folds are whole blocks of the Earth, so that nothing held out has a neighbour in training; validation images take no
 part. Problem 1 pre-trains once a trial and fine-tunes settings C and E on the folds that control-simple chooses on,
-too; Problem 2 trains LR-ASPP with a fifth of the blocks held out. All are scored at the last epoch. A second call goes on with the trials that are not in its table yet; delete
-the table to begin anew. report/recipe.csv, which the demo's report shows, is a copy of its table.
+too; Problem 2 trains LR-ASPP with a fifth of the blocks held out. All are scored at the last epoch. A second call
+goes on with the trials that are not in its table yet; delete the table to begin anew. report/recipe.csv, which the
+demo's report shows, is a copy of it.
 """
 
 import dataclasses
