@@ -3,8 +3,9 @@
 The course's validation tiles mostly continue training tiles, so its numbers say little of new scenes. Here tiles are
 grouped by their borders (evidence.links), the clearest first, and whole groups are dealt out again.
 
-On scenes of the Blue Marble that do not touch, of 3 × 3 tiles of 64 of its pixels, none of 156 touching pairs comes into two
-groups where tiles are enlarged to 128 pixels (JPEG 90 and 75), 3 where they are not; of 2 × 2 tiles 16 to 20 of 160.
+On scenes of the Blue Marble that do not touch, of 3 × 3 tiles of 64 of its pixels, none of 156 touching pairs comes
+into two groups where tiles are enlarged to 128 pixels (JPEG 90 and 75), 3 where they are not; of 2 × 2 tiles 16 to 20
+of 160.
 """
 
 import json

@@ -26,7 +26,7 @@ def earth():
 
 @pytest.fixture(scope="module")
 def dealt_out(earth, tmp_path_factory):
-    """Tiles of scenes of land that do not touch, dealt out to both splits at random: the root, and where each file lies."""
+    """Tiles of scenes of land that do not touch, dealt out to both splits at random: the root, where each file lies."""
     image, labels = earth
     size = SCENE * TILE
     tops, lefts = (range(0, side - size, size + TILE) for side in labels.shape)

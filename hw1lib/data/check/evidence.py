@@ -315,7 +315,7 @@ def _fit(ours, theirs):
 
 
 def _border(ours, theirs, mine, facing):
-    """How well one side of tiles goes on in another side of others: the concordance of lines times that of their detail.
+    """How well one side of tiles goes on in a side of others: the concordance of lines times that of their detail.
 
     Args:
         ours, theirs: of M and of N tiles, as of `_prepared`.
