@@ -86,7 +86,7 @@ def main():
     tiny = bench.arguments(__doc__)
     device.set_up(CPU)
     root, kept = sample.build(paths.EARTH), bench.OUT / "recipe.csv"
-    rows = [] if tiny or not kept.exists() else pd.read_csv(kept).fillna("").to_dict("records")
+    rows = [] if tiny or not kept.exists() else pd.read_csv(kept, keep_default_na=False).to_dict("records")
     done = {(row["problem"], row["trial"]) for row in rows}
     for problem, trials in TRIALS.items():
         for name, settings in list(trials.items())[: 1 if tiny else None]:
@@ -102,7 +102,7 @@ def main():
                 cells = {"problem": problem, "trial": name, "settings": changed, "of": of, "score": round(score, 4)}
                 rows.append(cells | {"folds": 1 if problem == 2 else simple.FOLDS, "seeds": 1})
             rows[-1]["minutes"] = round((time.time() - started) / 60, 1)
-            bench.keep("recipe", "Trials of the demo's recipe on folds of training blocks", rows)
+            bench.keep("recipe_tiny" if tiny else "recipe", "Trials of the demo's recipe on folds of training blocks", rows)
 
 
 if __name__ == "__main__":
