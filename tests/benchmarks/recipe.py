@@ -102,7 +102,9 @@ def main():
                 cells = {"problem": problem, "trial": name, "settings": changed, "of": of, "score": round(score, 4)}
                 rows.append(cells | {"folds": 1 if problem == 2 else simple.FOLDS, "seeds": 1})
             rows[-1]["minutes"] = round((time.time() - started) / 60, 1)
-            bench.keep("recipe_tiny" if tiny else "recipe", "Trials of the demo's recipe on folds of training blocks", rows)
+            bench.keep(
+                "recipe_tiny" if tiny else "recipe", "Trials of the demo's recipe on folds of training blocks", rows
+            )
 
 
 if __name__ == "__main__":
