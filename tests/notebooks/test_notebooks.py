@@ -90,5 +90,11 @@ def test_the_report_includes_what_one_notebook_keeps():
     assert [name for name, count in kept.items() if count > 1] == []
     included = set(re.findall(r'kept\("([\w-]+)"\)', paths.TEMPLATE.read_text())) - {"NAME", "steps", "timing-steps"}
     assert included - set(kept) == set()
-    shown_in_notebooks_only = {"finetune_seeds", "network_fcn32s", "network_lraspp", "network_deeplabv3"}
+    shown_in_notebooks_only = {
+        "finetune_seeds",
+        "segmentation_seeds",
+        "network_fcn32s",
+        "network_lraspp",
+        "network_deeplabv3",
+    }
     assert set(kept) - included - shown_in_notebooks_only == set()
