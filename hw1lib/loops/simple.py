@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from hw1lib.data import images as image_files
 from hw1lib.loops.features import colour_statistics
@@ -44,11 +45,12 @@ def run(draft, problem1, profile, *_):
 
 def candidates(seed):
     """Untrained classifiers of scikit-learn, by what they are called."""
-    regressions = {
-        f"logistic regression (C = {c:g})": make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
-        for c in (0.1, 1, 10)
-    }
-    return regressions | {"gradient boosting": HistGradientBoostingClassifier(max_iter=60, random_state=seed)}
+    found = {"gradient boosting": HistGradientBoostingClassifier(max_iter=60, random_state=seed)}
+    for c in (1, 10, 100, 1000):
+        regression, support = LogisticRegression(C=c, max_iter=5000), SVC(C=c)
+        found[f"logistic regression (C = {c})"] = make_pipeline(StandardScaler(), regression)
+        found[f"support vectors (C = {c})"] = make_pipeline(StandardScaler(), support)
+    return found
 
 
 def measures(images):

@@ -46,10 +46,10 @@ TRIALS = {
 }
 
 
-def run(function, name, *arguments, **more):
+def run(function, step, *arguments, **more):
     """The stored result of a step's function."""
     folder = Path(tempfile.mkdtemp(dir=run.folder))
-    draft = store.Draft(name, folder)
+    draft = store.Draft(step, folder)
     function(draft, *arguments, **more)
     return store.Result(draft.step, folder)
 

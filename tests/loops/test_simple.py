@@ -39,7 +39,7 @@ def test_texture_is_chosen_where_it_tells_the_classes(course_data, tmp_path, mon
     result = store.Result(draft.step, tmp_path)
     assert result.metrics["accuracy_last"] == 1 and result.metrics["correct_last"] == 30
     folds = result.metrics["folds"]
-    assert len(folds) == 8 and result.metrics["model"] == max(folds, key=folds.get)
+    assert len(folds) == 18 and result.metrics["model"] == max(folds, key=folds.get)
     assert folds["gradient boosting on colour and texture"] > folds["gradient boosting on colour mean and deviation"]
     assert np.array_equal(result.array("predictions")[-1], val.labels)
 
