@@ -28,7 +28,7 @@ def _demo():
         # In larger batches: casting and updating 184 million weights costs the same however few images a step has.
         fcn32s=Segment(**tiles | dict(batch_size=32), epochs=7, lr=3e-4, warmup_epochs=1.0),
         # Small tiles are enlarged: at a stride of 8 even perfect labels would lose a fifth.
-        lraspp=Segment(**tiles, epochs=22, lr=2e-3, weight_decay=1e-2, precision="float32", enlarge=2, tta=True),
+        lraspp=Segment(**tiles, epochs=22, lr=1e-3, weight_decay=1e-2, precision="float32", enlarge=2, tta=True),
         deeplabv3=Segment(**tiles, epochs=4, lr=5e-4),
         segmentation=Segmentation(improved="lraspp"),
         everything=Everything(compare=True),
@@ -76,6 +76,9 @@ def _seed():
             "Adam for fine-tuning",
             "supervised pre-training, where pretrain_model_SL.pt is missing: as for the self-supervised one",
             "Problem 2: Adam 1e-4, batch 8, 50 epochs, ImageNet or COCO weights, no augmentation",
+            "the improved model is DeepLabV3, as in the original's table; its text describes LR-ASPP",
+            "SAM runs here, where its weights are, instead of on its web page",
+            "float32 products on a GPU in TF32 (tf32): factors of 10 bits",
             "validation images are never augmented (the original's were)",
             "frozen backbones stay in eval mode (the original's did not)",
         ),

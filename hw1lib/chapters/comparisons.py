@@ -1,7 +1,8 @@
 """Notebook 02: what N validation images can show of settings and controls.
 
-"Better" is said only where an exact McNemar test on the same images supports it at 5 %, after Holm's adjustment for
-all comparisons that the text makes. Rankings and tests use the last epoch, which no selection used.
+"Better" is said only where an exact McNemar test on the same images, places kept together where they are known,
+supports it at 5 %, after Holm's adjustment for all comparisons that the text makes. Rankings and tests use the last
+epoch, which no selection used.
 """
 
 import itertools
@@ -19,7 +20,7 @@ FAMILY = (  # all that the text compares: it ranks A–E, and holds the self-sup
 )
 
 
-def hits(predictions, labels, collapsed=False):
+def hits(predictions, labels, collapsed=False, places=None):
     """Which validation images each row gets right at its last epoch.
 
     Args:
@@ -27,12 +28,14 @@ def hits(predictions, labels, collapsed=False):
         labels: (N,) true classes.
         collapsed: whether self-supervised pre-training collapsed: then what rests on it is left out, so that none of
             it wins a comparison.
+        places: (N,) which place each image shows; None: each another one.
 
     Returns:
-        Dict from row to (N,) bool.
+        DataFrame with a column of bool for each row, and an image's place as index.
     """
     rests = {name for name, row in ROWS.items() if row.pretraining == "pretrain"} if collapsed else set()
-    return {name: found == labels for name, found in predictions.items() if name not in rests}
+    right = {name: found == labels for name, found in predictions.items() if name not in rests}
+    return pd.DataFrame(right, index=pd.RangeIndex(len(labels)) if places is None else places)
 
 
 def two_by_two(one, two, names):
@@ -60,7 +63,8 @@ def tested(right):
     pairs = [pair for pair in FAMILY if set(pair) <= set(right)]
     table = pd.DataFrame(pairs, columns=["first", "second"])
     table["difference"] = [right[one].mean() - right[two].mean() for one, two in pairs]
-    table["p"] = [mcnemar(right[one], right[two]) for one, two in pairs]
+    places = None if right.index.is_unique else right.index
+    table["p"] = [mcnemar(right[one].to_numpy(), right[two].to_numpy(), places) for one, two in pairs]
     return table.assign(adjusted=holm(table["p"]))
 
 
@@ -93,10 +97,16 @@ def compare(first, second, right, names=None):
     gap, p = right[first].mean() - right[second].mean(), adjusted(first, second, right)
     mine, other = (percent(right[row].mean()) for row in (first, second))
     if p >= LEVEL:
-        shown = f"no difference that {len(right[first])} images can show ({p_value(p)})"
+        shown = f"no difference that {_images(right)} can show ({p_value(p)})"
         return f"Between {one} ({mine}) and {two} ({other}) there is {shown}."
     word = "better" if gap > 0 else "worse"
     return f"{capital(one)} ({mine}) is {word} than {two} ({other}) by {points(abs(gap))} ({p_value(p)})."
+
+
+def _images(right):
+    """336 images, or 336 images of 18 places where several show one."""
+    places = right.index.nunique()
+    return f"{len(right)} images" + (f" of {places} places" if places < len(right) else "")
 
 
 def ranked(right):
@@ -116,7 +126,7 @@ def ranking(right):
     if absent:
         text += f" {listed(absent)} rest on pre-training that collapsed and take no part."
     if same:
-        return f"{text} {len(right[best])} images cannot tell it from {listed(same)} (exact McNemar test, Holm)."
+        return f"{text} {_images(right)} cannot tell it from {listed(same)} (exact McNemar test, Holm)."
     return f"{text} The exact McNemar test, adjusted after Holm, tells it from each of the others."
 
 
@@ -190,8 +200,10 @@ def seeds(table, collapsed=()):
         change = last[one] - last[two]
         low, high = mean_interval(change)
         sign = "above zero" if low > 0 else "below zero" if high < 0 else "not told from zero"
-        parts.append(
-            f"{one} − {two} is {100 * change.mean():+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {sign}"
-        )
-    each = "each with a pre-training of its own (mean difference at the last epoch, 95 % t interval)"
+        ends = f"{100 * low:+.1f} to {100 * high:+.1f}" if low == low else "no interval, as all seeds agree"
+        parts.append(f"{one} − {two} is {100 * change.mean():+.1f} points ({ends}), {sign}")
+    each = (
+        "each with a pre-training of its own (mean difference at the last epoch, 95 % t intervals, not adjusted for "
+        "being three)"
+    )
     return f"Over {len(last)} seeds, {each}: {'; '.join(parts)}.{left_out}"

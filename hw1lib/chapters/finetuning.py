@@ -8,7 +8,6 @@ from hw1lib.chapters.data import some
 from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, image_grid, show, training_curves
 from hw1lib.chapters.words import percent
 from hw1lib.comparison import ROWS, SETTINGS
-from hw1lib.measures.statistics import wilson
 
 COLOURS = dict(zip(SETTINGS, (PALETTE[7], PALETTE[0], PALETTE[2], PALETTE[9], PALETTE[1]), strict=True))
 COLUMNS = ["setting", "pretraining", "finetuning", "accuracy", "correct", "total", "ci_low", "ci_high", "epoch"]
@@ -31,12 +30,12 @@ def accuracies(metrics, source):
 
     Returns:
         DataFrame with the columns of tables/finetune.csv. `accuracy` and `epoch` are those of the best epoch, which
-        validation chose; `accuracy_last`, `correct` and Wilson's 95 % interval those of the last one.
+        validation chose; `accuracy_last`, `correct` and the 95 % interval those of the last one.
     """
     origins = {None: "none (random weights)", "pretrain": "self-supervised", "pretrain-supervised": ORIGIN[source]}
     rows = []
     for name, values in metrics.items():
-        low, high = wilson(values["correct_last"], values["total"])
+        low, high = values["interval_last"]
         pretraining = ROWS[name].pretraining
         about = {"pretraining": origins.get(pretraining, pretraining), "finetuning": ROWS[name].trained}
         if name in ("colour", "simple"):
@@ -149,7 +148,7 @@ def accuracy_bars(table):
         axis.barh(place, row.accuracy_last, color=COLOURS.get(row.setting, MUTED), alpha=0.85)
         axis.hlines(place, row.ci_low, row.ci_high, color=INK, linewidth=1.5)
         axis.plot(row.accuracy, place, "D", color="white", markeredgecolor=MUTED, markersize=4)
-    axis.hlines([], 0, 0, color=INK, label="its Wilson 95 % interval")
+    axis.hlines([], 0, 0, color=INK, label="its 95 % interval")
     axis.plot([], [], "D", color="white", markeredgecolor=MUTED, label="best epoch, chosen on validation")
     axis.set_yticks(range(len(table)), table["setting"])
     axis.invert_yaxis()

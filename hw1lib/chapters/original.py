@@ -6,6 +6,7 @@ import tomllib
 import pandas as pd
 
 from hw1lib import paths
+from hw1lib.data import layout
 
 
 @functools.cache
@@ -26,7 +27,8 @@ def beside(data, problem):
     if problem == 1:
         here = len(data.problem1.val), len(data.problem1.classes)
         return original["accuracy"] if here == (counts["validation"], counts["classes"]) else {}
-    return original["miou"] if len(data.problem2.validation) == counts["validation"] else {}
+    dealt_anew = (data.root / layout.SPLIT).is_file()
+    return original["miou"] if len(data.problem2.validation) == counts["validation"] and not dealt_anew else {}
 
 
 def compare(data, problem, things, baselines, form):

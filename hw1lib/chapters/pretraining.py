@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hw1lib import paths
 from hw1lib.chapters.data import spread
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, image_grid
 from hw1lib.chapters.words import percent
@@ -31,13 +30,6 @@ def pictures(images):
     if images.dtype != torch.uint8:
         images = (images * 255).round().to(torch.uint8)
     return list(images.permute(0, 2, 3, 1).numpy())
-
-
-def recipe(profile):
-    """How the settings were chosen: the trials of the demo, a table; other profiles had none, a sentence."""
-    if profile.name not in ("demo", "smoke"):
-        return "No trials were made for the settings of this profile: they are the original's, or taken from papers."
-    return pd.read_csv(paths.RECIPE).fillna("")
 
 
 def settings_table(here, original, group):

@@ -93,8 +93,8 @@ def differences(rows, between):
 def differences_readable(table):
     """The same for reading."""
     shown = {heading: table[side].map(called) for heading, side in (("model", "first"), ("against", "second"))}
-    ends = [f"{low:+.3f} … {high:+.3f}" for low, high in zip(table["low"], table["high"])]
-    return pd.DataFrame(shown | {"difference": table["change"].map("{:+.3f}".format), "95 % interval": ends})
+    intervals = [ends(low, high, "…") for low, high in zip(table["low"], table["high"])]
+    return pd.DataFrame(shown | {"difference": table["change"].map("{:+.3f}".format), "95 % interval": intervals})
 
 
 def called(name):
@@ -117,8 +117,8 @@ def readable(rows, between, original=None):
         shown.insert(1, "original", [fraction(original[m]) if m in original else None for m in shown["model"]])
     ceilings = [None if variant else values.get("ceiling") for (_, variant), values in rows.items()]
     shown.insert(shown.columns.get_loc("miou_last") + 1, "ceiling", ceilings)
-    ends = ["{:.3f} – {:.3f}".format(*between[name]) for name in rows]
-    shown.insert(shown.columns.get_loc("miou_last") + 1, "95 % interval", ends)
+    intervals = [ends(*between[name], "–", ".3f") for name in rows]
+    shown.insert(shown.columns.get_loc("miou_last") + 1, "95 % interval", intervals)
     return shown.assign(model=shown["model"].map(called))
 
 
@@ -337,8 +337,8 @@ def in_words(rows, improved, between):
         return against(last[one] - rows[two, ""]["miou_last"], between[(one, ""), (two, "")], name)
 
     names = {model: SEGMENTERS[model].full for model in order}
-    ends = "{:.3f} to {:.3f}".format(*between[best, ""])
-    text = f"At the last epoch {names[best]} has the highest mIoU, {last[best]:.3f} ({ends}); it "
+    around = ends(*between[best, ""], form=".3f")
+    text = f"At the last epoch {names[best]} has the highest mIoU, {last[best]:.3f} ({around}); it "
     text += f"{beside(best, second, names[second])}."
     if improved != "fcn32s" and {improved, "fcn32s"} != {best, second}:
         text += f" The improved model, {names[improved]}, {beside(improved, 'fcn32s', names['fcn32s'])}."
@@ -350,11 +350,16 @@ def in_words(rows, improved, between):
     return f"{text} {hardest(rows[best, '']['iou_last'], names[best])}"
 
 
+def ends(low, high, between="to", form="+.3f"):
+    """-0.003 to +0.020; where there is no interval it says so."""
+    return f"{low:{form}} {between} {high:{form}}" if low == low else "no interval from one place"
+
+
 def against(gap, interval, other):
     """is 0.012 above B (0.003 to 0.020), or cannot be told from B where the interval of the difference holds zero."""
     low, high = interval
-    if low <= 0 <= high:
-        return f"cannot be told from {other} on these tiles ({gap:+.3f}, {low:+.3f} to {high:+.3f})"
+    if not (low > 0 or high < 0):
+        return f"cannot be told from {other} on these tiles ({gap:+.3f}, {ends(low, high)})"
     low, high = sorted((abs(low), abs(high)))
     return f"is {abs(gap):.3f} {'above' if gap > 0 else 'below'} {other} ({low:.3f} to {high:.3f})"
 
@@ -362,8 +367,8 @@ def against(gap, interval, other):
 def moved(change, interval):
     """gains 0.012 mIoU (0.003 to 0.020), or moves by so much, where the interval of the change holds zero."""
     low, high = interval
-    if low <= 0 <= high:
-        return f"moves by {change:+.3f} mIoU ({low:+.3f} to {high:+.3f}), which these tiles cannot tell from zero"
+    if not (low > 0 or high < 0):
+        return f"moves by {change:+.3f} mIoU ({ends(low, high)}), which these tiles cannot tell from zero"
     low, high = sorted((abs(low), abs(high)))
     return f"{'gains' if change > 0 else 'loses'} {abs(change):.3f} mIoU ({low:.3f} to {high:.3f})"
 
@@ -392,9 +397,10 @@ def seeds(table):
             "`--seeds 3` trains it with two more."
         )
     low, high = mean_interval(last)
+    around = ends(low, high, form=".3f") if low == low else "none, as all seeds agree"
     return (
         f"Trained with {len(last)} seeds, {name} reaches a mIoU of {last.mean():.3f} at the last epoch on average "
-        f"(95 % t interval {low:.3f} to {high:.3f}), from {last.min():.3f} to {last.max():.3f}."
+        f"(95 % t interval: {around}), from {last.min():.3f} to {last.max():.3f}."
     )
 
 
@@ -414,8 +420,7 @@ def hardest(iou, name):
 
 
 def stages_in_words(rows, at, name):
-    """How the mean of the shown tiles' mIoU moves from the early to the final stage; `rows` and `at` as of `stages`."""
+    """The mean of the shown tiles' mIoU at each stage; `rows` and `at` as of `stages`."""
     values = {stage: np.mean([tile_miou(parts["truth"], parts[stage]) for parts in rows.values()]) for stage in at}
     path = ", ".join(f"{value:.3f} ({stage})" for stage, value in values.items())
-    grows = "gains" if values["final"] > values["early"] else "does not gain"
-    return f"Over these images the mean mIoU of {name} is {path}: it {grows} from the early to the final stage."
+    return f"Over these images, too few for an interval, the mean mIoU of {name} is {path}."

@@ -52,7 +52,8 @@ def by_scene(root, target, progress=True):
             f"{root}: {bad.name} cannot be decoded ({bad.fault}). Mend it first: data check says what is wrong."
         )
     classes = np.stack([look.counts for look in masks])  # (N, 7) pixels
-    links = evidence.links(np.stack([evidence.blank() if look.sides is None else look.sides for look in looks]))
+    links = evidence.links(_sides(looks))
+    links += [(2.0, *pair) for copies in (evidence.exact(looks), evidence.near(looks)) for pair in copies.items()]
     groups, cut = grouped(len(names), links)
     first = len(tiles.train)
     held_out = dealt(groups, classes, len(tiles.validation), classes[first:].sum(axis=0))
@@ -63,22 +64,27 @@ def by_scene(root, target, progress=True):
     for at, name in enumerate(names):
         if at not in left_out:
             chosen["validation" if held_out[at] else "train"].append((at, *name))
-    sides = [np.stack([looks[at].sides for at, *_ in of if looks[at].sides is not None]) for of in chosen.values()]
-    leaking, null = evidence.leaks(*sides)
-    shares = [classes[mask].sum(axis=0) / classes[mask].sum() for mask in (np.arange(len(names)) >= first, held_out)]
+    if not all(chosen.values()):
+        raise UserError(
+            f"{root}: its {len(names):,} tiles fall into {len(set(groups))} groups that continue one another, too few "
+            "for a training and a validation side. Such a split needs tiles of more places."
+        )
+    leaking, null = evidence.leaks(*(_sides(looks[at] for at, *_ in of) for of in chosen.values()))
+    counts = [classes[mask].sum(axis=0) for mask in (np.arange(len(names)) >= first, held_out)]
+    shares = [count / max(count.sum(), 1) for count in counts]
     facts = {
         "by": "scene", "of": str(root.resolve()), "groups": len(set(groups)), "largest": int(np.bincount(groups).max()),
         "cut": len(cut), "left_out": len(left_out), "train": len(chosen["train"]),
         "validation": len(chosen["validation"]), "leaking": len(leaking), "null": null,
-        "leaking_before": len(evidence.leaks(*(_sides(looks, of) for of in (slice(first), slice(first, None))))[0]),
+        "leaking_before": len(evidence.leaks(*(_sides(looks[of]) for of in (slice(first), slice(first, None))))[0]),
         "classes_moved": float(np.abs(shares[0] - shares[1]).sum() / 2),
     }  # fmt: skip
     _write(target, chosen, groups, facts)
     return facts
 
 
-def _sides(looks, of):
-    return np.stack([look.sides for look in looks[of] if look.sides is not None])
+def _sides(looks):
+    return np.stack([evidence.blank() if look.sides is None else look.sides for look in looks])
 
 
 def grouped(count, links):
@@ -86,7 +92,7 @@ def grouped(count, links):
 
     Args:
         count: of tiles.
-        links: list of (strength, one, two).
+        links: list of (strength, one, two); above 1 they are copies, and never cut.
 
     Returns:
         (count,) numbers of groups from 0, and the links that were cut as their group would be too large.
@@ -97,7 +103,7 @@ def grouped(count, links):
         mine, other = groups[one], groups[two]
         if mine == other:
             continue
-        if len(members[mine]) + len(members[other]) > most:
+        if strength <= 1 and len(members[mine]) + len(members[other]) > most:
             cut.append((strength, one, two))
             continue
         groups[members[other]] = mine
@@ -126,7 +132,7 @@ def dealt(groups, classes, wanted, pixels):
             if total + sizes[group] <= wanted:
                 held_out[group], total = True, total + sizes[group]
         found = counts[held_out].sum(axis=0)
-        apart = np.abs(found / max(found.sum(), 1) - pixels / pixels.sum()).sum() + (wanted - total) / wanted
+        apart = np.abs(found / max(found.sum(), 1) - pixels / max(pixels.sum(), 1)).sum() + (wanted - total) / wanted
         best = min(best, (apart, held_out), key=lambda deal: deal[0])
     return best[1][groups]
 

@@ -1,16 +1,15 @@
 """Where batches come from: arrays in memory, or images through torchvision transforms one by one.
 
-Both are functions of the epoch and of the step to begin with: the order follows from (seed, epoch)
-alone, so a resumed run sees what an uninterrupted one would have seen.
+Both are functions of the epoch and of the step to begin with. The order follows from (seed, epoch), everything
+that is drawn in a step from (seed, epoch, step), so a resumed run sees what an uninterrupted one would have seen.
 """
-
-import itertools
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hw1lib.data import images as image_files
 from hw1lib.loops.device import fits, send
+from hw1lib.loops.training import seed_everything
 
 
 class _Shuffled:
@@ -68,8 +67,9 @@ class ArrayBatches(_Shuffled):
         order = self.order(epoch)[start:]
         parts = list(send(order, self.device) if self.resident else order)
         ahead = self._taken(parts[0]) if parts else None
-        for following in [*parts[1:], None]:
+        for step, following in enumerate([*parts[1:], None], start + 1):
             batch, ahead = ahead, None if following is None else self._taken(following)
+            seed_everything(self.seed, epoch, step)
             yield self.prepare(*batch)
 
     def _taken(self, rows):
@@ -78,36 +78,35 @@ class ArrayBatches(_Shuffled):
 
 
 class FileBatches(_Shuffled):
-    """Shuffled batches of images, each through a transform of PIL images.
-
-    NOTE: only with workers, whose draws are their own, is a run that was stopped inside an epoch
-    resumed to the bit.
-    """
+    """Shuffled batches of images, each through a transform of PIL images, its draws from (seed, epoch, its place)."""
 
     def __init__(self, split, size, transform, batch_size, seed, device, workers=2):
         super().__init__(range(len(split)), batch_size, seed, split.files)
-        self.images = _Images(image_files.Resized(split, size), split.labels, transform)
+        self.images = _Images(image_files.Resized(split, size), split.labels, transform, seed)
         self.device = device
         self.workers = workers
 
     def __call__(self, epoch, start=0):
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)  # of the workers' draws
-        how = dict(num_workers=self.workers, generator=generator, pin_memory=self.device.type == "cuda")
-        loader = DataLoader(self.images, batch_sampler=self.order(epoch).tolist(), **how)
-        # The workers' draws depend on the batches before: those are made again, and left out.
-        for images, labels in itertools.islice(loader, start, None):
+        order = [[(epoch, place, row) for place, row in enumerate(rows, step * self.batch_size)]
+                 for step, rows in enumerate(self.order(epoch).tolist())]  # fmt: skip
+        how = dict(num_workers=self.workers, pin_memory=self.device.type == "cuda")
+        for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order[start:], **how), start + 1):
+            seed_everything(self.seed, epoch, step)
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
 class _Images(Dataset):
-    def __init__(self, images, labels, transform):
+    def __init__(self, images, labels, transform, seed):
         self.images = images
         self.labels = labels
         self.transform = transform
+        self.seed = seed
 
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, index):
-        label = -1 if self.labels is None else int(self.labels[index])
-        return self.transform(self.images[index]), label
+    def __getitem__(self, where):
+        epoch, place, row = where
+        label = -1 if self.labels is None else int(self.labels[row])
+        seed_everything(self.seed, epoch, place, 1)  # 1: of an image, not of a step
+        return self.transform(self.images[row]), label

@@ -1,17 +1,15 @@
 """Checkpoints: everything that a training needs to go on to the bit after it was killed."""
 
-import random
 import time
 import zipfile
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from hw1lib import files
 from hw1lib.errors import out_of_memory
 
-FORMAT = 3  # raised when a checkpoint holds something else; older ones are then not used
+FORMAT = 4  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
 INSIDE = 10  # an epoch that lasts so many times the interval is saved inside, too
 
@@ -24,13 +22,11 @@ class Progress:
         history: one dict for each finished epoch.
         step: optimizer steps taken in the epoch that follows; 0 at its beginning.
         total: sum of that epoch's losses so far, a scalar tensor; None at its beginning.
-        random: states of all random generators, or None before the first epoch.
     """
 
     history: list
     step: int = 0
     total: torch.Tensor | None = None
-    random: dict | None = None
 
 
 class Checkpoint:
@@ -70,7 +66,7 @@ class Checkpoint:
             "module": self.module.state_dict(),
             "optimizer": None if finished else self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "progress": vars(progress) | {"random": random_states(self.device)},
+            "progress": vars(progress),
             "beside": self._beside(),
         }
         with files.replacing(self.path) as temporary, open(temporary, "wb") as file:
@@ -136,26 +132,3 @@ class Checkpoint:
 
 def _shapes(state):
     return {name: tensor.shape for name, tensor in state.items()}
-
-
-def random_states(device):
-    """The states of all random generators as plain data."""
-    kind, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
-    if device.type != "cpu":
-        states["device"] = torch.get_device_module(device).get_rng_state(*_number(device))
-    return states
-
-
-def restore_random(states, device):
-    """Puts the generators back to where `random_states` found them."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if device.type != "cpu" and "device" in states:  # it may have begun on another device
-        torch.get_device_module(device).set_rng_state(states["device"], *_number(device))
-
-
-def _number(device):
-    """What the generator's functions want to know of a device; that of mps is the only one."""
-    return () if device.index is None or device.type == "mps" else (device,)

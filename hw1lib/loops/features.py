@@ -1,5 +1,7 @@
 """Frozen features, and what can be told from them without training."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
@@ -33,7 +35,8 @@ def extract(backbone, images, device, batch=256):
 def calibrate(backbone, images, device, batch=256):
     """Sets BatchNorm's statistics by one pass over some images, the mean over its batches; returns the backbone.
 
-    A random network's are 0 and 1 otherwise, which fit no layer: an unfair control.
+    A random network's are 0 and 1 otherwise, which fit no layer: an unfair control. Images often lie class by class,
+    so batches are drawn, in a fixed order; they are of nearly one size, as each counts alike.
 
     Args:
         images: (N, 3, S, S) uint8 tensor, without augmentation.
@@ -45,8 +48,10 @@ def calibrate(backbone, images, device, batch=256):
         norm.momentum = None  # torch's way to ask for the mean
     was_training = backbone.training
     backbone.train()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     with autocast("float32", device):
-        for part in images.split(batch):
+        for rows in order.tensor_split(math.ceil(len(images) / batch)):
+            part = images[rows]
             classifier.features(backbone, augment.normalise(send(part, device)))
     for norm, usual in zip(norms, momentum):
         norm.momentum = usual

@@ -10,6 +10,7 @@ from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.loops.device import send
 from hw1lib.loops.pretrain import initial, labelled_batches
+from hw1lib.measures import statistics
 from hw1lib.models import classifier
 
 
@@ -138,12 +139,13 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
 
 
 def finish(draft, history, problem1, **more):
-    """Saves the predictions of every epoch, and the accuracy of the best and of the last one."""
+    """Saves the predictions of every epoch, and the accuracy of the best and of the last one, with its interval."""
     predictions = np.array([row.pop("predictions") for row in history], dtype=np.int16)  # (epochs, N)
     correct = (predictions == problem1.val.labels).sum(axis=1)  # (epochs,)
     best, total = int(correct.argmax()), len(problem1.val)
     draft.array("predictions", predictions)
     draft.history(history)
     right, last = int(correct[best]), int(correct[-1])
+    interval = statistics.share(predictions[-1] == problem1.val.labels, problem1.val.groups)
     found = {"correct": right, "total": total, "epoch": history[best]["epoch"], "accuracy": right / total}
-    draft.metrics(found | {"correct_last": last, "accuracy_last": last / total, **more})
+    draft.metrics(found | {"correct_last": last, "accuracy_last": last / total, "interval_last": interval} | more)

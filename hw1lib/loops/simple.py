@@ -31,7 +31,7 @@ def run(draft, problem1, profile, *_):
     models = {
         f"{kind} on {inputs}": (model, count)
         for inputs, count in INPUTS.items()
-        for kind, model in candidates(profile.seed).items()
+        for kind, model in candidates().items()
     }
     scores = {
         name: float(cross_val_score(model, train[:, :count], labels, groups=groups, cv=folds).mean())
@@ -43,9 +43,9 @@ def run(draft, problem1, profile, *_):
     finish(draft, [{"epoch": 0, "predictions": predicted.tolist()}], problem1, model=best, folds=scores)
 
 
-def candidates(seed):
+def candidates():
     """Untrained classifiers of scikit-learn, by what they are called."""
-    found = {"gradient boosting": HistGradientBoostingClassifier(max_iter=60, random_state=seed)}
+    found = {"gradient boosting": HistGradientBoostingClassifier(max_iter=60, random_state=0)}
     for c in (1, 10, 100, 1000):
         regression, support = LogisticRegression(C=c, max_iter=5000), SVC(C=c)
         found[f"logistic regression (C = {c})"] = make_pipeline(StandardScaler(), regression)

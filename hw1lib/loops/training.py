@@ -10,14 +10,14 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from hw1lib.errors import Diverged
-from hw1lib.loops.checkpoint import Checkpoint, Progress, restore_random
+from hw1lib.loops.checkpoint import Checkpoint, Progress
 from hw1lib.loops.device import Arriving, autocast, dtype
 
 BAR = {"leave": False, "disable": None, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
 
 
 def seed_everything(*numbers):
-    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch)."""
+    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch, step)."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)  # byol-pytorch's own augmentation draws from it
     np.random.seed(seed)
@@ -78,7 +78,6 @@ def train(
     settings,
     device,
     *,
-    seed,
     label,
     evaluate=None,
     after_step=None,
@@ -88,9 +87,8 @@ def train(
 ):
     """THE loop.
 
-    The randomness of an epoch follows from (seed, epoch) and a checkpoint keeps its state inside
-    of one, so a run that goes on from a checkpoint takes the same steps as one that was never
-    interrupted.
+    Batches seed all generators anew for each step, so a run that goes on from a checkpoint takes the
+    same steps as one that was never interrupted.
 
     Args:
         module: what is trained: its parameters that require a gradient.
@@ -98,7 +96,6 @@ def train(
         batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
         settings: settings.Optimization.
         device: torch device that `module` is on.
-        seed: whole number.
         label: what its progress lines begin with.
         evaluate: function(epoch) -> dict of plain numbers (lists allowed), after each epoch.
         after_step: function(share of the training that is done, up to 1), called after each
@@ -125,12 +122,10 @@ def train(
         loss = compiled(loss)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
-        seed_everything(seed, epoch)
         module.train()
         start, total = 0, torch.zeros((), device=device)
         if resumed.step:  # only the first epoch that is left can have begun already
             start, total = resumed.step, resumed.total.to(device)
-            restore_random(resumed.random, device)
             resumed = Progress([])
 
         for step, value in train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start, label):
@@ -250,4 +245,4 @@ def line(label, row, epochs):
 def for_step(draft, profile):
     """What `train` has to know of the step that it works for, as keyword arguments; `draft` is its store.Draft."""
     every, watch = profile.checkpoint_every, draft.watch
-    return dict(seed=profile.seed, label=draft.step, checkpoint=draft.checkpoint, checkpoint_every=every, watch=watch)
+    return dict(label=draft.step, checkpoint=draft.checkpoint, checkpoint_every=every, watch=watch)

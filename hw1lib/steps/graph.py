@@ -48,7 +48,7 @@ class Step:
         upstream: the steps whose results it needs.
         run: function(draft, the problem's data, profile, device, *results of `upstream`); writes the results.
         version: raised by hand when `run` computes something else, be it in rounding.
-        trains: whether seed, model_scale and image size count, as for all but the data's check.
+        trains: whether a network is trained or used, so that seed, model_scale and image size count.
     """
 
     name: str
@@ -63,27 +63,27 @@ class Step:
 
 def _all(profile, root):
     """What depends on what: name, problem, settings, data, upstream, function, version."""
-    office, tiles = ("train", "val"), ("tiles_train", "tiles_validation")
+    office, tiles = ("train", "val", "groups"), ("tiles_train", "tiles_validation")
     yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
     yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 7)
-    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 6)
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 8)
+    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 7)
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
-            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 3)
+            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 4)
         elif row.name == "simple":
-            yield Step(row.step, 1, (), (*office, "groups"), upstream, simple.run)
+            yield Step(row.step, 1, ("data.image_size",), office, upstream, simple.run, trains=False)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 6)
+            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 7)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 6)
+            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 7)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 3)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 5)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 6)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step(
@@ -92,8 +92,8 @@ def _all(profile, root):
 
 
 def repeated(profile):
-    """The steps that run with each seed: pre-training, fine-tuning, controls and the improved model."""
-    ours = {name for row in ROWS.values() for name in (row.pretraining, row.step) if name}
+    """The steps that run with each seed: pre-training, fine-tuning, controls that draw, and the improved model."""
+    ours = {name for row in ROWS.values() for name in (row.pretraining, row.step) if name and row.name != "simple"}
     return ours | {f"segment-{profile.segmentation.improved}"}
 
 
@@ -172,6 +172,8 @@ class Steps:
         """Everything that a step's result follows from, as plain data."""
         step, profile = self.step(name), self.profile
         shared = {name: getattr(profile, name) for name in SHARED} if step.trains else {}
+        if self.device.type == "cpu":  # where neither does anything
+            shared |= dict.fromkeys(shared.keys() & {"tf32", "cudnn_benchmark"}, False)
         if step.trains and step.problem == 1:
             shared |= {"image_size": profile.data.image_size, "overhead": profile.data.overhead}
             shared["zero_init_residual"] = profile.zero_init_residual
@@ -257,8 +259,8 @@ class Steps:
         if self.store.done(name, key):
             return self.store.result(name, key)
 
-        if step.trains:
-            self.result(check_of(step.problem))
+        if (check := check_of(step.problem)) != name:
+            self.result(check)
         upstream = [self.result(other) for other in step.upstream]
         with self.store.claimed(name, key, self.config(name)) as draft:
             if draft is not None:
@@ -286,7 +288,9 @@ class Steps:
     def _precision(self, step):
         """What its networks ran in; None where none is trained."""
         values = self._setting(step.reads[0]) if step.reads else None
-        return values.get("precision") if isinstance(values, dict) else None
+        chosen = values.get("precision") if isinstance(values, dict) else None
+        rounded = chosen == "float32" and self.profile.tf32 and self.device.type != "cpu"
+        return "float32, products in TF32" if rounded else chosen
 
     @contextlib.contextmanager
     def _naming_what_helps(self, name, draft):

@@ -15,7 +15,7 @@ from tests.chapters.made import assert_drawn, classes, history, numbers, split, 
 
 def tuned(correct=7, total=9):
     about = {"correct": correct, "total": total, "epoch": 3, "accuracy": correct / total}
-    return about | {"correct_last": 1, "accuracy_last": 1 / total}
+    return about | {"correct_last": 1, "accuracy_last": 1 / total, "interval_last": wilson(1, total)}
 
 
 def accuracies(rows=tuple(ROWS), source="pool"):

@@ -13,8 +13,9 @@ from hw1lib.chapters import data as chapter
 from hw1lib.data import landcover, layout, split
 from hw1lib.data.sample import build as sample
 from hw1lib.data.sample import windows
+from hw1lib.errors import UserError
 from hw1lib.settings import Data
-from tests.conftest import hw1lib, one_paragraph
+from tests.conftest import hw1lib, one_paragraph, picture
 
 SCENE, TILE, SIDE = 3, 64, 128  # tiles along a scene, pixels of the Earth, pixels of a tile
 
@@ -119,3 +120,16 @@ def test_whole_groups_are_dealt_so_that_the_classes_resemble():
     assert 36 <= held.sum() <= 40 and all(len(set(held[groups == g])) == 1 for g in range(60))
     found, aimed = classes[held].sum(axis=0), wanted / wanted.sum()
     assert np.abs(found / found.sum() - aimed).sum() / 2 < 0.1
+
+
+def test_tiles_of_one_place_alone_cannot_be_split(tmp_path):
+    """Copies are of one place, too; nothing is written."""
+    for name in ("train", "validation"):
+        folder = layout.Tiles(tmp_path / "p2_data" / name, ())
+        folder.folder.mkdir(parents=True)
+        for number in ("0001", "0002", "0003")[: 3 if name == "train" else 1]:
+            picture(1, (64, 64)).save(folder.sat(number), quality=95)
+            Image.new("RGB", (64, 64), (0, 255, 0)).save(folder.mask(number))
+    with pytest.raises(UserError, match="4 tiles fall into 1 groups"):
+        split.by_scene(tmp_path, tmp_path / "anew", progress=False)
+    assert not (tmp_path / "anew").exists()

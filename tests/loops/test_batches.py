@@ -66,7 +66,7 @@ def test_batches_are_full_ones(make, batch_size, sizes):
 
 
 def test_prepare_makes_the_batch_of_rows_that_stay_together():
-    """What is left out is not prepared: it would draw from generators that the checkpoint has put back."""
+    """One batch at a time, and what is left out not at all; each with draws of its own step."""
     seen = []
 
     def prepare(tens, ones):
@@ -115,16 +115,28 @@ def noisy(image):
     return torch.cat([transforms.ToTensor()(image).flatten(), draws])
 
 
-def test_random_transforms_in_workers_go_on_to_the_bit(split):
-    """Whatever state the generators of the process are in: the workers have their own, and leave these alone."""
+def test_random_transforms_go_on_to_the_bit(split):
+    """Whatever state the generators of the process are in, and however many workers there are."""
 
-    def epoch(start, seed):
-        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-        batches = from_files(split, 2, transform=noisy, workers=2)
-        images = torch.cat([images for images, _ in batches(3, start)])
-        return images, random.random(), np.random.rand(), float(torch.rand(()))
+    def epoch(start, workers=2, number=3):
+        torch.manual_seed(start), random.seed(start), np.random.seed(start)
+        batches = from_files(split, 2, transform=noisy, workers=workers)
+        return torch.cat([images for images, _ in batches(number, start)])
 
-    whole, left = epoch(0, 5), epoch(3, 5)
-    assert torch.equal(left[0], whole[0][6:]) and left[1:] == whole[1:]
-    assert torch.equal(epoch(1, 99)[0], whole[0][2:])
-    assert len(whole[0][:, -1].unique()) == COUNT
+    whole = epoch(0)
+    assert torch.equal(epoch(3), whole[6:]) and torch.equal(epoch(1, workers=0), whole[2:])
+    assert len(torch.cat([whole, epoch(0, number=4)])[:, -3:].unique()) == 2 * 3 * COUNT
+
+
+def test_each_step_has_draws_of_its_own(make):
+    """The same ones whether it is the first that is taken or not, and whatever was drawn in the step before."""
+
+    def drawn(start=0, much=0, **options):
+        rows = []
+        for _ in make(**options)(2, start):
+            rows.append((random.random(), np.random.rand(), float(torch.rand(()))))
+            torch.rand(much)
+        return rows
+
+    whole = drawn()
+    assert drawn(1, much=3) == whole[1:] and len(set(sum(whole + drawn(seed=1), ()))) == 2 * 3 * 3

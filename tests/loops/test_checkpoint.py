@@ -2,19 +2,17 @@
 
 import os
 import pickle
-import random
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hw1lib import files
 from hw1lib.errors import UserError
-from hw1lib.loops.checkpoint import Checkpoint, Progress, random_states, restore_random
+from hw1lib.loops.checkpoint import Checkpoint, Progress
 from tests.test_files import full_disk, names
 
 CPU = torch.device("cpu")
@@ -56,35 +54,6 @@ def same(one, two):
     return one == two
 
 
-# --- random generators
-
-
-def begin(seed):
-    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-    draws()
-
-
-def draws():
-    return random.random(), random.gauss(), np.random.rand(), np.random.randn(), torch.randn(3)
-
-
-def test_generators_go_on_where_they_were(tmp_path):
-    """Through a file. NumPy and Python make normal numbers in pairs and keep the second; a state has it, too.
-
-    What began on another device goes on here: its generator's state is of no use, and no harm, on a CPU.
-    """
-    begin(1)
-    states = random_states(CPU)
-    assert states["numpy"][3] == 1 and states["python"][2] is not None
-    torch.save(states | {"device": torch.zeros(16, dtype=torch.uint8)}, tmp_path / "states.pt")
-    first = draws()
-    begin(1)
-    assert same(draws(), first)  # asking for the states has drawn nothing
-    begin(2)
-    restore_random(torch.load(tmp_path / "states.pt", weights_only=True), CPU)
-    assert same(draws(), first) and not same(draws(), first)
-
-
 # --- saving and loading
 
 
@@ -96,12 +65,11 @@ def test_what_was_saved_is_plain_data_and_is_what_is_loaded(tmp_path):
     saved, other, now = make(path), make(path, seed=1), progress()
     saved.save(Progress([], 1, torch.tensor(0.0)))
     saved.save(now)
-    states = random_states(CPU)
-    assert now.random is None and same(vars(now), vars(progress()))
+    assert same(vars(now), vars(progress()))
     state = torch.load(path, weights_only=True)
     assert state.keys() == {"format", "module", "optimizer", "scaler", "progress", "beside"}
     assert state["beside"] == {"stage_early.npy": files.digest(tmp_path / "stage_early.npy")}
-    assert same(vars(other.load()), vars(progress()) | {"random": states})
+    assert same(vars(other.load()), vars(progress()))
     assert same(state_of(other), state_of(saved))
 
 

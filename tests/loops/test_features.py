@@ -41,6 +41,19 @@ def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(backbon
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_calibration_is_the_mean_over_mixed_batches_of_one_size():
+    """Images lie class by class; no batch may be left with a single one, whose map of one pixel has no spread."""
+    backbone = classifier.backbone(0.25)
+    images = pixels(9).sort(dim=0).values
+    features.calibrate(backbone, images, CPU, batch=4)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0)).split(3)
+    with torch.no_grad():
+        maps = [backbone.conv1(augment.normalise(images[rows])) for rows in order]
+    expected = torch.stack([part.mean(dim=(0, 2, 3)) for part in maps]).mean(dim=0)
+    torch.testing.assert_close(backbone.bn1.running_mean, expected, atol=1e-5, rtol=1e-4)
+    assert backbone.training and backbone.bn1.momentum == 0.1
+
+
 # --- neighbours
 
 

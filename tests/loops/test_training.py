@@ -73,7 +73,7 @@ def fit(chosen=None, *, weights_seed=0, seed=5, stop=None, every=-1.0, **options
 
     batches = Batches([images, labels], chosen.batch_size, seed, CPU)
     options = {"evaluate": evaluate, "label": "finetune-A", "checkpoint_every": every} | options
-    history = training.train(module, loss, batches, chosen, CPU, seed=seed, **options)
+    history = training.train(module, loss, batches, chosen, CPU, **options)
     return module.state_dict(), history
 
 
@@ -201,7 +201,7 @@ class Line:
         """Three epochs of five steps, if not told otherwise."""
         chosen = settings(**{"epochs": 3, "optimizer": "sgd", "batch_size": 2} | chosen)
         batches = ArrayBatches([self.rows], chosen.batch_size, 3, CPU, names=self.names)
-        more = dict(seed=0, label="finetune-A", checkpoint=checkpoint, checkpoint_every=-1.0, after_step=after_step)
+        more = dict(label="finetune-A", checkpoint=checkpoint, checkpoint_every=-1.0, after_step=after_step)
         return training.train(self.module, self.loss, batches, chosen, CPU, **more)
 
 
@@ -259,9 +259,9 @@ def test_a_line_has_what_is_a_number_in_three_digits():
 
 
 def test_a_step_says_what_its_training_needs(tmp_path):
-    profile = profiles.get("smoke", {"seed": 3, "checkpoint_every": 7})
+    profile = profiles.get("smoke", {"checkpoint_every": 7})
     draft = SimpleNamespace(step="pretrain", checkpoint=tmp_path / "c.pt", watch=print)
-    expected = dict(seed=3, label="pretrain", checkpoint=tmp_path / "c.pt", checkpoint_every=7.0, watch=print)
+    expected = dict(label="pretrain", checkpoint=tmp_path / "c.pt", checkpoint_every=7.0, watch=print)
     assert training.for_step(draft, profile) == expected
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hw1lib.measures.statistics import bootstrap, holm, mcnemar, mean_interval, wilson
+from hw1lib.measures.statistics import bootstrap, holm, mcnemar, mean_interval, share, wilson
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 96, 406])
@@ -59,7 +59,7 @@ def test_the_interval_of_a_mean_is_students():
     values = [0.1, 0.4, 0.25]
     result = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean_interval(values) == pytest.approx((result.low, result.high))
-    assert mean_interval([0.2, 0.2]) == (0.2, 0.2)
+    assert np.isnan(mean_interval([0.3, 0.1 + 0.2])).all()  # nothing is known of their spread
 
 
 def shares(counts):
@@ -87,3 +87,29 @@ def test_differences_are_paired_and_groups_are_drawn_whole():
     few = bootstrap({"one": base[:20]}, shares)["one"]
     assert bootstrap({"one": base[:20].repeat(3, axis=0)}, shares, groups)["one"] == pytest.approx(few)
     assert bootstrap({"one": base[:20].repeat(3, axis=0)}, shares)["one"][0] > few[0]
+    alone = bootstrap({"one": base, "two": better}, shares, np.zeros(60))
+    assert np.isnan(list(alone.values())).all()  # one place
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 1), (12, 30)])
+def test_places_of_one_image_are_mcnemars_and_copies_know_no_more(b, c):
+    first, second = rights(b, c, both=20, neither=9, seed=2)
+    p = mcnemar(first, second)
+    assert mcnemar(first, second, np.arange(len(first))) == pytest.approx(p)
+    places = np.arange(len(first)).repeat(3)
+    assert mcnemar(first.repeat(3), second.repeat(3), places) == pytest.approx(p)
+    assert mcnemar(first, second, np.zeros(len(first))) == 1.0  # one place has no witness beside it
+
+
+def test_flips_of_places_by_hand():
+    """Three places that differ by +2, +1 and -1: six of the eight sums are as far out as 2."""
+    first = np.array([1, 1, 1, 0, 1, 0], bool)
+    second = np.array([0, 0, 0, 1, 1, 0], bool)
+    assert mcnemar(first, second, [7, 7, 3, 5, 5, 5]) == pytest.approx(6 / 8)
+
+
+def test_a_share_is_wilsons_or_of_whole_places():
+    right = np.random.default_rng(3).random(60) < 0.6
+    assert share(right) == wilson(int(right.sum()), 60)
+    few, many = share(right, np.arange(60)), share(right.repeat(4), np.arange(60).repeat(4))
+    assert many == pytest.approx(few) and few == pytest.approx(wilson(int(right.sum()), 60), abs=0.03)

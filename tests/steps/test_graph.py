@@ -62,27 +62,32 @@ def test_keys_are_those_of_the_results_that_there_are(course_data):
     """A literal, as those of the smoke profile: with another rule all stored results would be unfound."""
     made = make(course_data)
     config = made.config("finetune-C")
-    shared = {"seed": 0, "model_scale": 0.25, "tf32": True, "cudnn_benchmark": True}
+    shared = {"seed": 0, "model_scale": 0.25, "tf32": False, "cudnn_benchmark": False}  # on a CPU
     assert config["settings"]["profile"] == shared | {"image_size": 32, "overhead": True, "zero_init_residual": True}
-    assert config["upstream"] == {"pretrain": made.key("pretrain")} and list(config["data"]) == ["train", "val"]
+    assert config["upstream"] == {"pretrain": made.key("pretrain")} and list(config["data"]) == [
+        "train",
+        "val",
+        "groups",
+    ]
     assert made.config("segment-colour")["settings"] == {"profile": shared}
     assert made.config("check-problem1")["settings"] == {"profile": {}}
+    assert made.config("control-simple")["settings"] == {"profile": {}, "data.image_size": 32}
     assert made.config("segment-fcn32s")["settings"]["segmentation.stage_images"] == ("0001", "0003", "0005")
-    tuned = {name: 6 for name in made.all if name.startswith(("finetune-", "pretrain-", "control-"))}
-    fives = dict.fromkeys(("segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "everything"), 5)
-    special = {"pretrain": 7, "control-colour": 3, "embed": 3, "segment-colour": 2}
+    tuned = {name: 7 for name in made.all if name.startswith(("finetune-", "pretrain-", "control-"))}
+    sixes = dict.fromkeys(SEGMENTED, 6)
+    special = {"pretrain": 8, "control-colour": 4, "embed": 3, "segment-colour": 2, "everything": 5}
     ones = dict.fromkeys(("control-simple", "check-problem1", "check-problem2"), 1)
-    assert {name: step.version for name, step in made.all.items()} == tuned | fives | special | ones
+    assert {name: step.version for name, step in made.all.items()} == tuned | sixes | special | ones
 
 
 ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 READ_BY = {
-    **{"seed": ALL, "model_scale": ALL, "tf32": ALL, "cudnn_benchmark": ALL},
-    **{"device": set(), "checkpoint_every": set(), "seeds": set()},
+    **dict.fromkeys(("seed", "model_scale"), ALL - {"control-simple"}),
+    **{name: set() for name in ("device", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark")},  # on a CPU
     **{
         "data.image_size": PROBLEM1,
-        "data.overhead": PROBLEM1,
-        "zero_init_residual": PROBLEM1,
+        "data.overhead": PROBLEM1 - {"control-simple"},
+        "zero_init_residual": PROBLEM1 - {"control-simple"},
         "data.tile_limit": PROBLEM2,
         "data.office_limit": TUNED,
     },
@@ -108,6 +113,23 @@ def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
             expected = READ_BY[name] if name in READ_BY else READ_BY[name.partition(".")[0]]
             assert changed(before, after) == expected, name
     assert keys(make(course_data, data__pool_limit=10_000), before) == before  # there are fewer: nothing changes
+
+
+def test_what_depends_on_the_device_is_what_it_is_there(course_data, tmp_path, monkeypatch):
+    """So a GPU's result, in another precision or by other masks, is never taken for a CPU's."""
+    precisions = {"auto": torch.float16, "bfloat16": torch.bfloat16, "float32": None}
+    monkeypatch.setattr(graph.device, "dtype", lambda precision, _: precisions[precision])
+    (tmp_path / "sam.pth").touch()
+    here, there = (make(course_data, lraspp__precision="float32") for _ in range(2))
+    there.device = torch.device("cuda")
+    assert here.config("pretrain")["settings"]["pretrain"]["precision"] == "float16"
+    made = [[each.config(name)["settings"] for name in ("segment-lraspp", "everything")] for each in (here, there)]
+    assert [found[1]["everything"]["refine"] for found in made] == ["felzenszwalb", "sam"]
+    assert [found[0]["profile"]["tf32"] for found in made] == [False, True]
+    assert here.key("segment-lraspp") != there.key("segment-lraspp")
+    ran = [each._precision(each.step(name)) for each in (here, there) for name in ("segment-lraspp", "finetune-A")]
+    assert ran == ["float32", "float16", "float32, products in TF32", "float16"]
+    assert here._precision(here.step("control-knn")) is None
 
 
 # --- data
@@ -360,4 +382,5 @@ def test_other_seeds_share_the_data_and_watch_for_themselves(course_data, tmp_pa
     monkeypatch.setattr(layout, "digest", lambda path: pytest.fail("the data is hashed again"))
     other = made.of_seed(7, "watch")
     assert other.profile == dataclasses.replace(made.profile, seed=7) and other.watch == "watch" != made.watch
-    assert not set(keys(other).values()) & set(before.values()) and keys(made.of_seed(0)) == before
+    assert set(keys(other).values()) & set(before.values()) == {before["control-simple"]}
+    assert keys(made.of_seed(0)) == before

@@ -261,6 +261,7 @@ def links(sides):
         ours, theirs = flat[:, mine], flat[:, facing]
         apart = np.maximum(_squares(ours)[:, None] + _squares(theirs)[None] - 2 * ours @ theirs.T, 0)
         apart = QUIET + np.sqrt(apart / ours.shape[1])  # gray levels
+        np.fill_diagonal(apart, np.inf)  # no tile continues itself
         one, two = _buddies(-apart)
         near, apart[one, two] = apart[one, two], np.inf
         next_one = np.minimum(apart[one].min(axis=1), apart[:, two].min(axis=0))
