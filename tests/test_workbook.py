@@ -130,7 +130,7 @@ def test_planned_is_every_step_once(course_data, tmp_path, count):
         (f"{name}, seed {seed}", name) for seed in range(8, 7 + count) for name in book.steps.all if name in again
     ]
     keys = [steps.key(name) for _, steps, name in plan]
-    assert len(set(keys)) == len(keys) == len(book.steps.all) + 12 * (count - 1)
+    assert len(set(keys)) == len(keys) == len(book.steps.all) + 11 * (count - 1)
     half = small(course_data, tmp_path / "out", seeds=count, only="problem2").planned()
     assert [label for label, *_ in half if "seed" in label] == [f"segment-lraspp, seed {n}" for n in range(1, count)]
 
