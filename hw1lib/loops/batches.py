@@ -7,6 +7,7 @@ that is drawn in a step from (seed, epoch, step), so a resumed run sees what an 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hw1lib import parallel
 from hw1lib.data import images as image_files
 from hw1lib.loops.device import fits, send
 from hw1lib.loops.training import seed_everything
@@ -38,6 +39,11 @@ class _Shuffled:
         order = torch.randperm(len(self.rows), generator=generator)
         return self.rows[order[: len(self) * self.batch_size]].view(-1, self.batch_size)
 
+    def begin(self, epoch, step):
+        """Seeds what is drawn in a step, and says how large its batch is."""
+        parallel.seed(seed_everything(self.seed, epoch, step))
+        parallel.part(self.batch_size, note=True)
+
     def files(self, epoch, step):
         """Names of the files in a batch; steps count from 1."""
         return [self.names[row] for row in self.order(epoch)[step - 1].tolist()] if self.names else []
@@ -64,12 +70,12 @@ class ArrayBatches(_Shuffled):
         self.prepare = prepare or (lambda *batch: batch)
 
     def __call__(self, epoch, start=0):
-        order = self.order(epoch)[start:]
+        order = self.order(epoch)[start:, parallel.part(self.batch_size)]
         parts = list(send(order, self.device) if self.resident else order)
         ahead = self._taken(parts[0]) if parts else None
         for step, following in enumerate([*parts[1:], None], start + 1):
             batch, ahead = ahead, None if following is None else self._taken(following)
-            seed_everything(self.seed, epoch, step)
+            self.begin(epoch, step)
             yield self.prepare(*batch)
 
     def _taken(self, rows):
@@ -87,11 +93,13 @@ class FileBatches(_Shuffled):
         self.workers = workers
 
     def __call__(self, epoch, start=0):
-        order = [[(epoch, place, row) for place, row in enumerate(rows, step * self.batch_size)]
-                 for step, rows in enumerate(self.order(epoch).tolist())]  # fmt: skip
+        places = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
+        mine = parallel.part(self.batch_size)
+        parts = zip(places[start:, mine].tolist(), self.order(epoch)[start:, mine].tolist())
+        order = [[(epoch, *both) for both in zip(*part)] for part in parts]
         how = dict(num_workers=self.workers, pin_memory=self.device.type == "cuda")
-        for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order[start:], **how), start + 1):
-            seed_everything(self.seed, epoch, step)
+        for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order, **how), start + 1):
+            self.begin(epoch, step)
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 

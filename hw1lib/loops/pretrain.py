@@ -38,7 +38,7 @@ def self_supervised(draft, problem1, profile, device):
         else:
             learner.update_moving_average()
 
-    def step_loss(images, *_):
+    def step_loss(learner, images, *_):
         return loss(learner, images, settings)
 
     def evaluate(epoch):
@@ -137,7 +137,7 @@ def _supervised_on_pool(draft, pool, profile, device):
     backbone.fc = nn.Linear(classifier.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
 
-    def loss(images, labels):
+    def loss(backbone, images, labels):
         found = classifier.features(backbone, images)
         with exact(device):
             return F.cross_entropy(backbone.fc(found.float()), labels)

@@ -9,19 +9,21 @@ import torch
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
+from hw1lib import parallel
 from hw1lib.errors import Diverged
 from hw1lib.loops.checkpoint import Checkpoint, Progress
 from hw1lib.loops.device import Arriving, autocast, dtype
 
-BAR = {"leave": False, "disable": None, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
+BAR = {"leave": False, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
 
 
 def seed_everything(*numbers):
-    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch, step)."""
+    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch, step); returns what with."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)  # byol-pytorch's own augmentation draws from it
     np.random.seed(seed)
     torch.manual_seed(seed)
+    return seed
 
 
 def make_optimizer(module, settings):
@@ -92,7 +94,7 @@ def train(
 
     Args:
         module: what is trained: its parameters that require a gradient.
-        loss: function(*batch) -> scalar tensor.
+        loss: function(module, *batch) -> scalar tensor.
         batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
         settings: settings.Optimization.
         device: torch device that `module` is on.
@@ -112,14 +114,14 @@ def train(
     Raises:
         Diverged: a loss or a weight is not finite.
     """
+    loss = parallel.wrapped(module, compiled(loss) if settings.compile else loss, device)
     optimizer = make_optimizer(module, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype(settings.precision, device) is torch.float16)
     saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every)
-    resumed = saved.load()
+    with parallel.first():
+        resumed = saved.load()
     history, steps = resumed.history, len(batches)
     finite = Finite(settings, batches)
-    if settings.compile:
-        loss = compiled(loss)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
         module.train()
@@ -172,7 +174,8 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
         label: what the progress bar begins with.
     """
     steps = len(batches)
-    left = tqdm(batches(epoch, start), f"{label} epoch {epoch}", steps, initial=start, **BAR)
+    silent = parallel.rank() > 0 or None  # None: where the output is no terminal
+    left = tqdm(batches(epoch, start), f"{label} epoch {epoch}", steps, initial=start, disable=silent, **BAR)
     for step, batch in enumerate(left, start + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch - 1 + (step - 0.5) / steps, settings)  # at its middle: the last one trains, too
@@ -231,7 +234,8 @@ def compiled(loss):
 
 def say(line):
     """Prints one line of progress, past any progress bar."""
-    tqdm.write(line)
+    if parallel.rank() == 0:
+        tqdm.write(line)
 
 
 def line(label, row, epochs):

@@ -21,7 +21,7 @@ def learner(backbone, image_size, settings, views=None):
     """The report's own call of byol-pytorch.
 
     NOTE: `use_simplicial_embeddings` is on by default since byol-pytorch 0.8; plain BYOL, and the
-    call that the original report made, need it off.
+    call that the original report made, need it off. `sync_batchnorm` is what parallel.synchronise does, on CPUs, too.
 
     Args:
         backbone: ResNet50; its `avgpool` output is the representation.
@@ -37,7 +37,7 @@ def learner(backbone, image_size, settings, views=None):
         backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
         projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,
         use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
-        augment_fn=nn.Identity() if views is not None else None,
+        augment_fn=nn.Identity() if views is not None else None, sync_batchnorm=False,
     )  # fmt: skip
     if views is not None:  # set afterwards: the constructor tries the learner on random noise
         byol.augment1, byol.augment2 = views
