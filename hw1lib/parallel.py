@@ -148,6 +148,11 @@ def wrapped(module, loss, device):
     return DistributedDataParallel(_Loss(module, loss), broadcast_buffers=False)
 
 
+def apart(loss, yes):
+    """A context in which processes may keep their gradients to themselves, as more of the same step follow."""
+    return loss.no_sync() if yes and isinstance(loss, DistributedDataParallel) else contextlib.nullcontext()
+
+
 class _Loss(nn.Module):
     """DistributedDataParallel sees only a module's own call."""
 

@@ -43,15 +43,21 @@ class Optimization:
 
     epochs: Count = 10
     batch_size: int = Field(64, ge=2, le=LARGEST)
+    accumulate: Count = 1  # parts that a batch is worked on in, where memory is short; BatchNorm sees one part
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd: momentum 0.9
     lr: Positive = 1e-3
     weight_decay: Positive = 0.0  # adamw and sgd: not on biases and norms
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: to zero
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: nearly to zero
     warmup_epochs: Positive = 0.0
     # auto: bfloat16 where the device is fast at it, float16 on GPUs without it, else float32
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False  # the loss through torch.compile: a minute at the start, quicker steps on a GPU
     augmentation: Literal["batched", "original"] = "batched"  # drawn per image, or the original's own
+
+    @property
+    def at_a_time(self):
+        """How many images are worked on at a time."""
+        return max(2, self.batch_size // self.accumulate)
 
 
 @group

@@ -104,7 +104,7 @@ def _loss(module, inputs, labels):
 
 
 def _feature_batches(features, split, profile, device):
-    tensors, size = [features, torch.from_numpy(split.labels)], profile.finetune.batch_size
+    tensors, size = [features, torch.from_numpy(split.labels)], profile.finetune.at_a_time
     return ArrayBatches(tensors, size, profile.seed, device, names=split.files)
 
 

@@ -59,7 +59,7 @@ def run(draft, problem2, profile, device, *, name):
         return row
 
     def follow(done):
-        network.follow(round(done * settings.epochs * len(batches)))
+        network.follow(round(done * settings.epochs * max(1, len(batches) // settings.accumulate)))
 
     after, step = follow if settings.average else None, training.for_step(draft, profile)
     history = training.train(network, loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
@@ -105,7 +105,7 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
 
     def classes(images):
         parts = []
-        for part in images.split(settings.batch_size):
+        for part in images.split(settings.at_a_time):
             found = scores(network, augment.normalise(send(part, device)), settings.enlarge)
             best = found.index_select(1, seen).max(dim=1).indices  # argmax takes as long as the network, on CPUs
             parts.append(Arriving(numbers[best]))
@@ -184,7 +184,7 @@ def batches_of(images, masks, profile, settings, device, names=()):
         return augment.normalise(augment.recolour(images, table, recipe)), moved[:, 0].to(masks.dtype)
 
     tensors = [torch.from_numpy(images), torch.from_numpy(masks)]
-    return ArrayBatches(tensors, settings.batch_size, profile.seed, device, prepare, names)
+    return ArrayBatches(tensors, settings.at_a_time, profile.seed, device, prepare, names)
 
 
 def colour(draft, problem2):

@@ -120,7 +120,7 @@ def train(
     saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every)
     with parallel.first():
         resumed = saved.load()
-    history, steps = resumed.history, len(batches)
+    history, steps = resumed.history, max(1, len(batches) // settings.accumulate)
     finite = Finite(settings, batches)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
@@ -164,7 +164,8 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
 
     Args:
         loss: function(*batch) -> scalar tensor.
-        batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
+        batches: function(epoch, batches to leave out) -> iterable of batches, with a length; settings.accumulate of
+            them make one step.
         optimizer: torch optimizer over what is trained.
         scaler: torch.amp.GradScaler; but for float16 it does nothing.
         settings: settings.Optimization.
@@ -173,21 +174,24 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
         start: how many of its steps were taken before.
         label: what the progress bar begins with.
     """
-    steps = len(batches)
-    silent = parallel.rank() > 0 or None  # None: where the output is no terminal
-    left = tqdm(batches(epoch, start), f"{label} epoch {epoch}", steps, initial=start, disable=silent, **BAR)
-    for step, batch in enumerate(left, start + 1):
+    parts, silent = min(settings.accumulate, len(batches)), parallel.rank() > 0 or None  # None: where nobody looks
+    steps, left = len(batches) // parts, iter(batches(epoch, start * parts))
+    todo = range(start + 1, steps + 1)
+    for step in tqdm(todo, f"{label} epoch {epoch}", steps, initial=start, disable=silent, **BAR):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch - 1 + (step - 0.5) / steps, settings)  # at its middle: the last one trains, too
 
-        with autocast(settings.precision, device):
-            value = loss(*batch)
-
         optimizer.zero_grad()
-        scaler.scale(value).backward()
+        total = 0
+        for part, batch in enumerate(itertools.islice(left, parts), 1):
+            with parallel.apart(loss, part < parts):
+                with autocast(settings.precision, device):
+                    value = loss(*batch) / parts
+                scaler.scale(value).backward()
+            total = total + value.detach()
         scaler.step(optimizer)
         scaler.update()
-        yield step, value.detach()
+        yield step, total
 
 
 class Finite:
@@ -221,8 +225,10 @@ class Finite:
             return
         (value, epoch, step), self._noted = self._noted, None
         if not math.isfinite(number := value.get().item()):
-            said = f"the loss is {number} in epoch {epoch}, step {step} of {len(self.batches)}"
-            raise Diverged(said, self.settings.lr, self.batches.files(epoch, step))
+            parts = min(self.settings.accumulate, len(self.batches))
+            said = f"the loss is {number} in epoch {epoch}, step {step} of {len(self.batches) // parts}"
+            its = range((step - 1) * parts + 1, step * parts + 1)
+            raise Diverged(said, self.settings.lr, [name for part in its for name in self.batches.files(epoch, part)])
 
 
 def compiled(loss):

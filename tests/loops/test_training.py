@@ -200,7 +200,7 @@ class Line:
     def train(self, checkpoint=None, after_step=None, **chosen):
         """Three epochs of five steps, if not told otherwise."""
         chosen = settings(**{"epochs": 3, "optimizer": "sgd", "batch_size": 2} | chosen)
-        batches = ArrayBatches([self.rows], chosen.batch_size, 3, CPU, names=self.names)
+        batches = ArrayBatches([self.rows], chosen.at_a_time, 3, CPU, names=self.names)
         more = dict(label="finetune-A", checkpoint=checkpoint, checkpoint_every=-1.0, after_step=after_step)
         return training.train(self.module, self.loss, batches, chosen, CPU, **more)
 
@@ -321,6 +321,20 @@ def test_weights_with_channels_last_are_trained_as_torch_trains_them(name):
     for mine, other in zip(ours.parameters(), theirs.parameters()):
         assert mine.shape == other.shape and mine.stride() == other.stride()
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+def test_a_batch_in_parts_is_the_same_step():
+    """For what has no BatchNorm; ten rows are two batches of four, and five parts of two."""
+    whole, parts = Line(), Line()
+    one, two = whole.train(batch_size=4), parts.train(batch_size=4, accumulate=2)
+    assert len(parts.losses) == 2 * len(whole.losses) == 12
+    torch.testing.assert_close(parts.module.weight, whole.module.weight)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one])
+    assert [row["lr"] for row in two] == [row["lr"] for row in one]
+    odd = Line(place=4)  # of the second step
+    with pytest.raises(Diverged, match="step 2 of 2") as caught:
+        odd.train(batch_size=4, accumulate=2)
+    assert len(caught.value.files) == 4
 
 
 # --- precision
