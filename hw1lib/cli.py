@@ -44,7 +44,7 @@ def report(arguments):
     sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
     from hw1lib import pipeline
 
-    pipeline.run(_book(arguments), _parameters(arguments))
+    pipeline.run(_book(arguments), _parameters(arguments), arguments.cluster)
 
 
 def plan(arguments):
@@ -62,6 +62,15 @@ def plan(arguments):
     if total:
         print(f"\n~ expected, from earlier runs of the step with other settings: {total:.0f} s in all", end="")
         print(f", without {unknown} steps that never ran here" if unknown else "")
+    if arguments.workers:
+        from hw1lib import schedule
+        from hw1lib.chapters import style
+
+        todo = schedule.tasks(book)
+        print("", *schedule.in_words(todo, arguments.workers), sep="\n")
+        path = book.out / "figures" / "schedule.png"
+        style.save(schedule.figure(todo, arguments.workers), path)
+        print(path)
 
 
 def run(arguments):
@@ -276,8 +285,11 @@ def _parser():
     kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     only = _option("--only", choices=("problem1", "problem2"), help="one half of the homework alone")
-    _command(kinds, "report", report, "run what is not done, then build the report", only, *COMMON)
-    _command(kinds, "plan", plan, "the steps: done, to resume or to run and why, and how long", *COMMON)
+    places = "workers that steps run on: local:N, tcp://host:8786 or my-cluster.yaml (docs/cluster.md)"
+    cluster = _option("--cluster", metavar="WHERE", help=places)
+    _command(kinds, "report", report, "run what is not done, then build the report", only, cluster, *COMMON)
+    many = _option("--workers", type=int, metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers")
+    _command(kinds, "plan", plan, "the steps: done, to resume or to run and why, and how long", many, *COMMON)
     step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
     _command(kinds, "run", run, "one step without a notebook", step, *COMMON)
     _command(kinds, "verify", verify, "re-hash every result of a build folder", *COMMON)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import torch
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
@@ -45,6 +46,8 @@ class Workbook:
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
         self.device = parallel.begin(device.choose(self.profile.device))
+        if self.profile.threads:
+            torch.set_num_threads(self.profile.threads)
         device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
         self._used = {}  # label of each step that this process has looked at -> its key

@@ -9,8 +9,9 @@ import pytest
 
 from hw1lib import profiles, settings
 from hw1lib.errors import UserError
+from hw1lib.settings import leaves
 from hw1lib.steps.store import key_of
-from tests.settings import leaves, other
+from tests.settings import other
 
 DEMO = dict(leaves(profiles.get("demo")))
 SEGMENTERS = ("fcn32s", "lraspp", "deeplabv3")

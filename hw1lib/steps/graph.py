@@ -12,7 +12,10 @@ import itertools
 import operator
 import platform
 import statistics
+import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +32,8 @@ from hw1lib.loops import device, everything, finetune, pretrain, segment, simple
 from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.profiles import PROFILES
+from hw1lib.settings import counting, leaves
 from hw1lib.steps import store, why
 
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
@@ -194,7 +199,7 @@ class Steps:
         value = operator.attrgetter(dotted)(self.profile)
         if not dataclasses.is_dataclass(value):
             return value
-        values = dataclasses.asdict(value)
+        values = counting(value)
         if "precision" in values:
             chosen = device.dtype(value.precision, self.device) or torch.float32
             values["precision"] = str(chosen).removeprefix("torch.")
@@ -266,6 +271,10 @@ class Steps:
         if (check := check_of(step.problem)) != name:
             self.result(check)
         upstream = [self.result(other) for other in step.upstream]
+        processes = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
+        if processes > 1 and parallel.count() == 1:
+            self._start_torchrun(name, processes)
+            return self.store.result(name, key)
         if step.parallel:
             self._claim(step, key, upstream)
             return self.store.result(name, key)
@@ -273,6 +282,30 @@ class Steps:
             if not parallel.rank():
                 self._claim(step, key, upstream)
         return self.store.result(name, key)
+
+    def command(self, name):
+        """The arguments of `python` that run one step by itself, as these steps would: a list of words."""
+        words = ["-m", "hw1lib", "run", name, "--profile", self.profile.name, "--data-root", str(self.data.root)]
+        words += ["--out", str(self.store.out), "--device", str(self.device)]
+        usual = dict(leaves(PROFILES[self.profile.name]))
+        changed = {name: value for name, value in leaves(self.profile) if value not in (None, usual[name])}
+        changed = {name: value for name, value in changed.items() if name not in ("device", "only")}
+        values = (",".join(value) if isinstance(value, tuple) else value for value in changed.values())
+        return [*words, *(["--set"] if changed else []), *map("{}={}".format, changed, values)]
+
+    def _start_torchrun(self, name, processes):
+        """Runs a step on several processes of this machine, and prints what they print."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        words = [sys.executable, *torchrun, *self.command(name)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            last = deque(maxlen=50)
+            for line in process.stdout:
+                last.append(line.rstrip())
+                if line.startswith(name):
+                    print(line, end="", flush=True)
+        if process.returncode:
+            said = next((line for line in last if line.startswith("hw1lib: ")), " ".join(last))
+            raise UserError(f"{name}, on {processes} processes: {said.removeprefix('hw1lib: ')}")
 
     def _claim(self, step, key, upstream):
         with self.store.claimed(step.name, key, self.config(step.name)) as draft:

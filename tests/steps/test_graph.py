@@ -12,9 +12,10 @@ from hw1lib.data import layout
 from hw1lib.errors import Diverged, UserError
 from hw1lib.measures import embedding
 from hw1lib.models import weights
+from hw1lib.settings import leaves
 from hw1lib.steps import graph, store
 from tests.conftest import everything_of
-from tests.settings import leaves, other
+from tests.settings import other
 from tests.test_files import held_to_permissions
 
 PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}

@@ -1,0 +1,97 @@
+"""How long a report takes with so many workers, from what its steps took before: a simulation."""
+
+import heapq
+
+from hw1lib.steps.graph import check_of
+
+WORKERS = (1, 2, 4, 8)
+
+
+def tasks(book):
+    """What is to be run: {label: (expected seconds or None, labels that come before)}."""
+    planned = list(book.planned())
+    keys = {label: steps.key(name) for label, steps, name in planned}
+    undone = {label for label, steps, name in planned if steps.status(name) != "done"}
+    found = {}
+    for label, steps, name in planned:
+        if label in undone:
+            step = steps.step(name)
+            needs = {steps.key(other) for other in {*step.upstream, check_of(step.problem)} - {name}}
+            found[label] = steps.expected(name), [other for other in undone if keys[other] in needs]
+    return found
+
+
+def simulate(tasks, workers):
+    """Gives each worker that is free the first step, in the tasks' order, that nothing holds up.
+
+    Args:
+        tasks: as of `tasks`; what was never measured takes no time.
+
+    Returns:
+        {label: (worker, start, end)} in seconds.
+    """
+    waits = {label: set(before) for label, (_, before) in tasks.items()}
+    free, running, plan, now = list(range(workers)), [], {}, 0.0
+    while len(plan) < len(tasks):
+        for label in [label for label, before in waits.items() if not before][: len(free)]:
+            worker = heapq.heappop(free)
+            end = now + (tasks[label][0] or 0.0)
+            plan[label] = worker, now, end
+            heapq.heappush(running, (end, worker, label))
+            del waits[label]
+        now, worker, label = heapq.heappop(running)
+        heapq.heappush(free, worker)
+        for before in waits.values():
+            before.discard(label)
+    return plan
+
+
+def critical_path(tasks):
+    """The chain of steps that no number of workers makes shorter: their labels, in order."""
+    longest = {}
+
+    def chain(label):
+        if label not in longest:
+            seconds, before = tasks[label]
+            behind = max((chain(other) for other in before), key=lambda found: found[0], default=(0.0, []))
+            longest[label] = behind[0] + (seconds or 0.0), [*behind[1], label]
+        return longest[label]
+
+    return max((chain(label) for label in tasks), key=lambda found: found[0], default=(0.0, []))[1]
+
+
+def makespan(plan):
+    """Seconds until the last step of a plan ends."""
+    return max((end for *_, end in plan.values()), default=0.0)
+
+
+def in_words(tasks, workers):
+    """A table of makespans, the critical path and what bounds the rest, as lines for a terminal."""
+    total = sum(seconds or 0.0 for seconds, _ in tasks.values())
+    path = critical_path(tasks)
+    longest = sum(tasks[label][0] or 0.0 for label in path)
+    lines = [f"{'workers':>7}{'seconds':>10}{'times as fast':>15}{'busy':>7}   bound by"]
+    for count in sorted({*WORKERS, workers}):
+        seconds = makespan(simulate(tasks, count))
+        bound = "the critical path" if seconds <= 1.02 * longest else "the work"
+        if seconds:
+            share = total / seconds / count
+            lines.append(f"{count:>7}{seconds:>10.0f}{total / seconds:>15.2f}{share:>7.0%}   {bound}")
+    lines.append(f"critical path, {longest:.0f} s: {' → '.join(path)}")
+    return lines
+
+
+def figure(tasks, workers):
+    """The plan for so many workers, a bar a step."""
+    from hw1lib.chapters.style import canvas
+
+    plan, path = simulate(tasks, workers), set(critical_path(tasks))
+    drawn, (axis,) = canvas(1, 1, (7.2, 0.5 * workers + 1.2))
+    for label, (worker, start, end) in plan.items():
+        axis.barh(worker, end - start, left=start, height=0.8, color="C3" if label in path else "C0", edgecolor="white")
+        if end - start > 0.06 * makespan(plan):
+            axis.text((start + end) / 2, worker, label.replace(", ", "\n"), ha="center", va="center", fontsize=6)
+    axis.set_yticks(range(workers), [f"worker {number}" for number in range(workers)])
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds (red: the critical path)")
+    return drawn
