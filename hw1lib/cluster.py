@@ -50,7 +50,7 @@ def run(book, where):
         futures = {}
         try:
             for label, (steps, name) in todo.items():
-                futures[label] = _submit(client, book, label, steps, name, futures)
+                futures[label] = _submit(client, book, label, steps, name, futures, _threads(book, where))
                 board.add(label, _images(book, name))
             failed = _finish(distributed, futures, board)
         except (distributed.CancelledError, distributed.comm.CommClosedError, OSError) as error:
@@ -190,7 +190,14 @@ def look(mark, data, root):
 # --- steps
 
 
-def _submit(client, book, label, steps, name, futures):
+def _threads(book, where):
+    """Threads of each step: the setting; on this machine's CPUs, as many as leave each worker its share."""
+    kind, _, count = where.partition(":")
+    share = max(1, len(os.sched_getaffinity(0)) // int(count)) if kind == "local" and book.device.type == "cpu" else 0
+    return book.profile.threads or share
+
+
+def _submit(client, book, label, steps, name, futures, threads):
     """Orders a step, to run when those in `futures` that it builds on are done; returns its future."""
     step = steps.step(name)
     needs = {steps.key(other) for other in {*step.upstream, check_of(step.problem)} - {name}}
@@ -198,14 +205,15 @@ def _submit(client, book, label, steps, name, futures):
     after = [future for label, future in futures.items() if keys[label] in needs]
     resources = {"GPU": 1} if book.device.type != "cpu" and step.trains else {}
     words, key = [sys.executable, *steps.command(name)], f"{label} {keys[label]} {secrets.token_hex(3)}"
-    return client.submit(work, label, words, str(paths.ROOT), *after, key=key, pure=False, resources=resources)
+    words = [str(paths.ROOT), threads, words]
+    return client.submit(work, label, *words, *after, key=key, pure=False, resources=resources)
 
 
 class Failed(Exception):
     """A step that ended by itself with an error: its label, and what it said last."""
 
 
-def work(label, words, folder, *after):
+def work(label, folder, threads, words, *after):
     """On a worker: runs a step, and passes on each line that it prints."""
     from distributed import get_worker
 
@@ -214,6 +222,8 @@ def work(label, words, folder, *after):
     if isinstance(worker.name, int) and "CUDA_VISIBLE_DEVICES" not in environment:
         environment["CUDA_VISIBLE_DEVICES"] = str(worker.name)
     worker.log_event(TOPIC, {"label": label, "place": place, "line": ""})
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     process = subprocess.Popen(
         words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", preexec_fn=_end_with_parent,

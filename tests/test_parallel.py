@@ -1,6 +1,7 @@
 """Several processes on one step: what they compute is what one would, up to rounding."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from hw1lib.loops import training
 from hw1lib.steps.graph import Steps
 from hw1lib.steps.store import Store
 from tests import processes
+from tests.conftest import everything_of, hw1lib, write_problem1, write_problem2
 
 CPU = torch.device("cpu")
 BATCH = 10  # on three processes 3, 3 and 4
@@ -65,7 +67,7 @@ def trained(root, out, step, chosen):
     return losses, result.history.drop(columns="lr").to_numpy(), result.run["processes"]
 
 
-FLOAT = {"precision": "float32", "batch_size": BATCH, "optimizer": "sgd", "lr": 0.02, "warmup_epochs": 0}
+FLOAT = {"epochs": 20, "precision": "float32", "batch_size": BATCH, "optimizer": "sgd", "lr": 0.02, "warmup_epochs": 0}
 CASES = {
     "BYOL": ("pretrain", {"use_momentum": False}),
     "BYOL with a target network": ("pretrain", {"use_momentum": True, "moving_average_decay": 0.9}),
@@ -78,9 +80,10 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from tests.conftest import write_course_data
-
-    return write_course_data(tmp_path_factory.mktemp("parallel"))
+    root = tmp_path_factory.mktemp("parallel")
+    write_problem1(root / "p1_data")
+    write_problem2(root / "p2_data", train=BATCH)
+    return root
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,3 +102,41 @@ def test_processes_take_the_steps_that_one_would(data, tmp_path, case, count):
     assert found == pytest.approx(losses, rel=2e-3)
     np.testing.assert_allclose(theirs, history, rtol=0.05, atol=0.05)
     assert all(other[0] == found for other in several[1:])
+
+
+# --- torchrun
+
+
+SET = ("lraspp.epochs=12", "model_scale=0.125", "checkpoint_every=0", "lraspp.precision=float32", "threads=1")
+
+
+def torchrun(out, data, *options):
+    """Two processes on LR-ASPP, as a process; each may be started again once."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    words += ["-m", "hw1lib", "run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*map(str, words), "--set", *SET, *options], cwd=paths.ROOT, env=environment, **out)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_from_the_checkpoint(data, tmp_path):
+    """To the bit of a run that nobody killed, which the setting `processes` starts by itself."""
+    words = ("run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", tmp_path / "whole")
+    done = hw1lib(*words, "--set", *SET, "lraspp.processes=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("segment-lraspp  epoch 12/12") == 1  # one of the two speaks
+    process = torchrun(tmp_path / "killed", data)
+    folders = [tmp_path / name / "steps" / "segment-lraspp" for name in ("whole", "killed")]
+    while not list(folders[1].glob("*/checkpoint.pt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    ranks = [child for child in psutil.Process(process.pid).children() if "hw1lib" in child.cmdline()]
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    (whole,), (killed,) = (list(folder.glob("*")) for folder in folders)
+    assert whole.name == killed.name and everything_of(whole) == everything_of(killed)
+    runs = [files.read_json(folder / "run.json") for folder in (whole, killed)]
+    assert [(run["processes"], run["threads"], run["resumed"]) for run in runs] == [(2, 1, False), (2, 1, True)]

@@ -1,0 +1,184 @@
+"""Steps on workers: the same bytes, whoever dies; and what is refused before anything runs."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from hw1lib import cluster, paths, schedule
+from hw1lib.errors import UserError
+from tests.conftest import one_paragraph, refused
+from tests.test_kill import assert_same, checkpoint_of, only, wait_for
+
+AGAIN = ("pretrain", "finetune-C", "finetune-E", "embed", "segment-lraspp", "everything")
+SAME = ("threads=2", "checkpoint_every=0")  # as many threads as the run beside it had on two cores
+
+
+def report(build, *words, settings=SAME):
+    """A smoke report on two workers, as a process."""
+    command = [sys.executable, "-m", "hw1lib", "report", "--profile", "smoke", "--cluster", "local:2", *words]
+    return subprocess.Popen(
+        [*command, "--set", *settings], cwd=paths.ROOT, env=os.environ | {"HW1_BUILD": str(build)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def worker_of(process, step):
+    """The worker under which a step runs, and the step's own process; None where none does."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.cmdline()[2:5] == ["hw1lib", "run", step]:
+                return child.parent(), child
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.get_num_threads() != 2, reason="the other run had as many threads as this machine's cores")
+def test_two_workers_that_are_killed_give_the_bytes_of_one_process(smoke_run, tmp_path):
+    """Their steps end with them, and go on elsewhere from the last checkpoint."""
+    shutil.copytree(smoke_run / "steps", tmp_path / "smoke" / "steps", ignore=shutil.ignore_patterns(*AGAIN))
+    process, killed = report(tmp_path), []
+    for step in ("pretrain", "segment-lraspp"):
+        assert wait_for(lambda: checkpoint_of(tmp_path, step) and worker_of(process, step), process)
+        worker, running = worker_of(process, step)
+        worker.send_signal(signal.SIGKILL)
+        running.wait(timeout=20)  # the step ends with its worker
+        killed.append(step)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said
+    assert "Watch   http://" in said and all(said.count(f"{step}: runs on worker") >= 2 for step in killed)
+    for step in AGAIN:
+        assert_same(only(tmp_path, step), only(smoke_run.parent, step))
+    assert (tmp_path / "smoke" / "report.pdf").is_file()
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_is_not_tried_for_ever_and_the_others_finish(course_data, tmp_path):
+    """Its error is the one paragraph that it said itself; what does not build on it is finished, and kept."""
+    chosen = ("lraspp.lr=1e30", "fcn32s.epochs=1", "deeplabv3.epochs=1", "segmentation.stage_images=0001")
+    process = report(tmp_path, "--data-root", course_data, "--only", "problem2", settings=chosen)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 1 and "Traceback" not in said, said
+    paragraph = one_paragraph(said[said.rindex("hw1lib: ") :])
+    assert paragraph.startswith("hw1lib: Step segment-lraspp failed") and "lower the learning rate" in paragraph
+    assert said.count("segment-lraspp: runs on worker") == 1 and "everything: not run: segment-lraspp failed" in said
+    done = {path.parent.parent.name for path in tmp_path.glob("smoke/steps/*/*/done.json")}
+    assert done == {"check-problem2", "segment-fcn32s", "segment-deeplabv3", "segment-colour"}
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("local:x", "write it as local:N"),
+        ("none.yaml", "does not describe a cluster"),
+        ("tcp://127.0.0.1:1", "no sched"),
+    ],
+)
+def test_a_cluster_that_is_none_is_one_paragraph(capsys, course_data, tmp_path, where, said):
+    words = ("report", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", where)
+    assert said in refused(capsys, *words)
+
+
+def test_without_dask_it_says_what_to_install(capsys, monkeypatch, course_data, tmp_path):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    words = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", "local:2")
+    assert "requirements-cluster.txt" in refused(capsys, "report", *words)
+
+
+class Workers:
+    """A client whose one worker sees something else."""
+
+    def __init__(self, change=None, resources=None):
+        self.change, self.resources = change or {}, resources or {}
+
+    def wait_for_workers(self, count):
+        pass
+
+    def scheduler_info(self, **_):
+        return {"workers": {"tcp://10.0.0.7:1": {"resources": self.resources}}}
+
+    def run(self, function, *arguments):
+        return {"tcp://10.0.0.7:1": function(*arguments) | {"host": "node7"} | self.change}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"token": ""}, "does not see the build folder"),
+        ({"data": False}, "does not see the data"),
+        ({"commit": "abc"}, "has commit abc"),
+        ({"torch": ""}, "has torch not at all"),
+        ({"room": 1e6}, "has 0.0 GB left"),
+    ],
+)
+def test_a_worker_that_sees_something_else_is_named(tmp_path, change, said):
+    book = SimpleNamespace(out=tmp_path / "out", root=tmp_path, device=torch.device("cpu"))
+    cluster.check(Workers(), book)
+    with pytest.raises(UserError, match=f"Worker tcp://10.0.0.7:1 on node7 .*{said}|Worker .* node7 {said}"):
+        cluster.check(Workers(change), book)
+    assert list(book.out.iterdir()) == []
+
+
+def test_steps_on_a_gpu_want_workers_that_offer_one(tmp_path):
+    book = SimpleNamespace(out=tmp_path / "out", root=tmp_path, device=torch.device("cuda"))
+    cluster.check(Workers(resources={"GPU": 1}), book)
+    with pytest.raises(UserError, match="no worker offers a GPU"):
+        cluster.check(Workers(), book)
+
+
+# --- what one sees
+
+
+def test_the_board_says_where_steps_run_how_fast_and_how_long():
+    board = cluster.Board(SimpleNamespace(dashboard_link="http://here"), "local:2")
+    board.add("pretrain", 100)
+    board.add("finetune-C", 10)
+    event = {"label": "pretrain", "place": "0 on here", "line": ""}
+    board._heard((0, event))
+    for epoch in (1, 2):
+        board._heard((0, event | {"line": f"pretrain  epoch {epoch}/4  loss 1"}))
+        board.rows["pretrain"]["at"] = board.rows["pretrain"]["began"][0] + 2.0 * (epoch - 1)
+    board.rows["pretrain"]["at"] = time.monotonic()
+    board.rows["pretrain"]["began"] = (time.monotonic() - 2.0, 1)
+    epoch, speed, left = board._progress(board.rows["pretrain"])
+    assert (epoch, speed) == ("2/4", "50") and left in ("0:03", "0:04")
+    board.end("finetune-C", "done")
+    table = board.table()
+    assert table.row_count == 2 and list(table.columns[0].cells) == ["pretrain", "1 of 2 done"]
+
+
+# --- the simulation
+
+
+TASKS = {"a": (4.0, []), "b": (3.0, []), "c": (2.0, ["a"]), "d": (1.0, ["a", "b"]), "e": (None, ["d"])}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_simulated_plan_keeps_order_and_workers(workers):
+    plan = schedule.simulate(TASKS, workers)
+    assert plan.keys() == TASKS.keys()
+    for label, (worker, start, end) in plan.items():
+        seconds, before = TASKS[label]
+        assert end - start == (seconds or 0) and 0 <= worker < workers
+        assert all(plan[other][2] <= start for other in before)
+        others = [times for other, (at, *times) in plan.items() if at == worker and other != label]
+        assert all(end <= since or until <= start for since, until in others)
+    assert schedule.makespan(plan) == {1: 10, 2: 6, 3: 6}[workers]
+
+
+def test_the_critical_path_is_what_no_worker_shortens():
+    assert schedule.critical_path(TASKS) == ["a", "c"]
+    lines = schedule.in_words(TASKS, 3)
+    assert [line.split()[0] for line in lines[1:-1]] == ["1", "2", "3", "4", "8"]
+    assert "the work" in lines[1] and "the critical path" in lines[2] and "a → c" in lines[-1]
