@@ -121,7 +121,7 @@ def _jobs(file):
         wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
         kind = getattr(dask_jobqueue, f"{wanted['kind']}Cluster")
         cluster = kind(**{"processes": 1, "python": sys.executable} | wanted["options"])
-        cluster.scale(jobs=int(wanted["jobs"]))
+        cluster.adapt(minimum_jobs=int(wanted["jobs"]), maximum_jobs=int(wanted["jobs"]))  # dead ones are replaced
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         example = "kind: SLURM, jobs: 8, options: {cores: 4, memory: 32GB}"
         raise UserError(f"{file} does not describe a cluster ({error}); docs/cluster.md has one: {example}") from error

@@ -1,12 +1,18 @@
 """Several processes on one step: what they compute is what one would, up to rounding."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import psutil
 import pytest
 import torch
 from torch import nn
 
-from hw1lib import parallel, profiles
+from hw1lib import files, parallel, paths, profiles
 from hw1lib.data import layout
 from hw1lib.loops import training
 from hw1lib.steps.graph import Steps
