@@ -146,7 +146,7 @@ def domains(right, pool, target):
         freezing = f"Freezing the {kind} backbone ({frozen} against {free})"
         if p >= LEVEL:
             both = f"{percent(right[frozen].mean())} against {percent(right[free].mean())}, {p_value(p)}"
-            found = f"{freezing} changes nothing that {len(right[free])} images can show ({both})"
+            found = f"{freezing} changes nothing that {_images(right)} can show ({both})"
             meaning = f"no sign here that {pool} and {target} ask for other features"
         elif gap > 0:
             found = f"{freezing} costs {points(gap)} ({p_value(p)})"

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 
 from hw1lib.data import images as image_files
 from hw1lib.loops.features import colour_statistics
@@ -33,10 +34,11 @@ def run(draft, problem1, profile, *_):
         for inputs, count in INPUTS.items()
         for kind, model in candidates().items()
     }
-    scores = {
-        name: float(cross_val_score(model, train[:, :count], labels, groups=groups, cv=folds).mean())
-        for name, (model, count) in models.items()
-    }
+    with threadpool_limits(1):  # twice as quick for so few images
+        scores = {
+            name: float(cross_val_score(model, train[:, :count], labels, groups=groups, cv=folds).mean())
+            for name, (model, count) in models.items()
+        }
     best = max(scores, key=scores.get)
     model, count = models[best]
     predicted = model.fit(train[:, :count], labels).predict(val[:, :count])
