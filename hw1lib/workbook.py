@@ -83,7 +83,8 @@ class Workbook:
         Returns:
             store.Result: `.metrics` (dict), `.history` (DataFrame), `.array(name)`, `.weights()`.
         """
-        seed = None if seed == self.profile.seed else seed
+        if seed == self.profile.seed or name not in repeated(self.profile):
+            seed = None  # the same for all of them
         steps = self.steps if seed is None else self.seeds[seed]
         done = steps.status(name) == "done"
         found = steps.result(name)
