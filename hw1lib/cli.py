@@ -21,7 +21,7 @@ def main(argv=None):
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold what no UTF-8 can say
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # lines come at once, into a file, too
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
@@ -288,7 +288,7 @@ def _parser():
     places = "workers that steps run on: local:N, tcp://host:8786 or my-cluster.yaml (docs/cluster.md)"
     cluster = _option("--cluster", metavar="WHERE", help=places)
     _command(kinds, "report", report, "run what is not done, then build the report", only, cluster, *COMMON)
-    many = _option("--workers", type=int, metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers")
+    many = _option("--workers", type=_count, metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers")
     _command(kinds, "plan", plan, "the steps: done, to resume or to run and why, and how long", many, *COMMON)
     step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
     _command(kinds, "run", run, "one step without a notebook", step, *COMMON)
@@ -355,6 +355,13 @@ def _parser():
         *COMMON,
     )  # fmt: skip
     return parser
+
+
+def _count(text):
+    """A whole number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of workers; give 1 or more")
+    return int(text)
 
 
 def _option(*names, **options):

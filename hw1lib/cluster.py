@@ -5,7 +5,6 @@ it writes lies in the build folder, on a file system that all workers see; nothi
 """
 
 import contextlib
-import ctypes
 import os
 import platform
 import re
@@ -19,15 +18,15 @@ from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 
-from hw1lib import paths
+from hw1lib import child, paths
 from hw1lib.errors import UserError
-from hw1lib.steps.graph import check_of
 
 TOPIC = "hw1lib"  # of the events that carry what steps print
 PACKAGES = ("torch", "torchvision", "byol-pytorch", "numpy", "scikit-learn", "distributed")
 ROOM = 2e9  # bytes that have to be free where results are written
-DEATHS = 5  # workers that may die under a step before it is called its fault
-SHOWN = 12  # last lines of a failed step
+DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
+PATIENCE = 600  # seconds until the first worker has to be there
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
 EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
 
 
@@ -41,26 +40,27 @@ def run(book, where):
     Raises:
         UserError: a step failed, or the workers cannot do it; what was finished is kept.
     """
+    from hw1lib import schedule
+
     distributed = _distributed()
-    todo = {label: (steps, name) for label, steps, name in book.planned() if steps.status(name) != "done"}
-    if not todo:
-        return
-    with connect(where, book) as client, Board(client, where) as board:
-        check(client, book)
+    steps = {label: (steps, name) for label, steps, name in book.planned()}
+    tasks = schedule.tasks(book, [label for label, (its, name) in steps.items() if its.status(name) != "done"])
+    with connect(where, book) as client, Board(client, where) as board, _marked(book) as mine:
+        check(client, book, mine)
         futures = {}
         try:
-            for label, (steps, name) in todo.items():
-                futures[label] = _submit(client, book, label, steps, name, futures, _threads(book, where))
-                board.add(label, _images(book, name))
+            for label, (_, before) in tasks.items():
+                board.add(label, _images(book, steps[label][1]))
+                futures[label] = _submit(client, book, where, mine, label, *steps[label], [futures[b] for b in before])
             failed = _finish(distributed, futures, board)
-        except (distributed.CancelledError, distributed.comm.CommClosedError, OSError) as error:
+        except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
             raise UserError(
                 f"The scheduler of {where} is gone ({type(error).__name__}). Nothing that was finished is lost, and "
                 "half done steps have their checkpoints: run the same command again."
             ) from error
     if failed:
-        label, said = next(iter(failed.items()))
-        more = f" So did {', '.join(list(failed)[1:])}." if len(failed) > 1 else ""
+        (label, said), *others = failed.items()
+        more = f" So did {', '.join(other for other, _ in others)}." if others else ""
         raise UserError(f"Step {label} failed: {said}{more} Everything that does not build on it is finished.")
 
 
@@ -81,24 +81,28 @@ def connect(where, book):
     import dask
     from distributed import Client, LocalCluster
 
-    dask.config.set({"distributed.scheduler.allowed-failures": DEATHS, "distributed.comm.timeouts.connect": "20s"})
     kind, _, count = where.partition(":")
+    jobs = where.endswith((".yaml", ".yml"))
+    wanted = _described(Path(where)) if jobs else {"jobs": count}
+    if (jobs or kind == "local") and not (str(wanted["jobs"]).isdigit() and int(wanted["jobs"])):
+        raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; a file says jobs: N.")
+    config = {"distributed.comm.timeouts.connect": "20s", "distributed.nanny.pre-spawn-environ": {}}
+    if jobs or kind == "local":  # a worker that dies counts against all steps that were planned for it
+        config["distributed.scheduler.allowed-failures"] = DEATHS * int(wanted["jobs"])
     with contextlib.ExitStack() as open_:
-        if kind == "local":
-            if not count.isdigit() or int(count) < 1:
-                raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers.")
+        open_.enter_context(dask.config.set(config))
+        cluster = where
+        if jobs:
+            cluster = open_.enter_context(_jobs(where, wanted))
+        elif kind == "local":
             on_gpu = book.device.type != "cpu"
+            more = {"threads_per_worker": 2, "resources": {"GPU": 1}} if on_gpu else {"threads_per_worker": 1}
             cluster = LocalCluster(
-                n_workers=int(count), threads_per_worker=2 if on_gpu else 1, memory_limit=0, silence_logs=50,
-                resources={"GPU": 1} if on_gpu else {}, dashboard_address="127.0.0.1:0",
-            )  # fmt: skip
+                n_workers=int(count), memory_limit=0, silence_logs=50, dashboard_address="127.0.0.1:0", **more
+            )
             open_.enter_context(cluster)
-        elif where.endswith((".yaml", ".yml")):
-            cluster = open_.enter_context(_jobs(Path(where)))
-        else:
-            cluster = where
         try:
-            client = open_.enter_context(Client(cluster, set_as_default=False))
+            client = open_.enter_context(Client(cluster))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"CLUSTER={where}: no scheduler answers there ({error}). Start one with `dask scheduler`, or give "
@@ -107,71 +111,90 @@ def connect(where, book):
         yield client
 
 
-def _jobs(file):
-    """A cluster of batch jobs from a file such as
-
-    kind: SLURM        # or PBS, LSF, SGE …: a class of dask-jobqueue
-    jobs: 8
-    options: {cores: 4, memory: 32GB, walltime: "08:00:00", worker_extra_args: [--resources, GPU=1]}
-    """
-    import dask_jobqueue
+def _described(file):
+    """What a file says of a cluster: kind, a class of dask-jobqueue without its ending; jobs; its options."""
     import yaml
 
     try:
         wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {name: wanted[name] for name in ("kind", "jobs", "options")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        example = "kind: SLURM, jobs: 8, options: {cores: 1, memory: 32GB}"
+        raise UserError(f"{file} does not describe a cluster ({error}); docs/cluster.md has one: {example}") from error
+
+
+def _jobs(file, wanted):
+    """Batch jobs, each a worker; those that end are replaced."""
+    import dask_jobqueue
+
+    try:
         kind = getattr(dask_jobqueue, f"{wanted['kind']}Cluster")
         cluster = kind(**{"processes": 1, "python": sys.executable} | wanted["options"])
-        cluster.adapt(minimum_jobs=int(wanted["jobs"]), maximum_jobs=int(wanted["jobs"]))  # dead ones are replaced
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        example = "kind: SLURM, jobs: 8, options: {cores: 4, memory: 32GB}"
-        raise UserError(f"{file} does not describe a cluster ({error}); docs/cluster.md has one: {example}") from error
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{file} does not describe a cluster: {error}") from error
+    cluster.adapt(minimum_jobs=int(wanted["jobs"]), maximum_jobs=int(wanted["jobs"]))
     return cluster
 
 
 # --- what is checked before anything runs
 
 
-def check(client, book):
-    """Holds every worker against this process: the same folders, code and packages, and room on the disk.
-
-    Raises:
-        UserError: one of them differs; it is named.
-    """
-    client.wait_for_workers(1)
-    if book.device.type != "cpu" and not any(
-        worker["resources"].get("GPU") for worker in client.scheduler_info(n_workers=-1)["workers"].values()
-    ):
-        raise UserError(
-            f"Steps run on {book.device}, but no worker offers a GPU. Start them with --resources GPU=1, each with its "
-            "own CUDA_VISIBLE_DEVICES, or give --device cpu."
-        )
+@contextlib.contextmanager
+def _marked(book):
+    """What this process sees, beside a mark in the build folder that workers must see, too."""
     book.out.mkdir(parents=True, exist_ok=True)
-    token, mark = secrets.token_hex(8), book.out / ".seen-by-all"
-    mark.write_text(token)
+    mark = book.out / ".seen-by-all"
+    mark.write_text(secrets.token_hex(8))
     try:
-        mine = look(mark, book.root, paths.ROOT)
-        for worker, theirs in client.run(look, mark, book.root, paths.ROOT).items():
-            host = f"Worker {worker} on {theirs['host']}"
-            if theirs["token"] != token:
-                raise UserError(f"{host} does not see the build folder {book.out}; --out must be on a shared disk.")
-            if not theirs["data"]:
-                raise UserError(f"{host} does not see the data in {book.root}; it must be on a shared disk.")
-            for what in ("commit", *PACKAGES):
-                if theirs[what] != mine[what]:
-                    raise UserError(
-                        f"{host} has {what} {theirs[what] or 'not at all'}, but this process {mine[what]}. All need "
-                        f"the same: let workers run {sys.executable} in {paths.ROOT}."
-                    )
-            if theirs["room"] < ROOM:
-                raise UserError(
-                    f"{host} has {theirs['room'] / 1e9:.1f} GB left in {book.out}; results need {ROOM / 1e9:.0f}."
-                )
+        yield look(mark, book.root, paths.ROOT)
     finally:
         mark.unlink(missing_ok=True)
 
 
+def check(client, book, mine):
+    """Holds every worker that is there against this process; those that come later are when they get a step.
+
+    Args:
+        mine: as of `look`.
+
+    Raises:
+        UserError: one of them differs; it is named. Or there is none, or none that offers a GPU.
+    """
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise UserError(
+            f"No worker came within {PATIENCE} s. A batch system's queue, or the logs of its jobs, may say why."
+        ) from error
+    offers = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    needs = max(_devices(book, steps.step(name)) for _, steps, name in book.planned())
+    if needs > max(offers):
+        raise UserError(
+            f"A step on {book.device} needs a worker with --resources GPU={needs:.0f}, but the largest offers "
+            f"{max(offers):.0f}. Start workers so, lower `processes`, or give --device cpu."
+        )
+    for worker, theirs in client.run(look, *mine["places"]).items():
+        if wrong := difference(mine, theirs):
+            raise UserError(f"Worker {worker} on {theirs['host']} {wrong}")
+
+
+def difference(mine, theirs):
+    """What a worker sees otherwise than this process: the rest of a sentence, empty where nothing is."""
+    mark, data, root = mine["places"]
+    if theirs["token"] != mine["token"]:
+        return f"does not see the build folder {mark.parent}; --out must be on a shared disk."
+    if not theirs["data"]:
+        return f"does not see the data in {data}; it must be on a shared disk."
+    for what in ("commit", *PACKAGES):
+        if theirs[what] != mine[what]:
+            has = f"has {what} {theirs[what] or 'not at all'}, but this process {mine[what]}."
+            return f"{has} All need the same: let workers run {sys.executable} in {root}."
+    room, needed = theirs["room"] / 1e9, ROOM / 1e9
+    return f"has {room:.1f} GB left in {mark.parent}; results need {needed:.0f}." if room < needed else ""
+
+
 def look(mark, data, root):
-    """What a process sees, as plain data."""
+    """What a process sees, as plain data: the mark's text, the data, the code, packages and room on the disk."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(Exception):
@@ -184,10 +207,17 @@ def look(mark, data, root):
         commit = ""
     room = shutil.disk_usage(mark.parent).free if token else 0
     seen = {"token": token, "data": data.is_dir(), "room": room, "commit": commit, "host": platform.node()}
-    return dict.fromkeys(PACKAGES, "") | versions | seen
+    return dict.fromkeys(PACKAGES, "") | versions | seen | {"places": (mark, data, root)}
 
 
 # --- steps
+
+
+def _devices(book, step):
+    """How many GPUs a step works on."""
+    if book.device.type == "cpu" or not step.trains:
+        return 0
+    return getattr(book.profile, step.reads[0]).processes if step.parallel else 1
 
 
 def _threads(book, where):
@@ -197,73 +227,85 @@ def _threads(book, where):
     return book.profile.threads or share
 
 
-def _submit(client, book, label, steps, name, futures, threads):
-    """Orders a step, to run when those in `futures` that it builds on are done; returns its future."""
-    step = steps.step(name)
-    needs = {steps.key(other) for other in {*step.upstream, check_of(step.problem)} - {name}}
-    keys = {label: its.key(other) for label, its, other in book.planned()}
-    after = [future for label, future in futures.items() if keys[label] in needs]
-    resources = {"GPU": 1} if book.device.type != "cpu" and step.trains else {}
-    words, key = [sys.executable, *steps.command(name)], f"{label} {keys[label]} {secrets.token_hex(3)}"
-    words = [str(paths.ROOT), threads, words]
-    return client.submit(work, label, *words, *after, key=key, pure=False, resources=resources)
+def _submit(client, book, where, mine, label, steps, name, after):
+    """Orders a step, to run when those that it builds on are done; returns its future."""
+    devices = _devices(book, steps.step(name))
+    words = [sys.executable, *steps.command(name)]
+    key = f"{label} {steps.key(name)} {secrets.token_hex(3)}"
+    given = label, words, _threads(book, where), devices, mine
+    return client.submit(work, *given, *after, key=key, pure=False, resources={"GPU": devices} if devices else {})
 
 
 class Failed(Exception):
     """A step that ended by itself with an error: its label, and what it said last."""
 
 
-def work(label, folder, threads, words, *after):
+def work(label, words, threads, devices, mine, *after):
     """On a worker: runs a step, and passes on each line that it prints."""
-    from distributed import get_worker
+    from distributed import Reschedule, get_worker
 
-    worker, last, environment = get_worker(), deque(maxlen=SHOWN), dict(os.environ)
+    worker, said, last = get_worker(), "", deque(maxlen=12)
     place = f"{worker.name} on {platform.node()}"
-    if isinstance(worker.name, int) and "CUDA_VISIBLE_DEVICES" not in environment:
-        environment["CUDA_VISIBLE_DEVICES"] = str(worker.name)
-    worker.log_event(TOPIC, {"label": label, "place": place, "line": ""})
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    process = subprocess.Popen(
-        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", preexec_fn=_end_with_parent,
-    )  # fmt: skip
-    try:
-        for line in process.stdout:
-            last.append(line.rstrip())
-            worker.log_event(TOPIC, {"label": label, "place": place, "line": line.rstrip()})
-        code = process.wait()
-    finally:
-        process.kill()
-    if code:
-        said = [line for line in last if line]
-        raise Failed(label, next((line for line in reversed(said) if line.startswith("hw1lib: ")), "\n".join(said)))
+    if wrong := difference(mine, look(*mine["places"])):
+        raise Failed(label, f"worker {place} {wrong}")
+    event = {"label": label, "place": place, "line": ""}
+    worker.log_event(TOPIC, event)
+    environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
+    with _own_devices(worker, devices) as own:
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        with child.started(words, environment=environment, folder=mine["places"][-1]) as process:
+            for line in process.stdout:
+                last.append(line.rstrip())
+                if line.startswith("hw1lib: "):
+                    said = said or line.strip().removeprefix("hw1lib: ")
+                worker.log_event(TOPIC, event | {"line": line.rstrip()})
+    if process.returncode == -signal.SIGTERM:  # the worker's job ends: elsewhere
+        raise Reschedule
+    if process.returncode < 0:
+        raise Failed(label, f"it was ended by {signal.Signals(-process.returncode).name}; memory may have run out.")
+    if process.returncode:
+        raise Failed(label, (said or " ".join(last))[-2000:])
     return label
 
 
-def _end_with_parent():
-    """Lets the system end this process when the worker has ended, however that did (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+@contextlib.contextmanager
+def _own_devices(worker, count):
+    """Takes so many of a worker's GPUs for a while: numbers as CUDA_VISIBLE_DEVICES has them."""
+    if "hw1lib_devices" not in vars(worker):
+        import torch
+
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        all_ = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+        here = isinstance(worker.name, int) and all_  # workers of local:N share this machine's
+        worker.hw1lib_devices = [all_[worker.name % len(all_)]] if here else all_
+    taken, worker.hw1lib_devices = worker.hw1lib_devices[:count], worker.hw1lib_devices[count:]
+    try:
+        yield taken
+    finally:
+        worker.hw1lib_devices = taken + worker.hw1lib_devices
 
 
 def _finish(distributed, futures, board):
     """Waits for all; returns what failed by itself: {label: what it said}."""
-    labels, failed = {future: label for label, future in futures.items()}, {}
+    labels, failed = {future.key: label for label, future in futures.items()}, {}
     for future in distributed.as_completed(futures.values()):
-        label = labels[future]
-        if future.status == "cancelled" or future.status == "lost":
+        label = labels[future.key]
+        if future.status in ("cancelled", "lost"):
             raise distributed.CancelledError(label)
         if future.status == "finished":
             board.end(label, "done")
             continue
         error = future.exception()
-        if isinstance(error, Failed) and error.args[0] != label:
-            board.end(label, f"not run: {error.args[0]} failed")
-        else:
-            said = error.args[1] if isinstance(error, Failed) else f"{DEATHS} workers died under it ({error})."
-            failed[label] = said.removeprefix("hw1lib: ")
-            board.end(label, "failed")
+        killed = isinstance(error, distributed.scheduler.KilledWorker)
+        culprit = labels[error.task] if killed else error.args[0] if isinstance(error, Failed) else label
+        if culprit != label:
+            board.end(label, f"not run: {culprit} failed")
+            continue
+        failed[label] = error.args[1] if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        if killed:
+            failed[label] = f"{error.allowed_failures + 1} workers died that had it to do; memory may have run out."
+        board.end(label, "failed")
     return failed
 
 
@@ -319,10 +361,10 @@ class Board:
     def _heard(self, event):
         message = event[1]
         row = self.rows.get(message["label"])
-        if row is None:
+        if row is None or row["state"] == "done":
             return
         if not message["line"]:
-            row |= {"state": "runs", "place": message["place"], "began": None}
+            row |= {"state": "runs", "place": message["place"], "began": None, "done": (0, 0)}
             self._say(f"{message['label']}: runs on worker {message['place']}")
             return
         if found := EPOCH.search(message["line"]):
@@ -343,10 +385,10 @@ class Board:
         for name in ("step", "where", "epoch", "images/s", "remaining"):
             table.add_column(name, no_wrap=True)
         order = {"runs": 0, "failed": 1, "waits": 2}
-        shown = [(label, row) for label, row in self.rows.items() if row["state"] != "done"]
+        shown = [(label, row) for label, row in list(self.rows.items()) if row["state"] != "done"]
         for label, row in sorted(shown, key=lambda pair: order.get(pair[1]["state"], 3))[:20]:
             table.add_row(label, row["place"] if row["state"] == "runs" else row["state"], *self._progress(row))
-        done = sum(row["state"] == "done" for row in self.rows.values())
+        done = sum(row["state"] == "done" for row in list(self.rows.values()))
         table.add_row(f"{done} of {len(self.rows)} done", "", "", "", "")
         return table
 

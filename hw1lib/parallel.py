@@ -20,16 +20,19 @@ PATIENCE = datetime.timedelta(days=1)  # how long processes wait for what one of
 common = torch.Generator()  # of draws that all processes share, such as augmentation of the global batch
 _batch = None  # size of the global batch that is worked on
 _alone = False
+_talk = None  # what processes tell each other of over the CPU, and wait at
 
 
 def begin(device):
     """Joins the processes that torchrun has started; returns this one's device."""
+    global _talk
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    _talk = dist.new_group(backend="gloo", timeout=PATIENCE)
     return device
 
 
@@ -48,14 +51,14 @@ def agreed(value):
     if count() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_talk)
     return box[0]
 
 
 def wait():
     """Until all processes are here."""
     if count() > 1:
-        dist.barrier()
+        dist.barrier(group=_talk)
 
 
 @contextlib.contextmanager
@@ -98,6 +101,16 @@ def seed(number):
     if count() > 1:
         common.manual_seed(number)
         torch.manual_seed(number + rank())
+
+
+def total(number):
+    """The sum of a scalar tensor over all processes."""
+    return number if count() == 1 else _Sum.apply(number)
+
+
+def share(rows):
+    """Which part of the batch so many rows are."""
+    return 1 if count() == 1 else rows / _batch
 
 
 def draw(rows, columns):

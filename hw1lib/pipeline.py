@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import textwrap
 import time
 import warnings
@@ -49,8 +48,6 @@ def run(book, parameters, where=None):
         where: the workers that steps run on, as of cluster.run; None: here, in the notebooks.
     """
     started = time.time()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
     undone = _print_plan(book)

@@ -7,17 +7,22 @@ from hw1lib.steps.graph import check_of
 WORKERS = (1, 2, 4, 8)
 
 
-def tasks(book):
-    """What is to be run: {label: (expected seconds or None, labels that come before)}."""
+def tasks(book, of=None):
+    """Steps with what they wait for: {label: (expected seconds or None, labels that come before)}, in their order.
+
+    Args:
+        book: workbook.Workbook.
+        of: their labels; None: those that are not done, or all where none is left.
+    """
     planned = list(book.planned())
     keys = {label: steps.key(name) for label, steps, name in planned}
-    undone = {label for label, steps, name in planned if steps.status(name) != "done"}
-    found = {}
+    undone = [label for label, steps, name in planned if steps.status(name) != "done"]
+    chosen, found = of or undone or list(keys), {}
     for label, steps, name in planned:
-        if label in undone:
+        if label in chosen:
             step = steps.step(name)
             needs = {steps.key(other) for other in {*step.upstream, check_of(step.problem)} - {name}}
-            found[label] = steps.expected(name), [other for other in undone if keys[other] in needs]
+            found[label] = steps.expected(name), [other for other in chosen if keys[other] in needs]
     return found
 
 

@@ -16,7 +16,7 @@ import torch
 from hw1lib import cluster, paths, schedule
 from hw1lib.errors import UserError
 from tests.conftest import one_paragraph, refused
-from tests.test_kill import assert_same, checkpoint_of, only, wait_for
+from tests.test_kill import assert_same, checkpoint_of, only
 
 AGAIN = ("pretrain", "finetune-C", "finetune-E", "embed", "segment-lraspp", "everything")
 SAME = ("threads=2", "checkpoint_every=0")  # as many threads as the run beside it had on two cores
@@ -46,13 +46,15 @@ def test_two_workers_that_are_killed_give_the_bytes_of_one_process(smoke_run, tm
     """Their steps end with them, and go on elsewhere from the last checkpoint."""
     shutil.copytree(smoke_run / "steps", tmp_path / "smoke" / "steps", ignore=shutil.ignore_patterns(*AGAIN))
     process, killed = report(tmp_path), []
-    for step in ("pretrain", "segment-lraspp"):
-        assert wait_for(lambda: checkpoint_of(tmp_path, step) and worker_of(process, step), process)
-        worker, running = worker_of(process, step)
-        worker.send_signal(signal.SIGKILL)
-        running.wait(timeout=20)  # the step ends with its worker
-        killed.append(step)
+    while len(killed) < 2 and process.poll() is None:
+        time.sleep(0.02)
+        for step in {"pretrain", "segment-lraspp"} - set(killed):
+            if checkpoint_of(tmp_path, step) and (found := worker_of(process, step)):
+                found[0].send_signal(signal.SIGKILL)
+                found[1].wait(timeout=20)  # the step ends with its worker
+                killed.append(step)
     said = process.communicate(timeout=600)[0]
+    assert len(killed) == 2, said
     assert process.returncode == 0, said
     assert "Watch   http://" in said and all(said.count(f"{step}: runs on worker") >= 2 for step in killed)
     for step in AGAIN:
@@ -102,7 +104,7 @@ class Workers:
     def __init__(self, change=None, resources=None):
         self.change, self.resources = change or {}, resources or {}
 
-    def wait_for_workers(self, count):
+    def wait_for_workers(self, *_, **__):
         pass
 
     def scheduler_info(self, **_):
@@ -110,6 +112,13 @@ class Workers:
 
     def run(self, function, *arguments):
         return {"tcp://10.0.0.7:1": function(*arguments) | {"host": "node7"} | self.change}
+
+
+def book_in(folder, device="cpu"):
+    step = SimpleNamespace(trains=True, parallel=False)
+    steps = SimpleNamespace(step=lambda name: step)
+    planned = [("pretrain", steps, "pretrain")]
+    return SimpleNamespace(out=folder / "out", root=folder, device=torch.device(device), planned=lambda: planned)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +132,33 @@ class Workers:
     ],
 )
 def test_a_worker_that_sees_something_else_is_named(tmp_path, change, said):
-    book = SimpleNamespace(out=tmp_path / "out", root=tmp_path, device=torch.device("cpu"))
-    cluster.check(Workers(), book)
-    with pytest.raises(UserError, match=f"Worker tcp://10.0.0.7:1 on node7 .*{said}|Worker .* node7 {said}"):
-        cluster.check(Workers(change), book)
+    book = book_in(tmp_path)
+    with cluster._marked(book) as mine:
+        cluster.check(Workers(), book, mine)
+        with pytest.raises(UserError, match=f"Worker tcp://10.0.0.7:1 on node7 {said}"):
+            cluster.check(Workers(change), book, mine)
     assert list(book.out.iterdir()) == []
 
 
 def test_steps_on_a_gpu_want_workers_that_offer_one(tmp_path):
-    book = SimpleNamespace(out=tmp_path / "out", root=tmp_path, device=torch.device("cuda"))
-    cluster.check(Workers(resources={"GPU": 1}), book)
-    with pytest.raises(UserError, match="no worker offers a GPU"):
-        cluster.check(Workers(), book)
+    book = book_in(tmp_path, "cuda")
+    with cluster._marked(book) as mine:
+        cluster.check(Workers(resources={"GPU": 1}), book, mine)
+        with pytest.raises(UserError, match="--resources GPU=1, but the largest offers 0"):
+            cluster.check(Workers(), book, mine)
+
+
+@pytest.mark.parametrize(("name", "own"), [(1, ["3"]), ("node7", ["2", "3"])])
+def test_a_step_has_devices_of_its_own(monkeypatch, name, own):
+    """Of those that the worker was given; local workers share a machine's, and give back what they took."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    worker = SimpleNamespace(name=name)
+    for _ in range(2):
+        with cluster._own_devices(worker, 1) as first:
+            assert first == own[:1]
+            with cluster._own_devices(worker, 1) as second:
+                assert second == own[1:]
+    assert worker.hw1lib_devices == own
 
 
 # --- what one sees
@@ -153,6 +177,8 @@ def test_the_board_says_where_steps_run_how_fast_and_how_long():
     board.rows["pretrain"]["began"] = (time.monotonic() - 2.0, 1)
     epoch, speed, left = board._progress(board.rows["pretrain"])
     assert (epoch, speed) == ("2/4", "50") and left in ("0:03", "0:04")
+    board._heard((0, event))  # its worker died: it begins anew elsewhere
+    assert board._progress(board.rows["pretrain"]) == ("", "", "") and board.table().row_count == 3
     board.end("finetune-C", "done")
     table = board.table()
     assert table.row_count == 2 and list(table.columns[0].cells) == ["pretrain", "1 of 2 done"]

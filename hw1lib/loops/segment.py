@@ -38,8 +38,8 @@ def run(draft, problem2, profile, device, *, name):
 
     def loss(network, images, masks):
         scores = segmenters.scores(network, images, settings.enlarge)
-        # Lovász is no mean over images: each process has the scores of all.
-        scores, masks = (parallel.joined(part, batches.batch_size) for part in (scores, masks))
+        if settings.loss == "lovasz":  # no mean of parts: each process has the scores of all
+            scores, masks = (parallel.joined(part, batches.batch_size) for part in (scores, masks))
         return losses.segmentation(scores, masks, settings.loss, weights)
 
     def score(epoch, tta=False):

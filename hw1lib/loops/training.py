@@ -10,7 +10,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from hw1lib import parallel
-from hw1lib.errors import Diverged
+from hw1lib.errors import Diverged, UserError
 from hw1lib.loops.checkpoint import Checkpoint, Progress
 from hw1lib.loops.device import Arriving, autocast, dtype
 
@@ -120,6 +120,9 @@ def train(
     saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every)
     with parallel.first():
         resumed = saved.load()
+    came = len(resumed.history), resumed.step
+    if parallel.agreed(came) != came:
+        raise UserError(f"{label}: processes see different checkpoints. {checkpoint.parent} must be on a shared disk.")
     history, steps = resumed.history, max(1, len(batches) // settings.accumulate)
     finite = Finite(settings, batches)
 

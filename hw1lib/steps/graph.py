@@ -11,8 +11,8 @@ import functools
 import itertools
 import operator
 import platform
+import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections import deque
@@ -23,7 +23,7 @@ from importlib.metadata import version
 
 import torch
 
-from hw1lib import files, parallel
+from hw1lib import child, files, parallel
 from hw1lib.comparison import ROWS
 from hw1lib.data import layout
 from hw1lib.data.check import findings
@@ -265,7 +265,7 @@ class Steps:
             UserError: the data has errors, the training fails, memory or disk space runs out.
         """
         step, key = self.step(name), self.key(name)
-        if parallel.agreed(self.store.done(name, key)):
+        if parallel.agreed(parallel.rank() == 0 and self.store.done(name, key)):
             return self.store.result(name, key)
 
         if (check := check_of(step.problem)) != name:
@@ -297,15 +297,16 @@ class Steps:
         """Runs a step on several processes of this machine, and prints what they print."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [sys.executable, *torchrun, *self.command(name)]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            last = deque(maxlen=50)
+        said, last = "", deque(maxlen=5)
+        with child.started(words, signal.SIGTERM) as process:  # at which torchrun ends its processes
             for line in process.stdout:
                 last.append(line.rstrip())
+                if line.startswith("hw1lib: "):
+                    said = said or line.strip().removeprefix("hw1lib: ")
                 if line.startswith(name):
                     print(line, end="", flush=True)
         if process.returncode:
-            said = next((line for line in last if line.startswith("hw1lib: ")), " ".join(last))
-            raise UserError(f"{name}, on {processes} processes: {said.removeprefix('hw1lib: ')}")
+            raise UserError(f"{name}, on {processes} processes: {said or ' '.join(last)}")
 
     def _claim(self, step, key, upstream):
         with self.store.claimed(step.name, key, self.config(step.name)) as draft:
