@@ -31,28 +31,40 @@ UNITS = {
 
 def dispatch(tiny):
     """A step through Dask against the same step by itself: median seconds of both, in turns."""
-    step = ["run", "segment-colour", "--profile", "smoke", "--set", "threads=1"]
-
-    def alone(out):
-        subprocess.run(
-            [sys.executable, "-m", "hw1lib", *step, "--out", out], cwd=paths.ROOT, check=True, capture_output=True
-        )
-
     from distributed import Client, LocalCluster
 
     from hw1lib import cluster
+    from hw1lib.workbook import Workbook
 
-    workers = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=":0")
-    with workers, Client(workers, set_as_default=False) as client:
+    step = [
+        sys.executable,
+        "-m",
+        "hw1lib",
+        "run",
+        "segment-colour",
+        "--profile",
+        "smoke",
+        "--set",
+        "threads=1",
+        "--out",
+    ]
 
-        def through(out):
-            words = [sys.executable, "-m", "hw1lib", *step, "--out", out]
-            client.submit(cluster.work, "segment-colour", str(paths.ROOT), 1, words, pure=False).result()
+    def alone(out):
+        subprocess.run([*step, out], cwd=paths.ROOT, check=True, capture_output=True)
 
-        sides = {"through Dask": lambda: fresh(through), "by itself": lambda: fresh(alone)}
-        found = bench.seconds(sides, 1 if tiny else 5)
-    return [{"of": "a step of a second"} | {n: f"{sorted(t)[len(t) // 2]:.2f} s" for n, t in found.items()}
-            | {"ratio": bench.row(found, "by itself")["× through Dask"]}]  # fmt: skip
+    workers = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
+    with tempfile.TemporaryDirectory() as out:
+        book = Workbook("smoke", out=out)
+        with workers, Client(workers) as client, cluster._marked(book) as mine:
+
+            def through(out):
+                client.submit(cluster.work, "segment-colour", [*step, out], 1, 0, mine, pure=False).result()
+
+            sides = {"through Dask": lambda: fresh(through), "by itself": lambda: fresh(alone)}
+            found = bench.seconds(sides, 1 if tiny else 5)
+    ratio = sorted(one / other for one, other in zip(found["through Dask"], found["by itself"]))
+    taken = {name: f"{sorted(seconds)[len(seconds) // 2]:.2f} s" for name, seconds in found.items()}
+    return [{"step": "segment-colour"} | taken | {"ratio": f"{ratio[len(ratio) // 2]:.3f}"}]
 
 
 def fresh(function):
