@@ -109,6 +109,15 @@ def test_no_setting_changes_unnoticed():
     assert found == dict(zip(("smoke", "demo", "seed", "strong"), keys))
 
 
+def test_seed_names_what_it_does_not_to_the_letter():
+    """Or where the original is silent; the report prints the list."""
+    said = "; ".join(profiles.get("seed").ours)
+    checkpoints = ("lowest loss", "last full batch")
+    transforms = ("draws the same transforms", "never augmented", "eval mode")
+    others = ("simplicial", "learning rates", "Adam for fine-tuning", "DeepLabV3", "SAM runs here", "TF32")
+    assert all(part in said for part in checkpoints + transforms + others)
+
+
 def test_smoke_takes_the_demos_code_path_and_does_less():
     """Only sizes differ: every choice by name or yes and no is the demo's."""
     smoke = dict(leaves(profiles.get("smoke")))

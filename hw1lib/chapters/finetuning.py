@@ -79,10 +79,13 @@ def accuracies_of_seeds(metrics):
 
 
 def over_seeds(table):
-    """Mean ± sample standard deviation over the seeds of each row, for reading; `table` as of `accuracies_of_seeds`."""
+    """Mean ± sample standard deviation over the seeds of each row, for reading; `table` as of `accuracies_of_seeds`.
+
+    What does not depend on the seed has no deviation.
+    """
 
     def spread(values):
-        deviation = f" ± {100 * values.std():.1f}" if len(values) > 1 else ""
+        deviation = f" ± {100 * values.std():.1f}" if values.nunique() > 1 else ""
         return f"{100 * values.mean():.1f}{deviation} %"
 
     columns = {"seeds": ("seed", "size"), "best epoch": ("accuracy", spread), "last epoch": ("accuracy_last", spread)}

@@ -126,3 +126,12 @@ def test_a_frozen_backbone_stays_in_eval_mode_and_gets_no_gradient(frozen):
     assert {p.grad is None for p in model.backbone.parameters()} == {frozen}
     assert {p.requires_grad for p in model.backbone.parameters()} == {not frozen}
     assert all(p.grad is not None for p in model.head.parameters())
+
+
+def test_the_last_layer_is_in_float32_wherever_the_others_run():
+    head = classifier.Head(5).eval()
+    features = torch.randn(4, classifier.FEATURES, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        activations, scores = head.activations(features), head(features)
+    assert (activations.dtype, scores.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(scores, head.linear(activations.float()))
