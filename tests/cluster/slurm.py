@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from hw1lib import paths
+from hw1lib import files, paths
+from hw1lib.steps import lock
 from tests.conftest import everything_of
 
 CONF = """\
@@ -110,6 +111,16 @@ def report(build, *words):
     return subprocess.Popen([*command, "--set", "threads=1", "checkpoint_every=0"], cwd=paths.ROOT, env=environment)
 
 
+def job_of(step):
+    """The Slurm job under which a step runs that has a checkpoint; None where none does."""
+    for checkpoint in step.glob("*/checkpoint.pt"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            holder = files.read_json(checkpoint.with_name(lock.HOLDER))["pid"]
+            variables = Path(f"/proc/{holder}/environ").read_bytes().decode().split("\0")
+            return dict(pair.split("=", 1) for pair in variables if "=" in pair)["SLURM_JOB_ID"]
+    return None
+
+
 def main():
     if reason := missing():
         print(f"NOT RUN: the test on Slurm, because {reason}.")
@@ -121,13 +132,10 @@ def main():
             file.write_text(CLUSTER.format(folder=folder))
             process, killed = report(folder / "slurm", "--cluster", str(file)), None
             while process.poll() is None:
-                time.sleep(1)
-                training = list((folder / "slurm").glob("smoke/steps/pretrain/*/checkpoint.pt"))
-                jobs = run("squeue", "-h", "-t", "R", "-o", "%i").split()
-                if training and len(jobs) == 2 and killed is None:
-                    killed = jobs[0]
-                    run("scancel", killed)
-                    print(f"killed job {killed} of {', '.join(jobs)}", flush=True)
+                time.sleep(0.2)
+                if killed is None and (killed := job_of(folder / "slurm" / "smoke" / "steps" / "pretrain")):
+                    run("scancel", "--signal=KILL", "--full", killed)
+                    print(f"killed job {killed}", flush=True)
             print(run("squeue", "-a", "-t", "all"), flush=True)
             assert process.returncode == 0 and killed, (process.returncode, killed)
         assert report(folder / "one").wait() == 0
@@ -138,6 +146,9 @@ def main():
             )
         )
         assert found.keys() == expected.keys()
+        resumed = [path.parent.parent.name for path in (folder / "slurm").glob("smoke/steps/*/*/run.json")
+                   if files.read_json(path)["resumed"]]  # fmt: skip
+        assert "pretrain" in resumed, resumed
         wrong = [str(step) for step in expected if found[step] != expected[step]]
         assert not wrong, wrong
         print(f"{len(expected)} steps, three seeds, two Slurm jobs, one killed: every byte as on one process.")
