@@ -158,7 +158,7 @@ def wrapped(module, loss, device):
     if count() == 1:
         return _Loss(module, loss)
     synchronise(module, device)
-    return DistributedDataParallel(_Loss(module, loss), broadcast_buffers=False)
+    return DistributedDataParallel(_Loss(module, loss), forward_sync_buffers=False)
 
 
 def apart(loss, yes):

@@ -27,5 +27,6 @@ def _work(rank, processes, port, function, arguments, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as under torchrun
     parallel.begin(torch.device("cpu"))
     (folder / f"found_{rank}").write_bytes(pickle.dumps(function(*arguments)))
