@@ -78,7 +78,7 @@ CASES = {
     "BYOL with a target network": ("pretrain", {"use_momentum": True, "moving_average_decay": 0.9}),
     "the package's own pass": ("pretrain", {"one_pass": False, "augmentation": "original"}),
     "supervised": ("pretrain-supervised", {}),
-    "LR-ASPP": ("segment-lraspp", {"average": 0.5}),
+    "LR-ASPP": ("segment-lraspp", {"average": 0.5, "crop": 0}),
     "fine-tuning": ("finetune-A", {"dropout": 0.0}),
 }
 
@@ -116,6 +116,7 @@ def test_processes_take_the_steps_that_one_would(data, tmp_path, case):
 
 SET = (
     "lraspp.epochs=12",
+    "lraspp.crop=0",
     "segmentation.stage_images=0001",
     "model_scale=0.125",
     "checkpoint_every=0",
