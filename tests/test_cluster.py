@@ -65,7 +65,15 @@ def test_two_workers_that_are_killed_give_the_bytes_of_one_process(smoke_run, tm
 @pytest.mark.slow
 def test_a_step_that_fails_is_not_tried_for_ever_and_the_others_finish(course_data, tmp_path):
     """Its error is the one paragraph that it said itself; what does not build on it is finished, and kept."""
-    chosen = ("lraspp.lr=1e30", "fcn32s.epochs=1", "deeplabv3.epochs=1", "segmentation.stage_images=0001")
+    chosen = (
+        "lraspp.lr=1e30",
+        "lraspp.crop=0",
+        "fcn32s.crop=0",
+        "deeplabv3.crop=0",
+        "fcn32s.epochs=1",
+        "deeplabv3.epochs=1",
+        "segmentation.stage_images=0001",
+    )
     process = report(tmp_path, "--data-root", course_data, "--only", "problem2", settings=chosen)
     said = process.communicate(timeout=600)[0]
     assert process.returncode == 1 and "Traceback" not in said, said
