@@ -9,7 +9,7 @@ import itertools
 
 import pandas as pd
 
-from hw1lib.chapters.words import LEVEL, capital, listed, p_number, p_value, percent, points
+from hw1lib.chapters.words import LEVEL, capital, ends, listed, p_number, p_value, percent, points
 from hw1lib.comparison import ROWS, SETTINGS
 from hw1lib.measures.statistics import holm, mcnemar, mean_interval
 
@@ -200,8 +200,8 @@ def seeds(table, collapsed=()):
         change = last[one] - last[two]
         low, high = mean_interval(change)
         sign = "above zero" if low > 0 else "below zero" if high < 0 else "not told from zero"
-        ends = f"{100 * low:+.1f} to {100 * high:+.1f}" if low == low else "no interval, as all seeds agree"
-        parts.append(f"{one} − {two} is {100 * change.mean():+.1f} points ({ends}), {sign}")
+        around = ends(100 * low, 100 * high, form="+.1f", without="no interval, as all seeds agree")
+        parts.append(f"{one} − {two} is {100 * change.mean():+.1f} points ({around}), {sign}")
     each = (
         "each with a pre-training of its own (mean difference at the last epoch, 95 % t intervals, not adjusted for "
         "being three)"

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 
 from hw1lib.chapters.data import land_cover
-from hw1lib.chapters.segmentation import ends, moved
+from hw1lib.chapters.segmentation import moved
 from hw1lib.chapters.style import INK, PALETTE, canvas, show
-from hw1lib.chapters.words import percent
+from hw1lib.chapters.words import ends, percent
 from hw1lib.data import images as image_files
 from hw1lib.models.weights import SAM_HINT
 

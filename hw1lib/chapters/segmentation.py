@@ -6,7 +6,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 
 from hw1lib.chapters.data import land_cover
 from hw1lib.chapters.style import INK, MUTED, bare, canvas, training_curves
-from hw1lib.chapters.words import capital, fraction, listed
+from hw1lib.chapters.words import capital, ends, fraction, listed
 from hw1lib.data import landcover
 from hw1lib.data.landcover import SCORED
 from hw1lib.measures import metrics as scores
@@ -349,11 +349,6 @@ def in_words(rows, improved, between):
     return f"{text} {hardest(rows[best, '']['iou_last'], names[best])}"
 
 
-def ends(low, high, between="to", form="+.3f"):
-    """-0.003 to +0.020; where there is no interval it says so."""
-    return f"{low:{form}} {between} {high:{form}}" if low == low else "no interval from one place"
-
-
 def against(gap, interval, other):
     """is 0.012 above B (0.003 to 0.020), or cannot be told from B where the interval of the difference holds zero."""
     low, high = interval
@@ -396,7 +391,7 @@ def seeds(table):
             "`--seeds 3` trains it with two more."
         )
     low, high = mean_interval(last)
-    around = ends(low, high, form=".3f") if low == low else "none, as all seeds agree"
+    around = ends(low, high, form=".3f", without="none, as all seeds agree")
     return (
         f"Trained with {len(last)} seeds, {name} reaches a mIoU of {last.mean():.3f} at the last epoch on average "
         f"(95 % t interval: {around}), from {last.min():.3f} to {last.max():.3f}."

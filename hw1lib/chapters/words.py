@@ -40,6 +40,11 @@ def p_number(p):
     return f"{p:.{digits}f}"
 
 
+def ends(low, high, between="to", form="+.3f", without="no interval from one place"):
+    """An interval such as -0.003 to +0.020; `without` where there is none (nan)."""
+    return f"{low:{form}} {between} {high:{form}}" if low == low else without
+
+
 def listed(items):
     """A, B and C."""
     items = list(items)
