@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from hw1lib.errors import UserError
+
 PATIENCE = datetime.timedelta(days=1)  # how long processes wait for what one of them does alone
 common = torch.Generator()  # of draws that all processes share, such as augmentation of the global batch
 _batch = None  # size of the global batch that is worked on
@@ -31,9 +33,29 @@ def begin(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), rank=rank, world_size=world)
     _talk = dist.new_group(backend="gloo", timeout=PATIENCE)
     return device
+
+
+def _attempt():
+    """Names what processes tell each other first: torchrun's store still has the addresses of those that died.
+
+    Raises:
+        UserError: torchrun's restarts would meet at such an address, as agents of several machines count them each by
+            itself (pytorch#135712).
+    """
+    environment = os.environ
+    if environment.get("GROUP_WORLD_SIZE", "1") == "1":
+        return environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if environment["TORCHELASTIC_USE_AGENT_STORE"] == "True" and environment["TORCHELASTIC_MAX_RESTARTS"] != "0":
+        raise UserError(
+            "torchrun --max-restarts on several machines needs export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of "
+            "them: otherwise processes that start again may wait for those that died."
+        )
+    return "0"
 
 
 def count():

@@ -13,6 +13,7 @@ from torch import nn
 
 from hw1lib import files, parallel, paths, profiles
 from hw1lib.data import layout
+from hw1lib.errors import UserError
 from hw1lib.loops import training
 from hw1lib.steps.graph import Steps
 from hw1lib.steps.store import Store
@@ -57,7 +58,7 @@ def test_batchnorm_over_all_processes_is_that_of_the_whole_batch(tmp_path, maps,
 
 
 def trained(root, out, step, chosen):
-    """The losses of all optimizer steps, and the step's history."""
+    """The losses of all optimizer steps, the step's history, and how many processes it says that it had."""
     losses, note = [], training.Finite.note
 
     def noting(self, value, epoch, place):
@@ -91,27 +92,51 @@ def data(tmp_path_factory):
     return root
 
 
+def all_trained(root, out):
+    """What `trained` gives for every case, in this process."""
+    found = {}
+    for case, (step, more) in CASES.items():
+        group = {"segment-lraspp": "lraspp", "pretrain-supervised": "supervised"}.get(step, step.partition("-")[0])
+        chosen = {f"{group}.{name}": value for name, value in (FLOAT | more).items()}
+        found[case] = trained(root, out / case, step, chosen)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(data, tmp_path_factory):
+    """All cases in one, two and three processes: {processes: [{case: …} of each]}."""
+    folder = tmp_path_factory.mktemp("processes")
+    return {n: processes.run(n, all_trained, data, folder / str(n), folder=folder) for n in (1, 2, 3)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_processes_take_the_steps_that_one_would(data, tmp_path, case):
+def test_processes_take_the_steps_that_one_would(found, case):
     """Twenty of them. Losses differ by rounding at first, which BatchNorm of few images makes grow step by step."""
-    step, more = CASES[case]
-    group = {"segment-lraspp": "lraspp", "pretrain-supervised": "supervised"}.get(step, step.partition("-")[0])
-    chosen = {f"{group}.{name}": value for name, value in (FLOAT | more).items()}
-    one, two, three = (
-        processes.run(number, trained, data, tmp_path / str(number), step, chosen, folder=tmp_path)
-        for number in (1, 2, 3)
-    )
-    losses, _, alone = one[0]
+    losses, history, alone = found[1][0][case]
     assert len(losses) == 20 and alone == 1
-    for found in (two, three):
-        theirs, _, together = found[0]
-        assert together == len(found) and all(other[0] == theirs for other in found)
+    for several in (found[2], found[3]):
+        theirs, measured, together = several[0][case]
+        assert together == len(several) and all(other[case][0] == theirs for other in several)
         assert theirs[:5] == pytest.approx(losses[:5], rel=5e-3)
         assert theirs == pytest.approx(losses, rel=0.03)
+        assert measured[0] == pytest.approx(history[0], rel=5e-3)  # validation, too
 
 
 # --- torchrun
+
+
+def test_restarts_on_several_machines_want_a_store_of_their_own(monkeypatch):
+    """Agents count restarts each by itself; on one machine the count tells the rounds apart."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert parallel._attempt() == "2"
+    for name, value in {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
+        monkeypatch.setenv(name, value)
+    assert parallel._attempt() == "0"
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        parallel._attempt()
 
 
 SET = (
