@@ -248,7 +248,7 @@ def work(label, words, threads, devices, mine, *after):
     place = f"{worker.name} on {platform.node()}"
     if wrong := difference(mine, look(*mine["places"])):
         raise Failed(label, f"worker {place} {wrong}")
-    event = {"label": label, "place": place, "line": ""}
+    event = {"label": label, "place": place, "line": None}
     worker.log_event(TOPIC, event)
     environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
     with _own_devices(worker, devices) as own:
@@ -363,7 +363,7 @@ class Board:
         row = self.rows.get(message["label"])
         if row is None or row["state"] == "done":
             return
-        if not message["line"]:
+        if message["line"] is None:
             row |= {"state": "runs", "place": message["place"], "began": None, "done": (0, 0)}
             self._say(f"{message['label']}: runs on worker {message['place']}")
             return
