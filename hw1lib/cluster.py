@@ -5,13 +5,13 @@ it writes lies in the build folder, on a file system that all workers see; nothi
 """
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -25,6 +25,7 @@ TOPIC = "hw1lib"  # of the events that carry what steps print
 PACKAGES = ("torch", "torchvision", "byol-pytorch", "numpy", "scikit-learn", "distributed")
 ROOM = 2e9  # bytes that have to be free where results are written
 DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
+QUICK = 10  # seconds until it says that it waits for workers
 PATIENCE = 600  # seconds until the first worker has to be there
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
 EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
@@ -161,6 +162,10 @@ def check(client, book, mine):
         UserError: one of them differs; it is named. Or there is none, or none that offers a GPU.
     """
     try:
+        client.wait_for_workers(1, timeout=QUICK)
+    except TimeoutError:
+        print(f"Waiting for the first worker, {PATIENCE // 60} minutes at most", flush=True)
+    try:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError as error:
         raise UserError(
@@ -185,28 +190,31 @@ def difference(mine, theirs):
         return f"does not see the build folder {mark.parent}; --out must be on a shared disk."
     if not theirs["data"]:
         return f"does not see the data in {data}; it must be on a shared disk."
-    for what in ("commit", *PACKAGES):
-        if theirs[what] != mine[what]:
-            has = f"has {what} {theirs[what] or 'not at all'}, but this process {mine[what]}."
-            return f"{has} All need the same: let workers run {sys.executable} in {root}."
+    if theirs["code"] != mine["code"]:
+        return (
+            f"has other code in {root / 'hw1lib'} than this process began with ({theirs['code']}, not {mine['code']}). "
+            "Where a file was edited meanwhile, run the same command again."
+        )
+    for name in PACKAGES:
+        if theirs[name] != mine[name]:
+            has = f"has {name} {theirs[name] or 'not at all'}, but this process {mine[name]}."
+            return f"{has} All need the same: let workers run {sys.executable}."
     room, needed = theirs["room"] / 1e9, ROOM / 1e9
     return f"has {room:.1f} GB left in {mark.parent}; results need {needed:.0f}." if room < needed else ""
 
 
 def look(mark, data, root):
-    """What a process sees, as plain data: the mark's text, the data, the code, packages and room on the disk."""
+    """What a process sees, as plain data: the mark's text, the data, a hash of the code, packages, room on the disk."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(Exception):
             versions[name] = version(name)
+    code = hashlib.sha256()
+    for file in sorted((root / "hw1lib").rglob("*.py")):
+        code.update(file.read_bytes())
     token = mark.read_text() if mark.is_file() else ""
-    describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
     room = shutil.disk_usage(mark.parent).free if token else 0
-    seen = {"token": token, "data": data.is_dir(), "room": room, "commit": commit, "host": platform.node()}
+    seen = {"token": token, "data": data.is_dir(), "room": room, "code": code.hexdigest()[:8], "host": platform.node()}
     return dict.fromkeys(PACKAGES, "") | versions | seen | {"places": (mark, data, root)}
 
 

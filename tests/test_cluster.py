@@ -133,7 +133,7 @@ def book_in(folder, device="cpu"):
     [
         ({"token": ""}, "does not see the build folder"),
         ({"data": False}, "does not see the data"),
-        ({"commit": "abc"}, "has commit abc"),
+        ({"code": "abc"}, "has other code in .*hw1lib than this process began with .abc"),
         ({"torch": ""}, "has torch not at all"),
         ({"room": 1e6}, "has 0.0 GB left"),
     ],

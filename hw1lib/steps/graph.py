@@ -350,6 +350,7 @@ class Steps:
                 if error.files and not parallel.rank():
                     files.write_json(note, {"problem": str(error), "files": error.files})
                     look = f"look whether one of the images that {note} names is odd, or "
+            parallel.wait()  # all see the same loss: none ends before the first has written
             setting = f"{self.step(name).reads[0]}.lr"
             raise UserError(
                 f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "

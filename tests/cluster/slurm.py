@@ -65,6 +65,11 @@ def run(*words, **options):
     return subprocess.run([*map(str, words)], check=True, text=True, capture_output=True, **options).stdout
 
 
+def daemon(*words):
+    """A process that writes into its own log file."""
+    return subprocess.Popen([*map(str, words)], stderr=subprocess.DEVNULL)
+
+
 @contextlib.contextmanager
 def slurm(folder):
     """Slurm on this machine alone."""
@@ -81,11 +86,11 @@ def slurm(folder):
     Path("/run/munge").mkdir(exist_ok=True)
     log = f"--log-file={folder}/munged.log"
     started = [
-        subprocess.Popen(["munged", "-F", "--force", f"--key-file={key}", log, f"--pid-file={folder}/munged.pid"])
+        daemon("munged", "-F", "--force", f"--key-file={key}", log, f"--pid-file={folder}/munged.pid")
     ]
     try:
         time.sleep(1)
-        started += [subprocess.Popen([name, "-D", "-f", str(conf)]) for name in ("slurmctld", "slurmd")]
+        started += [daemon(name, "-D", "-f", conf) for name in ("slurmctld", "slurmd")]
         for _ in range(60):
             with contextlib.suppress(subprocess.CalledProcessError):
                 if "idle" in run("sinfo", "-h", "-o", "%T"):
