@@ -73,7 +73,7 @@ def trained(root, out, step, chosen):
     return losses, result.history.drop(columns="lr").to_numpy(), result.run["processes"]
 
 
-FLOAT = {"epochs": 20, "precision": "float32", "batch_size": BATCH, "optimizer": "sgd", "lr": 1e-3, "warmup_epochs": 0}
+FLOAT = {"epochs": 4, "precision": "float32", "batch_size": BATCH, "optimizer": "sgd", "lr": 1e-3, "warmup_epochs": 0}
 CASES = {
     "BYOL": ("pretrain", {"use_momentum": False}),
     "BYOL with a target network": ("pretrain", {"use_momentum": True, "moving_average_decay": 0.9}),
@@ -87,8 +87,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("parallel")
-    write_problem1(root / "p1_data")
-    write_problem2(root / "p2_data", train=BATCH)
+    write_problem1(root / "p1_data", pool=5 * BATCH, train=17)  # five batches an epoch of each
+    write_problem2(root / "p2_data", train=5 * BATCH)
     return root
 
 
@@ -120,7 +120,7 @@ def test_processes_take_the_steps_that_one_would(found, case):
         assert together == len(several) and all(other[case][0] == theirs for other in several)
         assert theirs[:5] == pytest.approx(losses[:5], rel=5e-3)
         assert theirs == pytest.approx(losses, rel=0.03)
-        assert measured[0] == pytest.approx(history[0], rel=5e-3)  # validation, too
+        assert measured[0] == pytest.approx(history[0], rel=0.03)  # validation, too
 
 
 # --- torchrun
@@ -140,7 +140,7 @@ def test_restarts_on_several_machines_want_a_store_of_their_own(monkeypatch):
 
 
 SET = (
-    "lraspp.epochs=12",
+    "lraspp.epochs=4",
     "lraspp.crop=0",
     "segmentation.stage_images=0001",
     "model_scale=0.125",
@@ -165,7 +165,7 @@ def test_a_killed_process_is_started_again_from_the_checkpoint(data, tmp_path):
     words = ("run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", tmp_path / "whole")
     done = hw1lib(*words, "--set", *SET, "lraspp.processes=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("segment-lraspp  epoch 12/12") == 1  # one of the two speaks
+    assert done.stdout.count("segment-lraspp  epoch 4/4") == 1  # one of the two speaks
     process = torchrun(tmp_path / "killed", data)
     folders = [tmp_path / name / "steps" / "segment-lraspp" for name in ("whole", "killed")]
     while not list(folders[1].glob("*/checkpoint.pt")):
