@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -15,7 +16,7 @@ import torch
 
 from hw1lib import cluster, files, paths, schedule
 from hw1lib.errors import UserError
-from tests.conftest import one_paragraph, refused
+from tests.conftest import hw1lib, one_paragraph, refused
 from tests.test_kill import assert_same, checkpoint_of, only
 
 AGAIN = ("pretrain", "finetune-C", "finetune-E", "embed", "segment-lraspp", "everything")
@@ -23,11 +24,15 @@ AGAIN = ("pretrain", "finetune-C", "finetune-E", "embed", "segment-lraspp", "eve
 
 def report(build, *words, settings):
     """A smoke report on two workers, as a process."""
-    command = [sys.executable, "-m", "hw1lib", "report", "--profile", "smoke", "--cluster", "local:2", *words]
-    return subprocess.Popen(
-        [*command, "--set", *settings], cwd=paths.ROOT, env=os.environ | {"HW1_BUILD": str(build)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    where = () if "--cluster" in words else ("--cluster", "local:2")
+    command = [sys.executable, "-m", "hw1lib", "report", "--profile", "smoke", *where, *words]
+    return piped(*command, "--set", *settings, build=build)
+
+
+def piped(*words, build):
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"HW1_BUILD": str(build)}
+    return subprocess.Popen([*map(str, words)], cwd=paths.ROOT, env=environment, **out)
 
 
 def worker_of(process, step):
@@ -81,6 +86,47 @@ def test_a_step_that_fails_is_not_tried_for_ever_and_the_others_finish(course_da
     assert said.count("segment-lraspp: runs on worker") == 1 and "everything: not run: segment-lraspp failed" in said
     done = {path.parent.parent.name for path in tmp_path.glob("smoke/steps/*/*/done.json")}
     assert done == {"check-problem2", "segment-fcn32s", "segment-deeplabv3", "segment-colour"}
+
+
+@pytest.mark.slow
+def test_scheduler_and_client_killed_lose_nothing(course_data, tmp_path):
+    """Without a scheduler it says so; the same command goes on from the checkpoint, also when it was killed itself."""
+    dask, file = Path(sys.executable).with_name("dask"), tmp_path / "scheduler.json"
+    scheduler = piped(dask, "scheduler", "--port", 0, "--no-dashboard", "--scheduler-file", file, build=tmp_path)
+    worker = piped(dask, "worker", "--scheduler-file", file, "--no-dashboard", build=tmp_path)
+    words = ("--data-root", course_data, "--only", "problem2")
+    settings = (
+        "lraspp.epochs=80",
+        "lraspp.crop=0",
+        "segmentation.stage_images=0001",
+        "checkpoint_every=0",
+        "threads=1",
+    )
+
+    def until(done, *processes):
+        while not done():
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+
+    until(file.exists, scheduler, worker)
+    client = report(tmp_path, "--cluster", files.read_json(file)["address"], *words, settings=settings)
+    until(lambda: checkpoint_of(tmp_path, "segment-lraspp"), client)
+    scheduler.kill()
+    said = client.communicate(timeout=120)[0]
+    assert client.returncode == 1 and "Traceback" not in said, said
+    assert "is gone" in one_paragraph(said[said.rindex("hw1lib: ") :])
+    worker.terminate()
+    worker.communicate(timeout=60)
+
+    client, saved = report(tmp_path, *words, settings=settings), checkpoint_of(tmp_path, "segment-lraspp")
+    until(lambda: checkpoint_of(tmp_path, "segment-lraspp") != saved, client)
+    family = psutil.Process(client.pid).children(recursive=True)
+    client.kill()
+    assert psutil.wait_procs(family, timeout=30)[1] == []  # workers and steps end with it
+
+    done = hw1lib("run", "segment-lraspp", "--profile", "smoke", *words[:2], "--set", *settings, build=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files.read_json(only(tmp_path, "segment-lraspp") / "run.json")["resumed"]
 
 
 # --- what is refused

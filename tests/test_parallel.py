@@ -87,7 +87,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("parallel")
-    write_problem1(root / "p1_data", pool=5 * BATCH, train=17)  # five batches an epoch of each
+    write_problem1(root / "p1_data", pool=54, train=17)  # five batches an epoch of each
     write_problem2(root / "p2_data", train=5 * BATCH)
     return root
 

@@ -3,7 +3,7 @@
 .venv/bin/python -m tests.benchmarks.scaling [--tiny]
 """
 
-import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,59 +12,51 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
-from hw1lib import parallel, paths, profiles
-from hw1lib.loops import pretrain
+from hw1lib import cluster, parallel, paths, profiles, schedule
+from hw1lib.loops import losses, pretrain
 from hw1lib.loops.device import autocast
-from hw1lib.models import byol, segmenters
+from hw1lib.models import byol, classifier, segmenters
+from hw1lib.steps import graph
+from hw1lib.workbook import Workbook
 from tests import processes
 from tests.benchmarks import bench
 
 CPU = torch.device("cpu")
-WIRE = 25e9  # bytes a second between GPUs: one link of a node of today, as the issue sets it
-IMAGES = 2470  # images a second in training of ResNet50 at 224 px on one A100, mixed precision (NVIDIA's own examples)
-UNITS = {
-    "self-supervised": 8,
-    "supervised": 3,
-}  # forward passes that a step costs an image: two views, target, backward
+# What `derived` stands on. None of it was measured here.
+WIRE = 25e9  # bytes a second between GPUs, as issue 14 sets it
+LATENCY = 30e-6  # seconds of a sum of a few kilobytes over one node's GPUs: an assumption
+RATE = 2470 * 3 * 8.2e9  # operations a second: ResNet50 at 224 px in mixed precision on one A100, NVIDIA's own examples
+POOL, OFFICE, TILES, SIDE = 38_400, 3_951, 2_000, 512  # images, images, tiles and pixels of the course's data
 
 
-def dispatch(tiny):
-    """A step through Dask against the same step by itself: median seconds of both, in turns."""
+def dispatch(step, tiny):
+    """A step in this process, in a process of its own, and in one through Dask: seconds in turns."""
     from distributed import Client, LocalCluster
 
-    from hw1lib import cluster
-    from hw1lib.workbook import Workbook
+    command = [sys.executable, "-m", "hw1lib", "run", step, "--profile", "smoke", "--set", "threads=1", "--out"]
+    settings = {"threads": 1}
 
-    step = [
-        sys.executable,
-        "-m",
-        "hw1lib",
-        "run",
-        "segment-colour",
-        "--profile",
-        "smoke",
-        "--set",
-        "threads=1",
-        "--out",
-    ]
+    def through(out):
+        client.submit(cluster.work, step, [*command, out], 1, 0, mine, pure=False).result()
 
-    def alone(out):
-        subprocess.run([*step, out], cwd=paths.ROOT, check=True, capture_output=True)
-
+    one_thread = os.environ | dict.fromkeys(cluster.THREADS, "1")
     workers = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
     with tempfile.TemporaryDirectory() as out:
-        book = Workbook("smoke", out=out)
+        book = Workbook("smoke", settings=settings, out=out)
         with workers, Client(workers) as client, cluster._marked(book) as mine:
-
-            def through(out):
-                client.submit(cluster.work, "segment-colour", [*step, out], 1, 0, mine, pure=False).result()
-
-            sides = {"through Dask": lambda: fresh(through), "by itself": lambda: fresh(alone)}
-            found = bench.seconds(sides, 1 if tiny else 5)
-    ratio = sorted(one / other for one, other in zip(found["through Dask"], found["by itself"]))
-    taken = {name: f"{sorted(seconds)[len(seconds) // 2]:.2f} s" for name, seconds in found.items()}
-    return [{"step": "segment-colour"} | taken | {"ratio": f"{ratio[len(ratio) // 2]:.3f}"}]
+            sides = {
+                "in this process": lambda out: Workbook("smoke", settings=settings, out=out).result(step),
+                "a process of its own": lambda out: subprocess.run(
+                    [*command, out], cwd=paths.ROOT, check=True, capture_output=True, env=one_thread
+                ),
+                "through Dask": through,
+            }
+            turns = {name: (lambda side=side: fresh(side)) for name, side in sides.items()}
+            found = bench.seconds(turns, 1 if tiny else 5)
+    return {"step": step} | bench.row(found, ours="through Dask")
 
 
 def fresh(function):
@@ -76,16 +68,20 @@ def communication(name, side, steps):
     """In each of two processes: seconds of a step, of these in sums over both, and bytes that it sends."""
     torch.manual_seed(0)
     profile = profiles.get("demo", {"data.image_size": side, "pretrain.precision": "float32"})
-    if name == "BYOL, ResNet50":
+    if name == "BYOL":
         module = byol.learner(pretrain.initial(profile), side, profile.pretrain, pretrain.views(profile))
-        batch, loss = (
-            [torch.zeros(8, 3, side, side, dtype=torch.uint8)],
-            lambda module, images: byol.loss(module, images),
-        )
+        batch = [torch.zeros(8, 3, side, side, dtype=torch.uint8)]
+
+        def loss(learner, images):
+            return pretrain.loss(learner, images, profile.pretrain)
     else:
         module = segmenters.build("lraspp", 1.0, False, None)
-        batch = [torch.randn(8, 3, side, side)]
-        loss = lambda module, images: segmenters.scores(module, images, 1).square().mean()  # noqa: E731
+        batch = [torch.randn(8, 3, side, side), torch.randint(0, 7, (8, side, side), dtype=torch.uint8)]
+
+        def loss(network, images, masks):
+            scores = segmenters.scores(network, images)
+            return losses.segmentation(*(parallel.joined(part, 16) for part in (scores, masks)), "lovasz")
+
     stepped = parallel.wrapped(module, loss, CPU)
     sent, spent, reduce = [0], [0.0], dist.all_reduce
 
@@ -113,41 +109,83 @@ def communication(name, side, steps):
     return {
         "network": f"{name}, {side} px, 8 images a process",
         "gradients": f"{gradients / 1e6:.1f} MB",
-        "BatchNorm's sums": f"{whole[2] / 1e6:.2f} MB",
+        "other sums": f"{whole[2] / 1e6:.2f} MB",
         "a step": f"{whole[0]:.2f} s",
-        "sums of BatchNorm": f"{100 * whole[1] / whole[0]:.0f} %",
-        "sums of gradients": f"{100 * max(0, whole[0] - apart[0]) / whole[0]:.0f} %",
+        "other sums, time": f"{100 * whole[1] / whole[0]:.0f} %",
+        "sums of gradients, time": f"{100 * max(0, whole[0] - apart[0]) / whole[0]:.0f} %",
     }
 
 
+def operations(network, side):
+    """Of one image forwards."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, side, side, device="meta"))
+    return counter.get_total_flops()
+
+
+def derived_steps(profile):
+    """What each training of a profile takes an image, in operations, and what it sends a step."""
+    with torch.device("meta"):
+        backbone = classifier.backbone()
+        found = {"pretrain": (backbone, profile.data.image_size, 8, POOL)}  # two views, back, and the target's
+        found["pretrain-supervised"] = (backbone, profile.data.image_size, 3, POOL)
+        found |= {f"finetune-{name}": (backbone, profile.data.image_size, 3, OFFICE) for name in "ABC"}
+        found["control-random"] = (backbone, profile.data.image_size, 3, OFFICE)
+        for name in segmenters.SEGMENTERS:
+            found[f"segment-{name}"] = (segmenters.build(name, 1.0, False, None), SIDE, 3, TILES)
+    for name, (network, side, passes, images) in found.items():
+        weights = sum(weight.numel() for weight in network.parameters())
+        norms = sum(isinstance(module, _BatchNorm) for module in network.modules())
+        sums = norms * (6 if name == "pretrain" else 2)  # two views and the target's, or one; forwards and back
+        yield name, passes * operations(network, side), images, 4 * weights, sums
+
+
 def derived():
-    """What `strong` would take on 1, 8 and 64 GPUs: nothing of it was measured."""
+    """What `strong` with three seeds would take on 1, 8 and 64 GPUs: nothing of it was measured."""
     profile, rows = profiles.get("strong"), []
-    area = (profile.data.image_size / 224) ** 2
-    byol_bytes = 4 * 35e6  # ResNet50, projector and predictor in float32
-    for gpus in (1, 8, 64):
-        batch = profile.pretrain.batch_size
-        compute = batch / gpus * UNITS["self-supervised"] / UNITS["supervised"] * area / IMAGES
-        wire = 2 * (gpus - 1) / gpus * byol_bytes / WIRE
-        steps = math.floor(38_400 / batch) * profile.pretrain.epochs
-        hours = [steps * taken / 3600 for taken in (compute + wire, max(compute, wire))]
-        costs = {"computing a step": f"{1e3 * compute:.1f} ms", "all-reduce a step": f"{1e3 * wire:.1f} ms"}
-        ends = {"800 epochs, one after the other": f"{hours[0]:.1f} h", "overlapped": f"{hours[1]:.1f} h"}
-        rows.append({"GPUs": gpus, "images a GPU": batch / gpus} | costs | ends)
+    steps = {step.name: step for step in graph._all(profile, Path())}
+    costs = {name: cost for name, *cost in derived_steps(profile)}
+    for gpus, together in ((1, 1), (8, 1), (8, 8), (64, 8), (64, 64)):
+        tasks, computing, talking = {}, 0.0, 0.0
+        for seed in range(3):
+            for name, step in steps.items():
+                label = f"{name}, {seed}" if step.problem == 1 else name
+                if name in costs:
+                    work, images, size, sums = costs[name]
+                    settings = getattr(profile, step.reads[0])
+                    count = settings.epochs * (images // settings.batch_size)
+                    many = together if step.parallel else 1
+                    compute = work * settings.batch_size / RATE / many
+                    wire = 2 * (many - 1) / many * size / WIRE + (LATENCY * sums if many > 1 else 0)
+                    seconds = count * (compute + wire)
+                    if name == "pretrain":
+                        computing, talking = count * compute, count * wire
+                else:
+                    seconds = 0.0
+                before = [f"{other}, {seed}" if step.problem == 1 else other for other in step.upstream]
+                tasks[label] = seconds, before
+        path = schedule.critical_path(tasks)
+        rows.append({
+            "GPUs": f"{gpus}, {together} a step",
+            "pre-training, h": f"{(computing + talking) / 3600:.2f}",
+            "of it sums": f"{100 * talking / (computing + talking):.0f} %",
+            "report, h": f"{schedule.makespan(schedule.simulate(tasks, gpus // together)) / 3600:.2f}",
+            "critical path, h": f"{sum(tasks[label][0] for label in path) / 3600:.2f}",
+            "along": " → ".join(label.split(",")[0] for label in path if tasks[label][0]),
+        })  # fmt: skip
     return rows
 
 
 def main():
     tiny = bench.arguments(__doc__)
-    bench.keep("dispatch", "A step through Dask, and by itself", dispatch(tiny))
-    rows = []
-    for name, side in (
-        (("LR-ASPP", 64),) if tiny else (("BYOL, ResNet50", 32), ("BYOL, ResNet50", 128), ("LR-ASPP", 256))
-    ):
+    steps = ("segment-colour",) if tiny else ("segment-colour", "segment-deeplabv3")
+    bench.keep("dispatch", "A step of profile smoke: seconds, and ratios", [dispatch(step, tiny) for step in steps])
+    rows, sizes = [], (("LR-ASPP", 64),) if tiny else (("BYOL", 32), ("BYOL", 128), ("LR-ASPP", 256))
+    for name, side in sizes:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(processes.run(2, communication, name, side, 1 if tiny else 4, folder=Path(folder))[0])
     bench.keep("communication", "Two processes on one step (gloo)", rows)
-    bench.keep("derived", "Profile strong on many GPUs: derived, not measured", derived())
+    bench.keep("derived", "Profile strong, three seeds, on many GPUs: derived, not measured", derived())
 
 
 if __name__ == "__main__":

@@ -85,9 +85,7 @@ def slurm(folder):
     os.chmod(key, 0o400)
     Path("/run/munge").mkdir(exist_ok=True)
     log = f"--log-file={folder}/munged.log"
-    started = [
-        daemon("munged", "-F", "--force", f"--key-file={key}", log, f"--pid-file={folder}/munged.pid")
-    ]
+    started = [daemon("munged", "-F", "--force", f"--key-file={key}", log, f"--pid-file={folder}/munged.pid")]
     try:
         time.sleep(1)
         started += [daemon(name, "-D", "-f", conf) for name in ("slurmctld", "slurmd")]
