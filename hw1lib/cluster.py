@@ -8,27 +8,24 @@ import contextlib
 import hashlib
 import os
 import platform
-import re
 import secrets
 import shutil
 import signal
 import sys
-import time
 from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 
 from hw1lib import child, paths
+from hw1lib.board import TOPIC, Board, images_of
 from hw1lib.errors import UserError
 
-TOPIC = "hw1lib"  # of the events that carry what steps print
 PACKAGES = ("torch", "torchvision", "byol-pytorch", "numpy", "scikit-learn", "distributed")
 ROOM = 2e9  # bytes that have to be free where results are written
 DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
 QUICK = 10  # seconds until it says that it waits for workers
 PATIENCE = 600  # seconds until the first worker has to be there
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
-EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
 
 
 def run(book, where):
@@ -51,7 +48,7 @@ def run(book, where):
         futures = {}
         try:
             for label, (_, before) in tasks.items():
-                board.add(label, _images(book, steps[label][1]))
+                board.add(label, images_of(book.data, steps[label][1]))
                 futures[label] = _submit(client, book, where, mine, label, *steps[label], [futures[b] for b in before])
             failed = _finish(distributed, futures, board)
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
@@ -315,100 +312,3 @@ def _finish(distributed, futures, board):
             failed[label] = f"{error.allowed_failures + 1} workers died that had it to do; memory may have run out."
         board.end(label, "failed")
     return failed
-
-
-def _images(book, name):
-    """How many images an epoch of a step has, for images/s; 0 where it has none."""
-    one, two = book.data.problem1, book.data.problem2
-    if name.startswith("pretrain"):
-        return len(one.pool)
-    if name.startswith("finetune") or name in ("control-random", "control-colour"):
-        return len(one.train)
-    return len(two.train) if name.startswith("segment-") else 0
-
-
-# --- what one sees
-
-
-class Board:
-    """A live table of the steps; where the output is no terminal, a line an event.
-
-    Args:
-        client: distributed.Client.
-        where: what the workers are called.
-    """
-
-    def __init__(self, client, where):
-        from rich.console import Console
-        from rich.live import Live
-
-        self.client, self.rows, self.console = client, {}, Console(highlight=False, soft_wrap=True)
-        self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self.table)
-        self.shows = self.console.is_terminal
-        print(f"Workers {where}\nWatch   {client.dashboard_link}", flush=True)
-
-    def __enter__(self):
-        self.client.subscribe_topic(TOPIC, self._heard)
-        if self.shows:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_):
-        if self.shows:
-            self.live.stop()
-        with contextlib.suppress(Exception):  # its scheduler may be gone
-            self.client.unsubscribe_topic(TOPIC)
-
-    def add(self, label, images):
-        self.rows[label] = {"state": "waits", "place": "", "epoch": "", "images": images, "began": None, "done": (0, 0)}
-
-    def end(self, label, state):
-        self.rows[label]["state"] = state
-        self._say(f"{label}: {state}")
-
-    def _heard(self, event):
-        message = event[1]
-        row = self.rows.get(message["label"])
-        if row is None or row["state"] == "done":
-            return
-        if message["line"] is None:
-            row |= {"state": "runs", "place": message["place"], "began": None, "done": (0, 0)}
-            self._say(f"{message['label']}: runs on worker {message['place']}")
-            return
-        if found := EPOCH.search(message["line"]):
-            now, done = time.monotonic(), tuple(map(int, found.groups()))
-            row["began"] = row["began"] or (now, done[0])
-            row |= {"done": done, "at": now}
-            self._say(message["line"])
-
-    def _say(self, line):
-        if not self.shows:
-            print(f"  {line}", flush=True)
-
-    def table(self):
-        """The rows as a rich table: what runs first, then what waits, then how many are done."""
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for name in ("step", "where", "epoch", "images/s", "remaining"):
-            table.add_column(name, no_wrap=True)
-        order = {"runs": 0, "failed": 1, "waits": 2}
-        shown = [(label, row) for label, row in list(self.rows.items()) if row["state"] != "done"]
-        for label, row in sorted(shown, key=lambda pair: order.get(pair[1]["state"], 3))[:20]:
-            table.add_row(label, row["place"] if row["state"] == "runs" else row["state"], *self._progress(row))
-        done = sum(row["state"] == "done" for row in list(self.rows.values()))
-        table.add_row(f"{done} of {len(self.rows)} done", "", "", "", "")
-        return table
-
-    def _progress(self, row):
-        """Epoch, images a second and the time that is left, as text."""
-        epoch, epochs = row["done"]
-        if row["state"] != "runs" or not epochs:
-            return "", "", ""
-        since, first = row["began"]
-        if epoch == first:
-            return f"{epoch}/{epochs}", "", ""
-        each = (row["at"] - since) / (epoch - first)
-        speed = f"{row['images'] / each:.0f}" if row["images"] else ""
-        left = max(0, each * (epochs - epoch) - (time.monotonic() - row["at"]))
-        return f"{epoch}/{epochs}", speed, f"{int(left) // 60}:{int(left) % 60:02d}"

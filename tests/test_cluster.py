@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from hw1lib import cluster, files, paths, schedule
+from hw1lib.board import Board
 from hw1lib.errors import UserError
 from tests.conftest import hw1lib, one_paragraph, refused
 from tests.test_kill import assert_same, checkpoint_of, only
@@ -218,7 +219,7 @@ def test_a_step_has_devices_of_its_own(monkeypatch, name, own):
 
 
 def test_the_board_says_where_steps_run_how_fast_and_how_long():
-    board = cluster.Board(SimpleNamespace(dashboard_link="http://here"), "local:2")
+    board = Board(SimpleNamespace(dashboard_link="http://here"), "local:2")
     board.add("pretrain", 100)
     board.add("finetune-C", 10)
     event = {"label": "pretrain", "place": "0 on here", "line": None}
