@@ -59,7 +59,7 @@ def run(draft, problem2, profile, device, *, name):
         return row
 
     def follow(done):
-        network.follow(round(done * settings.epochs * max(1, len(batches) // settings.accumulate)))
+        network.follow(round(done * settings.epochs * training.steps_of(batches, settings)[0]))
 
     after, step = follow if settings.average else None, training.for_step(draft, profile)
     history = training.train(network, loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)

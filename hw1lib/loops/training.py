@@ -123,7 +123,7 @@ def train(
     came = len(resumed.history), resumed.step
     if parallel.agreed(came) != came:
         raise UserError(f"{label}: processes see different checkpoints. {checkpoint.parent} must be on a shared disk.")
-    history, steps = resumed.history, max(1, len(batches) // settings.accumulate)
+    history, (steps, _) = resumed.history, steps_of(batches, settings)
     finite = Finite(settings, batches)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
@@ -160,6 +160,12 @@ def train(
     return history
 
 
+def steps_of(batches, settings):
+    """How many optimizer steps an epoch has, and how many batches each of them works on."""
+    parts = min(settings.accumulate, len(batches))
+    return len(batches) // parts, parts
+
+
 def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start=0, label=""):
     """Trains on the batches of one epoch; yields the number of each step, from 1, and its loss.
 
@@ -177,8 +183,8 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
         start: how many of its steps were taken before.
         label: what the progress bar begins with.
     """
-    parts, silent = min(settings.accumulate, len(batches)), parallel.rank() > 0 or None  # None: where nobody looks
-    steps, left = len(batches) // parts, iter(batches(epoch, start * parts))
+    steps, parts = steps_of(batches, settings)
+    left, silent = iter(batches(epoch, start * parts)), parallel.rank() > 0 or None  # None: where nobody looks
     todo = range(start + 1, steps + 1)
     for step in tqdm(todo, f"{label} epoch {epoch}", steps, initial=start, disable=silent, **BAR):
         for group in optimizer.param_groups:
@@ -228,8 +234,8 @@ class Finite:
             return
         (value, epoch, step), self._noted = self._noted, None
         if not math.isfinite(number := value.get().item()):
-            parts = min(self.settings.accumulate, len(self.batches))
-            said = f"the loss is {number} in epoch {epoch}, step {step} of {len(self.batches) // parts}"
+            steps, parts = steps_of(self.batches, self.settings)
+            said = f"the loss is {number} in epoch {epoch}, step {step} of {steps}"
             its = range((step - 1) * parts + 1, step * parts + 1)
             raise Diverged(said, self.settings.lr, [name for part in its for name in self.batches.files(epoch, part)])
 
