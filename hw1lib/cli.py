@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 from hw1lib import comparison, paths, profiles
@@ -50,6 +51,7 @@ def report(arguments):
 def plan(arguments):
     """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
     book = _book(arguments)
+    start = time.process_time()  # of Python, torch and the data's: each step on a worker takes as long to begin
     print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
     total, unknown = 0.0, 0
     for label, steps, name in book.planned():
@@ -67,9 +69,9 @@ def plan(arguments):
         from hw1lib.chapters import style
 
         todo = schedule.tasks(book)
-        print("", *schedule.in_words(todo, arguments.workers), sep="\n")
+        print("", *schedule.in_words(todo, arguments.workers, start), sep="\n")
         path = book.out / "figures" / "schedule.png"
-        style.save(schedule.figure(todo, arguments.workers), path)
+        style.save(schedule.figure(schedule.begun(todo, start), arguments.workers), path)
         print(path)
 
 

@@ -70,17 +70,24 @@ def makespan(plan):
     return max((end for *_, end in plan.values()), default=0.0)
 
 
-def in_words(tasks, workers):
+def begun(tasks, start):
+    """The same tasks, each with so many seconds more until its process has begun."""
+    return {label: ((seconds or 0.0) + start, before) for label, (seconds, before) in tasks.items()}
+
+
+def in_words(tasks, workers, start=0.0):
     """A table of makespans, the critical path and what bounds the rest, as lines for a terminal."""
     total = sum(seconds or 0.0 for seconds, _ in tasks.values())
+    tasks = begun(tasks, start)
     path = critical_path(tasks)
-    longest = sum(tasks[label][0] or 0.0 for label in path)
-    lines = [f"{'workers':>7}{'seconds':>10}{'times as fast':>15}{'busy':>7}   bound by"]
+    longest = sum(tasks[label][0] for label in path)
+    lines = [f"here, one after the other, {total:.0f} s; on workers each step begins with {start:.1f} s of its process"]
+    lines += [f"{'workers':>7}{'seconds':>10}{'times as fast':>15}{'busy':>7}   bound by"]
     for count in sorted({*WORKERS, workers}):
         seconds = makespan(simulate(tasks, count))
         bound = "the critical path" if seconds <= 1.02 * longest else "the work"
         if seconds:
-            share = total / seconds / count
+            share = (total + start * len(tasks)) / seconds / count
             lines.append(f"{count:>7}{seconds:>10.0f}{total / seconds:>15.2f}{share:>7.0%}   {bound}")
     lines.append(f"critical path, {longest:.0f} s: {' → '.join(path)}")
     return lines

@@ -260,5 +260,9 @@ def test_a_simulated_plan_keeps_order_and_workers(workers):
 def test_the_critical_path_is_what_no_worker_shortens():
     assert schedule.critical_path(TASKS) == ["a", "c"]
     lines = schedule.in_words(TASKS, 3)
-    assert [line.split()[0] for line in lines[1:-1]] == ["1", "2", "3", "4", "8"]
-    assert "the work" in lines[1] and "the critical path" in lines[2] and "a → c" in lines[-1]
+    assert [line.split()[0] for line in lines[2:-1]] == ["1", "2", "3", "4", "8"]
+    assert "the work" in lines[2] and "the critical path" in lines[3] and "a → c" in lines[-1]
+    begun = schedule.in_words(TASKS, 3, start=2.0)
+    assert (
+        "10 s; on workers each step begins with 2.0 s" in begun[0] and "20" in begun[2] and "11 s: a → d → e" in begun[-1]
+    )
