@@ -45,11 +45,19 @@ def run(book, where):
     tasks = schedule.tasks(book, [label for label, (its, name) in steps.items() if its.status(name) != "done"])
     with connect(where, book) as client, Board(client, where) as board, _marked(book) as mine:
         check(client, book, mine)
-        futures = {}
+        futures, threads = {}, _threads(book, where)
+        first = schedule.levels(schedule.begun(tasks, 1.0))  # a second, where nothing was measured
         try:
             for label, (_, before) in tasks.items():
-                board.add(label, images_of(book.data, steps[label][1]))
-                futures[label] = _submit(client, book, where, mine, label, *steps[label], [futures[b] for b in before])
+                its, name = steps[label]
+                devices = _devices(book, its.step(name))
+                board.add(label, images_of(book.data, name))
+                words = [sys.executable, *its.command(name)]
+                futures[label] = client.submit(
+                    work, label, words, threads, devices, mine, *[futures[other] for other in before],
+                    key=f"{label} {its.key(name)} {secrets.token_hex(3)}", pure=False, priority=first[label],
+                    resources={"GPU": devices} if devices else {},
+                )  # fmt: skip
             failed = _finish(distributed, futures, board)
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
             raise UserError(
@@ -230,15 +238,6 @@ def _threads(book, where):
     kind, _, count = where.partition(":")
     share = max(1, len(os.sched_getaffinity(0)) // int(count)) if kind == "local" and book.device.type == "cpu" else 0
     return book.profile.threads or share
-
-
-def _submit(client, book, where, mine, label, steps, name, after):
-    """Orders a step, to run when those that it builds on are done; returns its future."""
-    devices = _devices(book, steps.step(name))
-    words = [sys.executable, *steps.command(name)]
-    key = f"{label} {steps.key(name)} {secrets.token_hex(3)}"
-    given = label, words, _threads(book, where), devices, mine
-    return client.submit(work, *given, *after, key=key, pure=False, resources={"GPU": devices} if devices else {})
 
 
 class Failed(Exception):

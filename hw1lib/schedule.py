@@ -26,8 +26,38 @@ def tasks(book, of=None):
     return found
 
 
+def begun(tasks, start):
+    """The same tasks, each with so many seconds more until its process has begun."""
+    return {label: ((seconds or 0.0) + start, before) for label, (seconds, before) in tasks.items()}
+
+
+def levels(tasks):
+    """How long the longest chain is that begins with each step: {label: seconds}. The longest goes first."""
+    after, found = _after(tasks), {}
+
+    def level(label):
+        if label not in found:
+            found[label] = (tasks[label][0] or 0.0) + max(map(level, after[label]), default=0.0)
+        return found[label]
+
+    return {label: level(label) for label in tasks}
+
+
+def critical_path(tasks):
+    """The chain of steps that no number of workers makes shorter: their labels, in order."""
+    level, after, path, following = levels(tasks), _after(tasks), [], list(tasks)
+    while following:
+        path.append(max(following, key=level.get))
+        following = after[path[-1]]
+    return path
+
+
+def _after(tasks):
+    return {label: [other for other, (_, before) in tasks.items() if label in before] for label in tasks}
+
+
 def simulate(tasks, workers):
-    """Gives each worker that is free the first step, in the tasks' order, that nothing holds up.
+    """Gives each worker that is free, of the steps that nothing holds up, the one that begins the longest chain.
 
     Args:
         tasks: as of `tasks`; what was never measured takes no time.
@@ -35,7 +65,8 @@ def simulate(tasks, workers):
     Returns:
         {label: (worker, start, end)} in seconds.
     """
-    waits = {label: set(before) for label, (_, before) in tasks.items()}
+    order = sorted(tasks, key=levels(tasks).get, reverse=True)
+    waits = {label: set(tasks[label][1]) for label in order}
     free, running, plan, now = list(range(workers)), [], {}, 0.0
     while len(plan) < len(tasks):
         for label in [label for label, before in waits.items() if not before][: len(free)]:
@@ -51,28 +82,9 @@ def simulate(tasks, workers):
     return plan
 
 
-def critical_path(tasks):
-    """The chain of steps that no number of workers makes shorter: their labels, in order."""
-    longest = {}
-
-    def chain(label):
-        if label not in longest:
-            seconds, before = tasks[label]
-            behind = max((chain(other) for other in before), key=lambda found: found[0], default=(0.0, []))
-            longest[label] = behind[0] + (seconds or 0.0), [*behind[1], label]
-        return longest[label]
-
-    return max((chain(label) for label in tasks), key=lambda found: found[0], default=(0.0, []))[1]
-
-
 def makespan(plan):
     """Seconds until the last step of a plan ends."""
     return max((end for *_, end in plan.values()), default=0.0)
-
-
-def begun(tasks, start):
-    """The same tasks, each with so many seconds more until its process has begun."""
-    return {label: ((seconds or 0.0) + start, before) for label, (seconds, before) in tasks.items()}
 
 
 def in_words(tasks, workers, start=0.0):

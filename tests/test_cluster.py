@@ -264,5 +264,7 @@ def test_the_critical_path_is_what_no_worker_shortens():
     assert "the work" in lines[2] and "the critical path" in lines[3] and "a → c" in lines[-1]
     begun = schedule.in_words(TASKS, 3, start=2.0)
     assert (
-        "10 s; on workers each step begins with 2.0 s" in begun[0] and "20" in begun[2] and "11 s: a → d → e" in begun[-1]
+        "10 s; on workers each step begins with 2.0 s" in begun[0]
+        and "20" in begun[2]
+        and "11 s: a → d → e" in begun[-1]
     )
