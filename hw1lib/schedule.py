@@ -110,11 +110,12 @@ def figure(tasks, workers):
     from hw1lib.chapters.style import canvas
 
     plan, path = simulate(tasks, workers), set(critical_path(tasks))
-    drawn, (axis,) = canvas(1, 1, (7.2, 0.5 * workers + 1.2))
+    drawn, (axis,) = canvas(1, 1, (7.2, min(workers, 12) + 0.8))
     for label, (worker, start, end) in plan.items():
-        axis.barh(worker, end - start, left=start, height=0.8, color="C3" if label in path else "C0", edgecolor="white")
-        if end - start > 0.06 * makespan(plan):
-            axis.text((start + end) / 2, worker, label.replace(", ", "\n"), ha="center", va="center", fontsize=6)
+        axis.barh(worker, end - start, left=start, height=0.9, color="C3" if label in path else "C0", edgecolor="white")
+        if end - start > 0.015 * makespan(plan) and workers < 14:  # room for a line of text, from bottom to top
+            at = dict(ha="center", va="center", rotation=90, fontsize=6, color="white")
+            axis.text((start + end) / 2, worker, label.replace(", seed", ""), **at)
     axis.set_yticks(range(workers), [f"worker {number}" for number in range(workers)])
     axis.invert_yaxis()
     axis.set_xlabel("seconds (red: the critical path)")
