@@ -9,6 +9,7 @@ another one the same up to rounding.
 import contextlib
 import datetime
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,9 @@ def begin(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    warnings.filterwarnings(
+        "ignore", "Grad strides do not match"
+    )  # those of dimensions of one entry, which say nothing
     store, rank, world = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), rank=rank, world_size=world)
