@@ -1,6 +1,6 @@
 # make report [PROFILE=demo] [DATA=/path/to/hw1_data] [OUT=…] [SEEDS=1] [SET="name=value …"]
-#             [DEVICE=auto]
-# make check    make test    make lab    make bench    make notebooks    make publish    make clean
+#             [DEVICE=auto] [CLUSTER=local:3 | tcp://host:8786 | my-cluster.yaml]
+# make check    make test    make test-cluster    make lab    make bench    make notebooks    make publish    make clean
 #
 # Every target sets up .venv first, if need be. Works from any folder and in one with spaces.
 
@@ -10,6 +10,7 @@ OUT ?=
 SEEDS ?=
 SET ?=
 DEVICE ?= auto
+CLUSTER ?=
 
 here := $(shell dirname "$(strip $(MAKEFILE_LIST))")
 python := "$(here)/.venv/bin/python"
@@ -17,10 +18,10 @@ options := --profile "$(PROFILE)" --device "$(DEVICE)" \
 	$(if $(DATA),--data-root "$(DATA)") $(if $(OUT),--out "$(OUT)") \
 	$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(SET),--set $(SET))
 
-.PHONY: report plan check test lint lab bench notebooks publish setup setup-dev clean
+.PHONY: report plan check test test-cluster lint lab bench notebooks publish setup setup-dev clean
 
 report: setup
-	@$(python) -m hw1lib report $(options)
+	@$(python) -m hw1lib report $(if $(CLUSTER),--cluster "$(CLUSTER)") $(options)
 
 plan: setup
 	@$(python) -m hw1lib plan $(options)
@@ -31,6 +32,10 @@ check: setup-dev lint
 
 test: setup-dev lint
 	@cd "$(here)" && .venv/bin/python -m pytest
+
+# A smoke report on Slurm, which is started on this machine: as root, with Debian's slurm-wlm and munge.
+test-cluster: setup-dev
+	@cd "$(here)" && .venv/bin/python -m tests.cluster.slurm
 
 lint: setup-dev
 	@cd "$(here)" && .venv/bin/ruff check --quiet hw1lib tests notebooks

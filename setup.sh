@@ -12,7 +12,7 @@ stop() { # one clear paragraph
 }
 
 files="requirements.txt pyproject.toml"
-[ "${1:-}" = dev ] && files="$files requirements-dev.txt"
+[ "${1:-}" = dev ] && files="$files requirements-cluster.txt requirements-dev.txt"
 # shellcheck disable=SC2086
 wanted=$(cat $files | cksum)
 stamp=.venv/.installed${1:+-$1}

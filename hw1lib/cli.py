@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 from hw1lib import comparison, paths, profiles
@@ -21,7 +22,7 @@ def main(argv=None):
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name may hold what no UTF-8 can say
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # lines come at once, into a file, too
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
@@ -44,12 +45,13 @@ def report(arguments):
     sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
     from hw1lib import pipeline
 
-    pipeline.run(_book(arguments), _parameters(arguments))
+    pipeline.run(_book(arguments), _parameters(arguments), arguments.cluster)
 
 
 def plan(arguments):
     """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
     book = _book(arguments)
+    start = time.process_time()  # of Python, torch and the data's: each step on a worker takes as long to begin
     print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
     total, unknown = 0.0, 0
     for label, steps, name in book.planned():
@@ -62,11 +64,24 @@ def plan(arguments):
     if total:
         print(f"\n~ expected, from earlier runs of the step with other settings: {total:.0f} s in all", end="")
         print(f", without {unknown} steps that never ran here" if unknown else "")
+    if arguments.workers:
+        from hw1lib import schedule
+        from hw1lib.chapters import style
+
+        todo = schedule.tasks(book)
+        print("", *schedule.in_words(todo, arguments.workers, start), sep="\n")
+        path = book.out / "figures" / "schedule.png"
+        style.save(schedule.figure(schedule.begun(todo, start), arguments.workers), path)
+        print(path)
 
 
 def run(arguments):
     book = _book(arguments)
-    print(book.result(arguments.step).folder)
+    found = book.result(arguments.step)
+    from hw1lib import parallel
+
+    if not parallel.rank():
+        print(found.folder)
 
 
 def verify(arguments):
@@ -272,8 +287,11 @@ def _parser():
     kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     only = _option("--only", choices=("problem1", "problem2"), help="one half of the homework alone")
-    _command(kinds, "report", report, "run what is not done, then build the report", only, *COMMON)
-    _command(kinds, "plan", plan, "the steps: done, to resume or to run and why, and how long", *COMMON)
+    places = "workers that steps run on: local:N, tcp://host:8786 or my-cluster.yaml (docs/cluster.md)"
+    cluster = _option("--cluster", metavar="WHERE", help=places)
+    _command(kinds, "report", report, "run what is not done, then build the report", only, cluster, *COMMON)
+    many = _option("--workers", type=_count, metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers")
+    _command(kinds, "plan", plan, "the steps: done, to resume or to run and why, and how long", many, *COMMON)
     step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
     _command(kinds, "run", run, "one step without a notebook", step, *COMMON)
     _command(kinds, "verify", verify, "re-hash every result of a build folder", *COMMON)
@@ -339,6 +357,13 @@ def _parser():
         *COMMON,
     )  # fmt: skip
     return parser
+
+
+def _count(text):
+    """A whole number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of workers; give 1 or more")
+    return int(text)
 
 
 def _option(*names, **options):

@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import textwrap
 import time
 import warnings
@@ -40,19 +39,22 @@ NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
 LIVE = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # environment variables of kernels that one looks at
 
 
-def run(book, parameters):
+def run(book, parameters, where=None):
     """Runs what is not done, through the notebooks, and builds the report.
 
     Args:
         book: workbook.Workbook.
         parameters: what it was made of, a dict of profile, data_root, out and settings: each notebook's parameters.
+        where: the workers that steps run on, as of cluster.run; None: here, in the notebooks.
     """
     started = time.time()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # lines come at once, into a log file, too
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
     undone = _print_plan(book)
+    if undone and where:
+        from hw1lib import cluster
+
+        cluster.run(book, where)
     if undone:
         kernel.prepare()
 

@@ -44,6 +44,7 @@ class Optimization:
     epochs: Count = 10
     batch_size: int = Field(64, ge=2, le=LARGEST)
     accumulate: Count = 1  # parts that a batch is worked on in, where memory is short; BatchNorm sees one part
+    processes: int = Field(1, ge=1, le=LARGEST)  # that share each batch: such a step starts torchrun by itself
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd: momentum 0.9
     lr: Positive = 1e-3
     weight_decay: Positive = 0.0  # adamw and sgd: not on biases and norms
@@ -168,6 +169,7 @@ class Profile:
     seeds: Count = 1  # Problem 1 is repeated with this many, from `seed` on
     only: Literal["", "problem1", "problem2"] = ""  # look at one problem alone
     device: str = "auto"  # auto, cpu, cuda …: where it runs, no part of what it computes
+    threads: Limit = 0  # of a process on CPUs, as bits depend on them; 0: as many as torch takes
     checkpoint_every: Positive = 60.0  # seconds between checkpoints of a training step
     tf32: bool = True  # float32 products on a GPU's tensor cores: factors of 10 bits
     cudnn_benchmark: bool = True  # cuDNN tries which algorithm is quickest; two runs then differ in rounding
@@ -189,9 +191,24 @@ class Profile:
 
 def plain(profile):
     """A profile as plain data for metrics.json: without where it runs and what is looked at."""
-    values = dataclasses.asdict(profile) | {"device": None}
-    del values["only"]
-    return values
+    values = {field.name: getattr(profile, field.name) for field in dataclasses.fields(profile)} | {"device": None}
+    del values["only"], values["threads"]
+    return {name: counting(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+
+
+def counting(group):
+    """What of a group of settings counts for its results, a dict: all but how many processes it runs on."""
+    return {name: value for name, value in dataclasses.asdict(group).items() if name != "processes"}
+
+
+def leaves(part, above=""):
+    """(dotted name, value) of every setting of a profile or a group."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{above}{field.name}.")
+        elif field.name not in FIXED:
+            yield above + field.name, value
 
 
 def replaced(part, dotted, value, above=""):

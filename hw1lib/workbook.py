@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import torch
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from hw1lib import files, paths, profiles
+from hw1lib import files, parallel, paths, profiles
 from hw1lib.chapters import style, words
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
@@ -44,7 +45,9 @@ class Workbook:
         self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
-        self.device = device.choose(self.profile.device)
+        self.device = parallel.begin(device.choose(self.profile.device))
+        if self.profile.threads:
+            torch.set_num_threads(self.profile.threads)
         device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
         self._used = {}  # label of each step that this process has looked at -> its key

@@ -1,23 +1,10 @@
 """Every setting of a profile, and for each another value that is allowed."""
 
-import dataclasses
 import functools
 
 import pydantic
 
-from hw1lib import profiles, settings
-
-
-def leaves(part, prefix=""):
-    """(dotted name, value) of every setting of a profile."""
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if not prefix and field.name in settings.FIXED:
-            continue
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
+from hw1lib import profiles
 
 
 def allowed(dotted):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.benchmarks import bench
 
-PARTS = ("networks", "pretraining", "segmentation", "frozen", "decoding", "growth", "recipe")
+PARTS = ("networks", "pretraining", "segmentation", "frozen", "decoding", "growth", "recipe", "scaling")
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Notebook 01: two views, the loss, whether pre-training learns or collapsed, and what its features find alike."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import torch
@@ -10,6 +8,7 @@ from hw1lib.chapters.data import spread
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, image_grid
 from hw1lib.chapters.words import percent
 from hw1lib.measures.representation import spectrum
+from hw1lib.settings import counting
 
 
 def views(images, *drawn):
@@ -42,7 +41,7 @@ def settings_table(here, original, group):
     columns = {}
     for name, profile in (("this run", here), ("original", original)):
         shared = {"image_size": profile.data.image_size, "zero_init_residual": profile.zero_init_residual}
-        values = shared | dataclasses.asdict(getattr(profile, group))
+        values = shared | counting(getattr(profile, group))
         if values["augmentation"] == "original":  # its own transforms leave these unused
             values |= dict.fromkeys({"views", "crop_scale"} & set(values), "–")
         columns[name] = {key: str(value) for key, value in values.items()}

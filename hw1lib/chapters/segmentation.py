@@ -1,7 +1,5 @@
 """Notebook 04: three networks, from scores to IoU to mIoU, where the errors lie, and three stages of training."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 from matplotlib.patches import FancyBboxPatch, Patch
@@ -15,6 +13,7 @@ from hw1lib.measures import metrics as scores
 from hw1lib.measures.statistics import bootstrap, mean_interval
 from hw1lib.models import segmenters
 from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.settings import counting
 
 COLUMNS = ["model", "miou", "miou_last", *SCORED, "pixel_accuracy", "parameters", "epoch"]
 PART_COLOURS = {"input": "#d5d8dc", "backbone": "#8fb8de", "head": "#f5b971", "upsampling": "#9fd8a5"}
@@ -156,7 +155,7 @@ def networks_readable(table):
 
 def settings_table(settings):
     """Training settings of the models side by side: a dict from model to settings.Segment."""
-    columns = {SEGMENTERS[m].full: {k: str(v) for k, v in dataclasses.asdict(s).items()} for m, s in settings.items()}
+    columns = {SEGMENTERS[m].full: {k: str(v) for k, v in counting(s).items()} for m, s in settings.items()}
     return pd.DataFrame(columns).rename_axis("setting").reset_index()
 
 

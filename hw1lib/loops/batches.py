@@ -7,7 +7,9 @@ that is drawn in a step from (seed, epoch, step), so a resumed run sees what an 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hw1lib import parallel
 from hw1lib.data import images as image_files
+from hw1lib.errors import UserError
 from hw1lib.loops.device import fits, send
 from hw1lib.loops.training import seed_everything
 
@@ -26,6 +28,11 @@ class _Shuffled:
     def __init__(self, rows, batch_size, seed, names):
         self.rows = torch.as_tensor(rows)
         self.batch_size = min(batch_size, len(self.rows))
+        if self.batch_size < 2 * parallel.count() > 2:
+            raise UserError(
+                f"{self.batch_size} images at a time do not go round {parallel.count()} processes, two each. Lower "
+                "processes or accumulate, or use more images."
+            )
         self.seed = seed
         self.names = names
 
@@ -37,6 +44,11 @@ class _Shuffled:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
         return self.rows[order[: len(self) * self.batch_size]].view(-1, self.batch_size)
+
+    def begin(self, epoch, step):
+        """Seeds what is drawn in a step, and says how large its batch is."""
+        parallel.seed(seed_everything(self.seed, epoch, step))
+        parallel.part(self.batch_size, note=True)
 
     def files(self, epoch, step):
         """Names of the files in a batch; steps count from 1."""
@@ -64,12 +76,12 @@ class ArrayBatches(_Shuffled):
         self.prepare = prepare or (lambda *batch: batch)
 
     def __call__(self, epoch, start=0):
-        order = self.order(epoch)[start:]
+        order = self.order(epoch)[start:, parallel.part(self.batch_size)]
         parts = list(send(order, self.device) if self.resident else order)
         ahead = self._taken(parts[0]) if parts else None
         for step, following in enumerate([*parts[1:], None], start + 1):
             batch, ahead = ahead, None if following is None else self._taken(following)
-            seed_everything(self.seed, epoch, step)
+            self.begin(epoch, step)
             yield self.prepare(*batch)
 
     def _taken(self, rows):
@@ -87,11 +99,13 @@ class FileBatches(_Shuffled):
         self.workers = workers
 
     def __call__(self, epoch, start=0):
-        order = [[(epoch, place, row) for place, row in enumerate(rows, step * self.batch_size)]
-                 for step, rows in enumerate(self.order(epoch).tolist())]  # fmt: skip
+        places = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
+        mine = parallel.part(self.batch_size)
+        parts = zip(places[start:, mine].tolist(), self.order(epoch)[start:, mine].tolist())
+        order = [[(epoch, *both) for both in zip(*part)] for part in parts]
         how = dict(num_workers=self.workers, pin_memory=self.device.type == "cuda")
-        for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order[start:], **how), start + 1):
-            seed_everything(self.seed, epoch, step)
+        for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order, **how), start + 1):
+            self.begin(epoch, step)
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 

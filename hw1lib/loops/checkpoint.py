@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hw1lib import files
+from hw1lib import files, parallel
 from hw1lib.errors import out_of_memory
 
 FORMAT = 4  # raised when a checkpoint holds something else; older ones are then not used
@@ -56,10 +56,12 @@ class Checkpoint:
     def due(self, inside=False):
         """Whether it is time for one, at the end of an epoch or inside of it."""
         wait = max(self.every * (INSIDE if inside else 1), self._least)
-        return self.path is not None and time.monotonic() - self._saved >= wait
+        return self.path is not None and parallel.rank() == 0 and time.monotonic() - self._saved >= wait
 
     def save(self, progress, finished=False):
         """Saves how far the training is; a finished one needs no optimizer any more."""
+        if parallel.rank():
+            return
         started = time.monotonic()
         state = {
             "format": FORMAT,

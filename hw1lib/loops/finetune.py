@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from hw1lib import parallel
 from hw1lib.comparison import ROWS
 from hw1lib.data import images as image_files
 from hw1lib.loops import augment, features, training
@@ -98,8 +99,8 @@ def _backbone(profile, pretrained):
     return network
 
 
-def _loss(module):
-    return lambda inputs, labels: F.cross_entropy(module(inputs), labels)
+def _loss(module, inputs, labels):
+    return F.cross_entropy(module(inputs), labels)
 
 
 def _feature_batches(features, split, profile, device):
@@ -120,13 +121,14 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
     settings, labels = profile.finetune, torch.from_numpy(problem1.val.labels)
 
     def second_last(inputs):
-        return [head.activations(embed(send(part, device))) for part in inputs.split(256)]  # each (B, hidden)
+        parts = [head.activations(embed(send(part, device))) for part in inputs.split(256)]  # each (B, hidden)
+        return torch.cat([part.float() for part in parts])
 
     def evaluate(epoch):
         for name, at in (("activations_first", 1), ("activations_last", settings.epochs)):
             if epoch == at:
-                draft.array(name, torch.cat([part.float().cpu() for part in second_last(inputs[0])]).numpy())
-        logits = torch.cat([head.scores(part) for part in second_last(inputs[1])]).cpu()  # (N, classes)
+                draft.array(name, parallel.sharded(second_last, inputs[0]).cpu().numpy())
+        logits = head.scores(parallel.sharded(second_last, inputs[1])).cpu()  # (N, classes)
         predicted = logits.argmax(dim=1)
         return {
             "val_loss": float(F.cross_entropy(logits, labels)),
@@ -135,7 +137,7 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
         }
 
     step = training.for_step(draft, profile)
-    return training.train(module, _loss(module), batches, settings, device, evaluate=evaluate, **step)
+    return training.train(module, _loss, batches, settings, device, evaluate=evaluate, **step)
 
 
 def finish(draft, history, problem1, **more):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hw1lib import parallel
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, training
@@ -38,7 +39,7 @@ def self_supervised(draft, problem1, profile, device):
         else:
             learner.update_moving_average()
 
-    def step_loss(images, *_):
+    def step_loss(learner, images, *_):
         return loss(learner, images, settings)
 
     def evaluate(epoch):
@@ -94,6 +95,8 @@ def pool_batches(pool, profile, settings, device):
 
 def loss(learner, images, settings):
     """What pre-training minimises: our forward pass or the package's own, in [0, 8]."""
+    if settings.augmentation == "original" and parallel.count() > 1:
+        torch.manual_seed(parallel.common.initial_seed())  # the package draws once for all of the batch
     return byol.loss(learner, images) if settings.one_pass else learner(images)
 
 
@@ -137,7 +140,7 @@ def _supervised_on_pool(draft, pool, profile, device):
     backbone.fc = nn.Linear(classifier.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
 
-    def loss(images, labels):
+    def loss(backbone, images, labels):
         found = classifier.features(backbone, images)
         with exact(device):
             return F.cross_entropy(backbone.fc(found.float()), labels)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from hw1lib import parallel
 from hw1lib.data import images as image_files
 from hw1lib.data.landcover import CLASSES, UNKNOWN
 from hw1lib.errors import UserError
@@ -35,8 +36,10 @@ def run(draft, problem2, profile, device, *, name):
     weights = losses.class_weights(masks, settings.balance).to(device)
     stages = stage_epochs(settings.epochs)
 
-    def loss(images, masks):
+    def loss(network, images, masks):
         scores = segmenters.scores(network, images, settings.enlarge)
+        if settings.loss == "lovasz":  # no mean of parts: each process has the scores of all
+            scores, masks = (parallel.joined(part, batches.batch_size) for part in (scores, masks))
         return losses.segmentation(scores, masks, settings.loss, weights)
 
     def score(epoch, tta=False):
@@ -56,7 +59,7 @@ def run(draft, problem2, profile, device, *, name):
         return row
 
     def follow(done):
-        network.follow(round(done * settings.epochs * max(1, len(batches) // settings.accumulate)))
+        network.follow(round(done * settings.epochs * training.steps_of(batches, settings)[0]))
 
     after, step = follow if settings.average else None, training.for_step(draft, profile)
     history = training.train(network, loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
@@ -99,12 +102,16 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
     seen = torch.tensor(list(seen), device=device)
     numbers = seen.to(torch.uint8)  # an eighth to copy back
     scores = turned_scores if tta else segmenters.scores
-    parts = []
-    for part in torch.from_numpy(images).split(settings.at_a_time):
-        found = scores(network, augment.normalise(send(part, device)), settings.enlarge)
-        best = found.index_select(1, seen).max(dim=1).indices  # argmax takes as long as the network, on CPUs
-        parts.append(Arriving(numbers[best]))
-    return np.concatenate([part.get().numpy() for part in parts])
+
+    def classes(images):
+        parts = []
+        for part in images.split(settings.at_a_time):
+            found = scores(network, augment.normalise(send(part, device)), settings.enlarge)
+            best = found.index_select(1, seen).max(dim=1).indices  # argmax takes as long as the network, on CPUs
+            parts.append(Arriving(numbers[best]))
+        return torch.cat([part.get() for part in parts])
+
+    return parallel.sharded(classes, torch.from_numpy(images)).numpy()
 
 
 def turned_scores(network, images, enlarge=1):

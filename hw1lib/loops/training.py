@@ -9,19 +9,21 @@ import torch
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from hw1lib.errors import Diverged
+from hw1lib import parallel
+from hw1lib.errors import Diverged, UserError
 from hw1lib.loops.checkpoint import Checkpoint, Progress
 from hw1lib.loops.device import Arriving, autocast, dtype
 
-BAR = {"leave": False, "disable": None, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
+BAR = {"leave": False, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
 
 
 def seed_everything(*numbers):
-    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch, step)."""
+    """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch, step); returns what with."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)  # byol-pytorch's own augmentation draws from it
     np.random.seed(seed)
     torch.manual_seed(seed)
+    return seed
 
 
 def make_optimizer(module, settings):
@@ -92,7 +94,7 @@ def train(
 
     Args:
         module: what is trained: its parameters that require a gradient.
-        loss: function(*batch) -> scalar tensor.
+        loss: function(module, *batch) -> scalar tensor.
         batches: function(epoch, steps to leave out) -> iterable of batches, with a length.
         settings: settings.Optimization.
         device: torch device that `module` is on.
@@ -112,14 +114,17 @@ def train(
     Raises:
         Diverged: a loss or a weight is not finite.
     """
+    loss = parallel.wrapped(module, compiled(loss) if settings.compile else loss, device)
     optimizer = make_optimizer(module, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype(settings.precision, device) is torch.float16)
     saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every)
-    resumed = saved.load()
-    history, steps = resumed.history, max(1, len(batches) // settings.accumulate)
+    with parallel.first():
+        resumed = saved.load()
+    came = len(resumed.history), resumed.step
+    if parallel.agreed(came) != came:
+        raise UserError(f"{label}: processes see different checkpoints. {checkpoint.parent} must be on a shared disk.")
+    history, (steps, _) = resumed.history, steps_of(batches, settings)
     finite = Finite(settings, batches)
-    if settings.compile:
-        loss = compiled(loss)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
         module.train()
@@ -155,6 +160,12 @@ def train(
     return history
 
 
+def steps_of(batches, settings):
+    """How many optimizer steps an epoch has, and how many batches each of them works on."""
+    parts = min(settings.accumulate, len(batches))
+    return len(batches) // parts, parts
+
+
 def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start=0, label=""):
     """Trains on the batches of one epoch; yields the number of each step, from 1, and its loss.
 
@@ -172,18 +183,20 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
         start: how many of its steps were taken before.
         label: what the progress bar begins with.
     """
-    parts = min(settings.accumulate, len(batches))
-    steps, left = len(batches) // parts, iter(batches(epoch, start * parts))
-    for step in tqdm(range(start + 1, steps + 1), f"{label} epoch {epoch}", steps, initial=start, **BAR):
+    steps, parts = steps_of(batches, settings)
+    left, silent = iter(batches(epoch, start * parts)), parallel.rank() > 0 or None  # None: where nobody looks
+    todo = range(start + 1, steps + 1)
+    for step in tqdm(todo, f"{label} epoch {epoch}", steps, initial=start, disable=silent, **BAR):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch - 1 + (step - 0.5) / steps, settings)  # at its middle: the last one trains, too
 
         optimizer.zero_grad()
         total = 0
-        for batch in itertools.islice(left, parts):
-            with autocast(settings.precision, device):
-                value = loss(*batch) / parts
-            scaler.scale(value).backward()
+        for part, batch in enumerate(itertools.islice(left, parts), 1):
+            with parallel.apart(loss, part < parts):
+                with autocast(settings.precision, device):
+                    value = loss(*batch) / parts
+                scaler.scale(value).backward()
             total = total + value.detach()
         scaler.step(optimizer)
         scaler.update()
@@ -221,8 +234,8 @@ class Finite:
             return
         (value, epoch, step), self._noted = self._noted, None
         if not math.isfinite(number := value.get().item()):
-            parts = min(self.settings.accumulate, len(self.batches))
-            said = f"the loss is {number} in epoch {epoch}, step {step} of {len(self.batches) // parts}"
+            steps, parts = steps_of(self.batches, self.settings)
+            said = f"the loss is {number} in epoch {epoch}, step {step} of {steps}"
             its = range((step - 1) * parts + 1, step * parts + 1)
             raise Diverged(said, self.settings.lr, [name for part in its for name in self.batches.files(epoch, part)])
 
@@ -236,7 +249,8 @@ def compiled(loss):
 
 def say(line):
     """Prints one line of progress, past any progress bar."""
-    tqdm.write(line)
+    if parallel.rank() == 0:
+        tqdm.write(line)
 
 
 def line(label, row, epochs):

@@ -23,7 +23,9 @@ def backbone(scale=1.0, zero_init_residual=False):
         torchvision's ResNet with its own fc layer, which only byol-pytorch's call runs through.
     """
     blocks, width = ([3, 4, 6, 3], 64) if scale == 1 else ([1, 1, 1, 1], max(8, int(64 * scale)))
-    return convolution.quicken(ResNet(Bottleneck, blocks, width_per_group=width, zero_init_residual=zero_init_residual))
+    network = ResNet(Bottleneck, blocks, width_per_group=width, zero_init_residual=zero_init_residual)
+    network.fc.requires_grad_(False)  # no loss depends on it, and processes wait for each gradient
+    return convolution.quicken(network)
 
 
 def features(network, images):

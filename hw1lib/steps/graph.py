@@ -11,8 +11,11 @@ import functools
 import itertools
 import operator
 import platform
+import signal
 import statistics
+import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +23,7 @@ from importlib.metadata import version
 
 import torch
 
-from hw1lib import files
+from hw1lib import child, files, parallel
 from hw1lib.comparison import ROWS
 from hw1lib.data import layout
 from hw1lib.data.check import findings
@@ -29,6 +32,8 @@ from hw1lib.loops import device, everything, finetune, pretrain, segment, simple
 from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.profiles import PROFILES
+from hw1lib.settings import counting, leaves
 from hw1lib.steps import store, why
 
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
@@ -48,6 +53,7 @@ class Step:
         upstream: the steps whose results it needs.
         run: function(draft, the problem's data, profile, device, *results of `upstream`); writes the results.
         version: raised by hand when `run` computes something else, be it in rounding.
+        parallel: whether several processes may work on it together, each with a part of every batch.
         trains: whether a network is trained or used, so that seed, model_scale and image size count.
     """
 
@@ -59,6 +65,7 @@ class Step:
     run: Callable
     version: int = 1
     trains: bool = True
+    parallel: bool = False
 
 
 def _all(profile, root):
@@ -67,8 +74,9 @@ def _all(profile, root):
     yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
     yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
 
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 8)
-    yield Step("pretrain-supervised", 1, ("supervised",), ("pool", "backbone_file"), (), pretrain.supervised, 7)
+    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 8, parallel=True)
+    images = ("pool", "backbone_file")
+    yield Step("pretrain-supervised", 1, ("supervised",), images, (), pretrain.supervised, 7, parallel=True)
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
@@ -78,12 +86,13 @@ def _all(profile, root):
         elif row.name == "knn":
             yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 7)
         else:
-            yield Step(row.step, 1, ("finetune",), office, upstream, partial(finetune.run, setting=row.name), 7)
+            work = partial(finetune.run, setting=row.name)
+            yield Step(row.step, 1, ("finetune",), office, upstream, work, 7, parallel=not row.frozen)
     yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 3)
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 6)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 6, parallel=True)
     yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step(
@@ -190,7 +199,7 @@ class Steps:
         value = operator.attrgetter(dotted)(self.profile)
         if not dataclasses.is_dataclass(value):
             return value
-        values = dataclasses.asdict(value)
+        values = counting(value)
         if "precision" in values:
             chosen = device.dtype(value.precision, self.device) or torch.float32
             values["precision"] = str(chosen).removeprefix("torch.")
@@ -256,16 +265,53 @@ class Steps:
             UserError: the data has errors, the training fails, memory or disk space runs out.
         """
         step, key = self.step(name), self.key(name)
-        if self.store.done(name, key):
+        if parallel.agreed(parallel.rank() == 0 and self.store.done(name, key)):
             return self.store.result(name, key)
 
         if (check := check_of(step.problem)) != name:
             self.result(check)
         upstream = [self.result(other) for other in step.upstream]
-        with self.store.claimed(name, key, self.config(name)) as draft:
+        processes = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
+        if processes > 1 and parallel.count() == 1:
+            self._start_torchrun(name, processes)
+            return self.store.result(name, key)
+        if step.parallel:
+            self._claim(step, key, upstream)
+            return self.store.result(name, key)
+        with parallel.first(), parallel.alone():
+            if not parallel.rank():
+                self._claim(step, key, upstream)
+        return self.store.result(name, key)
+
+    def command(self, name):
+        """The arguments of `python` that run one step by itself, as these steps would: a list of words."""
+        words = ["-m", "hw1lib", "run", name, "--profile", self.profile.name, "--data-root", str(self.data.root)]
+        words += ["--out", str(self.store.out), "--device", str(self.device)]
+        usual = dict(leaves(PROFILES[self.profile.name]))
+        changed = {name: value for name, value in leaves(self.profile) if value not in (None, usual[name])}
+        changed = {name: value for name, value in changed.items() if name not in ("device", "only")}
+        values = (",".join(value) if isinstance(value, tuple) else value for value in changed.values())
+        return [*words, *(["--set"] if changed else []), *map("{}={}".format, changed, values)]
+
+    def _start_torchrun(self, name, processes):
+        """Runs a step on several processes of this machine, and prints what they print."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        words = [sys.executable, *torchrun, *self.command(name)]
+        said, last = "", deque(maxlen=5)
+        with child.started(words, signal.SIGTERM) as process:  # at which torchrun ends its processes
+            for line in process.stdout:
+                last.append(line.rstrip())
+                if line.startswith("hw1lib: "):
+                    said = said or line.strip().removeprefix("hw1lib: ")
+                if line.startswith(name):
+                    print(line, end="", flush=True)
+        if process.returncode:
+            raise UserError(f"{name}, on {processes} processes: {said or ' '.join(last)}")
+
+    def _claim(self, step, key, upstream):
+        with self.store.claimed(step.name, key, self.config(step.name)) as draft:
             if draft is not None:
                 self._run(step, draft, upstream)
-        return self.store.result(name, key)
 
     def _run(self, step, draft, upstream):
         started = time.time()
@@ -283,7 +329,8 @@ class Steps:
                 "Run the same command again, in a new kernel."
             )
         run = {**self._provenance(started), "precision": self._precision(step), "resumed": draft.resumed}
-        files.write_json(draft.folder / "run.json", run)
+        if not parallel.rank():
+            files.write_json(draft.folder / "run.json", run)
 
     def _precision(self, step):
         """What its networks ran in; None where none is trained."""
@@ -300,9 +347,10 @@ class Steps:
         except Diverged as error:
             look, note = "", draft.folder / NOT_FINITE
             with contextlib.suppress(UserError):  # a full disk must not hide the reason
-                if error.files:
+                if error.files and not parallel.rank():
                     files.write_json(note, {"problem": str(error), "files": error.files})
                     look = f"look whether one of the images that {note} names is odd, or "
+            parallel.wait()  # all see the same loss: none ends before the first has written
             setting = f"{self.step(name).reads[0]}.lr"
             raise UserError(
                 f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
@@ -332,6 +380,8 @@ class Steps:
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
             "device": str(self.device),
+            "processes": parallel.count(),
+            "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in packages},
         }

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 
-from hw1lib import files
+from hw1lib import files, parallel
 from hw1lib.errors import UserError
 from hw1lib.steps import lock
 
@@ -102,6 +102,15 @@ class Draft:
             safetensors.torch.save_file(state, temporary)
 
 
+class Onlooker(Draft):
+    """What another process than the first one of a step writes its results through: nothing is written."""
+
+    def _nothing(self, *_):
+        pass
+
+    metrics = history = array = weights = _nothing
+
+
 class Store:
     """The steps of one build folder."""
 
@@ -155,7 +164,9 @@ class Store:
 
     @contextlib.contextmanager
     def claimed(self, step, key, config):
-        """Locks a step's folder and yields a Draft, or None where another process finished it.
+        """Locks a step's folder and yields a Draft, or None where somebody else finished it.
+
+        Of several processes that work on one step the first does so, and the others look on.
 
         Leaving the block without an error writes the done marker. What an earlier attempt left is
         cleared first, but for a checkpoint and the results that go with it.
@@ -164,18 +175,26 @@ class Store:
             config: what the step follows from, with groups settings and settings.profile.
         """
         folder = self.folder(step, key)
+        if parallel.count() > 1 and parallel.rank():
+            yield Onlooker(step, folder) if parallel.agreed(None) else None
+            parallel.wait()
+            return
         with lock.held(folder, step):
             if self.done(step, key):
+                parallel.agreed(False)
                 yield None
+                parallel.wait()
                 return
             with lock.naming(folder):
                 self._clear(step, folder, config)
             files.write_json(folder / CONFIG, config)
             draft = Draft(step, folder)
+            parallel.agreed(True)
             yield draft
             results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
             files.write_json(folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
             draft.checkpoint.unlink(missing_ok=True)
+        parallel.wait()
 
     def _clear(self, step, folder, config):
         """Removes what counts no longer; of each step and seed at most one attempt stays."""

@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import torch
 
-from hw1lib import files, paths
+from hw1lib import files, parallel, paths
 from hw1lib.chapters import words
 from hw1lib.loops import training
 from hw1lib.pipeline import device_name
@@ -66,6 +66,7 @@ def row(found, ours="ours", per=1):
 
 def training_steps(module, loss, batches, settings):
     """The steps of a training as `make report` takes them, on the CPU and without end: yields after each."""
+    loss = parallel.wrapped(module, loss, torch.device("cpu"))
     optimizer, scaler = training.make_optimizer(module, settings), torch.amp.GradScaler(enabled=False)
     for epoch in itertools.count(1):
         yield from training.train_one_epoch(loss, batches, optimizer, scaler, settings, torch.device("cpu"), epoch)

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def epoch(module, batches, settings):
     """One epoch of training."""
 
-    def loss(inputs, labels):
+    def loss(module, inputs, labels):
         return F.cross_entropy(module(inputs).float(), labels)
 
     for _ in itertools.islice(bench.training_steps(module, loss, batches, settings), len(batches)):

@@ -132,7 +132,7 @@ def ours(split, side, batch, momentum):
     backbone = pretrain.initial(profile).to(memory_format=torch.channels_last)
     learner = byol.learner(backbone, side, settings, pretrain.views(profile))
     batches = pretrain.pool_batches(split, profile, settings, CPU)
-    for _ in bench.training_steps(learner, lambda images: pretrain.loss(learner, images, settings), batches, settings):
+    for _ in bench.training_steps(learner, lambda *batch: pretrain.loss(*batch, settings), batches, settings):
         if momentum:
             byol.follow(learner, 0.99)
         yield

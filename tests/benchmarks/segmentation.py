@@ -89,7 +89,7 @@ def our_training(network, images, masks, profile, settings):
     batches = segment.batches_of(images, masks, profile, settings, CPU)
     network.train()
 
-    def loss(tiles, labels):
+    def loss(network, tiles, labels):
         return losses.segmentation(segmenters.scores(network, tiles), labels)
 
     yield from bench.training_steps(network, loss, batches, settings)

@@ -53,7 +53,7 @@ def fit(chosen=None, *, weights_seed=0, seed=5, stop=None, every=-1.0, **options
     generator = torch.Generator().manual_seed(7)
     images, labels = torch.rand(20, 3, 8, 8, generator=generator), torch.arange(20) % 3
 
-    def loss(batch, targets):
+    def loss(module, batch, targets):
         assert module.training
         place[1] += 1
         if stop:
@@ -190,7 +190,7 @@ class Line:
         self.place, self.value = place, value
         self.before, self.losses, self.seen = [], [], []
 
-    def loss(self, rows):
+    def loss(self, module, rows):
         self.before.append(self.module.weight.detach().clone())
         self.seen.append(rows)
         value = self.module(rows).pow(2).mean() * (self.value if len(self.before) == self.place else 1)
@@ -356,8 +356,8 @@ def test_in_float16_the_loss_is_scaled_and_a_step_whose_gradient_overflows_is_le
     """The scale begins at 65,536 and is halved each time; the checkpoint carries it."""
 
     class Steep(Line):
-        def loss(self, rows):
-            value = super().loss(rows).float()  # large, but finite until it is scaled
+        def loss(self, module, rows):
+            value = super().loss(module, rows).float()  # large, but finite until it is scaled
             return value + 1e35 * self.module.weight.sum() if len(self.before) == 1 else value
 
     run = Steep()
@@ -398,8 +398,8 @@ def test_weights_that_are_not_finite_are_never_kept(checkpoint, place):
     """A finite loss may have a gradient that is not; after the last step no loss would show it."""
 
     class Root(Line):
-        def loss(self, rows):
-            value = super().loss(rows)
+        def loss(self, module, rows):
+            value = super().loss(module, rows)
             return value + (value * 0).sqrt() if len(self.before) == place else value
 
     with pytest.raises(Diverged, match=f"a weight is not finite any more in epoch {(place + 4) // 5}"):

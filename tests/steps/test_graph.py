@@ -12,9 +12,10 @@ from hw1lib.data import layout
 from hw1lib.errors import Diverged, UserError
 from hw1lib.measures import embedding
 from hw1lib.models import weights
+from hw1lib.settings import leaves
 from hw1lib.steps import graph, store
 from tests.conftest import everything_of
-from tests.settings import leaves, other
+from tests.settings import other
 from tests.test_files import held_to_permissions
 
 PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}
@@ -83,7 +84,10 @@ def test_keys_are_those_of_the_results_that_there_are(course_data):
 ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 READ_BY = {
     **dict.fromkeys(("seed", "model_scale"), ALL - {"control-simple"}),
-    **{name: set() for name in ("device", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark")},  # on a CPU
+    **{
+        name: set() for name in ("device", "threads", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark")
+    },  # on a CPU
+    **{name: set() for name, _ in leaves(profiles.get("smoke")) if name.endswith(".processes")},
     **{
         "data.image_size": PROBLEM1,
         "data.overhead": PROBLEM1 - {"control-simple"},

@@ -1,0 +1,313 @@
+"""Hands the steps of a report out to workers, on this machine or on many (Dask distributed).
+
+Each step is a process of its own, `hw1lib run STEP`, so a crash costs one step, and memory and devices come back. What
+it writes lies in the build folder, on a file system that all workers see; nothing else travels.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import signal
+import sys
+from collections import deque
+from importlib.metadata import version
+from pathlib import Path
+
+from hw1lib import child, paths
+from hw1lib.board import TOPIC, Board, images_of
+from hw1lib.errors import UserError
+
+PACKAGES = ("torch", "torchvision", "byol-pytorch", "numpy", "scikit-learn", "distributed")
+ROOM = 2e9  # bytes that have to be free where results are written
+DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
+QUICK = 10  # seconds until it says that it waits for workers
+PATIENCE = 600  # seconds until the first worker has to be there
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
+
+
+def run(book, where):
+    """Runs all steps that are not done, each as soon as those that it builds on are.
+
+    Args:
+        book: workbook.Workbook.
+        where: local:N, the address of a scheduler such as tcp://host:8786, or a file cluster.yaml.
+
+    Raises:
+        UserError: a step failed, or the workers cannot do it; what was finished is kept.
+    """
+    from hw1lib import schedule
+
+    distributed = _distributed()
+    steps = {label: (steps, name) for label, steps, name in book.planned()}
+    tasks = schedule.tasks(book, [label for label, (its, name) in steps.items() if its.status(name) != "done"])
+    with connect(where, book) as client, Board(client, where) as board, _marked(book) as mine:
+        check(client, book, mine)
+        futures, threads = {}, _threads(book, where)
+        first = schedule.levels(schedule.begun(tasks, 1.0))  # a second, where nothing was measured
+        try:
+            for label, (_, before) in tasks.items():
+                its, name = steps[label]
+                devices = _devices(book, its.step(name))
+                board.add(label, images_of(book.data, name))
+                words = [sys.executable, *its.command(name)]
+                futures[label] = client.submit(
+                    work, label, words, threads, devices, mine, *[futures[other] for other in before],
+                    key=f"{label} {its.key(name)} {secrets.token_hex(3)}", pure=False, priority=first[label],
+                    resources={"GPU": devices} if devices else {},
+                )  # fmt: skip
+            failed = _finish(distributed, futures, board)
+        except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
+            raise UserError(
+                f"The scheduler of {where} is gone ({type(error).__name__}). Nothing that was finished is lost, and "
+                "half done steps have their checkpoints: run the same command again."
+            ) from error
+    if failed:
+        (label, said), *others = failed.items()
+        more = f" So did {', '.join(other for other, _ in others)}." if others else ""
+        raise UserError(f"Step {label} failed: {said}{more} Everything that does not build on it is finished.")
+
+
+def _distributed():
+    try:
+        import distributed
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "Workers need Dask: .venv/bin/python -m pip install -r requirements-cluster.txt, then run the same command "
+            "again. Without --cluster all steps run here, one after the other."
+        ) from error
+    return distributed
+
+
+@contextlib.contextmanager
+def connect(where, book):
+    """A client of the workers that `where` names; those that it starts end with it."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    kind, _, count = where.partition(":")
+    jobs = where.endswith((".yaml", ".yml"))
+    wanted = _described(Path(where)) if jobs else {"jobs": count}
+    if (jobs or kind == "local") and not (str(wanted["jobs"]).isdigit() and int(wanted["jobs"])):
+        raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; a file says jobs: N.")
+    config = {"distributed.comm.timeouts.connect": "20s", "distributed.nanny.pre-spawn-environ": {}}
+    if jobs or kind == "local":  # a worker that dies counts against all steps that were planned for it
+        config["distributed.scheduler.allowed-failures"] = DEATHS * int(wanted["jobs"])
+    with contextlib.ExitStack() as open_:
+        open_.enter_context(dask.config.set(config))
+        cluster = where
+        if jobs:
+            cluster = open_.enter_context(_jobs(where, wanted))
+        elif kind == "local":
+            on_gpu = book.device.type != "cpu"
+            more = {"threads_per_worker": 2, "resources": {"GPU": 1}} if on_gpu else {"threads_per_worker": 1}
+            cluster = LocalCluster(
+                n_workers=int(count), memory_limit=0, silence_logs=50, dashboard_address="127.0.0.1:0", **more
+            )
+            open_.enter_context(cluster)
+        try:
+            client = open_.enter_context(Client(cluster))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"CLUSTER={where}: no scheduler answers there ({error}). Start one with `dask scheduler`, or give "
+                "local:N or a file my-cluster.yaml."
+            ) from error
+        yield client
+
+
+def _described(file):
+    """What a file says of a cluster: kind, a class of dask-jobqueue without its ending; jobs; its options."""
+    import yaml
+
+    try:
+        wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {name: wanted[name] for name in ("kind", "jobs", "options")}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        example = "kind: SLURM, jobs: 8, options: {cores: 1, memory: 32GB}"
+        raise UserError(f"{file} does not describe a cluster ({error}); docs/cluster.md has one: {example}") from error
+
+
+def _jobs(file, wanted):
+    """Batch jobs, each a worker; those that end are replaced."""
+    import dask_jobqueue
+
+    try:
+        kind = getattr(dask_jobqueue, f"{wanted['kind']}Cluster")
+        cluster = kind(**{"processes": 1, "python": sys.executable} | wanted["options"])
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{file} does not describe a cluster: {error}") from error
+    cluster.adapt(minimum_jobs=int(wanted["jobs"]), maximum_jobs=int(wanted["jobs"]))
+    return cluster
+
+
+# --- what is checked before anything runs
+
+
+@contextlib.contextmanager
+def _marked(book):
+    """What this process sees, beside a mark in the build folder that workers must see, too."""
+    book.out.mkdir(parents=True, exist_ok=True)
+    mark = book.out / ".seen-by-all"
+    mark.write_text(secrets.token_hex(8))
+    try:
+        yield look(mark, book.root, paths.ROOT)
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def check(client, book, mine):
+    """Holds every worker that is there against this process; those that come later are when they get a step.
+
+    Args:
+        mine: as of `look`.
+
+    Raises:
+        UserError: one of them differs; it is named. Or there is none, or none that offers a GPU.
+    """
+    try:
+        client.wait_for_workers(1, timeout=QUICK)
+    except TimeoutError:
+        print(f"Waiting for the first worker, {PATIENCE // 60} minutes at most", flush=True)
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError as error:
+        raise UserError(
+            f"No worker came within {PATIENCE} s. A batch system's queue, or the logs of its jobs, may say why."
+        ) from error
+    offers = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    needs = max(_devices(book, steps.step(name)) for _, steps, name in book.planned())
+    if needs > max(offers):
+        raise UserError(
+            f"A step on {book.device} needs a worker with --resources GPU={needs:.0f}, but the largest offers "
+            f"{max(offers):.0f}. Start workers so, lower `processes`, or give --device cpu."
+        )
+    for worker, theirs in client.run(look, *mine["places"]).items():
+        if wrong := difference(mine, theirs):
+            raise UserError(f"Worker {worker} on {theirs['host']} {wrong}")
+
+
+def difference(mine, theirs):
+    """What a worker sees otherwise than this process: the rest of a sentence, empty where nothing is."""
+    mark, data, root = mine["places"]
+    if theirs["token"] != mine["token"]:
+        return f"does not see the build folder {mark.parent}; --out must be on a shared disk."
+    if not theirs["data"]:
+        return f"does not see the data in {data}; it must be on a shared disk."
+    if theirs["code"] != mine["code"]:
+        return (
+            f"has other code in {root / 'hw1lib'} than this process began with ({theirs['code']}, not {mine['code']}). "
+            "Where a file was edited meanwhile, run the same command again."
+        )
+    for name in PACKAGES:
+        if theirs[name] != mine[name]:
+            has = f"has {name} {theirs[name] or 'not at all'}, but this process {mine[name]}."
+            return f"{has} All need the same: let workers run {sys.executable}."
+    room, needed = theirs["room"] / 1e9, ROOM / 1e9
+    return f"has {room:.1f} GB left in {mark.parent}; results need {needed:.0f}." if room < needed else ""
+
+
+def look(mark, data, root):
+    """What a process sees, as plain data: the mark's text, the data, a hash of the code, packages, room on the disk."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(Exception):
+            versions[name] = version(name)
+    code = hashlib.sha256()
+    for file in sorted((root / "hw1lib").rglob("*.py")):
+        code.update(file.read_bytes())
+    token = mark.read_text() if mark.is_file() else ""
+    room = shutil.disk_usage(mark.parent).free if token else 0
+    seen = {"token": token, "data": data.is_dir(), "room": room, "code": code.hexdigest()[:8], "host": platform.node()}
+    return dict.fromkeys(PACKAGES, "") | versions | seen | {"places": (mark, data, root)}
+
+
+# --- steps
+
+
+def _devices(book, step):
+    """How many GPUs a step works on."""
+    if book.device.type == "cpu" or not step.trains:
+        return 0
+    return getattr(book.profile, step.reads[0]).processes if step.parallel else 1
+
+
+def _threads(book, where):
+    """Threads of each step: the setting; on this machine's CPUs, as many as leave each worker its share."""
+    kind, _, count = where.partition(":")
+    share = max(1, len(os.sched_getaffinity(0)) // int(count)) if kind == "local" and book.device.type == "cpu" else 0
+    return book.profile.threads or share
+
+
+class Failed(Exception):
+    """A step that ended by itself with an error: its label, and what it said last."""
+
+
+def work(label, words, threads, devices, mine, *after):
+    """On a worker: runs a step, and passes on each line that it prints."""
+    from distributed import Reschedule, get_worker
+
+    worker, said, last = get_worker(), "", deque(maxlen=12)
+    place = f"{worker.name} on {platform.node()}"
+    if wrong := difference(mine, look(*mine["places"])):
+        raise Failed(label, f"worker {place} {wrong}")
+    event = {"label": label, "place": place, "line": None}
+    worker.log_event(TOPIC, event)
+    environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
+    with _own_devices(worker, devices) as own:
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        with child.started(words, environment=environment, folder=mine["places"][-1]) as process:
+            for line in process.stdout:
+                last.append(line.rstrip())
+                if line.startswith("hw1lib: "):
+                    said = said or line.strip().removeprefix("hw1lib: ")
+                worker.log_event(TOPIC, event | {"line": line.rstrip()})
+    if process.returncode == -signal.SIGTERM:  # the worker's job ends: elsewhere
+        raise Reschedule
+    if process.returncode < 0:
+        raise Failed(label, f"it was ended by {signal.Signals(-process.returncode).name}; memory may have run out.")
+    if process.returncode:
+        raise Failed(label, (said or " ".join(last))[-2000:])
+    return label
+
+
+@contextlib.contextmanager
+def _own_devices(worker, count):
+    """Takes so many of a worker's GPUs for a while: numbers as CUDA_VISIBLE_DEVICES has them."""
+    if "hw1lib_devices" not in vars(worker):
+        import torch
+
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        all_ = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+        here = isinstance(worker.name, int) and all_  # workers of local:N share this machine's
+        worker.hw1lib_devices = [all_[worker.name % len(all_)]] if here else all_
+    taken, worker.hw1lib_devices = worker.hw1lib_devices[:count], worker.hw1lib_devices[count:]
+    try:
+        yield taken
+    finally:
+        worker.hw1lib_devices = taken + worker.hw1lib_devices
+
+
+def _finish(distributed, futures, board):
+    """Waits for all; returns what failed by itself: {label: what it said}."""
+    labels, failed = {future.key: label for label, future in futures.items()}, {}
+    for future in distributed.as_completed(futures.values()):
+        label = labels[future.key]
+        if future.status in ("cancelled", "lost"):
+            raise distributed.CancelledError(label)
+        if future.status == "finished":
+            board.end(label, "done")
+            continue
+        error = future.exception()
+        killed = isinstance(error, distributed.scheduler.KilledWorker)
+        culprit = labels[error.task] if killed else error.args[0] if isinstance(error, Failed) else label
+        if culprit != label:
+            board.end(label, f"not run: {culprit} failed")
+            continue
+        failed[label] = error.args[1] if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        if killed:
+            failed[label] = f"{error.allowed_failures + 1} workers died that had it to do; memory may have run out."
+        board.end(label, "failed")
+    return failed

@@ -1,0 +1,182 @@
+"""Several processes on one step: what they compute is what one would, up to rounding."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from hw1lib import files, parallel, paths, profiles
+from hw1lib.data import layout
+from hw1lib.errors import UserError
+from hw1lib.loops import training
+from hw1lib.steps.graph import Steps
+from hw1lib.steps.store import Store
+from tests import processes
+from tests.conftest import everything_of, hw1lib, write_problem1, write_problem2
+
+CPU = torch.device("cpu")
+BATCH = 10  # on three processes 3, 3 and 4
+TINY = {"model_scale": 0.125, "checkpoint_every": 1e9, "data.tile_limit": 0, "segmentation.stage_images": "0001"}
+
+
+# --- BatchNorm
+
+
+def normalised(maps, affine):
+    """Outputs, gradients and running statistics of two steps on this process's part, with channels of any kind."""
+    torch.manual_seed(0)
+    norm = (nn.BatchNorm2d if maps else nn.BatchNorm1d)(4, affine=affine)
+    values = torch.randn(BATCH, 4, *(5, 6) * maps) * 3 + 100
+    mine = values[parallel.part(BATCH)].requires_grad_()
+    parallel.synchronise(norm, CPU)
+    for _ in range(2):
+        found = norm(mine)
+    weight = torch.arange(1, BATCH + 1)[parallel.part(BATCH)].view(-1, 1, *(1, 1) * maps)
+    parallel.joined((found.sin() * weight).flatten(1).sum(1, keepdim=True), BATCH).sum().backward()
+    state = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    with torch.no_grad():
+        outputs, gradient = (parallel.joined(part, BATCH) for part in (found, mine.grad))
+    evaluated = norm.eval()(mine)
+    return outputs, gradient / parallel.count(), state, parallel.joined(evaluated.detach(), BATCH)
+
+
+@pytest.mark.parametrize(("maps", "affine"), [(True, True), (False, False)])
+def test_batchnorm_over_all_processes_is_that_of_the_whole_batch(tmp_path, maps, affine):
+    """In outputs, gradients and running statistics, for parts that differ in size."""
+    expected = normalised(maps, affine)
+    for found in processes.run(3, normalised, maps, affine, folder=tmp_path):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+# --- trainings
+
+
+def trained(root, out, step, chosen):
+    """The losses of all optimizer steps, the step's history, and how many processes it says that it had."""
+    losses, note = [], training.Finite.note
+
+    def noting(self, value, epoch, place):
+        losses.append(value.item())
+        note(self, value, epoch, place)
+
+    training.Finite.note = noting
+    profile = profiles.get("smoke", TINY | chosen)
+    steps = Steps(profile, layout.find(root, profile.data), Store(out), CPU)
+    result = steps.result(step)
+    training.Finite.note = note
+    return losses, result.history.drop(columns="lr").to_numpy(), result.run["processes"]
+
+
+FLOAT = {"epochs": 4, "precision": "float32", "batch_size": BATCH, "optimizer": "sgd", "lr": 1e-3, "warmup_epochs": 0}
+CASES = {
+    "BYOL": ("pretrain", {"use_momentum": False}),
+    "BYOL with a target network": ("pretrain", {"use_momentum": True, "moving_average_decay": 0.9}),
+    "the package's own pass": ("pretrain", {"one_pass": False, "augmentation": "original"}),
+    "supervised": ("pretrain-supervised", {}),
+    "LR-ASPP": ("segment-lraspp", {"average": 0.5, "crop": 0}),
+    "fine-tuning": ("finetune-A", {"dropout": 0.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parallel")
+    write_problem1(root / "p1_data", pool=54, train=17)  # five batches an epoch of each
+    write_problem2(root / "p2_data", train=5 * BATCH)
+    return root
+
+
+def all_trained(root, out):
+    """What `trained` gives for every case, in this process."""
+    found = {}
+    for case, (step, more) in CASES.items():
+        group = {"segment-lraspp": "lraspp", "pretrain-supervised": "supervised"}.get(step, step.partition("-")[0])
+        chosen = {f"{group}.{name}": value for name, value in (FLOAT | more).items()}
+        found[case] = trained(root, out / case, step, chosen)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(data, tmp_path_factory):
+    """All cases in one, two and three processes: {processes: [{case: …} of each]}."""
+    folder = tmp_path_factory.mktemp("processes")
+    return {n: processes.run(n, all_trained, data, folder / str(n), folder=folder) for n in (1, 2, 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_processes_take_the_steps_that_one_would(found, case):
+    """Twenty of them. Losses differ by rounding at first, which BatchNorm of few images makes grow step by step."""
+    losses, history, alone = found[1][0][case]
+    assert len(losses) == 20 and alone == 1
+    for several in (found[2], found[3]):
+        theirs, measured, together = several[0][case]
+        assert together == len(several) and all(other[case][0] == theirs for other in several)
+        assert theirs[:5] == pytest.approx(losses[:5], rel=5e-3)
+        assert theirs == pytest.approx(losses, rel=0.03)
+        assert measured[0] == pytest.approx(history[0], rel=0.03)  # validation, too
+
+
+# --- torchrun
+
+
+def test_restarts_on_several_machines_want_a_store_of_their_own(monkeypatch):
+    """Agents count restarts each by itself; on one machine the count tells the rounds apart."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert parallel._attempt() == "2"
+    for name, value in {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
+        monkeypatch.setenv(name, value)
+    assert parallel._attempt() == "0"
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        parallel._attempt()
+
+
+SET = (
+    "lraspp.epochs=4",
+    "lraspp.crop=0",
+    "segmentation.stage_images=0001",
+    "model_scale=0.125",
+    "checkpoint_every=0",
+    "lraspp.precision=float32",
+    "threads=1",
+)
+
+
+def torchrun(out, data, *options):
+    """Two processes on LR-ASPP, as a process; each may be started again once."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    words += ["-m", "hw1lib", "run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*map(str, words), "--set", *SET, *options], cwd=paths.ROOT, env=environment, **out)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_from_the_checkpoint(data, tmp_path):
+    """To the bit of a run that nobody killed, which the setting `processes` starts by itself."""
+    words = ("run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", tmp_path / "whole")
+    done = hw1lib(*words, "--set", *SET, "lraspp.processes=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("segment-lraspp  epoch 4/4") == 1  # one of the two speaks
+    process = torchrun(tmp_path / "killed", data)
+    folders = [tmp_path / name / "steps" / "segment-lraspp" for name in ("whole", "killed")]
+    while not list(folders[1].glob("*/checkpoint.pt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    ranks = [child for child in psutil.Process(process.pid).children() if "hw1lib" in child.cmdline()]
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    (whole,), (killed,) = (list(folder.glob("*")) for folder in folders)
+    assert whole.name == killed.name and everything_of(whole) == everything_of(killed)
+    runs = [files.read_json(folder / "run.json") for folder in (whole, killed)]
+    assert [(run["processes"], run["threads"], run["resumed"]) for run in runs] == [(2, 1, False), (2, 1, True)]
