@@ -188,7 +188,7 @@ def wrapped(module, loss, device):
 
 
 def apart(loss, yes):
-    """A context in which processes may keep their gradients to themselves, as more of the same step follow."""
+    """For the loss of a part of a step: where more of them follow, processes keep its gradients to themselves."""
     return loss.no_sync() if yes and isinstance(loss, DistributedDataParallel) else contextlib.nullcontext()
 
 

@@ -79,6 +79,7 @@ CASES = {
     "BYOL with a target network": ("pretrain", {"use_momentum": True, "moving_average_decay": 0.9}),
     "the package's own pass": ("pretrain", {"one_pass": False, "augmentation": "original"}),
     "supervised": ("pretrain-supervised", {}),
+    "in parts": ("pretrain-supervised", {"batch_size": 2 * BATCH, "accumulate": 2, "epochs": 10}),
     "LR-ASPP": ("segment-lraspp", {"average": 0.5, "crop": 0}),
     "fine-tuning": ("finetune-A", {"dropout": 0.0}),
 }

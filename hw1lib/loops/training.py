@@ -14,8 +14,6 @@ from hw1lib.errors import Diverged, UserError
 from hw1lib.loops.checkpoint import Checkpoint, Progress
 from hw1lib.loops.device import Arriving, autocast, dtype
 
-BAR = {"leave": False, "ncols": 80}  # live in a terminal; elsewhere one reads a line an epoch
-
 
 def seed_everything(*numbers):
     """Seeds Python, NumPy and torch from whole numbers such as (seed, epoch, step); returns what with."""
@@ -184,19 +182,17 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
         label: what the progress bar begins with.
     """
     steps, parts = steps_of(batches, settings)
-    left, silent = iter(batches(epoch, start * parts)), parallel.rank() > 0 or None  # None: where nobody looks
-    todo = range(start + 1, steps + 1)
-    for step in tqdm(todo, f"{label} epoch {epoch}", steps, initial=start, disable=silent, **BAR):
+    left = iter(batches(epoch, start * parts))
+    for step in bar(range(start + 1, steps + 1), f"{label} epoch {epoch}", steps, start):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch - 1 + (step - 0.5) / steps, settings)  # at its middle: the last one trains, too
 
         optimizer.zero_grad()
         total = 0
         for part, batch in enumerate(itertools.islice(left, parts), 1):
-            with parallel.apart(loss, part < parts):
-                with autocast(settings.precision, device):
-                    value = loss(*batch) / parts
-                scaler.scale(value).backward()
+            with autocast(settings.precision, device), parallel.apart(loss, part < parts):
+                value = loss(*batch) / parts
+            scaler.scale(value).backward()
             total = total + value.detach()
         scaler.step(optimizer)
         scaler.update()
@@ -245,6 +241,11 @@ def compiled(loss):
     torch._dynamo.config.suppress_errors = True
     torch._inductor.config.fallback_random = True  # dropout's draws as without it
     return torch.compile(loss)
+
+
+def bar(steps, label, total, done):
+    """The steps of an epoch with a progress bar: live in a terminal; elsewhere one reads a line an epoch."""
+    return tqdm(steps, label, total, initial=done, leave=False, ncols=80, disable=True if parallel.rank() else None)
 
 
 def say(line):

@@ -8,23 +8,23 @@ arXiv:2006.07733 (BYOL), arXiv:2011.10566 (SimSiam).
 """
 
 import math
-from unittest import mock
 
-import byol_pytorch.byol_pytorch
 import torch
 import torch.nn.functional as F
-from byol_pytorch import BYOL
+from byol_pytorch import BYOL, byol_pytorch
 from torch import nn
 
 from hw1lib.models import average
+
+# In several processes the package takes torch's SyncBatchNorm, which refuses CPUs; parallel.synchronise sees to it.
+byol_pytorch.MaybeSyncBatchnorm = lambda *_: nn.BatchNorm1d
 
 
 def learner(backbone, image_size, settings, views=None):
     """The report's own call of byol-pytorch.
 
     NOTE: `use_simplicial_embeddings` is on by default since byol-pytorch 0.8; plain BYOL, and the
-    call that the original report made, need it off. In several processes the package would take torch's
-    SyncBatchNorm, which refuses CPUs; parallel.synchronise does that later, for all of the network.
+    call that the original report made, need it off.
 
     Args:
         backbone: ResNet50; its `avgpool` output is the representation.
@@ -36,13 +36,12 @@ def learner(backbone, image_size, settings, views=None):
     Returns:
         The learner; `learner(images)` is the package's symmetric loss in [0, 8].
     """
-    with mock.patch.object(byol_pytorch.byol_pytorch, "MaybeSyncBatchnorm", lambda *_: nn.BatchNorm1d):
-        byol = BYOL(
-            backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
-            projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,
-            use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
-            augment_fn=nn.Identity() if views is not None else None,
-        )  # fmt: skip
+    byol = BYOL(
+        backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
+        projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,
+        use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
+        augment_fn=nn.Identity() if views is not None else None,
+    )  # fmt: skip
     if views is not None:  # set afterwards: the constructor tries the learner on random noise
         byol.augment1, byol.augment2 = views
     return byol
