@@ -72,7 +72,10 @@ def run(book, where):
 
 def _distributed():
     try:
+        import dask_jobqueue  # noqa: F401
         import distributed
+        import rich  # noqa: F401
+        import yaml  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             "Workers need Dask: .venv/bin/python -m pip install -r requirements-cluster.txt, then run the same command "

@@ -1,11 +1,11 @@
 """Several processes on one step: what they compute is what one would, up to rounding."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -151,33 +151,58 @@ SET = (
 )
 
 
-def torchrun(out, data, *options):
-    """Two processes on LR-ASPP, as a process; each may be started again once."""
+def torchrun(out, data):
+    """Two processes on LR-ASPP with a checkpoint, as a process; each may be started again once. Also theirs."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     words += ["-m", "hw1lib", "run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", out]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([*map(str, words), "--set", *SET, *options], cwd=paths.ROOT, env=environment, **out)
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_started_again_from_the_checkpoint(data, tmp_path):
-    """To the bit of a run that nobody killed, which the setting `processes` starts by itself."""
-    words = ("run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", tmp_path / "whole")
-    done = hw1lib(*words, "--set", *SET, "lraspp.processes=2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("segment-lraspp  epoch 4/4") == 1  # one of the two speaks
-    process = torchrun(tmp_path / "killed", data)
-    folders = [tmp_path / name / "steps" / "segment-lraspp" for name in ("whole", "killed")]
-    while not list(folders[1].glob("*/checkpoint.pt")):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([*map(str, words), "--set", *SET], cwd=paths.ROOT, env=environment, **pipes)
+    while not list(out.glob("steps/segment-lraspp/*/checkpoint.pt")):
         assert process.poll() is None
         time.sleep(0.02)
     ranks = [child for child in psutil.Process(process.pid).children() if "hw1lib" in child.cmdline()]
     assert len(ranks) == 2
-    ranks[1].send_signal(signal.SIGKILL)
+    return process, ranks
+
+
+def alone(out, data, *options):
+    """The same step by `hw1lib run`."""
+    words = ("run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", out, "--set", *SET)
+    done = hw1lib(*words, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def result(out):
+    """The folder of the step, and what its run.json says of processes, threads and whether it was resumed."""
+    (folder,) = out.glob("steps/segment-lraspp/*")
+    run = files.read_json(folder / "run.json")
+    return folder, (run["processes"], run["threads"], run["resumed"])
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_from_the_checkpoint(data, tmp_path):
+    """Two of them to the bit of a run that nobody killed, which the setting `processes` starts by itself; one up to
+    rounding."""
+    whole, again, other = (tmp_path / name for name in ("whole", "again", "other"))
+    said = alone(whole, data, "lraspp.processes=2")
+    assert said.count("segment-lraspp  epoch 4/4") == 1  # one of the two speaks
+    folder, run = result(whole)
+    assert run == (2, 1, False)
+
+    process, ranks = torchrun(again, data)
+    ranks[1].kill()
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
-    (whole,), (killed,) = (list(folder.glob("*")) for folder in folders)
-    assert whole.name == killed.name and everything_of(whole) == everything_of(killed)
-    runs = [files.read_json(folder / "run.json") for folder in (whole, killed)]
-    assert [(run["processes"], run["threads"], run["resumed"]) for run in runs] == [(2, 1, False), (2, 1, True)]
+    assert result(again)[1] == (2, 1, True) and result(again)[0].name == folder.name
+    assert everything_of(result(again)[0]) == everything_of(folder)
+
+    process, ranks = torchrun(other, data)
+    for each in (process, *ranks):
+        each.kill()
+    process.communicate()
+    alone(other, data)
+    assert result(other)[1] == (1, 1, True)
+    histories = [pd.read_csv(path / "history.csv")["loss"].tolist() for path in (folder, result(other)[0])]
+    assert histories[1] == pytest.approx(histories[0], rel=0.01)
