@@ -35,8 +35,6 @@ POOL, OFFICE, TILES, SIDE = 38_400, 3_951, 2_000, 512  # images, images, tiles a
 
 def dispatch(step, tiny):
     """A step in this process, in a process of its own, and in one through Dask: seconds in turns."""
-    from distributed import Client, LocalCluster
-
     command = [sys.executable, "-m", "hw1lib", "run", step, "--profile", "smoke", "--set", "threads=1", "--out"]
     settings = {"threads": 1}
 
@@ -44,10 +42,9 @@ def dispatch(step, tiny):
         client.submit(cluster.work, step, [*command, out], 1, 0, mine, pure=False).result()
 
     one_thread = os.environ | dict.fromkeys(cluster.THREADS, "1")
-    workers = LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0")
     with tempfile.TemporaryDirectory() as out:
         book = Workbook("smoke", settings=settings, out=out)
-        with workers, Client(workers) as client, cluster._marked(book) as mine:
+        with cluster.connect("local:1", book) as client, cluster._marked(book) as mine:
             sides = {
                 "in this process": lambda out: Workbook("smoke", settings=settings, out=out).result(step),
                 "a process of its own": lambda out: subprocess.run(
