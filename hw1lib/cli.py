@@ -82,6 +82,7 @@ def run(arguments):
 
     if not parallel.rank():
         print(found.folder)
+    parallel.end()
 
 
 def verify(arguments):

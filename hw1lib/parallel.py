@@ -44,6 +44,13 @@ def begin(device):
     return device
 
 
+def end():
+    """Leaves the others when all are done: who left earlier would break off what they still say."""
+    if dist.is_initialized():
+        dist.barrier(group=_talk)
+        dist.destroy_process_group()
+
+
 def _attempt():
     """Names what processes tell each other first: torchrun's store still has the addresses of those that died.
 

@@ -30,3 +30,4 @@ def _work(rank, processes, port, function, arguments, folder):
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as under torchrun
     parallel.begin(torch.device("cpu"))
     (folder / f"found_{rank}").write_bytes(pickle.dumps(function(*arguments)))
+    parallel.end()
