@@ -96,7 +96,8 @@ def connect(where, book):
     wanted = _described(Path(where)) if jobs else {"jobs": count}
     if (jobs or kind == "local") and not (str(wanted["jobs"]).isdigit() and int(wanted["jobs"])):
         raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; a file says jobs: N.")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says of a lost scheduler, `run` says shorter
+    for name in ("client", "utils"):  # what they say of a lost scheduler, `run` says shorter
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     config = {"distributed.comm.timeouts.connect": "20s", "distributed.nanny.pre-spawn-environ": {}}
     if jobs or kind == "local":  # a worker that dies counts against all steps that were planned for it
         config["distributed.scheduler.allowed-failures"] = DEATHS * int(wanted["jobs"])

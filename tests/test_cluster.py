@@ -112,12 +112,11 @@ def test_scheduler_and_client_killed_lose_nothing(course_data, tmp_path):
     until(file.exists, scheduler, worker)
     client = report(tmp_path, "--cluster", files.read_json(file)["address"], *words, settings=settings)
     until(lambda: checkpoint_of(tmp_path, "segment-lraspp"), client)
-    scheduler.kill()
+    for each in (scheduler, worker):
+        each.kill()
     said = client.communicate(timeout=120)[0]
     assert client.returncode == 1 and "Traceback" not in said, said
     assert "is gone" in one_paragraph(said[said.rindex("hw1lib: ") :])
-    worker.terminate()
-    worker.communicate(timeout=60)
 
     client, saved = report(tmp_path, *words, settings=settings), checkpoint_of(tmp_path, "segment-lraspp")
     until(lambda: checkpoint_of(tmp_path, "segment-lraspp") != saved, client)
