@@ -34,9 +34,7 @@ def begin(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    warnings.filterwarnings(
-        "ignore", "Grad strides do not match"
-    )  # those of dimensions of one entry, which say nothing
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # strides of one entry say nothing
     store, rank, world = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), rank=rank, world_size=world)
