@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -24,6 +25,7 @@ from hw1lib.errors import UserError
 PACKAGES = ("torch", "torchvision", "byol-pytorch", "numpy", "scikit-learn", "distributed")
 ROOM = 2e9  # bytes that have to be free where results are written
 DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
+CONNECTS = "20s"  # until a scheduler has to answer
 QUICK = 10  # seconds until it says that it waits for workers
 PATIENCE = 600  # seconds until the first worker has to be there
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
@@ -98,7 +100,7 @@ def connect(where, book):
         raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; a file says jobs: N.")
     for name in ("client", "utils"):  # what they say of a lost scheduler, `run` says shorter
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
-    config = {"distributed.comm.timeouts.connect": "20s", "distributed.nanny.pre-spawn-environ": {}}
+    config = {"distributed.comm.timeouts.connect": CONNECTS, "distributed.nanny.pre-spawn-environ": {}}
     if jobs or kind == "local":  # a worker that dies counts against all steps that were planned for it
         config["distributed.scheduler.allowed-failures"] = DEATHS * int(wanted["jobs"])
     with contextlib.ExitStack() as open_:
@@ -141,7 +143,7 @@ def _jobs(file, wanted):
 
     try:
         kind = getattr(dask_jobqueue, f"{wanted['kind']}Cluster")
-        cluster = kind(**{"processes": 1, "python": sys.executable} | wanted["options"])
+        cluster = kind(**{"processes": 1, "python": shlex.quote(sys.executable)} | wanted["options"])
     except (AttributeError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{file} does not describe a cluster: {error}") from error
     cluster.adapt(minimum_jobs=int(wanted["jobs"]), maximum_jobs=int(wanted["jobs"]))
