@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+from collections import deque
 
 LIBC = ctypes.CDLL(None)  # loaded here: nothing may be opened between fork and exec
 SET_PDEATHSIG = 1  # of prctl, on Linux alone
@@ -29,3 +30,14 @@ def started(words, ending=signal.SIGKILL, environment=None, folder=None):
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     return subprocess.Popen(words, cwd=folder, env=environment, preexec_fn=begin, **pipes)
+
+
+def heard(process, tell, keep):
+    """Passes on each line that a process prints; returns the error that it named, or else its last `keep` lines."""
+    said, last = "", deque(maxlen=keep)
+    for line in process.stdout:
+        last.append(line.rstrip())
+        if line.startswith("hw1lib: "):
+            said = said or line.strip().removeprefix("hw1lib: ")
+        tell(line.rstrip())
+    return said or " ".join(last)

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import sys
-from collections import deque
 from importlib.metadata import version
 from pathlib import Path
 
@@ -256,7 +255,7 @@ def work(label, words, threads, devices, mine, *after):
     """On a worker: runs a step, and passes on each line that it prints."""
     from distributed import Reschedule, get_worker
 
-    worker, said, last = get_worker(), "", deque(maxlen=12)
+    worker = get_worker()
     place = f"{worker.name} on {platform.node()}"
     if wrong := difference(mine, look(*mine["places"])):
         raise Failed(label, f"worker {place} {wrong}")
@@ -267,17 +266,13 @@ def work(label, words, threads, devices, mine, *after):
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         with child.started(words, environment=environment, folder=mine["places"][-1]) as process:
-            for line in process.stdout:
-                last.append(line.rstrip())
-                if line.startswith("hw1lib: "):
-                    said = said or line.strip().removeprefix("hw1lib: ")
-                worker.log_event(TOPIC, event | {"line": line.rstrip()})
+            said = child.heard(process, lambda line: worker.log_event(TOPIC, event | {"line": line}), keep=12)
     if process.returncode == -signal.SIGTERM:  # the worker's job ends: elsewhere
         raise Reschedule
     if process.returncode < 0:
         raise Failed(label, f"it was ended by {signal.Signals(-process.returncode).name}; memory may have run out.")
     if process.returncode:
-        raise Failed(label, (said or " ".join(last))[-2000:])
+        raise Failed(label, said[-2000:])
     return label
 
 

@@ -15,7 +15,6 @@ import signal
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -297,16 +296,15 @@ class Steps:
         """Runs a step on several processes of this machine, and prints what they print."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [sys.executable, *torchrun, *self.command(name)]
-        said, last = "", deque(maxlen=5)
+
+        def tell(line):
+            if line.startswith(name):
+                print(line, flush=True)
+
         with child.started(words, signal.SIGTERM) as process:  # at which torchrun ends its processes
-            for line in process.stdout:
-                last.append(line.rstrip())
-                if line.startswith("hw1lib: "):
-                    said = said or line.strip().removeprefix("hw1lib: ")
-                if line.startswith(name):
-                    print(line, end="", flush=True)
+            said = child.heard(process, tell, keep=5)
         if process.returncode:
-            raise UserError(f"{name}, on {processes} processes: {said or ' '.join(last)}")
+            raise UserError(f"{name}, on {processes} processes: {said}")
 
     def _claim(self, step, key, upstream):
         with self.store.claimed(step.name, key, self.config(step.name)) as draft:
