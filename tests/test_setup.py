@@ -55,6 +55,7 @@ def test_what_a_machine_lacks_is_named(clone, program, script, words):
 
 @pytest.mark.slow
 def test_no_network(clone):
+    stand_in(clone, "df", "echo head; echo /dev/sda 9 9 99999999 9% /")
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
     done = setup(clone, **nowhere, PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
     fails_with(done, "could not be installed", "network", "same command again")
