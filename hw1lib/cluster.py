@@ -5,7 +5,6 @@ it writes lies in the build folder, on a file system that all workers see; nothi
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -14,14 +13,12 @@ import shlex
 import shutil
 import signal
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
-from hw1lib import child, paths
+from hw1lib import child, paths, provenance
 from hw1lib.board import TOPIC, Board, images_of
 from hw1lib.errors import UserError
 
-PACKAGES = ("torch", "torchvision", "byol-pytorch", "numpy", "scikit-learn", "distributed")
 ROOM = 2e9  # bytes that have to be free where results are written
 DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
 CONNECTS = "20s"  # until a scheduler has to answer
@@ -207,9 +204,9 @@ def difference(mine, theirs):
             f"has other code in {root / 'hw1lib'} than this process began with ({theirs['code']}, not {mine['code']}). "
             "Where a file was edited meanwhile, run the same command again."
         )
-    for name in PACKAGES:
-        if theirs[name] != mine[name]:
-            has = f"has {name} {theirs[name] or 'not at all'}, but this process {mine[name]}."
+    for name, needed in mine["packages"].items():
+        if (found := theirs["packages"].get(name)) != needed:
+            has = f"has {name} {found or 'not at all'}, but this process {needed}."
             return f"{has} All need the same: let workers run {sys.executable}."
     room, needed = theirs["room"] / 1e9, ROOM / 1e9
     return f"has {room:.1f} GB left in {mark.parent}; results need {needed:.0f}." if room < needed else ""
@@ -217,17 +214,17 @@ def difference(mine, theirs):
 
 def look(mark, data, root):
     """What a process sees, as plain data: the mark's text, the data, a hash of the code, packages, room on the disk."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(Exception):
-            versions[name] = version(name)
-    code = hashlib.sha256()
-    for file in sorted((root / "hw1lib").rglob("*.py")):
-        code.update(file.read_bytes())
     token = mark.read_text() if mark.is_file() else ""
     room = shutil.disk_usage(mark.parent).free if token else 0
-    seen = {"token": token, "data": data.is_dir(), "room": room, "code": code.hexdigest()[:8], "host": platform.node()}
-    return dict.fromkeys(PACKAGES, "") | versions | seen | {"places": (mark, data, root)}
+    return {
+        "token": token,
+        "data": data.is_dir(),
+        "room": room,
+        "code": provenance.code(root)[:8],
+        "packages": provenance.versions("distributed"),
+        "host": platform.node(),
+        "places": (mark, data, root),
+    }
 
 
 # --- steps

@@ -3,17 +3,14 @@
 import builtins
 import contextlib
 import datetime
-import hashlib
 import json
 import logging
 import os
 import platform
 import re
-import subprocess
 import textwrap
 import time
 import warnings
-from importlib.metadata import version
 
 import pandas as pd
 import papermill
@@ -21,7 +18,7 @@ import torch
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import files, kernel, paths, settings
+from hw1lib import files, kernel, paths, provenance, settings
 from hw1lib.chapters import render, style
 from hw1lib.chapters.words import escape
 from hw1lib.errors import UserError, remedy
@@ -135,11 +132,8 @@ def _execute(name, book, parameters):
 
 def _made_of(source, book):
     """What an executed notebook follows from, beside the steps that it shows: its cells, the library, settings."""
-    library = hashlib.sha256()
-    for path in sorted((paths.ROOT / "hw1lib").rglob("*.py")):
-        library.update(path.read_bytes())
     profile = settings.plain(book.profile) | {"checkpoint_every": None}
-    return {"source": key_of(_cells(source)), "library": library.hexdigest(), "settings": key_of(profile)}
+    return {"source": key_of(_cells(source)), "library": provenance.code(paths.ROOT), "settings": key_of(profile)}
 
 
 def _read(path):
@@ -235,7 +229,7 @@ def write(book, started, ran=True):
     if not ran:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be damaged
             seconds = files.read_json(book.out / "run.json")["seconds_total"]
-    files.write_json(book.out / "run.json", provenance(book, done, seconds))
+    files.write_json(book.out / "run.json", _provenance(book, done, seconds))
     rows = [{"step": s} | {c: r.run[c] for c in ("seconds", "device", "started")} for s, r in done.items()]
     files.write_text(book.out / "timings.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.6f"))
     build(book)
@@ -251,9 +245,8 @@ def build(book):
     render.write(book.out, {"profile": book.profile, "is_sample": book.is_sample, "has": book.has, "run": run})
 
 
-def provenance(book, done, seconds):
+def _provenance(book, done, seconds):
     """Where and how this report came about: what run.json holds."""
-    names = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "matplotlib", "papermill")
     root = book.root.relative_to(paths.ROOT) if book.root.is_relative_to(paths.ROOT) else book.root
     return {
         "profile": book.profile.name,
@@ -263,31 +256,10 @@ def provenance(book, done, seconds):
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
         "resumed": [name for name, result in done.items() if result.run.get("resumed")],
         "device": str(book.device),
-        "device_name": device_name(book.device),
+        "device_name": provenance.device_name(book.device),
         "threads": torch.get_num_threads(),
         "host": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in names},
-        "commit": _commit(),
+        "packages": provenance.versions(),
+        "commit": provenance.commit(),
     }
-
-
-def device_name(device):
-    """The device's model, such as the CPU's name and its number of cores."""
-    if device.type != "cpu":
-        return torch.get_device_module(device).get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        return platform.processor() or "CPU"
-    return f"{names[0]}, {len(names)} cores" if names else "CPU"
-
-
-def _commit():
-    """The commit that the code is at, with + where files differ from it; empty outside git."""
-    describe = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return ""

@@ -17,7 +17,8 @@ from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
 from hw1lib.loops import device, training
-from hw1lib.steps.graph import Steps, repeated
+from hw1lib.steps.graph import repeated
+from hw1lib.steps.run import Steps
 from hw1lib.steps.store import Store
 
 

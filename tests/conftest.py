@@ -5,22 +5,23 @@ import subprocess
 import sys
 
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in what tests start: two at once, with tiny arrays
 
 import filelock
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from hw1lib import cli, paths
 from hw1lib.data import landcover
 
-torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
+FIRST = ("test_kill", "test_parallel", "test_cluster", "test_notebooks", "test_benchmarks")  # the longest files
 
 
 def pytest_collection_modifyitems(items):
-    """What needs the whole smoke run is slow."""
+    """What needs the whole smoke run is slow; while one of pytest's processes makes it, the other can do without."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     for item in items:
         if "smoke_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""Do the tests notice a fault? The sixty of faults.toml, each put into a copy of the library, one at a time.
+"""Do the tests notice a fault? Those of faults.toml, each put into a copy of the library, one at a time.
 
     .venv/bin/python tests/mutation.py [PART of a function's or file's name …]
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from hw1lib import cli, files, profiles
+from hw1lib import cli, commands, files, profiles
 from hw1lib.data.sample import build as sample
 from tests.conftest import picture, refused, run
 
@@ -46,15 +46,15 @@ def test_help_names_every_command_profile_and_option_and_fits_a_terminal(capsys,
 def test_every_command_there_is_has_its_help_tested():
     """Walks the parser, so that a new command cannot be forgotten here."""
 
-    def commands(parser, name=""):
+    def every(parser, name=""):
         kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         if not kinds:
             yield name.strip()
         for kind in kinds:
             for word, child in kind.choices.items():
-                yield from commands(child, f"{name} {word}")
+                yield from every(child, f"{name} {word}")
 
-    assert set(commands(cli._parser())) == set(COMMANDS)
+    assert set(every(cli._parser())) == set(COMMANDS)
 
 
 # --- wrong usage
@@ -144,7 +144,7 @@ def test_stopping_it_is_no_traceback(capsys, monkeypatch):
     def stop(*words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "verify", stop)
+    monkeypatch.setattr(commands, "verify", stop)
     code, _, text = run(capsys, "verify")
     assert code == 130 and "Finished steps are kept" in text and "Traceback" not in text
 

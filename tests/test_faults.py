@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from hw1lib import cli
+from hw1lib import cli, commands
 from hw1lib.steps import store
 from tests.conftest import everything_of, refused
 from tests.test_files import full_disk, held_to_permissions
@@ -122,5 +122,5 @@ def test_whatever_the_file_system_refuses_is_a_sentence(capsys, monkeypatch, err
     def fail(arguments):
         raise error
 
-    monkeypatch.setattr(cli, "verify", fail)
+    monkeypatch.setattr(commands, "verify", fail)
     assert refused(capsys, "verify").startswith(f"hw1lib: {expected}")

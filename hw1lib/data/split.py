@@ -1,7 +1,7 @@
 """Another split of Problem 2's tiles: those that continue one another on the ground stay on one side.
 
 The course's validation tiles mostly continue training tiles, so its numbers say little of new scenes. Here tiles are
-grouped by their borders (evidence.links), the clearest first, and whole groups are dealt out again.
+grouped by their borders (leakage.links), the clearest first, and whole groups are dealt out again.
 
 On scenes of the Blue Marble that do not touch, of 3 × 3 tiles of 64 of its pixels, none of 156 touching pairs comes
 into two groups where tiles are enlarged to 128 pixels (JPEG 90 and 75), 3 where they are not; of 2 × 2 tiles 16 to 20
@@ -18,7 +18,7 @@ import pandas as pd
 
 from hw1lib import files
 from hw1lib.data import layout
-from hw1lib.data.check import evidence
+from hw1lib.data.check import evidence, leakage
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 
@@ -52,12 +52,12 @@ def by_scene(root, target, progress=True):
             f"{root}: {bad.name} cannot be decoded ({bad.fault}). Mend it first: data check says what is wrong."
         )
     classes = np.stack([look.counts for look in masks])  # (N, 7) pixels
-    links = evidence.links(_sides(looks))
+    links = leakage.links(_sides(looks))
     links += [(2.0, *pair) for copies in (evidence.exact(looks), evidence.near(looks)) for pair in copies.items()]
     groups, cut = grouped(len(names), links)
     first = len(tiles.train)
     held_out = dealt(groups, classes, len(tiles.validation), classes[first:].sum(axis=0))
-    torn = [(one, two) for strength, one, two in cut if strength > evidence.CLEAR and held_out[one] != held_out[two]]
+    torn = [(one, two) for strength, one, two in cut if strength > leakage.CLEAR and held_out[one] != held_out[two]]
     left_out = {two if held_out[one] else one for one, two in torn}  # the one in training
 
     chosen = {"train": [], "validation": []}
@@ -69,14 +69,14 @@ def by_scene(root, target, progress=True):
             f"{root}: its {len(names):,} tiles fall into {len(set(groups))} groups that continue one another, too few "
             "for a training and a validation side. Such a split needs tiles of more places."
         )
-    leaking, null = evidence.leaks(*(_sides(looks[at] for at, *_ in of) for of in chosen.values()))
+    leaking, null = leakage.leaks(*(_sides(looks[at] for at, *_ in of) for of in chosen.values()))
     counts = [classes[mask].sum(axis=0) for mask in (np.arange(len(names)) >= first, held_out)]
     shares = [count / max(count.sum(), 1) for count in counts]
     facts = {
         "by": "scene", "of": str(root.resolve()), "groups": len(set(groups)), "largest": int(np.bincount(groups).max()),
         "cut": len(cut), "left_out": len(left_out), "train": len(chosen["train"]),
         "validation": len(chosen["validation"]), "leaking": len(leaking), "null": null,
-        "leaking_before": len(evidence.leaks(*(_sides(looks[of]) for of in (slice(first), slice(first, None))))[0]),
+        "leaking_before": len(leakage.leaks(*(_sides(looks[of]) for of in (slice(first), slice(first, None))))[0]),
         "classes_moved": float(np.abs(shares[0] - shares[1]).sum() / 2),
     }  # fmt: skip
     _write(target, chosen, groups, facts)
@@ -84,7 +84,7 @@ def by_scene(root, target, progress=True):
 
 
 def _sides(looks):
-    return np.stack([evidence.blank() if look.sides is None else look.sides for look in looks])
+    return np.stack([leakage.blank() if look.sides is None else look.sides for look in looks])
 
 
 def grouped(count, links):

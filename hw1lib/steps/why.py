@@ -9,7 +9,7 @@ def reason(wanted, finished):
     """What differs between a step's config and the most similar of its finished results.
 
     Args:
-        wanted: config of the step, as graph.Steps.config gives it.
+        wanted: config of the step, as run.Steps.config gives it.
         finished: configs of its finished results, of other keys.
 
     Returns:

@@ -17,7 +17,7 @@ import torch
 from hw1lib import files, parallel, paths
 from hw1lib.chapters import words
 from hw1lib.loops import training
-from hw1lib.pipeline import device_name
+from hw1lib.provenance import device_name
 
 OUT = paths.ROOT / "report" / "build" / "bench"
 

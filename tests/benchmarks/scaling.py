@@ -143,7 +143,7 @@ def derived_steps(profile):
 def derived():
     """What `strong` with three seeds would take on 1, 8 and 64 GPUs: nothing of it was measured."""
     profile, rows = profiles.get("strong"), []
-    steps = {step.name: step for step in graph._all(profile, Path())}
+    steps = {step.name: step for step in graph.steps(profile, Path())}
     costs = {name: cost for name, *cost in derived_steps(profile)}
     for gpus, together in ((1, 1), (8, 1), (8, 8), (64, 8), (64, 64)):
         tasks, computing, talking = {}, 0.0, 0.0

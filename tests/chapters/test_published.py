@@ -1,7 +1,7 @@
 """The tables of the published demo are made again to the byte from its metrics."""
 
 from hw1lib import files, paths
-from hw1lib.chapters import everything, finetuning, segmentation
+from hw1lib.chapters import everything, finetuning, networks, segmentation
 from hw1lib.comparison import ROWS
 from hw1lib.models.segmenters import SEGMENTERS
 
@@ -26,7 +26,7 @@ def test_published_tables_are_made_again_to_the_byte():
         "finetune": finetuning.accuracies(tuned[0], steps["pretrain-supervised"]["source"]),
         "finetune_seeds": finetuning.accuracies_of_seeds(tuned),
         "segmentation": segmentation.table(rows | {("lraspp", "vote"): vote} | control),
-        "networks": segmentation.networks(128, {name: settings[name]["enlarge"] for name in SEGMENTERS}, segmented),
+        "networks": networks.table(128, {name: settings[name]["enlarge"] for name in SEGMENTERS}, segmented),
         "everything": everything.table(masks, settings["everything"]["images"]),
         "refinement": everything.refinement(masks),
     }

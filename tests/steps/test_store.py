@@ -41,7 +41,7 @@ def finish(results, step="pretrain", key=KEY, **metrics):
 
 
 def config_of(seed=0, epochs=1, version=1, data="d", upstream="u"):
-    """As graph.Steps.config gives it."""
+    """As run.Steps.config gives it."""
     settings = {"profile": {"seed": seed, "model_scale": 1.0}, "pretrain": {"epochs": epochs}}
     return {"version": version, "settings": settings, "data": {"pool": data}, "upstream": {"pretrain": upstream}}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hw1lib.steps import store, why
-from tests.steps.test_graph import make
+from tests.steps.test_run import make
 
 CONFIG = {
     "step": "finetune-C",

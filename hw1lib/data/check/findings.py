@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hw1lib.data import csv_rows, landcover, layout
-from hw1lib.data.check import evidence
+from hw1lib.data.check import evidence, leakage
 from hw1lib.data.check.evidence import by
 from hw1lib.errors import UserError
 
@@ -340,9 +340,9 @@ def _unlearnt(whole, train, validation):
 def _leakage(whole, train, validation, effect):
     """Validation tiles that continue a training tile; a warning where they are more than chance."""
     train, validation = ([look for look in part.looks if look.sides is not None] for part in (train, validation))
-    partners, null = evidence.leaks(*(np.array([look.sides for look in looks]) for looks in (train, validation)))
+    partners, null = leakage.leaks(*(np.array([look.sides for look in looks]) for looks in (train, validation)))
     tiles, of = len(partners), len(validation)
-    if evidence.is_clear(tiles, of, null):
+    if leakage.is_clear(tiles, of, null):
         named = _some([f"{validation[i].name} at {train[j].name}" for i, j in partners.items()])
         text = f"continue a training tile across a border ({null:,} with borders reversed): {named}."
         whole.warn(f"{tiles:,} of {of:,} validation tiles {text} {effect}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hw1lib.errors import Diverged, UserError
 from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.settings import leaves
-from hw1lib.steps import graph, store
+from hw1lib.steps import run, store
 from tests.conftest import everything_of
 from tests.settings import other
 from tests.test_files import held_to_permissions
@@ -38,7 +39,7 @@ def own_sam(tmp_path, monkeypatch):
 def make(root, out="unused", **settings):
     profile = profiles.get("smoke", {k.replace("__", "."): v for k, v in settings.items()})
     data = layout.find(root, profile.data, profile.only)
-    return graph.Steps(profile, data, store.Store(out), CPU)
+    return run.Steps(profile, data, store.Store(out), CPU)
 
 
 def keys(made, names=None):
@@ -122,7 +123,7 @@ def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
 def test_what_depends_on_the_device_is_what_it_is_there(course_data, tmp_path, monkeypatch):
     """So a GPU's result, in another precision or by other masks, is never taken for a CPU's."""
     precisions = {"auto": torch.float16, "bfloat16": torch.bfloat16, "float32": None}
-    monkeypatch.setattr(graph.device, "dtype", lambda precision, _: precisions[precision])
+    monkeypatch.setattr(run.device, "dtype", lambda precision, _: precisions[precision])
     (tmp_path / "sam.pth").touch()
     here, there = (make(course_data, lraspp__precision="float32") for _ in range(2))
     there.device = torch.device("cuda")
@@ -319,7 +320,7 @@ def test_a_training_that_diverges_names_its_own_learning_rate(course_data, tmp_p
     faked(made, [], **{name.replace("-", "_"): fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg"]))})
     with pytest.raises(UserError) as caught:
         made.result(name)
-    note = made.store.folder(name, made.key(name)) / graph.NOT_FINITE
+    note = made.store.folder(name, made.key(name)) / run.NOT_FINITE
     found = re.fullmatch(
         rf"{name}: the loss is nan in epoch 2\. Please look whether one of the images that {note} names is odd, "
         r"or lower the learning rate \(now 0\.07\), for example --set (\w+)\.lr=0\.007\.",
@@ -336,6 +337,18 @@ def test_a_full_disk_does_not_hide_why_a_training_stopped(course_data, tmp_path)
     faked(made, [], pretrain=lambda draft, *_: draft.folder.chmod(0o555) or fail(error)())
     with held_to_permissions(), pytest.raises(UserError, match="the loss is inf. Please lower the learning"):
         made.result("pretrain")
+
+
+def test_processes_that_fail_say_what_one_of_them_said(course_data, tmp_path, monkeypatch, capsys):
+    """A stand-in for torchrun; what the step prints on the way is passed on."""
+    python = tmp_path / "python"
+    words = "segment-lraspp  epoch 1/2", "hw1lib: No space is left.", "hw1lib: The same.", "Traceback: of torchrun"
+    python.write_text("#!/bin/sh\n" + "".join(f"echo '{word}'\n" for word in words) + "exit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(UserError, match=r"^segment-lraspp, on 2 processes: No space is left\.$"):
+        make(course_data, tmp_path / "out", lraspp__processes=2).result("segment-lraspp")
+    assert capsys.readouterr().out.splitlines() == ["segment-lraspp  epoch 1/2"]
 
 
 def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):

@@ -1,0 +1,253 @@
+"""What each command of the command line does: a function of its parsed arguments.
+
+What it needs is imported when it runs, so that --help is quick.
+"""
+
+import json
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from hw1lib import paths, profiles
+from hw1lib.errors import UserError
+
+
+def report(arguments):
+    sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
+    from hw1lib import pipeline
+
+    pipeline.run(_book(arguments), _parameters(arguments), arguments.cluster)
+
+
+def plan(arguments):
+    """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
+    book = _book(arguments)
+    start = time.process_time()  # of Python, torch and the data's: each step on a worker takes as long to begin
+    print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
+    total, unknown = 0.0, 0
+    for label, steps, name in book.planned():
+        status, seconds = steps.status(name), steps.expected(name)
+        shown = "–" if seconds is None else f"{'' if status == 'done' else '~'}{seconds:.0f}"
+        print(f"{label:<32}{status:<12}{shown:>9}   {steps.key(name)}")
+        if why := steps.why(name):
+            print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
+            total, unknown = total + (seconds or 0), unknown + (seconds is None)
+    if total:
+        print(f"\n~ expected, from earlier runs of the step with other settings: {total:.0f} s in all", end="")
+        print(f", without {unknown} steps that never ran here" if unknown else "")
+    if arguments.workers:
+        from hw1lib import schedule
+        from hw1lib.chapters import style
+
+        todo = schedule.tasks(book)
+        print("", *schedule.in_words(todo, arguments.workers, start), sep="\n")
+        path = book.out / "figures" / "schedule.png"
+        style.save(schedule.figure(schedule.begun(todo, start), arguments.workers), path)
+        print(path)
+
+
+def run(arguments):
+    book = _book(arguments)
+    found = book.result(arguments.step)
+    from hw1lib import parallel
+
+    if not parallel.rank():
+        print(found.folder)
+    parallel.end()
+
+
+def verify(arguments):
+    book = _book(arguments)
+    if problems := book.steps.store.verify():
+        raise UserError(
+            f"{book.out} is not as it was written: {'; '.join(problems)}. make report runs those of these steps "
+            "again that it shows; the folders of others can be deleted."
+        )
+    print(f"{book.out}: every result is as it was written.")
+
+
+def compare(arguments):
+    """Accuracies and mIoUs of several build folders side by side, and the settings in which they differ."""
+    from hw1lib import side_by_side
+
+    tables = side_by_side.tables(arguments.runs)
+    for title, table in tables.items():
+        print(f"{title}\n{table.to_string(na_rep='–', float_format='%.4f')}\n")
+    if "settings that differ" not in tables:
+        print("The settings are the same.")
+
+
+def data_sample(arguments):
+    from hw1lib.data.sample import build as sample
+
+    print(f"The Earth sample is in {sample.build(source=arguments.source)}")
+
+
+def data_info(arguments):
+    from hw1lib.data import layout
+
+    root = _data_root(arguments)
+    found = layout.find(root, profiles.get("seed").data)
+    one, two = found.problem1, found.problem2
+    splits = {"pool": one.pool, "train": one.train, "val": one.val} if one else {}
+    tiles = {"train": len(two.train), "validation": len(two.validation)} if two else {}
+    if arguments.json:
+        info = {name: {"images": len(split), "classes": split.counts()} for name, split in splits.items()}
+        print(json.dumps({"root": str(root), **info, **({"tiles": tiles} if two else {})}, indent=2))
+        return
+    print(root)
+    for name, split in splits.items():
+        print(f"{name}: {len(split):,} images")
+        for label, count in split.counts().items():
+            print(f"  {label:<30}{count:>6,}")
+    for name, count in tiles.items():
+        print(f"tiles, {name}: {count:,}")
+
+
+def data_check(arguments):
+    from hw1lib.data.check import doctor
+
+    found = doctor.examine(_data_root(arguments))
+    print(json.dumps(found, indent=2) if arguments.json else doctor.table(found))
+    return 1 if found["errors"] else 0
+
+
+def data_split(arguments):
+    from hw1lib.data import split
+
+    facts = split.by_scene(_data_root(arguments), arguments.target)
+    print(f"{arguments.target}: {facts['train']:,} training and {facts['validation']:,} validation tiles in", end=" ")
+    print(f"{facts['groups']:,} groups, the largest of {facts['largest']:,}; {facts['left_out']:,} tiles left out.")
+    print(f"{facts['leaking']:,} validation tiles seem to continue a training tile", end=" ")
+    print(f"({facts['null']:,} by chance; {facts['leaking_before']:,} before).")
+    print(f"{100 * facts['classes_moved']:.1f} % of the pixels would have to change class for the former shares.")
+    print(f"A run on it is a run like any other: --data-root {str(arguments.target)!r}")
+
+
+def weights_list(arguments):
+    from hw1lib.models import fetch
+
+    for name, known in fetch.KNOWN.items():
+        there = "there" if (paths.WEIGHTS / known.file).is_file() else "not there"
+        print(f"{name:<11}{there:<11}{known.megabytes:>5} MB  {known.about}")
+    print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one.")
+    print("A Hugging Face folder sam-vit-base (config.json, model.safetensors) in there serves\nas well.", end=" ")
+    print("torchvision gets its own weights, of profiles seed and strong, by itself.")
+
+
+def weights_fetch(arguments):
+    from hw1lib.models import fetch
+
+    print(fetch.fetch(arguments.name, arguments.source))
+
+
+def weights_check(arguments):
+    from hw1lib import files
+    from hw1lib.models import fetch
+
+    there = {known.file: known.sha256 for known in fetch.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()}
+    wrong = [file for file, sha256 in there.items() if files.digest(paths.WEIGHTS / file) != sha256]
+    for file in there:
+        print(f"{file}  {'wrong' if file in wrong else 'right'}")
+    if wrong:
+        names = ", ".join(wrong)
+        raise UserError(f"{names} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
+    if not there:
+        print(f"No weights of `weights list` lie in {paths.WEIGHTS}.")
+
+
+def predict_classification(arguments):
+    from hw1lib import predict
+
+    given = arguments.csv, arguments.image_dir, arguments.out_csv, arguments.model
+    done, problems = predict.classification(_book(arguments), *given)
+    print(f"{arguments.out_csv}: {done} labels")
+    return _named(problems)
+
+
+def predict_segmentation(arguments):
+    from hw1lib import predict
+
+    given = arguments.image_dir, arguments.out_dir, arguments.model, arguments.tta
+    done, problems = predict.segmentation(_book(arguments), *given)
+    print(f"{arguments.out_dir}: {done} masks")
+    return _named(problems)
+
+
+def evaluate_classification(arguments):
+    from hw1lib import predict
+
+    found, problems = predict.score_classification(arguments.predicted, arguments.true)
+    interval = f"{found['ci_low']:.4f} to {found['ci_high']:.4f}"
+    print(f"accuracy {found['accuracy']:.4f}  ({found['correct']} of {found['total']}; 95 % interval {interval})")
+    return _named(problems)
+
+
+def evaluate_segmentation(arguments):
+    from hw1lib import predict
+
+    found, problems = predict.score_segmentation(arguments.predicted, arguments.true)
+    for name, value in found["iou"].items():
+        print(f"  {name:<14}{'does not occur' if value is None else f'{value:.4f}'}")
+    print(f"mIoU            {found['miou']:.4f}  ({found['tiles']} tiles)")
+    print(f"pixel accuracy  {found['pixel_accuracy']:.4f}")
+    if found["stray_pixels"]:
+        print(f"{found['stray_pixels']:,} predicted pixels have a colour that is no class.")
+    return _named(problems)
+
+
+def _named(problems):
+    """Names what was left out, and returns the exit code."""
+    if problems:
+        sys.stdout.flush()
+        print(f"\nhw1lib: {len(problems)} left out:", file=sys.stderr)
+    for name, reason in problems:
+        print(f"  {name}: {reason}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def publish(arguments):
+    from hw1lib.chapters import render
+
+    print(render.publish(_book(arguments).out, arguments.profile))
+
+
+def figures(arguments):
+    from hw1lib.chapters import render
+
+    formats = arguments.format.split(",")
+    if odd := set(formats) - {"pdf", "svg", "png"}:
+        raise UserError(f"--format {odd.pop()}: choose of pdf, svg and png.")
+    out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / arguments.profile
+    into = arguments.into or out / "figures" / "export"
+    for path in render.export(out, arguments.names, formats, arguments.dpi, into):
+        print(path)
+
+
+def _data_root(arguments):
+    from hw1lib.data.sample import build as sample
+
+    return Path(arguments.data_root).expanduser() if arguments.data_root else sample.build(paths.EARTH)
+
+
+def _parameters(arguments):
+    """What the user asked for, as the parameters of a notebook."""
+    settings = {}
+    for pair in arguments.settings:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write it as NAME=VALUE, such as pretrain.epochs=20.")
+        settings[name] = value
+    given = {"seeds": arguments.seeds, "device": arguments.device, "only": getattr(arguments, "only", None)}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    profiles.get(arguments.profile, settings)  # wrong names end here, before anything starts
+    root, out = (str(Path(p).expanduser().resolve()) if p else "" for p in (arguments.data_root, arguments.out))
+    return {"profile": arguments.profile, "data_root": root, "out": out, "settings": settings}
+
+
+def _book(arguments):
+    parameters = _parameters(arguments)
+    from hw1lib.workbook import Workbook
+
+    return Workbook(**parameters)

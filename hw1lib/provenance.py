@@ -1,0 +1,51 @@
+"""Where a result comes from: code, packages, device."""
+
+import contextlib
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from hw1lib import paths
+
+PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "matplotlib", "papermill")
+
+
+def versions(*more):
+    """Version of each of PACKAGES and of `more` by name; empty where it is not installed."""
+    found = dict.fromkeys((*PACKAGES, *more), "")
+    for name in found:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def code(root):
+    """A hash of the library's source under a folder."""
+    source = hashlib.sha256()
+    for file in sorted((root / "hw1lib").rglob("*.py")):
+        source.update(file.read_bytes())
+    return source.hexdigest()
+
+
+def device_name(device):
+    """The device's model, such as the CPU's name and its number of cores."""
+    if device.type != "cpu":
+        return torch.get_device_module(device).get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor() or "CPU"
+    return f"{names[0]}, {len(names)} cores" if names else "CPU"
+
+
+def commit():
+    """The commit that the code is at, with + where files differ from it; empty outside git."""
+    describe = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,279 @@
+"""The steps of one profile on one data root: keys, states and results, and how a step is run."""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import itertools
+import operator
+import platform
+import signal
+import statistics
+import sys
+import time
+from functools import partial
+
+import torch
+
+from hw1lib import child, files, parallel, provenance
+from hw1lib.data import layout
+from hw1lib.errors import Diverged, UserError, out_of_memory
+from hw1lib.loops import device, everything
+from hw1lib.models import weights
+from hw1lib.profiles import PROFILES
+from hw1lib.settings import counting, leaves
+from hw1lib.steps import graph, store, why
+from hw1lib.steps.graph import check_of
+
+NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
+SHARED = ("seed", "model_scale", "tf32", "cudnn_benchmark")  # settings that count for all steps that train
+
+
+class Steps:
+    """The steps of one profile on one data root: their keys, states and results.
+
+    Args:
+        profile: settings.Profile.
+        data: layout.Layout.
+        results: store.Store.
+        device: torch device for what has to run.
+        watch: function(step's name, history), called after each epoch of training; or None.
+    """
+
+    def __init__(self, profile, data, results, device, watch=None):
+        self.profile = profile
+        self.data = data
+        self.store = results
+        self.device = device
+        self.watch = watch
+        self._keys = {}
+        self._fingerprints = {}
+
+    def of_seed(self, seed, watch=None):
+        """The same steps with another seed; the data is not hashed again."""
+        profile = dataclasses.replace(self.profile, seed=seed)
+        other = Steps(profile, self.data, self.store, self.device, watch)
+        other._fingerprints = self._fingerprints
+        return other
+
+    @functools.cached_property
+    def all(self):
+        """The steps that this data allows, by name, each after those that it builds on."""
+        return {step.name: step for step in graph.steps(self.profile, self.data.root) if self.data.has[step.problem]}
+
+    def step(self, name):
+        """A step by name.
+
+        Raises:
+            UserError: there is no such step, or this data has no such problem.
+        """
+        if name not in self.all:
+            raise UserError(f"There is no step {name!r} for {self.data.root}; there are: {', '.join(self.all)}.")
+        return self.all[name]
+
+    def config(self, name):
+        """Everything that a step's result follows from, as plain data."""
+        step, profile = self.step(name), self.profile
+        shared = {name: getattr(profile, name) for name in SHARED} if step.trains else {}
+        if self.device.type == "cpu":  # where neither does anything
+            shared |= dict.fromkeys(shared.keys() & {"tf32", "cudnn_benchmark"}, False)
+        if step.trains and step.problem == 1:
+            shared |= {"image_size": profile.data.image_size, "overhead": profile.data.overhead}
+            shared["zero_init_residual"] = profile.zero_init_residual
+        return {
+            "step": name,
+            "version": step.version,
+            "settings": {"profile": shared, **{name: self._setting(name) for name in step.reads}},
+            "data": {split: self._fingerprint(split) for split in step.data},
+            "upstream": {other: self.key(other) for other in step.upstream},
+        }
+
+    def _setting(self, dotted):
+        """One setting, or a group of them as a dict; what depends on the device is what it is on this one."""
+        value = operator.attrgetter(dotted)(self.profile)
+        if not dataclasses.is_dataclass(value):
+            return value
+        values = counting(value)
+        if "precision" in values:
+            chosen = device.dtype(value.precision, self.device) or torch.float32
+            values["precision"] = str(chosen).removeprefix("torch.")
+        if values.get("refine") == "auto":
+            values["refine"] = everything.refining("auto", weights.find_sam() is not None, self.device)
+        return values
+
+    def key(self, name):
+        """The name of its result's folder: a hash of `config`."""
+        if name not in self._keys:
+            self._keys[name] = store.key_of(self.config(name))
+        return self._keys[name]
+
+    def _fingerprint(self, split):
+        if split not in self._fingerprints:
+            self._fingerprints[split] = self._hashed(split)
+        return self._fingerprints[split]
+
+    def _hashed(self, split):
+        """A hash of some data as it is now; files whose size and date are known are not read."""
+        if split in ("p1_data", "p2_data"):
+            return layout.folder_fingerprint(self.data.root / split)
+        if split == "groups":
+            table = self.data.root / layout.GROUPS
+            return layout.digest(table).hex() if table.is_file() else None
+        if split in ("backbone_file", "sam_weights"):
+            file = self.data.problem1.supervised_backbone if split == "backbone_file" else weights.find_sam()
+            file = file / "model.safetensors" if file and file.is_dir() else file
+            return layout.digest(file).hex() if file else None
+        problem = self.data.problem2 if split.startswith("tiles_") else self.data.problem1
+        return layout.fingerprint(getattr(problem, split.removeprefix("tiles_")))
+
+    def status(self, name):
+        """done, to resume or to run."""
+        return self.store.status(name, self.key(name))
+
+    def why(self, name):
+        """Why a step is not done, as a phrase; empty where it is."""
+        key, status = self.key(name), self.status(name)
+        if status == "done":
+            return ""
+        if status == "to resume":
+            return "it was interrupted; its checkpoint is there"
+        damage = "; ".join(self.store.damage(name, key))
+        return damage or why.reason(self.config(name), self.store.configs(name))
+
+    def expected(self, name):
+        """Seconds that a step took, or will take by its earlier results with other settings; None without any."""
+        reads = self.step(name).reads
+        epochs = getattr(getattr(self.profile, reads[0], None), "epochs", None) if reads else None
+        seconds = {}
+        for result in self.store.results(name):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one tells nothing
+                run, trained = result.run, len(result.history)
+                if not run["resumed"]:  # else they are those of the last call alone
+                    seconds[result.key] = run["seconds"] * (epochs / trained if epochs and trained else 1)
+        return seconds.get(self.key(name)) or (statistics.median(seconds.values()) if seconds else None)
+
+    def result(self, name):
+        """The result of a step, which is run first if need be; so are the steps it builds on.
+
+        Raises:
+            UserError: the data has errors, the training fails, memory or disk space runs out.
+        """
+        step, key = self.step(name), self.key(name)
+        if parallel.agreed(parallel.rank() == 0 and self.store.done(name, key)):
+            return self.store.result(name, key)
+
+        if (check := check_of(step.problem)) != name:
+            self.result(check)
+        upstream = [self.result(other) for other in step.upstream]
+        processes = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
+        if processes > 1 and parallel.count() == 1:
+            self._start_torchrun(name, processes)
+            return self.store.result(name, key)
+        if step.parallel:
+            self._claim(step, key, upstream)
+            return self.store.result(name, key)
+        with parallel.first(), parallel.alone():
+            if not parallel.rank():
+                self._claim(step, key, upstream)
+        return self.store.result(name, key)
+
+    def command(self, name):
+        """The arguments of `python` that run one step by itself, as these steps would: a list of words."""
+        words = ["-m", "hw1lib", "run", name, "--profile", self.profile.name, "--data-root", str(self.data.root)]
+        words += ["--out", str(self.store.out), "--device", str(self.device)]
+        usual = dict(leaves(PROFILES[self.profile.name]))
+        changed = {name: value for name, value in leaves(self.profile) if value not in (None, usual[name])}
+        changed = {name: value for name, value in changed.items() if name not in ("device", "only")}
+        values = (",".join(value) if isinstance(value, tuple) else value for value in changed.values())
+        return [*words, *(["--set"] if changed else []), *map("{}={}".format, changed, values)]
+
+    def _start_torchrun(self, name, processes):
+        """Runs a step on several processes of this machine, and prints what they print."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        words = [sys.executable, *torchrun, *self.command(name)]
+
+        def tell(line):
+            if line.startswith(name):
+                print(line, flush=True)
+
+        with child.started(words, signal.SIGTERM) as process:  # at which torchrun ends its processes
+            said = child.heard(process, tell, keep=5)
+        if process.returncode:
+            raise UserError(f"{name}, on {processes} processes: {said}")
+
+    def _claim(self, step, key, upstream):
+        with self.store.claimed(step.name, key, self.config(step.name)) as draft:
+            if draft is not None:
+                self._run(step, draft, upstream)
+
+    def _run(self, step, draft, upstream):
+        started = time.time()
+        if self.watch is not None:
+            draft.watch = partial(self.watch, step.name)
+        with self._naming_what_helps(step.name, draft):
+            step.run(draft, getattr(self.data, f"problem{step.problem}"), self.profile, self.device, *upstream)
+
+        # A result must not be kept under the key of data that it may not have seen.
+        changed = [split for split in step.data if self._hashed(split) != self._fingerprint(split)]
+        if changed:
+            draft.checkpoint.unlink(missing_ok=True)
+            raise UserError(
+                f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result is not kept. "
+                "Run the same command again, in a new kernel."
+            )
+        run = {**self._provenance(started), "precision": self._precision(step), "resumed": draft.resumed}
+        if not parallel.rank():
+            files.write_json(draft.folder / "run.json", run)
+
+    def _precision(self, step):
+        """What its networks ran in; None where none is trained."""
+        values = self._setting(step.reads[0]) if step.reads else None
+        chosen = values.get("precision") if isinstance(values, dict) else None
+        rounded = chosen == "float32" and self.profile.tf32 and self.device.type != "cpu"
+        return "float32, products in TF32" if rounded else chosen
+
+    @contextlib.contextmanager
+    def _naming_what_helps(self, name, draft):
+        """Names the setting to change where a training diverges or memory runs out."""
+        try:
+            yield
+        except Diverged as error:
+            look, note = "", draft.folder / NOT_FINITE
+            with contextlib.suppress(UserError):  # a full disk must not hide the reason
+                if error.files and not parallel.rank():
+                    files.write_json(note, {"problem": str(error), "files": error.files})
+                    look = f"look whether one of the images that {note} names is odd, or "
+            parallel.wait()  # all see the same loss: none ends before the first has written
+            setting = f"{self.step(name).reads[0]}.lr"
+            raise UserError(
+                f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
+                f"for example --set {setting}={error.rate / 10:g}."
+            ) from error
+        except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+            if not out_of_memory(error):
+                raise
+            helps = f"{self.for_less_memory(name)} What was finished before is kept."
+            raise UserError(f"{name}: memory ran out on {self.device}. {helps}") from error
+
+    def for_less_memory(self, name):
+        """Which setting makes a step need less memory: a sentence."""
+        step = self.step(name)
+        if not step.trains:
+            return "Close other programs."
+        for group, setting in itertools.product(step.reads, ("batch_size", "points_per_batch")):
+            now = getattr(getattr(self.profile, group, None), setting, 0)
+            if now > 2:
+                return f"Lower {group}.{setting}, for example --set {group}.{setting}={now // 2}."
+        limit = "data.office_limit=1000" if step.problem == 1 else "data.tile_limit=200"
+        return f"Close other programs, or use less of the data: --set {limit}."
+
+    def _provenance(self, started):
+        return {
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
+            "seconds": round(time.time() - started, 3),
+            "device": str(self.device),
+            "processes": parallel.count(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "packages": provenance.versions(),
+        }
