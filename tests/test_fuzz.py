@@ -126,6 +126,7 @@ def labelled(folder):
     return folder
 
 
+@pytest.mark.slow
 @fuzz(max_examples=150)
 @hypothesis.given(content=tables() | st.binary(max_size=60))
 @hypothesis.example(content=b"id,filename,label\n0,Couch1.jpg,1,9\n")
@@ -169,6 +170,7 @@ def test_a_table_is_read_as_it_stands_or_refused(labelled, content):
 LABELS = st.dictionaries(st.sampled_from(IMAGES), SMALL | ODD, max_size=5)
 
 
+@pytest.mark.slow
 @fuzz(max_examples=150)
 @hypothesis.given(predicted=LABELS, true=LABELS)
 @hypothesis.example(predicted={"Mug1.jpg": "9007199254740993.0"}, true={"Mug1.jpg": "9007199254740992"})
@@ -214,6 +216,7 @@ def harmed(draw):
 HARMED = harmed() | st.tuples(st.binary(max_size=40), st.none())
 
 
+@pytest.mark.slow
 @fuzz(max_examples=300)
 @hypothesis.given(harmed=HARMED, half=st.sampled_from(("sat.jpg", "mask.png")))
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it then refuses

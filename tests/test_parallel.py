@@ -50,6 +50,7 @@ def both_normalised():
     return normalised(maps=True, affine=True), normalised(maps=False, affine=False)
 
 
+@pytest.mark.slow
 def test_batchnorm_over_all_processes_is_that_of_the_whole_batch(tmp_path):
     """In outputs, gradients and running statistics, for parts that differ in size."""
     expected = both_normalised()

@@ -110,6 +110,7 @@ def photos(tmp_path):
     return saved(tmp_path / "photos", images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "model", "tta"), [("tiles", "", False), ("tiles", "lraspp", True), ("photos", "", False)]
 )

@@ -57,6 +57,7 @@ def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save):
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", segmenters.SEGMENTERS)
 def test_published_weights_that_hold_code_are_refused_and_not_run(tmp_path, monkeypatch, model):
     """Whoever put them under the right name into torch's cache."""

@@ -44,6 +44,7 @@ def test_profiles_for_the_course_data_run_through(profile, course_data, tmp_path
     assert ("tta" in results["segment-lraspp"].metrics) == (profile == "strong")
 
 
+@pytest.mark.slow
 def test_the_courses_backbone_file_is_taken(course_data, tmp_path):
     torch.save(classifier.backbone().state_dict(), course_data / "p1_data" / "pretrain_model_SL.pt")
     book = Workbook("seed", course_data, tmp_path / "out", SMALL | {"model_scale": 1.0})
@@ -158,6 +159,7 @@ def displayed(monkeypatch):
     return places
 
 
+@pytest.mark.slow
 def test_each_step_and_seed_has_one_figure_that_grows(course_data, tmp_path, displayed):
     book = small(course_data, tmp_path / "out", seeds=2, **{"finetune.epochs": 3})
     book.result("control-colour")

@@ -24,6 +24,7 @@ def test_every_picture_draws_at_its_extremes(name):
     assert_drawn(DRAWN[name]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grid-1", "progress-1"])
 def test_two_drawings_and_two_savings_are_the_same_file_to_the_byte(name, tmp_path):
     """Dates, versions and random names are the usual leaks; what was saved before does not matter."""

@@ -91,6 +91,7 @@ def test_it_is_a_layout_like_any_other_of_about_the_same_size_and_classes(dealt_
     assert "the data's own split" in chapter.split(root)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_every_time_and_never_written_over(dealt_out, anew, tmp_path):
     again = split.by_scene(dealt_out[0], tmp_path / "again", progress=False)
     assert again == anew[1] == json.loads((tmp_path / "again" / layout.SPLIT).read_text())

@@ -124,6 +124,7 @@ TRAININGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("make", TRAININGS)
 def test_no_step_of_a_training_waits_for_its_device(monkeypatch, make, resident):

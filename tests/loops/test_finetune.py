@@ -67,6 +67,7 @@ def pixels(split):
 # --- frozen or not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "augmented", "standardise"), [("B", False, True), ("D", False, True), ("D", True, False)]
 )
@@ -104,6 +105,7 @@ def test_only_what_is_not_frozen_is_trained_and_what_is_noted_is_what_was_comput
     assert result.history["val_loss"].iloc[-1] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_settings_differ_in_what_they_start_from(tmp_path, problem1, backbone):
     """Setting A and the random control start from the seed's random weights, alike; all share one head."""
     kernel, head = "backbone.conv1.weight", "head.linear.weight"

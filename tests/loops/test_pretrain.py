@@ -166,6 +166,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_target_network(tmp_path, problem1, monkeypatch):
     """To the bit: the target is in the checkpoint, and the decay knows how far it was."""
     chosen = {"use_momentum": True, "epochs": 2, "projection_hidden_size": 2}

@@ -186,6 +186,7 @@ def test_what_a_run_saves_is_what_it_measured(tmp_path, problem2, average, tta):
         assert not np.array_equal(turned, predictions)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_network_after_each_step(tmp_path, problem2, monkeypatch):
     """Counted from 1, over all epochs; training is as without it."""
     steps, follow = [], Averaged.follow

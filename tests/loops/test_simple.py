@@ -44,6 +44,7 @@ def test_texture_is_chosen_where_it_tells_the_classes(course_data, tmp_path, mon
     assert np.array_equal(result.array("predictions")[-1], val.labels)
 
 
+@pytest.mark.slow
 def test_folds_keep_a_place_together(course_data, tmp_path, monkeypatch):
     """Images of one place are alike and share a label: folds of places see through what folds of images would not."""
     place = np.arange(400) // 20

@@ -29,6 +29,7 @@ def test_features_are_torchvisions_forward_without_fc(mode, scale):
     assert found.shape == (3, classifier.FEATURES)
 
 
+@pytest.mark.slow
 def test_the_real_backbone_is_resnet50():
     """In text, names, numbers, and weights drawn from the same seed; a copy, as of byol-pytorch, is independent."""
     torch.manual_seed(0)

@@ -97,6 +97,7 @@ def drawn(seed):
     return kernel, options, sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", FORMATS)
 def test_output_and_gradients_of_any_convolution_are_torchs(layout, library, always):
     """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12, and no image at all."""

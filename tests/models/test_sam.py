@@ -141,6 +141,7 @@ def test_masks_equal_metas_and_are_cleaned_alike(both):
     assert list(cleaned.funnel)[:-1] == list(plain.funnel) and list(cleaned.funnel)[-1] == "distinct after cleaning"
 
 
+@pytest.mark.slow
 def test_each_threshold_refuses_as_many_as_metas(both):
     """And the funnel counts what each one leaves: what Meta's generator gives without those behind it."""
     settings, counts, funnels = SETTINGS | {"points_per_side": 5}, [], []

@@ -1,7 +1,7 @@
 """Executes the notebooks: the committed ones with the demo, and the smoke copies that nbval compares.
 
 `make notebooks` calls it. A smoke copy has the same cells, with profile smoke and with each *Try it* as a cell of its
-own below its text, so that the tests run those, too.
+own below its text, so that the tests run those, too. It runs on one thread, as tests do: bits depend on it.
 """
 
 import os
@@ -35,13 +35,13 @@ def smoke_copy(notebook):
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
-def execute(notebook):
-    """Runs a notebook in place, from the folder of the notebooks; no times are noted."""
+def execute(notebook, **variables):
+    """Runs a notebook in place, from the folder of the notebooks, with more environment variables; no times are noted."""
     where = {"metadata": {"path": paths.NOTEBOOKS}}
     quiet = ["--IPKernelApp.log_level=40"]
     NotebookClient(
         notebook, timeout=None, kernel_name="python3", record_timing=False, resources=where, extra_arguments=quiet
-    ).execute()
+    ).execute(env=os.environ | variables)
     for cell in notebook.cells:
         cell.get("metadata", {}).pop("execution", None)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
@@ -56,7 +56,7 @@ def main(*names):
             continue
         print(path.name, flush=True)
         source = nbformat.read(path, as_version=4)
-        nbformat.write(execute(smoke_copy(source)), COPIES / path.name)
+        nbformat.write(execute(smoke_copy(source), OMP_NUM_THREADS="1"), COPIES / path.name)
         nbformat.write(execute(source), path)
 
 

@@ -108,6 +108,7 @@ READ_BY = {
 }
 
 
+@pytest.mark.slow
 def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
     """A forgotten one would load stale results; one too many would train anew for nothing."""
     before = keys(make(course_data), ALL | CHECKS)
@@ -213,6 +214,7 @@ def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
 OURS, LABELS = ("pretrain",), ("pretrain-supervised",)
 
 
+@pytest.mark.slow
 def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path, monkeypatch):
     made, called = make(course_data, tmp_path, seed=3, segmentation__improved="deeplabv3"), {}
 
