@@ -36,7 +36,7 @@ def smoke_copy(notebook):
 
 
 def execute(notebook, **variables):
-    """Runs a notebook in place, from the folder of the notebooks, with more environment variables; no times are noted."""
+    """Runs a notebook in place, from their folder, with more environment variables; no times are noted."""
     where = {"metadata": {"path": paths.NOTEBOOKS}}
     quiet = ["--IPKernelApp.log_level=40"]
     NotebookClient(
