@@ -1,5 +1,6 @@
 # make report [PROFILE=demo] [DATA=/path/to/hw1_data] [OUT=…] [SEEDS=1] [SET="name=value …"]
 #             [DEVICE=auto] [CLUSTER=local:3 | tcp://host:8786 | my-cluster.yaml]
+# make plan [WORKERS=8] and the same
 # make check    make test    make test-cluster    make lab    make bench    make notebooks    make publish    make clean
 #
 # Every target sets up .venv first, if need be. Works from any folder and in one with spaces.
@@ -11,6 +12,7 @@ SEEDS ?=
 SET ?=
 DEVICE ?= auto
 CLUSTER ?=
+WORKERS ?=
 
 here := $(shell dirname "$(strip $(MAKEFILE_LIST))")
 python := "$(here)/.venv/bin/python"
@@ -24,7 +26,7 @@ report: setup
 	@$(python) -m hw1lib report $(if $(CLUSTER),--cluster "$(CLUSTER)") $(options)
 
 plan: setup
-	@$(python) -m hw1lib plan $(options)
+	@$(python) -m hw1lib plan $(if $(WORKERS),--workers "$(WORKERS)") $(options)
 
 # The quick lane for work: lint and unit tests, at most 90 seconds.
 check: setup-dev lint

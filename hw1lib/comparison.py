@@ -40,4 +40,3 @@ ROWS = {
     )
 }
 SETTINGS = ("A", "B", "C", "D", "E")
-CONTROLS = tuple(name for name in ROWS if name not in SETTINGS)

@@ -13,8 +13,7 @@ import psutil
 import pytest
 import torch
 
-from hw1lib import cluster, files, paths, schedule
-from hw1lib.board import Board
+from hw1lib import cluster, files, paths
 from hw1lib.errors import UserError
 from tests.conftest import hw1lib, one_paragraph, refused
 from tests.test_kill import assert_same, checkpoint_of, only
@@ -212,58 +211,3 @@ def test_a_step_has_devices_of_its_own(monkeypatch, name, own):
             with cluster._own_devices(worker, 1) as second:
                 assert second == own[1:]
     assert worker.hw1lib_devices == own
-
-
-# --- what one sees
-
-
-def test_the_board_says_where_steps_run_how_fast_and_how_long():
-    board = Board(SimpleNamespace(dashboard_link="http://here"), "local:2")
-    board.add("pretrain", 100)
-    board.add("finetune-C", 10)
-    event = {"label": "pretrain", "place": "0 on here", "line": None}
-    board._heard((0, event))
-    for epoch in (1, 2):
-        board._heard((0, event | {"line": f"pretrain  epoch {epoch}/4  loss 1"}))
-        board.rows["pretrain"]["at"] = board.rows["pretrain"]["began"][0] + 2.0 * (epoch - 1)
-    board.rows["pretrain"]["at"] = time.monotonic()
-    board.rows["pretrain"]["began"] = (time.monotonic() - 2.0, 1)
-    epoch, speed, left = board._progress(board.rows["pretrain"])
-    assert (epoch, speed) == ("2/4", "50") and left in ("0:03", "0:04")
-    board._heard((0, event))  # its worker died: it begins anew elsewhere
-    assert board._progress(board.rows["pretrain"]) == ("", "", "") and board.table().row_count == 3
-    board.end("finetune-C", "done")
-    table = board.table()
-    assert table.row_count == 2 and list(table.columns[0].cells) == ["pretrain", "1 of 2 done"]
-
-
-# --- the simulation
-
-
-TASKS = {"a": (4.0, []), "b": (3.0, []), "c": (2.0, ["a"]), "d": (1.0, ["a", "b"]), "e": (None, ["d"])}
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_simulated_plan_keeps_order_and_workers(workers):
-    plan = schedule.simulate(TASKS, workers)
-    assert plan.keys() == TASKS.keys()
-    for label, (worker, start, end) in plan.items():
-        seconds, before = TASKS[label]
-        assert end - start == (seconds or 0) and 0 <= worker < workers
-        assert all(plan[other][2] <= start for other in before)
-        others = [times for other, (at, *times) in plan.items() if at == worker and other != label]
-        assert all(end <= since or until <= start for since, until in others)
-    assert schedule.makespan(plan) == {1: 10, 2: 6, 3: 6}[workers]
-
-
-def test_the_critical_path_is_what_no_worker_shortens():
-    assert schedule.critical_path(TASKS) == ["a", "c"]
-    lines = schedule.in_words(TASKS, 3)
-    assert [line.split()[0] for line in lines[2:-1]] == ["1", "2", "3", "4", "8"]
-    assert "the work" in lines[2] and "the critical path" in lines[3] and "a → c" in lines[-1]
-    begun = schedule.in_words(TASKS, 3, start=2.0)
-    assert (
-        "10 s; on workers each step begins with 2.0 s" in begun[0]
-        and "20" in begun[2]
-        and "11 s: a → d → e" in begun[-1]
-    )

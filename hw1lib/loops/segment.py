@@ -14,7 +14,6 @@ from hw1lib.measures import metrics
 from hw1lib.models import segmenters
 from hw1lib.models.average import Averaged
 
-STAGES = ("early", "middle", "final")
 LEVELS = 16  # of each channel in the colour control's table
 
 

@@ -98,7 +98,7 @@ def test_turned_scores_are_the_mean_over_eight_symmetries(shape):
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4))])
 def test_stages_are_first_middle_and_last(epochs, expected):
-    assert segment.stage_epochs(epochs) == dict(zip(segment.STAGES, expected))
+    assert segment.stage_epochs(epochs) == dict(zip(("early", "middle", "final"), expected))
 
 
 def row(epoch, matrix):
