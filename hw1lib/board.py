@@ -4,7 +4,6 @@ import contextlib
 import re
 import time
 
-TOPIC = "hw1lib"  # of the events that carry what steps print
 EPOCH = re.compile(r" epoch (\d+)/(\d+) ")
 
 
@@ -14,19 +13,21 @@ class Board:
     Args:
         client: distributed.Client.
         where: what the workers are called.
+        topic: of the events that carry what steps print.
     """
 
-    def __init__(self, client, where):
+    def __init__(self, client, where, topic):
         from rich.console import Console
         from rich.live import Live
 
-        self.client, self.rows, self.console = client, {}, Console(highlight=False, soft_wrap=True)
+        self.client, self.topic, self.rows = client, topic, {}
+        self.console = Console(highlight=False, soft_wrap=True)
         self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self.table)
         self.shows = self.console.is_terminal
         print(f"Workers {where}\nWatch   {client.dashboard_link}", flush=True)
 
     def __enter__(self):
-        self.client.subscribe_topic(TOPIC, self._heard)
+        self.client.subscribe_topic(self.topic, self._heard)
         if self.shows:
             self.live.start()
         return self
@@ -35,7 +36,7 @@ class Board:
         if self.shows:
             self.live.stop()
         with contextlib.suppress(Exception):  # its scheduler may be gone
-            self.client.unsubscribe_topic(TOPIC)
+            self.client.unsubscribe_topic(self.topic)
 
     def add(self, label, images):
         self.rows[label] = {"state": "waits", "place": "", "epoch": "", "images": images, "began": None, "done": (0, 0)}
@@ -57,7 +58,7 @@ class Board:
             now, done = time.monotonic(), tuple(map(int, found.groups()))
             row["began"] = row["began"] or (now, done[0])
             row |= {"done": done, "at": now}
-            self._say(message["line"])
+            self._say(f"{message['label']} {message['line'][found.start() :]}")
 
     def _say(self, line):
         if not self.shows:
@@ -92,11 +93,6 @@ class Board:
         return f"{epoch}/{epochs}", speed, f"{int(left) // 60}:{int(left) % 60:02d}"
 
 
-def images_of(data, name):
+def images_of(data, step):
     """How many images an epoch of a step has, for images/s; 0 where it has none."""
-    one, two = data.problem1, data.problem2
-    if name.startswith("pretrain"):
-        return len(one.pool)
-    if name.startswith("finetune") or name in ("control-random", "control-colour"):
-        return len(one.train)
-    return len(two.train) if name.startswith("segment-") else 0
+    return len(getattr(getattr(data, f"problem{step.problem}"), step.data[0].removeprefix("tiles_"), ()))

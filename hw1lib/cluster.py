@@ -13,10 +13,12 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 from hw1lib import child, paths, provenance
-from hw1lib.board import TOPIC, Board, images_of
+from hw1lib.board import Board, images_of
 from hw1lib.errors import UserError
 
 ROOM = 2e9  # bytes that have to be free where results are written
@@ -24,6 +26,8 @@ DEATHS = 5  # workers that may die under a step, for each worker that there is: 
 CONNECTS = "20s"  # until a scheduler has to answer
 QUICK = 10  # seconds until it says that it waits for workers
 PATIENCE = 600  # seconds until the first worker has to be there
+NOTICE = 5  # seconds until a worker knows that its job ends
+TAKING = threading.Lock()  # of a worker's devices, as steps on it are threads
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
 
 
@@ -42,7 +46,7 @@ def run(book, where):
     distributed = _distributed()
     steps = {label: (steps, name) for label, steps, name in book.planned()}
     tasks = schedule.tasks(book, [label for label, (its, name) in steps.items() if its.status(name) != "done"])
-    with connect(where, book) as client, Board(client, where) as board, _marked(book) as mine:
+    with connect(where, book) as client, _marked(book) as mine, Board(client, where, mine["token"]) as board:
         check(client, book, mine)
         futures, threads = {}, _threads(book, where)
         first = schedule.levels(schedule.begun(tasks, 1.0))  # a second, where nothing was measured
@@ -50,7 +54,7 @@ def run(book, where):
             for label, (_, before) in tasks.items():
                 its, name = steps[label]
                 devices = _devices(book, its.step(name))
-                board.add(label, images_of(book.data, name))
+                board.add(label, images_of(book.data, its.step(name)))
                 words = [sys.executable, *its.command(name)]
                 futures[label] = client.submit(
                     work, label, words, threads, devices, mine, *[futures[other] for other in before],
@@ -153,8 +157,9 @@ def _jobs(file, wanted):
 def _marked(book):
     """What this process sees, beside a mark in the build folder that workers must see, too."""
     book.out.mkdir(parents=True, exist_ok=True)
-    mark = book.out / ".seen-by-all"
-    mark.write_text(secrets.token_hex(8))
+    token = secrets.token_hex(8)
+    mark = book.out / f".seen-{token}"  # others may work on the same folder
+    mark.write_text(token)
     try:
         yield look(mark, book.root, paths.ROOT)
     finally:
@@ -168,7 +173,7 @@ def check(client, book, mine):
         mine: as of `look`.
 
     Raises:
-        UserError: one of them differs; it is named. Or there is none, or none that offers a GPU.
+        UserError: one of them differs; it is named. Or there is none, or none that offers a GPU, or one does in vain.
     """
     try:
         client.wait_for_workers(1, timeout=QUICK)
@@ -181,7 +186,13 @@ def check(client, book, mine):
             f"No worker came within {PATIENCE} s. A batch system's queue, or the logs of its jobs, may say why."
         ) from error
     offers = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-    needs = max(_devices(book, steps.step(name)) for _, steps, name in book.planned())
+    undone = [steps.step(name) for _, steps, name in book.planned() if steps.status(name) != "done"]
+    needs = max((_devices(book, step) for step in undone), default=0)
+    if max(offers) and book.profile.device == "auto" and book.device.type == "cpu":
+        raise UserError(
+            "Workers offer GPUs, but this process sees none and would ask for none. Start it where there is one, in a "
+            "job of its own, or give --device cpu."
+        )
     if needs > max(offers):
         raise UserError(
             f"A step on {book.device} needs a worker with --resources GPU={needs:.0f}, but the largest offers "
@@ -221,7 +232,7 @@ def look(mark, data, root):
         "data": data.is_dir(),
         "room": room,
         "code": provenance.code(root)[:8],
-        "packages": provenance.versions("distributed"),
+        "packages": provenance.versions(),
         "host": platform.node(),
         "places": (mark, data, root),
     }
@@ -256,16 +267,21 @@ def work(label, words, threads, devices, mine, *after):
     place = f"{worker.name} on {platform.node()}"
     if wrong := difference(mine, look(*mine["places"])):
         raise Failed(label, f"worker {place} {wrong}")
-    event = {"label": label, "place": place, "line": None}
-    worker.log_event(TOPIC, event)
+    topic, event = mine["token"], {"label": label, "place": place, "line": None}
+    worker.log_event(topic, event)
     environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
     with _own_devices(worker, devices) as own:
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        with child.started(words, environment=environment, folder=mine["places"][-1]) as process:
-            said = child.heard(process, lambda line: worker.log_event(TOPIC, event | {"line": line}), keep=12)
-    if process.returncode == -signal.SIGTERM:  # the worker's job ends: elsewhere
-        raise Reschedule
+        try:
+            with child.started(words, environment=environment, folder=mine["places"][-1]) as process:
+                said = child.heard(process, lambda line: worker.log_event(topic, event | {"line": line}), keep=12)
+        except OSError as error:
+            raise Failed(label, f"worker {place}: {error}") from error
+    if process.returncode == -signal.SIGTERM:
+        time.sleep(NOTICE)
+        if worker.status.name != "running":  # its job ends: elsewhere
+            raise Reschedule
     if process.returncode < 0:
         raise Failed(label, f"it was ended by {signal.Signals(-process.returncode).name}; memory may have run out.")
     if process.returncode:
@@ -276,6 +292,19 @@ def work(label, words, threads, devices, mine, *after):
 @contextlib.contextmanager
 def _own_devices(worker, count):
     """Takes so many of a worker's GPUs for a while: numbers as CUDA_VISIBLE_DEVICES has them."""
+    if not count:
+        yield []
+        return
+    with TAKING:
+        taken = _taken(worker, count)
+    try:
+        yield taken
+    finally:
+        with TAKING:
+            worker.hw1lib_devices = taken + worker.hw1lib_devices
+
+
+def _taken(worker, count):
     if "hw1lib_devices" not in vars(worker):
         import torch
 
@@ -284,10 +313,7 @@ def _own_devices(worker, count):
         here = isinstance(worker.name, int) and all_  # workers of local:N share this machine's
         worker.hw1lib_devices = [all_[worker.name % len(all_)]] if here else all_
     taken, worker.hw1lib_devices = worker.hw1lib_devices[:count], worker.hw1lib_devices[count:]
-    try:
-        yield taken
-    finally:
-        worker.hw1lib_devices = taken + worker.hw1lib_devices
+    return taken
 
 
 def _finish(distributed, futures, board):

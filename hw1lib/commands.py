@@ -4,6 +4,7 @@ What it needs is imported when it runs, so that --help is quick.
 """
 
 import json
+import subprocess
 import sys
 import textwrap
 import time
@@ -23,7 +24,6 @@ def report(arguments):
 def plan(arguments):
     """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
     book = _book(arguments)
-    start = time.process_time()  # of Python, torch and the data's: each step on a worker takes as long to begin
     print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
     total, unknown = 0.0, 0
     for label, steps, name in book.planned():
@@ -40,6 +40,9 @@ def plan(arguments):
         from hw1lib import schedule
         from hw1lib.chapters import style
 
+        started = time.time()  # of the process that each step on a worker is
+        subprocess.run([sys.executable, "-c", "import hw1lib.workbook"], cwd=paths.ROOT, check=True)
+        start = time.time() - started
         todo = schedule.tasks(book)
         print("", *schedule.in_words(todo, arguments.workers, start), sep="\n")
         path = book.out / "figures" / "schedule.png"

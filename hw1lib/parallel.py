@@ -235,8 +235,8 @@ class Norm(_BatchNorm):
         shape = [1, -1] + [1] * (values.ndim - 2)
         wide = values.float()
         size = wide.new_tensor([values.numel() / values.shape[1]])
-        *sums, total = _Sum.apply(torch.cat([wide.sum(over), size])).split([values.shape[1], 1])
-        mean = sums[0] / total
+        sums, total = _Sum.apply(torch.cat([wide.sum(over), size])).split([values.shape[1], 1])
+        mean = sums / total
         centred = wide - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(over)) / total
         if self.track_running_stats:

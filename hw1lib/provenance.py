@@ -6,16 +6,14 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 from hw1lib import paths
 
-PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "matplotlib", "papermill")
+PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "matplotlib", "papermill", "distributed")
 
 
-def versions(*more):
-    """Version of each of PACKAGES and of `more` by name; empty where it is not installed."""
-    found = dict.fromkeys((*PACKAGES, *more), "")
+def versions():
+    """Version of each of PACKAGES by name; empty where it is not installed."""
+    found = dict.fromkeys(PACKAGES, "")
     for name in found:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -33,6 +31,8 @@ def code(root):
 def device_name(device):
     """The device's model, such as the CPU's name and its number of cores."""
     if device.type != "cpu":
+        import torch  # here, as workers that only start steps do without it
+
         return torch.get_device_module(device).get_device_name(device)
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

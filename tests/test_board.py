@@ -7,7 +7,7 @@ from hw1lib.board import Board
 
 
 def test_the_board_says_where_steps_run_how_fast_and_how_long():
-    board = Board(SimpleNamespace(dashboard_link="http://here"), "local:2")
+    board = Board(SimpleNamespace(dashboard_link="http://here"), "local:2", "topic")
     board.add("pretrain", 100)
     board.add("finetune-C", 10)
     event = {"label": "pretrain", "place": "0 on here", "line": None}

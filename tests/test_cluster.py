@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import distributed
 import psutil
 import pytest
 import torch
@@ -166,11 +168,11 @@ class Workers:
         return {"tcp://10.0.0.7:1": function(*arguments) | {"host": "node7"} | self.change}
 
 
-def book_in(folder, device="cpu"):
+def book_in(folder, device="cpu", asked="auto"):
     step = SimpleNamespace(trains=True, parallel=False)
-    steps = SimpleNamespace(step=lambda name: step)
-    planned = [("pretrain", steps, "pretrain")]
-    return SimpleNamespace(out=folder / "out", root=folder, device=torch.device(device), planned=lambda: planned)
+    steps = SimpleNamespace(step=lambda name: step, status=lambda name: "to run")
+    about = {"profile": SimpleNamespace(device=asked), "planned": lambda: [("pretrain", steps, "pretrain")]}
+    return SimpleNamespace(out=folder / "out", root=folder, device=torch.device(device), **about)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def book_in(folder, device="cpu"):
 )
 def test_a_worker_that_sees_something_else_is_named(tmp_path, change, said):
     book = book_in(tmp_path)
-    with cluster._marked(book) as mine:
+    with cluster._marked(book) as mine, cluster._marked(book):  # another report writes to the same folder
         cluster.check(Workers(), book, mine)
         with pytest.raises(UserError, match=f"Worker tcp://10.0.0.7:1 on node7 {said}"):
             cluster.check(Workers(change), book, mine)
@@ -200,11 +202,42 @@ def test_steps_on_a_gpu_want_workers_that_offer_one(tmp_path):
             cluster.check(Workers(), book, mine)
 
 
+def test_gpus_of_workers_are_not_left_unused_where_this_process_has_none(tmp_path):
+    workers = Workers(resources={"GPU": 1})
+    with cluster._marked(book_in(tmp_path)) as mine:
+        cluster.check(workers, book_in(tmp_path, asked="cpu"), mine)
+        with pytest.raises(UserError, match="this process sees none"):
+            cluster.check(workers, book_in(tmp_path), mine)
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "error", "said"),
+    [
+        ("echo 'hw1lib: The disk is full.'; echo more; exit 1", "running", cluster.Failed, r"The disk is full\."),
+        ("kill -KILL $$", "running", cluster.Failed, "SIGKILL; memory may have run out"),
+        ("kill -TERM $$", "running", cluster.Failed, "ended by SIGTERM"),
+        ("kill -TERM $$", "closing", distributed.Reschedule, ""),
+        (None, "running", cluster.Failed, "worker 3 on .*: .*No such file"),
+    ],
+)
+def test_how_a_step_ended_is_said_by_its_worker(tmp_path, monkeypatch, script, status, error, said):
+    """Its own error, a signal, a Python that is not there; only where the worker ends with it does it go elsewhere."""
+    worker = SimpleNamespace(name=3, log_event=lambda topic, event: None, status=SimpleNamespace(name=status))
+    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
+    monkeypatch.setattr(cluster, "NOTICE", 0)
+    words = ["/none/python"] if script is None else ["sh", "-c", script]
+    with cluster._marked(book_in(tmp_path)) as mine, pytest.raises(error) as caught:
+        cluster.work("pretrain", words, 1, 0, mine)
+    assert re.search(said, str(caught.value)) and (not said or caught.value.args[0] == "pretrain")
+
+
 @pytest.mark.parametrize(("name", "own"), [(1, ["3"]), ("node7", ["2", "3"])])
 def test_a_step_has_devices_of_its_own(monkeypatch, name, own):
     """Of those that the worker was given; local workers share a machine's, and give back what they took."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     worker = SimpleNamespace(name=name)
+    with cluster._own_devices(worker, 0) as none:
+        assert none == []
     for _ in range(2):
         with cluster._own_devices(worker, 1) as first:
             assert first == own[:1]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pandas as pd
 import psutil
@@ -18,7 +19,7 @@ from hw1lib.loops import training
 from hw1lib.steps.run import Steps
 from hw1lib.steps.store import Store
 from tests import processes
-from tests.conftest import everything_of, hw1lib, write_problem1, write_problem2
+from tests.conftest import everything_of, hw1lib, one_paragraph, write_problem1, write_problem2
 
 CPU = torch.device("cpu")
 BATCH = 10  # on three processes 3, 3 and 4
@@ -69,11 +70,10 @@ def trained(root, out, step, chosen):
         losses.append(value.item())
         note(self, value, epoch, place)
 
-    training.Finite.note = noting
     profile = profiles.get("smoke", TINY | chosen)
     steps = Steps(profile, layout.find(root, profile.data), Store(out), CPU)
-    result = steps.result(step)
-    training.Finite.note = note
+    with mock.patch.object(training.Finite, "note", noting):
+        result = steps.result(step)
     return losses, result.history.drop(columns="lr").to_numpy(), result.run["processes"]
 
 
@@ -215,3 +215,14 @@ def test_killed_processes_go_on_from_the_checkpoint(data, tmp_path):
     assert result(other)[1] == (1, 1, True)
     histories = [pd.read_csv(path / "history.csv")["loss"].tolist() for path in (folder, result(other)[0])]
     assert histories[1] == pytest.approx(histories[0], rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_ends_all_processes(data, tmp_path):
+    """Also where the first one alone looks at the loss, before it saves a checkpoint; what it says is said once."""
+    settings = (*SET, "lraspp.processes=2", "data.tile_limit=0", "lraspp.lr=1e30")
+    words = ("run", "segment-lraspp", "--profile", "smoke", "--data-root", data, "--out", tmp_path, "--set", *settings)
+    done = hw1lib(*words, timeout=120)
+    assert done.returncode == 1
+    assert one_paragraph(done.stderr).startswith("hw1lib: segment-lraspp, on 2 processes: segment-lraspp: ")
+    assert "lower the learning rate" in done.stderr

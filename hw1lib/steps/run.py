@@ -178,14 +178,16 @@ class Steps:
         return self.store.result(name, key)
 
     def command(self, name):
-        """The arguments of `python` that run one step by itself, as these steps would: a list of words."""
+        """The arguments of `python` that run one step by itself, under the key that it has here: a list of words."""
         words = ["-m", "hw1lib", "run", name, "--profile", self.profile.name, "--data-root", str(self.data.root)]
         words += ["--out", str(self.store.out), "--device", str(self.device)]
         usual = dict(leaves(PROFILES[self.profile.name]))
         changed = {name: value for name, value in leaves(self.profile) if value not in (None, usual[name])}
         changed = {name: value for name, value in changed.items() if name not in ("device", "only")}
+        for group in (dotted.removesuffix(".precision") for dotted in usual if dotted.endswith(".precision")):
+            changed[f"{group}.precision"] = self._setting(group)["precision"]  # another processor may choose another
         values = (",".join(value) if isinstance(value, tuple) else value for value in changed.values())
-        return [*words, *(["--set"] if changed else []), *map("{}={}".format, changed, values)]
+        return [*words, "--set", *map("{}={}".format, changed, values)]
 
     def _start_torchrun(self, name, processes):
         """Runs a step on several processes of this machine, and prints what they print."""
@@ -243,7 +245,9 @@ class Steps:
                 if error.files and not parallel.rank():
                     files.write_json(note, {"problem": str(error), "files": error.files})
                     look = f"look whether one of the images that {note} names is odd, or "
-            parallel.wait()  # all see the same loss: none ends before the first has written
+            if parallel.rank():  # the first one, which may be alone in seeing it, writes and ends all
+                with contextlib.suppress(RuntimeError):
+                    parallel.wait()
             setting = f"{self.step(name).reads[0]}.lr"
             raise UserError(
                 f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -341,16 +340,19 @@ def test_a_full_disk_does_not_hide_why_a_training_stopped(course_data, tmp_path)
         made.result("pretrain")
 
 
-def test_processes_that_fail_say_what_one_of_them_said(course_data, tmp_path, monkeypatch, capsys):
-    """A stand-in for torchrun; what the step prints on the way is passed on."""
-    python = tmp_path / "python"
-    words = "segment-lraspp  epoch 1/2", "hw1lib: No space is left.", "hw1lib: The same.", "Traceback: of torchrun"
-    python.write_text("#!/bin/sh\n" + "".join(f"echo '{word}'\n" for word in words) + "exit 1\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(UserError, match=r"^segment-lraspp, on 2 processes: No space is left\.$"):
-        make(course_data, tmp_path / "out", lraspp__processes=2).result("segment-lraspp")
-    assert capsys.readouterr().out.splitlines() == ["segment-lraspp  epoch 1/2"]
+def test_a_step_by_itself_has_the_same_key_on_another_processor(course_data, monkeypatch):
+    """One that would choose another precision; so have the steps that it builds on."""
+
+    def chooses(auto):
+        monkeypatch.setattr(run.device, "dtype", lambda asked, _: auto if asked == "auto" else getattr(torch, asked))
+
+    chooses(torch.bfloat16)
+    made = make(course_data, pretrain__epochs=3)
+    key, words = made.key("finetune-C"), made.command("finetune-C")
+    chooses(torch.float32)
+    assert make(course_data, pretrain__epochs=3).key("finetune-C") != key
+    given = (word.split("=") for word in words[words.index("--set") + 1 :])
+    assert make(course_data, **{name.replace(".", "__"): value for name, value in given}).key("finetune-C") == key
 
 
 def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
