@@ -12,9 +12,9 @@ PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "ma
 
 
 def versions():
-    """Version of each of PACKAGES by name; empty where it is not installed."""
-    found = dict.fromkeys(PACKAGES, "")
-    for name in found:
+    """Version by name of those of PACKAGES that are installed."""
+    found = {}
+    for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
