@@ -207,8 +207,7 @@ def score_segmentation(predicted_dir, true_dir):
     if not scored:
         first = ": ".join(problems[0])
         raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}; the first reason: {first}.")
-    iou = [None if np.isnan(value) else float(value) for value in metrics.iou(matrix)]
-    found = {"tiles": scored, "miou": metrics.miou(matrix), "iou": dict(zip(landcover.SCORED, iou))}
+    found = {"tiles": scored, "miou": metrics.miou(matrix), "iou": segment.by_class(matrix)}
     return found | {"pixel_accuracy": metrics.pixel_accuracy(matrix), "stray_pixels": strays}, problems
 
 

@@ -233,9 +233,8 @@ def replaced(part, dotted, value, above=""):
         raise UserError(f"There is no setting {dotted!r}; there are: {', '.join(above + other for other in known)}.")
 
     try:
-        value = (
-            str(value).strip() if isinstance(value, bool | int | float | str) else value
-        )  # pydantic takes true for 1
+        if isinstance(value, int | float | str):  # pydantic takes true for 1
+            value = str(value).strip()
         return dataclasses.replace(part, **{name: value})
     except ValueError as error:  # pydantic's; and Python's own about whole numbers of thousands of digits
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)

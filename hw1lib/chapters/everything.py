@@ -74,10 +74,8 @@ def outlined(image, labels, seed=0, strength=0.45):
     mixed = (1 - strength) * image / 255 + strength * colours
     mixed[labels < 0] = image[labels < 0] / 255
 
-    edge = np.zeros(labels.shape, dtype=bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    mixed[edge] = 1.0
+    for axis in (0, 1):  # pixels that differ from the one above, or on the left
+        mixed[np.diff(labels, axis=axis, prepend=labels.take([0], axis)) != 0] = 1.0
     return mixed
 
 

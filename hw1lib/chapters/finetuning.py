@@ -36,14 +36,10 @@ def accuracies(metrics, source):
     rows = []
     for name, values in metrics.items():
         low, high = values["interval_last"]
-        pretraining = ROWS[name].pretraining
-        about = {"pretraining": origins.get(pretraining, pretraining), "finetuning": ROWS[name].trained}
-        if name in ("colour", "simple"):
-            about["pretraining"] = "none"
-        about["finetuning"] = values.get("model", about["finetuning"])
-        rows.append(
-            {"setting": name, **about, **values, "correct": values["correct_last"], "ci_low": low, "ci_high": high}
-        )
+        row = ROWS[name]
+        pretraining = "none" if name in ("colour", "simple") else origins.get(row.pretraining, row.pretraining)
+        about = {"setting": name, "pretraining": pretraining, "finetuning": values.get("model", row.trained)}
+        rows.append(about | values | {"correct": values["correct_last"], "ci_low": low, "ci_high": high})
     return pd.DataFrame(rows)[[*COLUMNS, "accuracy_last"]]
 
 

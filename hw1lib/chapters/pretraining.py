@@ -18,10 +18,8 @@ def views(images, *drawn):
         images: (B, 3, S, S) uint8 tensor.
         drawn: for each view a (B, 3, S, S) float tensor with values in [0, 1].
     """
-    rows = {"image": pictures(images)}
-    for number, view in enumerate(drawn, start=1):
-        rows[f"view {number}"] = pictures(view)
-    return image_grid(rows)
+    rows = {f"view {number}": pictures(view) for number, view in enumerate(drawn, start=1)}
+    return image_grid({"image": pictures(images)} | rows)
 
 
 def pictures(images):

@@ -266,11 +266,8 @@ def of_seeds(metrics, model):
         metrics: dict from seed to the metrics of its step.
         model: its name.
     """
-    columns = ["miou", "miou_last"]
-    table = pd.DataFrame([[found[c] for c in columns] for found in metrics.values()], columns=columns)
-    table.insert(0, "model", model)
-    table.insert(1, "seed", list(metrics))
-    return table
+    rows = [(model, seed, found["miou"], found["miou_last"]) for seed, found in metrics.items()]
+    return pd.DataFrame(rows, columns=["model", "seed", "miou", "miou_last"])
 
 
 def seeds(table):

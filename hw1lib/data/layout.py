@@ -168,10 +168,8 @@ def find(root, limits, only="", decoded=None):
         raise UserError(f"There is no data folder {root}. {HINT}")
     problems, groups = [], _groups(root)
     for name, read in (("1", _problem1), ("2", _problem2)):
-        folder = root / f"p{name}_data"
-        problems.append(
-            read(folder, limits, decoded, groups) if only in ("", f"problem{name}") and folder.is_dir() else None
-        )
+        folder, wanted = root / f"p{name}_data", only in ("", f"problem{name}")
+        problems.append(read(folder, limits, decoded, groups) if wanted and folder.is_dir() else None)
     if not any(problems):
         absent = f"no p{only[-1]}_data/" if only else "neither p1_data/ nor p2_data/"
         raise UserError(f"{root} holds {absent}. {HINT} Give the folder above them with --data-root (make: DATA=…).")

@@ -147,11 +147,8 @@ def _write(target, chosen, groups, facts):
             folder = part / "p2_data" / split
             folder.mkdir(parents=True)
             for number, (at, origin, old) in enumerate(tiles):
-                new = layout.Tiles(folder, ())
-                for path, link in (
-                    (origin.sat(old), new.sat(f"{number:04d}")),
-                    (origin.mask(old), new.mask(f"{number:04d}")),
-                ):
+                for path in (origin.sat(old), origin.mask(old)):
+                    link = folder / f"{number:04d}{path.name.removeprefix(old)}"
                     os.link(path.resolve(), link)
                     rows.append((f"p2_data/{split}", link.name, int(groups[at]), f"{origin.folder.name}/{path.name}"))
         table = pd.DataFrame(rows, columns=["split", "filename", "group", "origin"])

@@ -6,7 +6,6 @@ import numpy as np
 from tqdm import tqdm
 
 from hw1lib.data import images as image_files
-from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
 from hw1lib.loops import segment
 from hw1lib.loops.training import say
@@ -15,7 +14,6 @@ from hw1lib.measures.statistics import bootstrap
 from hw1lib.models import everything, sam, weights
 
 CLASSICAL = {"slic": everything.slic, "felzenszwalb": everything.felzenszwalb}
-METHODS = ("sam", *CLASSICAL)
 
 
 def run(draft, problem2, profile, predictions, sam_path, device):
@@ -88,8 +86,8 @@ def _wanted(image, settings):
 def _refine(method, images, predictions, network, settings):
     """The model's predictions after a majority vote in each segment, and segments an image."""
 
-    def one(pair):
-        image, predicted = np.ascontiguousarray(pair[0]), pair[1]
+    def one(image, predicted):
+        image = np.ascontiguousarray(image)
         if method == "sam":
             found = _sam(image, network, settings)
         else:
@@ -97,10 +95,9 @@ def _refine(method, images, predictions, network, settings):
         labels = everything.partition(found.masks)
         return segments.vote(labels, predicted), labels.max() + 1
 
-    pairs = list(zip(images, predictions))
     with ThreadPoolExecutor(1 if method == "sam" else None) as pool:
-        found = pool.map(one, pairs)
-        voted, counts = zip(*tqdm(found, f"vote {method}", len(pairs), leave=False, disable=None, ncols=80))
+        found = pool.map(one, images, predictions)
+        voted, counts = zip(*tqdm(found, f"vote {method}", len(images), leave=False, disable=None, ncols=80))
     return np.stack(voted), float(np.mean(counts))
 
 
@@ -114,7 +111,7 @@ def _measure(masks, labels, truth, prediction, voted):
     recall, precision = segments.boundary_recall_precision(labels, truth)
 
     def miou(predicted):
-        return metrics.miou(metrics.confusion(truth, predicted, len(CLASSES)))
+        return metrics.miou(metrics.confusion(truth, predicted))
 
     measured = {
         "masks": len(masks),

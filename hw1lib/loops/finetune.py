@@ -32,7 +32,7 @@ def run(draft, problem1, profile, device, pretrained=None, *, setting):
     model = classifier.Classifier(network, head, frozen)
     model.to(device, memory_format=torch.channels_last)
 
-    inputs = _images(problem1, profile)
+    inputs = pixels_of(problem1, profile)
     if frozen and pretrained is None:
         features.calibrate(network, inputs[0], device)
     if frozen:  # the features never change, so they are computed once
@@ -56,7 +56,7 @@ def colour(draft, problem1, profile, device):
     """Step `control-colour`: the same head on mean and standard deviation of each colour channel."""
     training.seed_everything(profile.seed, 0)
     settings = profile.finetune
-    inputs = [features.colour_statistics(images) for images in _images(problem1, profile)]
+    inputs = [features.colour_statistics(images) for images in pixels_of(problem1, profile)]
     head = classifier.Head(len(problem1.classes), inputs[0].shape[1], settings.hidden, settings.dropout)
     head.standardise_by(inputs[0])
     head.to(device)
@@ -71,7 +71,7 @@ def knn(draft, problem1, profile, device, pretrained):
     On the self-supervised features and, to know what they are worth, on those of the random
     backbone that setting A starts from.
     """
-    images, truth = _images(problem1, profile), problem1.val.labels
+    images, truth = pixels_of(problem1, profile), problem1.val.labels
     found = {}
     for source, result in (("pretrain", pretrained), ("random", None)):
         network = _backbone(profile, result).to(device, memory_format=torch.channels_last)
@@ -85,7 +85,7 @@ def knn(draft, problem1, profile, device, pretrained):
     finish(draft, [row], problem1, correct_random=right, accuracy_random=right / len(truth))
 
 
-def _images(problem1, profile):
+def pixels_of(problem1, profile):
     """The training and the validation images, each an (N, 3, S, S) uint8 tensor."""
     splits = problem1.train, problem1.val
     return [torch.from_numpy(image_files.load(split, profile.data.image_size)) for split in splits]

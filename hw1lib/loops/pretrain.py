@@ -27,10 +27,8 @@ def self_supervised(draft, problem1, profile, device):
     pool = rest if settings.hold_out else pool
     backbone = initial(profile).to(device, memory_format=torch.channels_last)
     before = probe(features.calibrate(copy.deepcopy(backbone), probe.images, device))
-    if settings.augmentation == "original":
-        batches = _file_batches(pool, profile, settings, device)
-    else:
-        batches = pool_batches(pool, profile, settings, device)
+    make = _file_batches if settings.augmentation == "original" else pool_batches
+    batches = make(pool, profile, settings, device)
     learner = byol.learner(backbone, size, settings, views(profile)).to(device)
 
     def follow(done):

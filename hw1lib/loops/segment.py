@@ -148,15 +148,15 @@ def summary(history):
         "miou": scores[best],
         "miou_last": scores[-1],
         "epoch": history[best]["epoch"],
-        "iou": _by_class(matrix),
-        "iou_last": _by_class(last),
+        "iou": by_class(matrix),
+        "iou_last": by_class(last),
         "pixel_accuracy": metrics.pixel_accuracy(matrix),
         "confusion": history[best]["confusion"],
         "confusion_last": history[-1]["confusion"],
     }
 
 
-def _by_class(matrix):
+def by_class(matrix):
     """{class: IoU of a confusion matrix, None where the class is absent}."""
     return {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, metrics.iou(matrix))}
 

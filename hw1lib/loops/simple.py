@@ -12,9 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-from hw1lib.data import images as image_files
 from hw1lib.loops.features import colour_statistics
-from hw1lib.loops.finetune import finish
+from hw1lib.loops.finetune import finish, pixels_of
 
 FOLDS = 5
 SCALES = (1, 2, 4)  # pixels that detail is measured over
@@ -23,8 +22,7 @@ INPUTS = {"colour mean and deviation": 6, "colour and texture": None}  # how man
 
 def run(draft, problem1, profile, *_):
     """Measures both splits, lets folds of the training images choose, then predicts the validation images once."""
-    images = [image_files.load(split, profile.data.image_size) for split in (problem1.train, problem1.val)]
-    train, val = (measures(torch.from_numpy(part)) for part in images)
+    train, val = map(measures, pixels_of(problem1, profile))
     labels, groups = problem1.train.labels, problem1.train.groups
     groups = np.arange(len(labels)) if groups is None else groups
     parts = max(2, min(FOLDS, np.bincount(labels).min(), len(np.unique(groups))))

@@ -168,13 +168,12 @@ class Steps:
         processes = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
         if processes > 1 and parallel.count() == 1:
             self._start_torchrun(name, processes)
-            return self.store.result(name, key)
-        if step.parallel:
+        elif step.parallel:
             self._claim(step, key, upstream)
-            return self.store.result(name, key)
-        with parallel.first(), parallel.alone():
-            if not parallel.rank():
-                self._claim(step, key, upstream)
+        else:
+            with parallel.first(), parallel.alone():
+                if not parallel.rank():
+                    self._claim(step, key, upstream)
         return self.store.result(name, key)
 
     def command(self, name):
