@@ -14,7 +14,6 @@ import warnings
 
 import pandas as pd
 import papermill
-import torch
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -255,11 +254,8 @@ def _provenance(book, done, seconds):
         "seconds_total": round(seconds, 1),
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
         "resumed": [name for name, result in done.items() if result.run.get("resumed")],
-        "device": str(book.device),
+        **provenance.process(book.device),
         "device_name": provenance.device_name(book.device),
-        "threads": torch.get_num_threads(),
         "host": platform.platform(),
-        "python": platform.python_version(),
-        "packages": provenance.versions(),
         "commit": provenance.commit(),
     }

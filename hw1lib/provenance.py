@@ -28,10 +28,18 @@ def code(root):
     return source.hexdigest()
 
 
+def process(device):
+    """What this process computes with, as a step's and a report's run.json say it."""
+    import torch  # here, as workers that only start steps do without it
+
+    about = {"device": str(device), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    return about | {"packages": versions()}
+
+
 def device_name(device):
     """The device's model, such as the CPU's name and its number of cores."""
     if device.type != "cpu":
-        import torch  # here, as workers that only start steps do without it
+        import torch
 
         return torch.get_device_module(device).get_device_name(device)
     try:

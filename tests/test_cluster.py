@@ -20,7 +20,7 @@ from hw1lib.errors import UserError
 from tests.conftest import hw1lib, one_paragraph, refused
 from tests.test_kill import assert_same, checkpoint_of, only
 
-AGAIN = ("pretrain", "segment-lraspp")  # what the workers train
+AGAIN = ("pretrain", "finetune-C", "segment-lraspp")  # what the workers train
 
 
 def report(build, *words, settings):
@@ -48,7 +48,8 @@ def worker_of(process, step):
 @pytest.mark.slow
 def test_two_workers_that_are_killed_give_the_bytes_of_one_process(smoke_run, tmp_path):
     """Their steps end with them, and go on elsewhere from the last checkpoint; then a notebook shows them."""
-    shutil.copytree(smoke_run, tmp_path / "smoke", ignore=shutil.ignore_patterns(*AGAIN, ".04_segmentation.json"))
+    ignored = shutil.ignore_patterns(*AGAIN, ".04_segmentation.json", "report.pdf")
+    shutil.copytree(smoke_run, tmp_path / "smoke", ignore=ignored)
     threads = files.read_json(only(smoke_run.parent, "pretrain") / "run.json")["threads"]
     process, killed = report(tmp_path, settings=(f"threads={threads}", "checkpoint_every=0")), []
     while len(killed) < 2 and process.poll() is None:
@@ -65,6 +66,7 @@ def test_two_workers_that_are_killed_give_the_bytes_of_one_process(smoke_run, tm
     for step in AGAIN:
         assert_same(only(tmp_path, step), only(smoke_run.parent, step))
     assert "04_segmentation: " in said and said.count("nothing to do") == 5
+    assert (tmp_path / "smoke" / "report.pdf").is_file()
 
 
 @pytest.mark.slow

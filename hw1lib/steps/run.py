@@ -6,7 +6,6 @@ import datetime
 import functools
 import itertools
 import operator
-import platform
 import signal
 import statistics
 import sys
@@ -274,9 +273,6 @@ class Steps:
         return {
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
-            "device": str(self.device),
             "processes": parallel.count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "packages": provenance.versions(),
+            **provenance.process(self.device),
         }

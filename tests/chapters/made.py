@@ -11,6 +11,7 @@ from PIL import Image
 
 from hw1lib.chapters import style
 from hw1lib.data import layout
+from hw1lib.models.segmenters import SEGMENTERS
 
 NASTY = (
     "<script>alert(1)</script>", "a|b", "*x*", "[l](javascript:1)", "$x$", "_u_", "`c`", "<img src=x onerror=alert(1)>",
@@ -18,6 +19,7 @@ NASTY = (
     "[a]{onclick=alert(1)}", "<a@b.cc>", "https://example.com/x", ":::", "%", "{{ 1 / 0 }}", "{% raw %}",
     "'q' \"r\" -- ...", '#read("x")', "1. one", "- item", "^[note]", "[^1]", ":smile:", "\\(x\\)", "| --- |", "漢 é",
 )  # fmt: skip
+FULL = {name: about.full for name, about in SEGMENTERS.items()}
 
 
 def classes(count):

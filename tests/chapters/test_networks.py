@@ -8,9 +8,7 @@ import pytest
 from hw1lib.chapters import networks
 from hw1lib.models import segmenters
 from hw1lib.models.segmenters import SEGMENTERS
-from tests.chapters.made import assert_drawn, texts
-
-FULL = {name: about.full for name, about in SEGMENTERS.items()}
+from tests.chapters.made import FULL, assert_drawn, texts
 
 
 def test_networks_are_compared_in_words_as_in_the_table():

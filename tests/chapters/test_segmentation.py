@@ -12,9 +12,7 @@ from hw1lib.chapters import segmentation, words
 from hw1lib.data.landcover import CLASSES, PALETTE, SCORED, UNKNOWN
 from hw1lib.measures import metrics
 from hw1lib.models.segmenters import SEGMENTERS
-from tests.chapters.made import assert_drawn, history, image, land, pictures, texts
-
-FULL = {name: about.full for name, about in SEGMENTERS.items()}
+from tests.chapters.made import FULL, assert_drawn, history, image, land, pictures, texts
 
 
 def scored(last, iou=(0.11, 0.22, 0.33, 0.44, 0.55, None), **more):
