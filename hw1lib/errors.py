@@ -33,20 +33,35 @@ class Diverged(UserError):
         self.files = list(files)
 
 
+REMEDIES = {
+    "Free some disk space": "ENOSPC EDQUOT EFBIG",
+    "Mend the permissions of its folder, or choose another one": "EACCES EPERM EROFS",
+    "Choose another place": "ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOTEMPTY EXDEV ENOLCK ENOSYS EOPNOTSUPP",
+    "Check that its folder exists and the path is right": "ENOENT",
+    "Check that the disk is connected, healthy and not full": "EIO ENXIO ENODEV ESTALE",
+    "Close other programs": "ENOMEM EAGAIN",
+    "Check the network connection": "ECONNRESET ECONNREFUSED ECONNABORTED ETIMEDOUT ENETUNREACH EHOSTUNREACH EPIPE",
+    "Raise the limit of open files (ulimit -n)": "EMFILE ENFILE",
+}
+
+
 def remedy(error):
-    """What helps when the file system refuses: a sentence."""
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        what = "Free some disk space"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        what = "Mend the permissions of its folder, or choose another one"
-    elif number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
-        what = "Choose another place"
-    else:  # torch and safetensors do not say which
-        what = "Free some disk space or mend the permissions of its folder"
+    """The sentence that says what helps against an OSError, by its errno."""
+    name = errno.errorcode.get(getattr(error, "errno", None))
+    what = next((what for what, names in REMEDIES.items() if name in names.split()), "Remove the cause")
     return f"{what}, then run the same command again."
 
 
 def out_of_memory(error):
-    """Whether an error says that memory ran out, on whatever device."""
-    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
+    """Whether an exception says that memory ran out, on whatever device."""
+    if isinstance(error, RuntimeError):
+        return bool(OUT_OF_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+def is_damage(error):
+    """Whether the contents of a file can have caused an exception: not memory, a device, the system or an import."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL  # from seeking to a negative offset that the file names
+    beyond = isinstance(error, ImportError | NameError) or type(error).__name__ == "AcceleratorError"
+    return not beyond and not out_of_memory(error)

@@ -1,15 +1,17 @@
 """Files that are whole or absent: written beside their place, synced, moved into it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 
 import safetensors
 
-from hw1lib.errors import UserError, remedy
+from hw1lib.errors import UserError, out_of_memory, remedy
 
 
 def digest(path):
@@ -20,12 +22,48 @@ def digest(path):
 
 @contextlib.contextmanager
 def naming(path, helps="What was finished before is kept."):
-    """Turns what the file system refuses into a clear error about `path`."""
+    """Re-raise what the operating system refuses about `path` as a UserError that names it.
+
+    Every other exception passes through: errors of devices and memory, of the network, of other files, and bugs.
+
+    Args:
+        path: the file or folder that is written.
+        helps: sentence that ends the message.
+    """
     try:
         yield
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch's and theirs
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} could not be written: {reason}. {remedy(error)} {helps}") from error
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        refusal = _refusal(error)
+        if refusal is None or out_of_memory(refusal) or not _concerns(refusal, path):
+            raise
+        raise UserError(f"{path} could not be written: {refusal.strerror}. {remedy(refusal)} {helps}") from error
+
+
+def _refusal(error):
+    """The system call's error behind one that a writer raised, or None where there is none."""
+    text, number = str(error), None
+    if isinstance(error, RuntimeError) and "inline_container.cc" in text:  # torch's writer of archives
+        if isinstance(error.__context__, OSError):
+            return _refusal(error.__context__)
+        number = errno.EIO if "failed writing" in text else None
+    elif isinstance(error, safetensors.SafetensorError) and (match := re.search(r"I/O.*\(os error (\d+)\)", text)):
+        number = int(match[1])
+    elif type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError):
+        number = getattr(error, "errno", None)  # other modules' OSErrors are about networks and formats
+    if number is None:
+        return None
+    return error if isinstance(error, OSError) else OSError(number, os.strerror(number))
+
+
+def _concerns(refusal, path):
+    """Whether an OSError names no file, or `path`, something in it, a temporary form of it, or a folder above it."""
+    path = Path(os.path.abspath(path))
+    names = [name for name in (refusal.filename, refusal.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    for name in (Path(os.path.abspath(os.fsdecode(name))) for name in names):
+        inside = (part == path or part.name.startswith(f".{path.name}.") for part in (name, *name.parents))
+        if name in path.parents or any(inside):
+            return True
+    return not names
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Runs the notebooks that have something to show anew, headless and in their order, then builds the report."""
 
-import builtins
 import contextlib
 import datetime
 import json
@@ -179,8 +178,8 @@ def _naming_its_fault(name, target, book):
     except PapermillExecutionError as error:
         if error.ename == UserError.__name__:
             raise UserError(str(error.evalue)) from error
-        if issubclass(getattr(builtins, error.ename, object), OSError):
-            raise UserError(f"{name}: {error.evalue}. {remedy(None)}") from error
+        if number := re.match(r"\[Errno (\d+)\]", str(error.evalue)):  # as OSErrors of system calls begin
+            raise UserError(f"{name}: {error.evalue}. {remedy(OSError(int(number[1]), ''))}") from error
         raise UserError(
             f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}. The executed "
             f"copy {target} shows where. This is likely a fault of the workbook; what was finished before is kept."

@@ -1,5 +1,6 @@
 """Frozen features, and what can be told from them without training."""
 
+import contextlib
 import math
 
 import torch
@@ -23,17 +24,23 @@ def extract(backbone, images, device, batch=256):
     Returns:
         (N, 2048) float32 on the CPU.
     """
-    was_training = backbone.training
-    backbone.eval()
 
     def part(images):
         parts = (augment.normalise(send(part, device)) for part in images.split(batch))
         return torch.cat([classifier.features(backbone, part).cpu() for part in parts])
 
-    with autocast("float32", device):
-        found = parallel.sharded(part, images)
-    backbone.train(was_training)
-    return found
+    with _mode(backbone, training=False), autocast("float32", device):
+        return parallel.sharded(part, images)
+
+
+@contextlib.contextmanager
+def _mode(backbone, training):
+    """Switch to training or evaluation mode, and back when the block ends, however it does."""
+    before = backbone.training
+    try:
+        yield backbone.train(training)
+    finally:
+        backbone.train(before)
 
 
 @torch.no_grad()
@@ -48,19 +55,18 @@ def calibrate(backbone, images, device, batch=256):
     """
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's way to ask for the mean
-    was_training = backbone.training
-    backbone.train()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    with autocast("float32", device):
-        for rows in order.tensor_split(math.ceil(len(images) / batch)):
-            part = images[rows]
-            classifier.features(backbone, augment.normalise(send(part, device)))
-    for norm, usual in zip(norms, momentum):
-        norm.momentum = usual
-    return backbone.train(was_training)
+    try:
+        with _mode(backbone, training=True), autocast("float32", device):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's way to ask for the mean
+            for rows in order.tensor_split(math.ceil(len(images) / batch)):
+                classifier.features(backbone, augment.normalise(send(images[rows], device)))
+    finally:
+        for norm, usual in zip(norms, momentum):
+            norm.momentum = usual
+    return backbone
 
 
 def nearest_class(bank, labels, queries, neighbours):

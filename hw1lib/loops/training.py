@@ -1,8 +1,11 @@
 """THE training loop. Every network is trained here."""
 
+import contextlib
 import itertools
 import math
 import random
+import signal
+import threading
 
 import numpy as np
 import torch
@@ -25,39 +28,62 @@ def seed_everything(*numbers):
 
 
 def make_optimizer(module, settings):
-    """Adam, AdamW or SGD over what is trained; the last two spare biases and norms from decay."""
+    """Return Adam, AdamW or SGD over the parameters that need a gradient; the last two spare biases and norms decay."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    if settings.optimizer == "adam":
-        return _in_memory_order(torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay, fused=True))
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
     if settings.optimizer == "adamw":
-        return _in_memory_order(torch.optim.AdamW(groups, settings.lr, fused=True))
+        return torch.optim.AdamW(groups, settings.lr, fused=True)
     # Not fused: torch 2.14 would go on from memory as it is where float16's first step overflows and is left out.
     return torch.optim.SGD(groups, settings.lr, momentum=0.9)
 
 
-def _in_memory_order(optimizer):
-    """Shows a step each kernel as it lies in memory, channels last; returns the optimizer.
+@contextlib.contextmanager
+def whole_step(optimizer):
+    """Make an optimizer's step in this block whole or absent: an interrupt (SIGINT) waits until it has ended.
 
-    On CPUs torch 2.14's fused Adam copies gradients into another order, which it does not use: a third of its time.
+    A fused optimizer is shown the kernels of convolutions on CPUs as they lie in memory, channels last: torch 2.14's
+    Adam otherwise copies gradients into another order, which it does not use: a third of its time. However the step
+    ends, weights and gradients are put back.
     """
+    weights = itertools.chain(*(group["params"] for group in optimizer.param_groups if optimizer.defaults["fused"]))
+    kernels = [w for w in weights if w.ndim == 4 and w.device.type == "cpu" and w.grad is not None]
+    before = [(weight, weight.data, weight.grad) for weight in kernels]
+    with uninterrupted():
+        try:
+            for weight, values, gradient in before:
+                _put(weight, values.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1))
+            yield
+        finally:
+            for tensors in before:
+                _put(*tensors)
 
-    def turn(*order):
-        def hook(optimizer, *_):
-            for weight in itertools.chain(*(group["params"] for group in optimizer.param_groups)):
-                if weight.ndim == 4 and weight.device.type == "cpu" and weight.grad is not None:
-                    gradient, weight.grad = weight.grad, None
-                    weight.data = weight.data.permute(order)
-                    weight.grad = gradient.permute(order)
 
-        return hook
+def _put(weight, values, gradient):
+    """Give a parameter values and a gradient of another shape."""
+    weight.grad = None
+    weight.data = values
+    weight.grad = gradient
 
-    optimizer.register_step_pre_hook(turn(0, 2, 3, 1))
-    optimizer.register_step_post_hook(turn(0, 3, 1, 2))
-    return optimizer
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Hold an interrupt (SIGINT) back until the block has ended."""
+    handler, pending = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # interrupts go to the main thread, or nobody handles them
+        return
+    signal.signal(signal.SIGINT, lambda *arguments: pending.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pending:
+            handler(*pending[0])
 
 
 def rate(progress, settings):
@@ -115,7 +141,7 @@ def train(
     loss = parallel.wrapped(module, compiled(loss) if settings.compile else loss, device)
     optimizer = make_optimizer(module, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype(settings.precision, device) is torch.float16)
-    saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every)
+    saved = Checkpoint(checkpoint, module, optimizer, scaler, device, checkpoint_every, label)
     with parallel.first():
         resumed = saved.load()
     came = len(resumed.history), resumed.step
@@ -194,8 +220,9 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
                 value = loss(*batch) / parts
             scaler.scale(value).backward()
             total = total + value.detach()
-        scaler.step(optimizer)
-        scaler.update()
+        with whole_step(optimizer):
+            scaler.step(optimizer)
+            scaler.update()
         yield step, total
 
 
@@ -237,10 +264,9 @@ class Finite:
 
 
 def compiled(loss):
-    """The loss through torch.compile; what that cannot do, or has no compiler for, runs as it is."""
-    torch._dynamo.config.suppress_errors = True
-    torch._inductor.config.fallback_random = True  # dropout's draws as without it
-    return torch.compile(loss)
+    """Return the loss through torch.compile; what that cannot compile, or has no compiler for, runs as it is."""
+    quick = torch.compile(loss, options={"fallback_random": True})  # dropout draws what it draws without it
+    return torch._dynamo.config.patch(suppress_errors=True)(quick)
 
 
 def bar(steps, label, total, done):

@@ -7,6 +7,7 @@ once and the cosines taken in float32; `follow` moves the target network.
 arXiv:2006.07733 (BYOL), arXiv:2011.10566 (SimSiam).
 """
 
+import contextlib
 import math
 
 import torch
@@ -16,8 +17,19 @@ from torch import nn
 
 from hw1lib.models import average
 
-# In several processes the package takes torch's SyncBatchNorm, which refuses CPUs; parallel.synchronise sees to it.
-byol_pytorch.MaybeSyncBatchnorm = lambda *_: nn.BatchNorm1d
+
+@contextlib.contextmanager
+def _plain_batchnorm():
+    """Let the package build nn.BatchNorm1d meanwhile.
+
+    Where several processes run it takes SyncBatchNorm, which refuses CPUs; `parallel.synchronise` does it for both.
+    """
+    package = byol_pytorch.MaybeSyncBatchnorm
+    byol_pytorch.MaybeSyncBatchnorm = lambda *_: nn.BatchNorm1d
+    try:
+        yield
+    finally:
+        byol_pytorch.MaybeSyncBatchnorm = package
 
 
 def learner(backbone, image_size, settings, views=None):
@@ -36,12 +48,13 @@ def learner(backbone, image_size, settings, views=None):
     Returns:
         The learner; `learner(images)` is the package's symmetric loss in [0, 8].
     """
-    byol = BYOL(
-        backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
-        projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,
-        use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
-        augment_fn=nn.Identity() if views is not None else None,
-    )  # fmt: skip
+    with _plain_batchnorm():
+        byol = BYOL(
+            backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
+            projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,
+            use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
+            augment_fn=nn.Identity() if views is not None else None,
+        )  # fmt: skip
     if views is not None:  # set afterwards: the constructor tries the learner on random noise
         byol.augment1, byol.augment2 = views
     return byol

@@ -3,9 +3,12 @@
 Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores through `scores`.
 """
 
+import contextlib
 import functools
 import itertools
+import os
 import pickle
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +24,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import SqueezeExcitation
 
 from hw1lib.data.landcover import CLASSES
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, out_of_memory, remedy
 from hw1lib.models import convolution
 
 
@@ -52,6 +55,19 @@ class VGG16_FCN32s(nn.Module):
             return self.upsample(self.score_pred(x.float()))  # (B, 7, H, W)
 
 
+@contextlib.contextmanager
+def _weights_only():
+    """Let torch refuse code in weights meanwhile: torchvision's loader of downloads would run it."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")  # torch refuses both at once
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
+
+
 def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
     """A segmentation network.
 
@@ -66,15 +82,18 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
         UserError: the pretrained weights cannot be had.
     """
     try:
-        network = SEGMENTERS[name].build(scale, pretrained and scale == 1)
+        with _weights_only():
+            network = SEGMENTERS[name].build(scale, pretrained and scale == 1)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
-        if not pretrained:
-            raise
-        said, cache = str(error).splitlines()[0], f"{torch.hub.get_dir()}/checkpoints"
-        remedy = (
-            f"Train from scratch with --set {name}.pretrained=false, or bring the file into torch's cache, {cache}."
-        )
-        raise UserError(f"The weights of {SEGMENTERS[name].full} cannot be downloaded ({said}). {remedy}") from error
+        functions = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if out_of_memory(error) or not functions & {"get_state_dict", "load_state_dict"}:
+            raise  # not from getting the weights
+        known = isinstance(error, OSError) or "hash" in str(error)
+        reason = error if known else "the file is damaged, holds code or belongs to another network"
+        helps = f"{remedy(error)} " if isinstance(error, OSError) and error.errno else ""
+        helps += f"Put the right file into torch's cache, {torch.hub.get_dir()}/checkpoints, "
+        helps += f"or train from scratch with --set {name}.pretrained=false."
+        raise UserError(f"The weights of {SEGMENTERS[name].full} cannot be loaded: {reason}. {helps}") from error
     if norm_momentum:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

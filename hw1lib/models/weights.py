@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hw1lib import paths
-from hw1lib.errors import UserError
+from hw1lib import errors, paths
+from hw1lib.errors import UserError, is_damage
 
 SAM_FOLDERS = ("sam-vit-base", "sam-vit-large", "sam-vit-huge")
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
@@ -101,7 +101,8 @@ def load_sam(path):
             sam = SamModel(config)
         if missing := sam.load_state_dict(tensors, strict=False, assign=True).missing_keys:
             raise ValueError(f"it lacks {len(missing)} tensors of SAM, first {missing[0]}")
-    except Exception as error:  # damage shows in many ways, all with the same remedy
+    except Exception as error:
+        remedy = _remedy(error, remedy)
         raise UserError(f"SAM's weights in {path} cannot be used: {_reason(error)}. {remedy}") from error
     return sam.float().eval()
 
@@ -187,7 +188,8 @@ def load_backbone(path):
         for name in counters:  # files from old versions lack them
             tensors.setdefault(name, torch.tensor(0))
         network.load_state_dict(tensors, assign=True)  # strict: no name too many or too few, and every shape
-    except Exception as error:  # damage shows in many ways, all with the same remedy
+    except Exception as error:
+        remedy = _remedy(error, remedy)
         raise UserError(f"The backbone in {path} cannot be used: {_reason(error)}. {remedy}") from error
     return tensors
 
@@ -222,12 +224,27 @@ def _read_pickle(path):
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
+            if not is_damage(error):
+                raise
             if "Unsupported global" in str(error) or "Unsupported class" in str(error):
                 raise ValueError("it holds a pickled object whose loading would run code") from error
             raise ValueError("it is damaged or no file of torch.save") from error
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
     return state
+
+
+def _remedy(error, damaged):
+    """What helps where a file could not be loaded; what has nothing to do with the file is raised again.
+
+    Args:
+        damaged: the sentence for a file that is damaged, which shows in exceptions of many kinds.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return errors.remedy(error)
+    if not is_damage(error):
+        raise error
+    return damaged
 
 
 def _reason(error):

