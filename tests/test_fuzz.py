@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hw1lib import predict, profiles
-from hw1lib.data import csv_rows, layout
+from hw1lib.data import csv_rows, hashes, layout
 from hw1lib.data import images as image_files
 from hw1lib.data.check import doctor, evidence
 from hw1lib.errors import UserError
@@ -338,6 +338,6 @@ def test_a_layout_is_counted_right_or_refused(whole, folder, harms, bare):
     splits = [one.pool, one.train, one.val] if one else []
     for split in splits + ([two.train, two.validation] if two else []):
         assert len(split) == counted_simply(split.folder) and all(path.is_file() for path in split.paths)
-        assert len(outcome(layout.fingerprint, split)) == 64
+        assert len(outcome(hashes.fingerprint, split)) == 64
     for half in root.glob("p[12]_data"):
-        assert len(outcome(layout.folder_fingerprint, half)) == 64
+        assert len(outcome(hashes.folder_fingerprint, half)) == 64

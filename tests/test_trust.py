@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from hw1lib import paths
-from hw1lib.data import layout
+from hw1lib.data import hashes, layout
 from hw1lib.errors import UserError
 from hw1lib.models import segmenters, weights
 from hw1lib.settings import Data
@@ -141,7 +141,7 @@ def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_pat
     def prints():
         found = find(course_data)
         splits = [*vars(found.problem1).values(), *vars(found.problem2).values()]
-        return [layout.fingerprint(split) for split in splits if split]
+        return [hashes.fingerprint(split) for split in splits if split]
 
     before = prints()
     for number, part in enumerate((*P1, "p1_data/office", "p2_data/train", "p1_data", "p2_data", "")):
@@ -150,9 +150,9 @@ def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_pat
         (course_data / part).symlink_to(place, target_is_directory=True)
         assert prints() == before
     for part in (*P1, "p2_data/train"):
-        held = layout.folder_fingerprint(course_data / part[:7])
+        held = hashes.folder_fingerprint(course_data / part[:7])
         picture(99).save(next((course_data / part).glob("*.jpg")))
-        assert layout.folder_fingerprint(course_data / part[:7]) != held
+        assert hashes.folder_fingerprint(course_data / part[:7]) != held
 
 
 @pytest.mark.parametrize("target", [".", "..", "../../abroad"])
@@ -161,9 +161,9 @@ def test_other_links_in_the_data_are_never_followed(course_data, tmp_path, targe
     (tmp_path / "abroad").mkdir()
     (tmp_path / "abroad" / "file.jpg").write_bytes(b"abroad")
     for part in ("p1_data", "p2_data"):
-        before = layout.folder_fingerprint(course_data / part)
+        before = hashes.folder_fingerprint(course_data / part)
         (course_data / part / "elsewhere").symlink_to(target, target_is_directory=True)
-        assert layout.folder_fingerprint(course_data / part) == before
+        assert hashes.folder_fingerprint(course_data / part) == before
 
 
 # --- JupyterLab

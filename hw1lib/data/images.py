@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 
 from hw1lib import files
-from hw1lib.data import landcover, layout
+from hw1lib.data import hashes, landcover
 from hw1lib.errors import UserError
 
 TOGETHER = 32  # images that a thread is given at once: so little is done in vain after an error
@@ -153,7 +153,7 @@ def _kept(split, kind, shape, write, items):
     if split.decoded is None:
         _each(partial(write, array := np.empty(shape, np.uint8)), items)
         return array
-    made_of = layout.fingerprint(split)
+    made_of = hashes.fingerprint(split)
     path = split.decoded / f"{hashlib.sha256(f'{VERSION} {kind} {made_of}'.encode()).hexdigest()[:16]}.npy"
     with files.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _kept(split, kind, shape, write, items):
                 array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 _each(partial(write, array), items)
                 array.flush()
-            if layout.fingerprint(split) != made_of:
+            if hashes.fingerprint(split) != made_of:
                 path.unlink()
                 raise UserError(f"{split.folder} changed while its images were decoded. Run the same command again.")
     return np.load(path, mmap_mode="c")  # pages that nobody writes are shared by all processes

@@ -5,8 +5,6 @@ the same layout, so both run through the same code. Nothing is decoded.
 """
 
 import dataclasses
-import functools
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -14,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hw1lib import files
 from hw1lib.data.csv_rows import HINT, read_labels, read_rows
 from hw1lib.errors import UserError
 
 SPLIT = "split.json"  # beside p2_data where data split made it: what it is
 GROUPS = "groups.csv"  # beside p1_data and p2_data, may be absent: which images are of one place
-PARTS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
 
 
 @dataclass(frozen=True)
@@ -144,6 +140,7 @@ class Layout:
     root: Path
     problem1: Problem1 | None
     problem2: Problem2 | None
+    decoded: Path | None = None  # as in Split
 
     @property
     def has(self):
@@ -173,7 +170,7 @@ def find(root, limits, only="", decoded=None):
     if not any(problems):
         absent = f"no p{only[-1]}_data/" if only else "neither p1_data/ nor p2_data/"
         raise UserError(f"{root} holds {absent}. {HINT} Give the folder above them with --data-root (make: DATA=…).")
-    return Layout(root, *problems)
+    return Layout(root, *problems, decoded)
 
 
 def _problem1(root, limits, decoded, groups):
@@ -274,35 +271,3 @@ def _class_name(number, files):
     """The leading letters that a label's files share, else its number."""
     shared, *others = {re.match(r"[A-Za-z_]*", name).group() for name in files}
     return str(number) if others or not shared else shared
-
-
-def fingerprint(split):
-    """A hash of a split's file names, contents and labels, as hex."""
-    total = hashlib.sha256()
-    for path in split.paths:
-        total.update(os.fsencode(path.name) + b"\0" + digest(path))
-    if (labels := getattr(split, "labels", None)) is not None:
-        total.update("\0".join(split.classes).encode() + labels.tobytes())
-    return total.hexdigest()
-
-
-def folder_fingerprint(folder):
-    """A hash of everything in a folder but weights: names and contents, as hex."""
-    total = hashlib.sha256()
-    folder = Path(folder)
-    for part in PARTS:  # these alone, so that no link leads round in circles or elsewhere
-        for path in sorted((folder / part).iterdir()) if (folder / part).is_dir() else ():
-            if path.suffix != ".pt" and path.is_file():
-                total.update(os.fsencode(path.relative_to(folder)) + b"\0" + digest(path))
-    return total.hexdigest()
-
-
-def digest(path):
-    """SHA-256 of a file, as bytes; computed anew only when its size or date changes."""
-    status = path.stat()
-    return _digest_of(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest_of(path, size, date):
-    return bytes.fromhex(files.digest(path))

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from hw1lib import child, files, parallel, provenance
-from hw1lib.data import layout
+from hw1lib.data import hashes, layout
 from hw1lib.errors import Diverged, UserError, out_of_memory
 from hw1lib.loops import device, everything
 from hw1lib.models import weights
@@ -112,18 +112,18 @@ class Steps:
         return self._fingerprints[split]
 
     def _hashed(self, split):
-        """A hash of some data as it is now; files whose size and date are known are not read."""
+        """Hash some data as it is now; files that did not change are not read again."""
         if split in ("p1_data", "p2_data"):
-            return layout.folder_fingerprint(self.data.root / split)
-        if split == "groups":
-            table = self.data.root / layout.GROUPS
-            return layout.digest(table).hex() if table.is_file() else None
-        if split in ("backbone_file", "sam_weights"):
-            file = self.data.problem1.supervised_backbone if split == "backbone_file" else weights.find_sam()
+            return hashes.folder_fingerprint(self.data.root / split, self.data.decoded)
+        if split in ("groups", "backbone_file", "sam_weights"):
+            if split == "groups":
+                file = self.data.root / layout.GROUPS
+            else:
+                file = self.data.problem1.supervised_backbone if split == "backbone_file" else weights.find_sam()
             file = file / "model.safetensors" if file and file.is_dir() else file
-            return layout.digest(file).hex() if file else None
+            return hashes.file_fingerprint(file, self.data.decoded) if file and file.is_file() else None
         problem = self.data.problem2 if split.startswith("tiles_") else self.data.problem1
-        return layout.fingerprint(getattr(problem, split.removeprefix("tiles_")))
+        return hashes.fingerprint(getattr(problem, split.removeprefix("tiles_")))
 
     def status(self, name):
         """done, to resume or to run."""

@@ -9,7 +9,7 @@ import skimage.data
 from PIL import Image
 from torchvision import transforms
 
-from hw1lib.data import images, landcover, layout
+from hw1lib.data import hashes, images, landcover, layout
 from hw1lib.errors import UserError
 from tests.conftest import picture, write_tile
 
@@ -168,7 +168,7 @@ def test_other_data_is_decoded_anew_and_a_failure_leaves_nothing(split, opened):
 
 
 def test_data_that_changes_while_it_is_decoded_is_refused(split, monkeypatch):
-    monkeypatch.setattr(layout, "fingerprint", Mock(side_effect=["before", "after"]))
+    monkeypatch.setattr(hashes, "fingerprint", Mock(side_effect=["before", "after"]))
     with pytest.raises(UserError, match="changed while"):
         images.load(split, 8)
     assert not list(split.decoded.glob("*.npy"))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hw1lib import profiles
-from hw1lib.data import layout
+from hw1lib.data import hashes, layout
 from hw1lib.errors import UserError
 from tests.conftest import OFFICE
 
@@ -130,8 +130,8 @@ def test_the_fingerprint_knows_names_contents_labels_and_order(course_data):
     table = folder.with_suffix(".csv")
 
     def now():
-        whole = layout.folder_fingerprint(course_data / "p1_data")
-        return layout.fingerprint(find(course_data).problem1.pool), whole
+        whole = hashes.folder_fingerprint(course_data / "p1_data")
+        return hashes.fingerprint(find(course_data).problem1.pool), whole
 
     def rewritten(edit):
         table.write_text(edit(table.read_text()))
@@ -156,10 +156,10 @@ def test_a_fingerprint_is_the_same_in_every_version(tmp_path):
         (tmp_path / name).write_text("c" if "/" in name else name)
     files = ("a.jpg", "b.jpg")
     split = layout.Split(tmp_path, files, np.array([1, 0], dtype=np.int64), ("x", "y"), (0, 1))
-    bare = layout.fingerprint(layout.Split(tmp_path, files))
-    assert layout.fingerprint(split) == "ca31d44090571e3084abcdb32a8cf9fb2c938e7941c7c051a0f174cebeac8a54"
+    bare = hashes.fingerprint(layout.Split(tmp_path, files))
+    assert hashes.fingerprint(split) == "ca31d44090571e3084abcdb32a8cf9fb2c938e7941c7c051a0f174cebeac8a54"
     assert bare == "83873bc4bef1d9567138736106ae02b24fec952423c03a40cfe06cdea078f135"
-    assert layout.folder_fingerprint(tmp_path) == "2b8c96e848a61943f593dd6084324b1e8b8b6f9ba4a9196b90718dcd893fbe81"
+    assert hashes.folder_fingerprint(tmp_path) == "2b8c96e848a61943f593dd6084324b1e8b8b6f9ba4a9196b90718dcd893fbe81"
 
 
 def test_groups_are_known_where_the_table_names_every_file(course_data):
