@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -85,13 +86,16 @@ def path(tmp_path):
 
 
 def refused(path, capsys):
-    """Loads what must not be loaded; what was said."""
+    """Load what must not be loaded: it is moved aside, with the results beside it; return the message."""
     other = make(path, seed=1)
+    before = {found.name: found.read_bytes() for found in path.parent.iterdir() if found.is_file()}
     assert other.load() == Progress([]) and same(state_of(other), state_of(make(path, seed=1)))
-    assert not path.exists()
-    said = capsys.readouterr().out
-    assert said.startswith(f"{path} cannot be used (") and said.count("\n") == 1
-    return said
+    assert names(path.parent) == ["unreadable"]  # in place of those of the time before
+    assert {found.name: found.read_bytes() for found in (path.parent / "unreadable").iterdir()} == before
+    message = capsys.readouterr().out
+    assert message.startswith(f"checkpoint: {path} cannot be used (") and message.count("\n") == 1
+    assert f"kept in {path.parent / 'unreadable'}," in message and "beginning" in message
+    return message
 
 
 class Code:
@@ -109,7 +113,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, path, monkeypatch, capsys, pl
     else:
         torch.save(torch.load(path, weights_only=True) | {place: Code()}, path)
     refused(path, capsys)
-    assert names(tmp_path) == []
 
 
 def cut(path):
@@ -141,7 +144,11 @@ def test_a_damaged_checkpoint_is_never_half_trusted(path, capsys, change, reason
 
 
 ODD = {"format": [1], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
-ODD |= {"progress": [{}, {"odd": 1}, None], "beside": [None, {"gone.npy": "0"}]}  # each part of a checkpoint
+ODD |= {
+    "progress": [{}, {"odd": 1}, None],
+    "beside": [None, {"gone.npy": "0"}],
+    "scaler": [None, {"scale": 1.0}, 3],
+}  # each part of a checkpoint
 
 
 @pytest.mark.parametrize("part", ODD)
@@ -161,15 +168,39 @@ def test_only_the_results_that_it_goes_with_stay_beside_it(tmp_path, path, capsy
         assert make(path).load().step == 3 and names(tmp_path) == ["checkpoint.pt", "stage_early.npy"]
     else:
         change(tmp_path / "stage_early.npy")
-        assert "stage_early.npy was altered or is missing" in refused(path, capsys) and names(tmp_path) == []
+        assert "stage_early.npy was altered or is missing" in refused(path, capsys)
 
 
-@pytest.mark.parametrize("error", [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError()], ids=repr)
-def test_what_is_no_fault_of_the_file_leaves_it_alone(path, monkeypatch, error):
-    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
+def test_whatever_is_damaged_the_training_goes_on_or_starts_anew(path):
+    """Bits flipped, bytes overwritten, ends cut off anywhere, which zipfile meets with errors of many kinds."""
+    whole, chance, other, outcomes = path.read_bytes(), random.Random(0), make(path, seed=1), set()
+    for _ in range(300):
+        content, at, count = bytearray(whole), chance.randrange(len(whole)), chance.randrange(1, 200)
+        kind = chance.choice(["flip", "overwrite", "cut", "directory"])
+        at = chance.randrange(len(whole) - 300, len(whole)) if kind == "directory" else at
+        content[at : None if kind == "cut" else at + count] = {
+            "flip": bytes([content[at] ^ 1]) + content[at + 1 : at + count],
+            "cut": b"",
+        }.get(kind, chance.randbytes(min(count, len(content) - at)))
+        path.write_bytes(content)
+        (path.parent / "stage_early.npy").write_bytes(b"as written")
+        outcomes.add(other.load().step)
+    assert outcomes <= {0, 3} and 0 in outcomes
+
+
+BEYOND = [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError(), TypeError("a new argument of torch")]
+BEYOND += [AttributeError("our bug"), ImportError("torch"), NameError("x"), PermissionError(13, "denied")]
+BEYOND += [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("place", ["torch.load", "torch.optim.Adam.load_state_dict"])
+@pytest.mark.parametrize("error", BEYOND, ids=repr)
+def test_what_is_no_fault_of_the_file_is_raised_and_leaves_it_alone(path, monkeypatch, error, place):
+    before = path.read_bytes()
+    monkeypatch.setattr(place, Mock(side_effect=error))
     with pytest.raises(type(error)):
         make(path).load()
-    assert path.exists()
+    assert path.read_bytes() == before and names(path.parent) == ["checkpoint.pt", "stage_early.npy"]
 
 
 @pytest.mark.parametrize("lacking", [1, 100, 10_000])

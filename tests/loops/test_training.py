@@ -1,9 +1,12 @@
 """THE loop: what an interrupted run resumes to, rates, decay, and its errors."""
 
+import contextlib
 import copy
 import itertools
 import math
+import os
 import random
+import signal
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -317,10 +320,49 @@ def test_weights_with_channels_last_are_trained_as_torch_trains_them(name):
         for batch in images:
             optimizer.zero_grad()
             network(batch).square().mean().backward()
-            optimizer.step()
+            with training.whole_step(optimizer) if optimizer is first else contextlib.nullcontext():
+                optimizer.step()
     for mine, other in zip(ours.parameters(), theirs.parameters()):
         assert mine.shape == other.shape and mine.stride() == other.stride()
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("CUDA error"), MemoryError])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_step_that_fails_leaves_weights_and_gradients_as_they_were(name, error, when):
+    """Before or after it computes, with kernels of two layouts and of depthwise convolutions."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, (1, 3), groups=8), nn.Flatten(1))
+    module[0].to(memory_format=torch.channels_last)
+    optimizer = training.make_optimizer(module, settings(optimizer=name))
+    module(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    before = [(w.shape, w.stride(), w.grad.stride(), w.grad.clone(), w.detach().clone()) for w in module.parameters()]
+    hook = Mock(side_effect=error)
+    handle = (optimizer.register_step_pre_hook if when == "before" else optimizer.register_step_post_hook)(hook)
+    with pytest.raises(BaseException), training.whole_step(optimizer):  # noqa: B017 (also KeyboardInterrupt)
+        optimizer.step()
+    for weight, (shape, stride, order, gradient, values) in zip(module.parameters(), before):
+        assert (weight.shape, weight.stride(), weight.grad.stride()) == (shape, stride, order)
+        assert torch.equal(weight.grad, gradient) and torch.equal(weight, values) == (when == "before")
+    handle.remove()
+    with training.whole_step(optimizer):
+        optimizer.step()
+    module(torch.randn(2, 3, 8, 8))
+
+
+def test_an_interrupt_waits_until_the_step_has_ended():
+    """Ctrl-C, or JupyterLab's stop button: also between two groups of parameters, and twice."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(1))
+    module(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    optimizer, handler = training.make_optimizer(module, settings(optimizer="adamw")), signal.getsignal(signal.SIGINT)
+    before = [weight.detach().clone() for weight in module.parameters()]
+    for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+        register(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), training.whole_step(optimizer):
+        optimizer.step()
+    assert all(w.shape == old.shape and not torch.equal(w, old) for w, old in zip(module.parameters(), before))
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_batch_in_parts_is_the_same_step():
@@ -369,9 +411,10 @@ def test_in_float16_the_loss_is_scaled_and_a_step_whose_gradient_overflows_is_le
 def test_compiled_the_training_is_the_same(monkeypatch):
     """Up to rounding; what cannot be compiled runs as it is."""
     plain = fit(settings(epochs=2))
-    monkeypatch.setattr(torch, "compile", Mock(side_effect=lambda loss: loss))
+    monkeypatch.setattr(torch, "compile", Mock(side_effect=lambda loss, **_: loss))
     assert_same(fit(settings(epochs=2, compile=True)), plain)
     torch.compile.assert_called_once()
+    assert not torch._dynamo.config.suppress_errors and not torch._inductor.config.fallback_random
 
 
 # --- what is not finite

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hw1lib import files, profiles
-from hw1lib.data import layout
+from hw1lib.data import hashes, layout
 from hw1lib.errors import Diverged, UserError
 from hw1lib.measures import embedding
 from hw1lib.models import weights
@@ -400,7 +400,7 @@ def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
 def test_other_seeds_share_the_data_and_watch_for_themselves(course_data, tmp_path, monkeypatch):
     made = make(course_data, tmp_path / "out")
     before = keys(made)
-    monkeypatch.setattr(layout, "digest", lambda path: pytest.fail("the data is hashed again"))
+    monkeypatch.setattr(hashes, "fingerprint", lambda split: pytest.fail("the data is hashed again"))
     other = made.of_seed(7, "watch")
     assert other.profile == dataclasses.replace(made.profile, seed=7) and other.watch == "watch" != made.watch
     assert set(keys(other).values()) & set(before.values()) == {before["control-simple"]}
