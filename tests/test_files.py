@@ -3,18 +3,23 @@
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import resource
+import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import requests
+import safetensors.torch
 import torch
+from PIL import Image
 
 from hw1lib import files
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, remedy
 from hw1lib.steps import store
 
 
@@ -191,3 +196,99 @@ def test_a_folder_without_write_permission_is_a_clear_error(tmp_path, when):
         tmp_path.chmod(0o555)
         temporary.write_text("new")
     assert path.read_text() == "old"
+
+
+# --- causes
+
+
+def bad_torch_file(path):
+    """torch.load of a file that ends early, which raises a RuntimeError of the same module as torch.save."""
+    torch.save({"a": torch.zeros(100)}, path.with_name("cut.pt"))
+    path.with_name("cut.pt").write_bytes(path.with_name("cut.pt").read_bytes()[:-50])
+    torch.load(path.with_name("cut.pt"))
+
+
+def fail(error):
+    def run(path):
+        raise error
+
+    return run
+
+
+OTHERS = {  # what may happen while a file is written, and is no fault of the disk
+    "typst": fail(RuntimeError("unknown variable: x")),
+    "CUDA": fail(torch.AcceleratorError("CUDA error: device-side assert triggered")),
+    "CUDA memory": fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")),
+    "memory": fail(RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")),
+    "fork": fail(OSError(errno.ENOMEM, "Cannot allocate memory")),
+    "bug": lambda path: torch.zeros(2) @ torch.zeros(3),
+    "recursion": fail(RecursionError("maximum recursion depth exceeded")),
+    "another file": lambda path: open(path.parent.parent / "missing.png"),  # noqa: SIM115
+    "beside it": lambda path: np.load(path.parent / "missing.npy"),
+    "two other files": lambda path: os.rename("/nowhere/a", "/nowhere/b"),
+    "Pillow": lambda path: Image.fromarray(np.zeros((2, 2), np.float32), "F").save(path, format="PNG"),
+    "no image": lambda path: Image.open(io.BytesIO(b"text")),
+    "network": fail(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")),
+    "time-out": fail(TimeoutError(errno.ETIMEDOUT, "timed out")),
+    "name": fail(socket.gaierror(-2, "Name or service not known")),
+    "request": fail(requests.ConnectionError("no network")),
+    "safetensors": lambda path: safetensors.torch.load(b"odd"),
+    "torch": bad_torch_file,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cause", OTHERS)
+def test_what_is_no_refusal_to_write_is_not_called_one(tmp_path, cause):
+    path = tmp_path / "out" / "metrics.json"
+    files.write_text(path, "old")
+    with pytest.raises(Exception) as caught, files.replacing(path) as temporary:
+        OTHERS[cause](temporary)
+    assert not isinstance(caught.value, UserError)
+    assert path.read_text() == "old" and [name for name in names(path.parent) if name[0] == "."] == []
+
+
+REFUSALS = {
+    "open": (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+    "disk": (OSError(errno.EIO, "Input/output error"), "Check that the disk"),
+    "gone": (lambda path: FileNotFoundError(errno.ENOENT, "No such file", str(path)), "Check that its folder exists"),
+    "parent": (lambda path: PermissionError(errno.EACCES, "Permission denied", path.parent), "Mend the permissions"),
+    "move": (lambda path: OSError(errno.EXDEV, "Cross-device link", "/a", None, str(path)), "Choose another place"),
+    "torch": (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file 0: "
+                           "file write failed"), "Check that the disk"),
+    "safetensors": (safetensors.SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+                    "Free some disk space"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", REFUSALS)
+def test_a_refusal_to_write_is_one_whoever_raises_it(tmp_path, cause):
+    path, (error, helps) = tmp_path / "weights.pt", REFUSALS[cause]
+    error = error if isinstance(error, Exception) else error(path)
+    with pytest.raises(UserError, match=rf"weights\.pt could not be written: .*{helps}"), files.replacing(path):
+        raise error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [0, 300, 5_000])
+def test_a_checkpoint_on_a_full_disk_says_so_whatever_torch_makes_of_it(tmp_path, limit):
+    """torch's writer raises a RuntimeError of its own over that of the system."""
+    refused, path = pytest.raises(UserError, match="File too large. Free some disk space"), tmp_path / "a.pt"
+    with refused, full_disk(limit), files.replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"a": torch.zeros(10_000)}, file)
+
+
+HELP = {
+    "ENOENT": "Check that its folder exists",
+    "ENOSPC": "disk space",
+    "EACCES": "permissions",
+    "EISDIR": "another place",
+}
+HELP |= {"EMFILE": "ulimit", "ECONNREFUSED": "network", "EIO": "disk is connected", None: "Remove the cause"}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_each_error_of_the_system_has_its_own_remedy(name):
+    """Disk space is named only where it is short, permissions only where they are missing."""
+    said = remedy(OSError(getattr(errno, name), "odd") if name else OSError("odd"))
+    assert [words for words in set(HELP.values()) if words in said] == [HELP[name]] and said.endswith("again.")

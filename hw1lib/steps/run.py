@@ -145,7 +145,7 @@ class Steps:
         epochs = getattr(getattr(self.profile, reads[0], None), "epochs", None) if reads else None
         seconds = {}
         for result in self.store.results(name):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one tells nothing
+            with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # a damaged one tells nothing
                 run, trained = result.run, len(result.history)
                 if not run["resumed"]:  # else they are those of the last call alone
                     seconds[result.key] = run["seconds"] * (epochs / trained if epochs and trained else 1)

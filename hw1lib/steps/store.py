@@ -56,7 +56,7 @@ class Result:
     @property
     def metrics(self):
         """The step's numbers, a dict."""
-        return files.read_json(self.folder / "metrics.json")
+        return self._read("metrics.json")
 
     @property
     def history(self):
@@ -67,7 +67,14 @@ class Result:
     @property
     def run(self):
         """How it ran: seconds, device, precision, versions."""
-        return files.read_json(self.folder / "run.json")
+        return self._read("run.json")
+
+    def _read(self, name):
+        """Return the dict that a JSON file holds; a UserError where it was damaged after the result was checked."""
+        with contextlib.suppress(ValueError):
+            if isinstance(data := files.read_json(self.folder / name), dict):
+                return data
+        raise UserError(f"{self.folder / name} is damaged. Run the same command again: it runs step {self.step} anew.")
 
     def array(self, name):
         """A saved array."""

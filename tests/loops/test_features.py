@@ -86,3 +86,25 @@ def test_colour_statistics_by_hand():
     found = features.colour_statistics(pixels(3))
     flat = pixels(3).numpy().reshape(3, 3, -1) / 255
     np.testing.assert_allclose(found, np.concatenate([flat.mean(2), flat.std(2, ddof=1)], axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("work", [features.extract, features.calibrate])
+def test_an_interrupt_leaves_the_backbone_in_its_mode(monkeypatch, work, training):
+    """And BatchNorm with its momentum, wherever in the pass it comes."""
+    backbone = classifier.backbone(0.125).train(training)
+    momentum = {name: m.momentum for name, m in backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    calls = iter([features.classifier.features, None])
+    real = features.classifier.features
+
+    def interrupted(*words):
+        if next(calls) is None:
+            raise KeyboardInterrupt
+        return real(*words)
+
+    monkeypatch.setattr(features.classifier, "features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work(backbone, torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.device("cpu"), batch=2)
+    assert backbone.training == training and all(m.training == training for m in backbone.modules())
+    modules = dict(backbone.named_modules())
+    assert {name: modules[name].momentum for name in momentum} == momentum

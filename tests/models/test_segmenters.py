@@ -143,3 +143,42 @@ def test_weights_that_cannot_be_downloaded_are_a_clear_error(name, tmp_path, mon
         segmenters.build(name, pretrained=True)
     for word in (f"--set {name}.pretrained=false", segmenters.SEGMENTERS[name].full, str(tmp_path), "no network"):
         assert word in str(caught.value)
+
+
+CAUSES = [  # what happens while weights are downloaded or loaded, and what the message says; None: not their fault
+    (OSError(28, "No space left on device"), "No space left on device. Free some disk space"),
+    (PermissionError(13, "Permission denied"), "Mend the permissions"),
+    (RuntimeError('invalid hash value (expected "ab", got "cd")'), "invalid hash value"),
+    (RuntimeError("PytorchStreamReader failed reading zip archive"), "the file is damaged, holds code or belongs"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), None),
+    (OSError(12, "Cannot allocate memory"), None),
+    (MemoryError(), None),
+    (TypeError("our bug"), None),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), CAUSES, ids=repr)
+def test_weights_that_cannot_be_loaded_say_why(monkeypatch, error, words):
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", Mock(side_effect=error))
+    with torch.device("meta"), pytest.raises(UserError if words else type(error)) as caught:
+        segmenters.build("lraspp", pretrained=True)
+    assert not words or words in str(caught.value)
+
+
+def test_what_fails_in_building_is_not_blamed_on_the_weights(monkeypatch):
+    monkeypatch.setattr(segmenters, "_resized", Mock(side_effect=RuntimeError("our bug")))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: {})
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
+    with torch.device("meta"), pytest.raises(RuntimeError, match="our bug"):
+        segmenters.build("lraspp", pretrained=True)
+
+
+@pytest.mark.parametrize("before", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0"}])
+def test_the_environment_is_as_it_was_after_building(monkeypatch, before):
+    for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    environment = dict(os.environ)
+    segmenters.build("lraspp", scale=0.125)
+    assert dict(os.environ) == environment

@@ -296,6 +296,7 @@ def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
         ("pretrain", torch.OutOfMemoryError("CUDA out of memory."), "pretrain.batch_size=16"),
         ("finetune-A", RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "finetune.batch_size=16"),
         ("segment-fcn32s", MemoryError(), "fcn32s.batch_size=2"),
+        ("segment-deeplabv3", OSError(12, "Cannot allocate memory"), "deeplabv3.batch_size=2"),
         ("segment-lraspp", RuntimeError("MPS backend out of memory"), "lraspp.batch_size=2"),
         ("pretrain-supervised", RuntimeError("(pid 7) is killed by signal: Killed"), "supervised.batch_size=16"),
         ("everything", MemoryError(), "everything.points_per_batch=32"),

@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import filelock
 import numpy as np
@@ -258,31 +259,106 @@ def test_a_kill_while_results_are_hashed_costs_no_training(results, monkeypatch)
     assert checkpoints(results) == [] and results.done("pretrain", KEY)
 
 
-@pytest.mark.parametrize("checkpoint", [b"half way", b""])
-def test_what_other_settings_had_begun_goes(results, capsys, checkpoint):
-    """Predictions of all tiles, too: they are larger than many a checkpoint."""
-    old = attempt(results, checkpoint=checkpoint)
-    new = attempt(results, epochs=2)
-    assert checkpoints(results) == [new] and set(names(old)) <= set(HIDDEN)
-    assert ("what other settings had begun is given up" in capsys.readouterr().out) == bool(checkpoint)
+@pytest.mark.parametrize("what", ["epochs", "seed", "version", "data", "upstream"])
+def test_trying_something_else_keeps_what_was_begun(results, what):
+    """Each attempt goes on with its checkpoint and its arrays; without a checkpoint nobody can go on."""
+    begun = [attempt(results, step, **{what: value}) for value in (2, 3, 4) for step in ("pretrain", "segment-fcn32s")]
+    bare = attempt(results, checkpoint=b"", **{what: 5})
+    attempt(results, **{what: 6})
+    assert set(begun) < set(checkpoints(results)) and set(names(bare)) <= set(HIDDEN)
+    for folder in begun:
+        with results.claimed(folder.parent.name, folder.name, {}) as draft:
+            assert draft.resumed and names(folder) == [*HIDDEN, "checkpoint.pt", "config.json", "stage_early.npy"]
 
 
-@pytest.mark.parametrize("what", ["epochs", "version", "data", "upstream"])
-def test_however_often_something_changes_the_last_checkpoint_of_each_step_and_seed_stays(results, what):
-    """Of several seeds each may be interrupted."""
-    last = {}
-    for value in range(2, 6):
-        for step, seed in (("pretrain", 0), ("pretrain", 1), ("finetune-B", 0)):
-            last[step, seed] = attempt(results, step, seed=seed, **{what: value})
-            assert checkpoints(results) == sorted(last.values())
+def dated(folder, days, size=0):
+    """Gives a checkpoint an age in days, and a size in bytes that takes no room."""
+    with open(folder / "checkpoint.pt", "ab") as file:
+        file.truncate(size)
+    os.utime(folder / "checkpoint.pt", (time.time() - 86_400 * days,) * 2)
+    return folder
 
 
-@pytest.mark.parametrize("content", [*ODD, b'{"settings": 3}', b'{"settings": {"profile": null}}', None])
-def test_a_checkpoint_of_unknown_settings_goes(results, content):
-    config = attempt(results) / "config.json"
+# Ages in days and sizes in GB of attempts, GB of free disk, which attempts stay, and what is said of the others.
+BOUNDS = [
+    ([(29, 1), (1, 1)], 100, [0, 1], ""),
+    ([(31, 0.001), (1, 1), (400, 1)], 100, [1], "older than 30 days"),
+    ([(5, 2.2), (4, 2.2), (3, 2.2), (2, 2.2), (1, 2.2)], 100, [1, 2, 3, 4], "more than 10 GB"),
+    ([(1, 11), (2, 0.5)], 100, [], "more than 10 GB"),
+    ([(3, 2), (2, 2), (1, 2)], 2, [2], "less than 5 GB of the disk is free"),
+    ([(2, 0.1), (1, 0.1)], 0, [], "less than 5 GB of the disk is free"),
+]
+
+
+@pytest.mark.parametrize(("attempts", "free", "stay", "reason"), BOUNDS)
+def test_unfinished_attempts_are_bounded_by_age_size_and_disk_space(
+    results, monkeypatch, capsys, attempts, free, stay, reason
+):
+    """The oldest goes first, of whatever step and seed, and each is named; nobody else's is touched."""
+    steps = ("pretrain", "segment-fcn32s")
+    begun = [attempt(results, steps[at % 2], seed=at, epochs=7) for at in range(len(attempts))]
+    for folder, (days, size) in zip(begun, attempts):
+        dated(folder, days, int(size * 1e9))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free * 1e9))
+    finish(results, "finetune-A")
+    assert checkpoints(results) == sorted(begun[at] for at in stay)
+    lines = capsys.readouterr().out.splitlines()
+    gone = [folder for at, folder in enumerate(begun) if at not in stay]
+    assert len(lines) == len(gone) and all(reason in line for line in lines)
+    assert {line.partition(",")[0] for line in lines} == {
+        f"{folder.parent.name}: deleted the unfinished attempt {folder}" for folder in gone
+    }
+
+
+def test_an_attempt_that_runs_or_is_claimed_is_neither_counted_nor_deleted(results, monkeypatch):
+    monkeypatch.setattr(store, "ATTEMPT_BYTES", 0)
+    idle = dated(attempt(results, "finetune-A"), 50)
+    with holder(results.out, checkpoint=True) as (process, _):
+        running = dated(results.folder("pretrain", KEY), 40)
+        own = dated(attempt(results, "segment-fcn32s", epochs=3), 60)
+        assert (
+            set(checkpoints(results)) == {running, own} and process.is_alive() and "stage_early.npy" not in names(idle)
+        )
+        with results.claimed("segment-fcn32s", own.name, {}) as draft:
+            assert draft.resumed
+
+
+def test_an_unreadable_checkpoint_counts_as_an_attempt_and_breaks_nothing(results, monkeypatch):
+    """Its folder belongs to no result, whether its step is run again, done or verified."""
+    folder = attempt(results, key=KEY, checkpoint=b"")
+    (folder / "unreadable").mkdir()
+    (folder / "unreadable" / "checkpoint.pt").write_bytes(b"half way")
+    (folder / "unreadable" / "stage_early.npy").write_bytes(b"of the first epoch")
+    assert results.status("pretrain", KEY) == "to run"
+    finish(results)
+    for _ in range(2):
+        assert results.done("pretrain", KEY) and results.verify() == []
+        assert names(folder / "unreadable") == ["checkpoint.pt", "stage_early.npy"]
+        (folder / "metrics.json").write_text("")
+        finish(results)
+    monkeypatch.setattr(store, "ATTEMPT_BYTES", 20)
+    finish(results, "finetune-A")
+    assert not (folder / "unreadable" / "checkpoint.pt").exists() and results.done("pretrain", KEY)
+    assert results.verify() == []
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"settings": 3}', None])
+def test_a_checkpoint_of_unknown_settings_stays(results, content):
+    """Its folder says by its key whose it is."""
+    old = attempt(results)
+    config = old / "config.json"
     config.unlink() if content is None else config.write_bytes(content)
     new = attempt(results, seed=1)
-    assert checkpoints(results) == [new]
+    assert checkpoints(results) == sorted([new, old])
+
+
+@pytest.mark.parametrize("name", ["metrics", "run"])
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff"])
+def test_a_result_that_is_damaged_while_it_is_in_use_is_named(results, name, content):
+    result = finish(results)
+    (result.folder / f"{name}.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}\.json is damaged.*pretrain"):
+        getattr(result, name)
 
 
 def test_finished_results_of_other_keys_are_never_touched(results):
@@ -384,8 +460,6 @@ def test_a_living_process_keeps_its_checkpoint_and_holds_up_nobody_else(results,
         other = attempt(results, epochs=2)
         assert checkpoints(results) == sorted([results.folder("pretrain", KEY), other])
         assert process.is_alive() and capsys.readouterr().out == ""
-    new = attempt(results, epochs=3)
-    assert checkpoints(results) == [new]  # the other is a dead one's now
 
 
 # --- refusals

@@ -1,0 +1,76 @@
+"""Importing hw1lib changes nothing outside of it: a user's kernel stays as it was."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hw1lib import paths
+
+# In a process of its own: what the library imports, a look at everything global, the library, and a second look.
+LOOK = """
+import ast, importlib, logging, os, random, signal, sys, warnings
+from pathlib import Path
+
+library = sorted(Path("hw1lib").rglob("*.py"))
+nodes = [node for path in library for node in ast.walk(ast.parse(path.read_text()))]
+names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+for name in sorted(name for name in names if name.partition(".")[0] != "hw1lib"):
+    importlib.import_module(name)
+
+import matplotlib, numpy, pandas, PIL.Image, torch, torch._dynamo.config, torch._inductor.config
+from byol_pytorch import byol_pytorch
+from torch.backends import cudnn
+
+def look():
+    loggers = logging.root.manager.loggerDict.values()
+    settings = (torch.get_num_threads, torch.get_num_interop_threads, torch.get_default_dtype, torch.is_grad_enabled,
+        torch.get_float32_matmul_precision, torch.are_deterministic_algorithms_enabled, os.getcwd,
+        random.getstate, matplotlib.get_backend)
+    return {
+        "environment": dict(os.environ), "warnings": [str(entry) for entry in warnings.filters],
+        "torch": [function() for function in settings], "arrays": torch.get_rng_state().tolist(),
+        "cudnn": (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, cudnn.enabled),
+        "numpy": (str(numpy.random.get_state()), numpy.geterr(), numpy.get_printoptions()),
+        "dynamo": str(torch._dynamo.config.get_config_copy()),
+        "inductor": str(torch._inductor.config.get_config_copy()),
+        "byol": {name: id(value) for name, value in vars(byol_pytorch).items()},
+        "torch functions": {n: id(value) for n, value in {**vars(torch), **vars(torch.nn)}.items() if n[0] != "_"},
+        "style": dict(matplotlib.rcParams), "pixels": PIL.Image.MAX_IMAGE_PIXELS,
+        "pandas": pandas.options.display.width,
+        "logging": (logging.root.level, logging.root.handlers, [(str(log), vars(log).get("handlers")) for log in loggers
+            if "hw1lib" not in str(log)]),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "system": (sys.excepthook, sys.displayhook, sys.path[:], sys.stdout, sys.stderr, sys.getrecursionlimit()),
+    }
+
+before = look()
+for path in library:
+    if path.name != "__main__.py":
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+after = look()
+print([name for name in before if before[name] != after[name]])
+"""
+
+
+@pytest.mark.slow
+def test_importing_the_library_changes_nothing_outside_of_it():
+    done = subprocess.run([sys.executable, "-c", LOOK], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_building_a_learner_leaves_byol_pytorch_as_it_was(broken):
+    """Also where it fails."""
+    import byol_pytorch.byol_pytorch as package
+    from torch import nn
+
+    from hw1lib.models import byol
+    from hw1lib.settings import Pretrain
+
+    before, network = dict(vars(package)), nn.Sequential()
+    network.add_module("other" if broken else "avgpool", nn.Conv2d(3, 4, 3))
+    with pytest.raises(AssertionError, match="avgpool") if broken else pytest.MonkeyPatch.context():
+        byol.learner(network, 16, Pretrain(projection_size=8, projection_hidden_size=16))
+    assert dict(vars(package)) == before
