@@ -58,9 +58,9 @@ class Recipe:
 
 VIEWS = {  # the two views of self-supervised pre-training, by the profile's `views`
     # Probabilities and strengths of Grill et al. 2020, table 6; the views differ in blur and solarize. What deviates
-    # from the paper: crops keep at least `crop_scale` of the area (there 0.08), are resized bilinearly (bicubic) and are
-    # turned as well where images are seen from above; brightness, contrast, saturation and hue are jittered in this
-    # order (in one drawn anew for each image); the blur's kernel is a tenth of the side, rounded up to odd (23 at 224).
+    # from the paper: crops keep at least `crop_scale` of the area (there 0.08), are resized bilinearly (bicubic) and,
+    # where images are seen from above, turned; brightness, contrast, saturation and hue are jittered in this order
+    # (there in one drawn anew for each image); the blur's kernel grows with the view, to 23 pixels at 224.
     "byol": (Recipe(blur_p=1.0), Recipe(blur_p=0.1, solarize_p=0.2)),
     # For land cover, which is told by its colours: they stay.
     "geometry": (Recipe(jitter_p=0.0, grayscale_p=0.0),) * 2,

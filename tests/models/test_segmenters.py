@@ -1,7 +1,9 @@
 """The segmentation networks: torchvision's own, shapes, counts, and weights that cannot be had."""
 
+import os
 import urllib.error
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -173,7 +175,9 @@ def test_what_fails_in_building_is_not_blamed_on_the_weights(monkeypatch):
         segmenters.build("lraspp", pretrained=True)
 
 
-@pytest.mark.parametrize("before", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0"}])
+@pytest.mark.parametrize(
+    "before", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0"}]
+)
 def test_the_environment_is_as_it_was_after_building(monkeypatch, before):
     for name in ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
         monkeypatch.delenv(name, raising=False)

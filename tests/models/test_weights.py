@@ -5,6 +5,7 @@ import io
 import socket
 import urllib.error
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import SamConfig, SamModel
 
 from hw1lib.errors import UserError
 from hw1lib.models import weights
+from tests.test_files import held_to_permissions
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +205,9 @@ def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatc
 
 
 @pytest.mark.parametrize("load", [weights.load_backbone, weights.load_sam])
-@pytest.mark.parametrize("error", [MemoryError(), ImportError("torch"), NameError("bug"), torch.AcceleratorError("CUDA")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("torch"), NameError("bug"), torch.AcceleratorError("CUDA")], ids=repr
+)
 def test_what_is_no_fault_of_a_file_does_not_ask_to_delete_it(tmp_path, monkeypatch, load, error):
     (tmp_path / "sam_vit_b_01ec64.pth").touch()
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
