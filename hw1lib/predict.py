@@ -228,8 +228,9 @@ def score_classification(predicted_csv, true_csv):
         predicted_csv, true_csv: CSVs with columns filename and label, numbers or names.
 
     Returns:
-        Dict with correct, total, accuracy, its 95 % interval ci_low, ci_high, and how many images are without_prediction
-        (wrong), not_in_truth and without_truth (neither counts); and a list of (file, reason) of all of these.
+        Dict with correct, total, accuracy, its 95 % interval ci_low, ci_high, and how many images are
+        without_prediction (wrong), not_in_truth and without_truth (neither counts); and a list of (file, reason) of
+        all of these.
 
     Raises:
         UserError: a CSV cannot be read or names an image twice, one has numbers and the other names, or no image is in
@@ -237,11 +238,11 @@ def score_classification(predicted_csv, true_csv):
     """
     predicted, true = _labels(predicted_csv), _labels(true_csv)
     first = [labels.dropna().iloc[:1] for labels in (predicted, true)]
-    if len({type(label) for labels in first for label in labels}) > 1:
-        one, other = (f"{of.iloc[0]} of {of.index[0]}" for of in first)
+    if len({type(labels.iloc[0]) for labels in first}) > 1:
+        one, other = (f"{labels.iloc[0]} of {labels.index[0]}" for labels in first)
         raise UserError(
-            f"{predicted_csv} and {true_csv} have labels of two kinds, such as {one} and {other}. Use numbers in both or "
-            "names in both."
+            f"{predicted_csv} and {true_csv} have labels of two kinds, such as {one} and {other}. Use numbers in both "
+            "or names in both."
         )
     if not set(predicted.index) & set(true.index):
         one, other = predicted.index[0], true.index[0]

@@ -127,10 +127,10 @@ def supervised(draft, problem1, profile, device):
 
 
 def _supervised_on_pool(draft, pool, profile, device):
-    settings = profile.supervised
-    if pool.labels is None:
+    settings, whole, pool = profile.supervised, pool, pool.labelled()
+    if pool is None:
         raise UserError(
-            f"Settings B and D need a supervised backbone, but {pool.folder.parent.parent} has neither "
+            f"Settings B and D need a supervised backbone, but {whole.folder.parent.parent} has neither "
             "pretrain_model_SL.pt (profiles with whole networks use it) nor labels of the pool in mini/train.csv. "
             "Add one of the two (data/README.md)."
         )

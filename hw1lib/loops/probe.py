@@ -17,11 +17,12 @@ NEIGHBOURS = 20
 
 def probe_of(pool, size, device):
     """The probe of a pool, and the pool without the images whose labels the probe asks for."""
-    if pool.labels is None or len(pool) < 10:
+    labelled = pool.labelled()
+    if labelled is None or len(labelled) < 10:
         return Probe(pool, None, size, device), pool
-    held_out = pool.take(min(QUERIES, len(pool) // 10))
+    held_out = labelled.take(min(QUERIES, len(labelled) // 10))
     rest = pool.without(held_out)
-    return Probe(rest, held_out, size, device), rest
+    return Probe(rest.labelled(), held_out, size, device), rest
 
 
 class Probe:
