@@ -166,9 +166,8 @@ def read_pool(table):
     if any(isinstance(label, str) for label in labels):
         labels = [None if label is None else str(label) for label in labels]
         classes = sorted(set(labels) - {None})
-        notes.append(
-            f"labels are names, such as {quoted(classes[0])}, and count as 0 to {len(classes) - 1} in their order"
-        )
+        names = f"labels are names, such as {quoted(classes[0])}"
+        notes.append(f"{names}, numbered 0 to {len(classes) - 1} in their order")
     if unusable:
         value = quoted(rows["label"][unusable[0]])
         notes.append(
@@ -199,10 +198,8 @@ def listed(folder, required=True):
         return None, note
     files = plain_names(folder, rows["filename"])
     outside = [leaves(folder, files[name] or name) for name in rows["filename"]]
-    names = [files[name] for name in rows["filename"]]
-    return rows.assign(
-        given=rows["filename"], filename=pd.Series(names, rows.index, dtype=object), outside=outside
-    ), note
+    plain = pd.Series([files[name] for name in rows["filename"]], rows.index, dtype=object)
+    return rows.assign(given=rows["filename"], filename=plain, outside=outside), note
 
 
 def absent_files(rows):
