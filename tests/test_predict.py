@@ -244,6 +244,32 @@ def test_labels_are_the_training_csvs_numbers_and_ids_and_names_stay_as_they_are
     assert (tmp_path / "out.csv").read_text().strip() == "id,filename,label"
 
 
+def test_names_of_classes_are_written_back_and_scored(book, networks, tmp_path, capsys):
+    """As in the course's tables of 2021 and 2022, whose labels are names; numbers are none of them."""
+    root = tmp_path / "named"
+    shutil.copytree(book.root / "p1_data", root / "p1_data")
+    for split in ("train", "val"):
+        table = root / "p1_data" / "office" / f"{split}.csv"
+        rows = pd.read_csv(table)
+        rows.assign(label=rows["filename"].str[:-9]).to_csv(table, index=False)
+    named, train = Workbook("smoke", root, root / "out", SETTINGS), root / "p1_data" / "office" / "train"
+    with named.steps.store.claimed("finetune-C", named.steps.key("finetune-C"), {}) as draft:
+        draft.weights(networks["C"])
+        draft.metrics({})
+        draft.history([])
+    names, out = sorted(OFFICE), tmp_path / "out.csv"
+    done, problems = predict.classification(named, train.with_suffix(".csv"), train, out)
+    numbers, _, _ = fill(book, tmp_path, [("id", "filename"), *enumerate(named.data.problem1.train.files)], train)
+    assert done == len(numbers) and problems == []
+    predict.classification(named, train.with_suffix(".csv"), train, out)
+    wanted = [names[NUMBERS.index(int(row["label"]))] for row in numbers]
+    assert pd.read_csv(out)["label"].tolist() == wanted and len(set(wanted)) > 1
+    score, problems = predict.score_classification(out, train.with_suffix(".csv"))
+    assert score["correct"] == sum(name == file[:-9] for name, file in zip(wanted, named.data.problem1.train.files))
+    said = refused(capsys, "evaluate", "classification", out, book.data.problem1.train.folder.with_suffix(".csv"))
+    assert f"such as {wanted[0]} of Couch00001.jpg and 3 of Couch00001.jpg" in said
+
+
 def test_missing_and_damaged_images_have_no_label_and_a_name(capsys, book, tmp_path):
     folder, table, out = tmp_path / "images", tmp_path / "test.csv", tmp_path / "out.csv"
     shutil.copytree(book.data.problem1.val.folder, folder)

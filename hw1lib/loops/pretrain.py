@@ -12,7 +12,7 @@ from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.device import exact
-from hw1lib.loops.probe import probe_of
+from hw1lib.loops.probe import FEWEST, probe_of
 from hw1lib.measures import representation
 from hw1lib.models import byol, classifier, weights
 
@@ -48,7 +48,8 @@ def self_supervised(draft, problem1, profile, device):
     history = training.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
     draft.weights(without_fc(backbone))
     draft.history(history)
-    queries, collapsed = len(probe.held_out) if probe.asks else 0, representation.collapsed(history[-1])
+    queries = len(probe.held_out) if probe.asks else 0
+    collapsed = len(probe.bank) >= FEWEST - 1 and representation.collapsed(history[-1])
     if collapsed:
         training.say(
             f"{draft.step}  collapsed: the backbone says nearly the same of every image. Another "

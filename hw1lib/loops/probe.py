@@ -13,12 +13,13 @@ from hw1lib.measures import representation
 BANK = 2000  # pool images whose features are watched, and neighbours found among
 QUERIES = 500  # other pool images whose labels are asked for; at most a tenth of it
 NEIGHBOURS = 20
+FEWEST = 10  # images; of fewer there is no k-NN probe, and the effective rank cannot tell a collapse
 
 
 def probe_of(pool, size, device):
     """The probe of a pool, and the pool without the images whose labels the probe asks for."""
     labelled = pool.labelled()
-    if labelled is None or len(labelled) < 10:
+    if labelled is None or len(labelled) < FEWEST:
         return Probe(pool, None, size, device), pool
     held_out = labelled.take(min(QUERIES, len(labelled) // 10))
     rest = pool.without(held_out)

@@ -227,9 +227,9 @@ UNUSED = {  # rows, those of p1 by number; which splits have groups; what is sai
         'rows without a file in p1_data/office/val: "x.jpg" in row 20, "..\\y.jpg" in row 21'),
     "unknown splits": ([*range(18), "p1/train,x.jpg,b", "train,Mug00001.jpg,b"], (True, True),
         '"p1/train" in row 20, "train" in row 21'),
-    "a file without one": ([*range(17)], (True, False), "6 files of p1_data/office/val, 1 have no group or two (Mug00101"),
+    "a file without one": ([*range(17)], (True, False), "of p1_data/office/val, 1 have no group or two (Mug00101"),
     "an empty group": ([*range(18), "p1_data/office/train,Mug00001.jpg,"], (True, True), ""),
-    "two groups": ([*range(18), "office\\train,Mug00001.jpg,other"], (False, True), "12 files of p1_data/office/train, 1"),
+    "two groups": ([*range(18), "office\\train,Mug00001.jpg,other"], (False, True), "of p1_data/office/train, 1 have"),
     "nothing that fits": (["x,y,z"], (False, False), '"x" in row 2'),
     "one split": ([*range(12)], (True, False), ""),
 }  # fmt: skip
