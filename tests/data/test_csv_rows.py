@@ -245,6 +245,8 @@ def test_groups_are_used_however_they_are_written(root, kind):
     one, _ = checked(root)
     for split in (one.train, one.val):
         assert np.array_equal(split.groups == split.groups[0], np.arange(len(split)) % 2 == 0)
+    part = layout.find(root, Data(office_limit=4)).problem1.train
+    assert part.groups.tolist() == [one.train.groups[one.train.files.index(name)] for name in part.files]
 
 
 @pytest.mark.parametrize("kind", UNUSED)
