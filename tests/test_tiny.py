@@ -43,11 +43,11 @@ def test_one_image_a_class_two_in_the_pool_and_one_place(tmp_path):
 
 
 FEW = {  # pool, train and val images; what is said
-    "one image in the pool": ((1, 2, 2), "mini/train: too few images in use (1)"),
+    "one image in the pool": ((1, 2, 2), "mini/train: 1 in use, but training needs two images"),
     "no image in the pool": ((0, 2, 2), "has no *.jpg files"),
     "none of validation": ((4, 2, 0), "val.csv has no rows"),
     "one class": ((4, 2, 2), "all images are of one class, 5"),
-    "one image, by a limit": ((4, 2, 2), "office/train: too few images in use (1)"),
+    "one image, by a limit": ((4, 2, 2), "office/train: 1 in use, but training needs images of two"),
 }
 
 

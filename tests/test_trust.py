@@ -89,7 +89,7 @@ def find(root):
 
 ABROAD = (
     "../x.jpg",
-    "../val/Couch00100.jpg",
+    "../other/Couch00100.jpg",
     "/etc/hostname",
     "..",
     "..\\x.jpg",

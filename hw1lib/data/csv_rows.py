@@ -34,7 +34,7 @@ def read_rows(table, *columns):
     Raises:
         UserError: it cannot be read, lacks a column or has it twice, or a row has more cells than there are columns.
     """
-    text = _text(table)
+    text = re.sub(r"^sep=.(?=\s)", "", _text(table))  # Excel's first line; rows keep their numbers
     head = next((line for line in text.splitlines() if line.strip()), "")[: csv.field_size_limit()]
     names = {separator: _names(next(csv.reader([head], delimiter=separator), [])) for separator in SEPARATORS}
     separator = max(names, key=lambda of: (set(columns) <= set(names[of]), len(names[of])))
@@ -53,7 +53,7 @@ def read_rows(table, *columns):
         ) from error
 
     header = _names(rows.pop(next(iter(rows), None), []))
-    shown = f"its columns are {', '.join(map(quoted, header))}" if header else "it is empty"
+    shown = f"its columns are {shortened(list(map(quoted, header)), 12)}" if header else "it is empty"
     if missing := [name for name in columns if name not in header]:
         raise UserError(f"The CSV file {table} lacks the column {' and '.join(missing)}; {shown}. {HINT}")
     if twice := [name for name in columns if header.count(name) > 1]:

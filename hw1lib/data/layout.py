@@ -200,10 +200,10 @@ def _problem1(root, limits, decoded, groups):
     train, val = (dataclasses.replace(split, groups=groups.of(split.folder, split.files)) for split in (train, val))
     limited = ((pool, limits.pool_limit), (train, limits.office_limit), (val, limits.office_limit))
     used = [dataclasses.replace(split.take(limit), decoded=decoded) for split, limit in limited]
-    for split, setting in zip(used[:2], ("data.pool_limit", "data.office_limit")):
-        if len(split) < 2 or (split is used[1] and len(np.unique(split.labels)) < 2):
-            few = f"too few images in use ({len(split)}), or all of one class; training needs two of each"
-            raise UserError(f"{split.folder}: {few}. Add images or raise {setting}.")
+    for split, setting, need in zip(used, ("pool", "office"), ("two images", "images of two classes")):
+        if len(split) < 2 or (setting == "office" and len(np.unique(split.labels)) < 2):
+            few = f"{len(split)} in use, but training needs {need}"
+            raise UserError(f"{split.folder}: {few}. Add images or raise data.{setting}_limit.")
     return Problem1(*used, backbone if backbone.is_file() else None, notes)
 
 

@@ -82,6 +82,7 @@ DIALECTS = {
     "spaces around names": names(lambda file, part: f" {file}\u00a0"),
     "from a spreadsheet": every(
         names(lambda file, part: f".\\{file}"), separated(";", ";;\r\n"), lambda text, _: text.encode("utf-16")),
+    "Excel's separator": every(separated(";", "\r\n"), lambda text, _: f"sep=;\r\n{text}"),
     "a second note": every(head("note,FILENAME,label,note"), separated("|", "|\n")),
 }  # fmt: skip
 
@@ -120,6 +121,14 @@ def test_names_are_found_in_the_folder_itself_alone(tmp_path):
     wanted |= {"sub/../x.jpg": "x.jpg", "../train/x.jpg": "x.jpg", "../x.jpg": None, "rain/x.jpg": None, "": None}
     wanted |= {str(folder / "x.jpg"): "x.jpg", "/elsewhere/p1_data/train/x.jpg": None, "sub": None, ".": None}
     assert csv_rows.plain_names(folder, wanted) == wanted
+
+
+def test_rows_are_counted_as_in_an_editor(root):
+    """Excel's separator, empty rows and line ends inside of quotes count."""
+    table = root / "p1_data/office/train.csv"
+    table.write_bytes(b'sep=;\r\nfilename;label;note\r\n\r\nMug00001.jpg;2;"two\r\nlines"\r\nMug00002.jpg;;\r\n')
+    with pytest.raises(UserError, match='train.csv, row 6: the label is ""'):
+        layout.find(root, Data())
 
 
 # --- classes
