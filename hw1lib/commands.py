@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from hw1lib import paths, profiles
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, visible
 
 
 def report(arguments):
@@ -181,9 +181,15 @@ def predict_segmentation(arguments):
 def evaluate_classification(arguments):
     from hw1lib import predict
 
-    found, problems = predict.score_classification(arguments.predicted, arguments.true)
-    interval = f"{found['ci_low']:.4f} to {found['ci_high']:.4f}"
-    print(f"accuracy {found['accuracy']:.4f}  ({found['correct']} of {found['total']}; 95 % interval {interval})")
+    score, problems = predict.score_classification(arguments.predicted, arguments.true)
+    interval = f"95 % interval {score['ci_low']:.4f} to {score['ci_high']:.4f}"
+    counts = {
+        "without a prediction, wrong": score["without_prediction"],
+        "of the predictions not in the truth": score["not_in_truth"],
+        "without a true label, not counted": score["without_truth"],
+    }
+    parts = [f"{score['correct']} of {score['total']}", *(f"{n} {what}" for what, n in counts.items() if n), interval]
+    print(f"accuracy {score['accuracy']:.4f}  ({'; '.join(parts)})")
     return _named(problems)
 
 
@@ -206,7 +212,7 @@ def _named(problems):
         sys.stdout.flush()
         print(f"\nhw1lib: {len(problems)} left out:", file=sys.stderr)
     for name, reason in problems:
-        print(f"  {name}: {reason}", file=sys.stderr)
+        print(visible(f"  {name}: {reason}"), file=sys.stderr)
     return 1 if problems else 0
 
 

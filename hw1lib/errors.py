@@ -15,8 +15,12 @@ class UserError(Exception):
     """
 
     def __init__(self, text):
-        shown = (c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-        super().__init__("".join(shown))
+        super().__init__(visible(str(text)))
+
+
+def visible(text):
+    """Text in one line: characters that cannot be printed or seen, such as tabs and no-break spaces, as their code."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Diverged(UserError):

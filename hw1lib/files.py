@@ -104,8 +104,8 @@ def write_text(path, text):
 
 
 def write_json(path, data):
-    """Writes plain data as indented JSON, atomically."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """Write plain data as indented JSON, atomically; a number that is not finite, which JSON lacks, is a ValueError."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path):

@@ -5,16 +5,19 @@ all the rest is done.
 """
 
 import itertools
+import os
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from hw1lib import comparison, files
-from hw1lib.data import csv_rows, landcover, layout
+from hw1lib.data import csv_rows, landcover
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, segment
@@ -79,7 +82,7 @@ def classification(book, table, image_dir, out, setting="C"):
         book: workbook.Workbook whose setting is trained.
         table: CSV; a column label in it is not read.
         image_dir: folder of its images.
-        out: CSV to write: id, filename, label; labels are numbers as in the training CSV.
+        out: CSV to write: id, filename, label; labels are numbers or names as in the training CSV.
         setting: A … E.
 
     Returns:
@@ -97,10 +100,16 @@ def classification(book, table, image_dir, out, setting="C"):
     head = classifier.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
     model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
-    frozen, found = comparison.ROWS[setting].frozen, {}
-    outside = {name: layout.leaves(folder, name) for name in rows["filename"].unique()}
-    problems = [(name, f"it leads out of {folder}") for name, leaves in outside.items() if leaves]
-    paths = [folder / name for name, leaves in outside.items() if not leaves]
+    frozen, labels = comparison.ROWS[setting].frozen, {}
+    plain, problems = csv_rows.plain_names(folder, rows["filename"]), []
+    for name, file in plain.items():
+        if csv_rows.leaves(folder, file or name):
+            problems.append((name, f"it leads out of {folder}"))
+        elif file is None:
+            row = rows.index[rows["filename"] == name][0]
+            problems.append((name, f"missing: {folder} has no such file (row {row})"))
+    left_out = {name for name, _ in problems}
+    paths = list(dict.fromkeys(folder / file for name, file in plain.items() if name not in left_out))
     for batch in _batches(paths, settings.batch_size, problems, size):
         images = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
         if frozen:  # its head was trained and scored on features in float32
@@ -108,10 +117,11 @@ def classification(book, table, image_dir, out, setting="C"):
         with torch.no_grad(), autocast(settings.precision, book.device):  # as in validation
             scores = model.head(known) if frozen else model(augment.normalise(images.to(book.device)))
         numbers = scores.float().argmax(dim=1).tolist()
-        found |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}
-    labels = rows["filename"].map(found).astype("Int64")
-    files.write_text(out, rows[["id", "filename"]].assign(label=labels).to_csv(index=False))
-    return int(labels.notna().sum()), problems
+        labels |= {path.name: split.numbers[n] for (path, _), n in zip(batch, numbers)}
+    filled = [labels.get(plain[name]) for name in rows["filename"]]
+    table = rows[["id", "filename"]].assign(label=pd.Series(filled, rows.index, dtype=object))
+    files.write_text(out, table.to_csv(index=False))
+    return int(table["label"].notna().sum()), problems
 
 
 def _must_be_trained(book, step):
@@ -212,24 +222,42 @@ def score_segmentation(predicted_dir, true_dir):
 
 
 def score_classification(predicted_csv, true_csv):
-    """The accuracy of a CSV of labels; an image without a prediction counts as wrong.
+    """Score a CSV of labels; an image without a prediction counts as wrong.
 
     Args:
-        predicted_csv, true_csv: CSVs with columns filename and label.
+        predicted_csv, true_csv: CSVs with columns filename and label, numbers or names.
 
     Returns:
-        Dict with correct, total, accuracy and its 95 % interval ci_low, ci_high, and a list of
-        (file, reason) of what has no prediction.
+        Dict with correct, total, accuracy, its 95 % interval ci_low, ci_high, and how many images are
+        without_prediction (wrong), not_in_truth and without_truth (neither counts); and a list of (file, reason) of
+        all of these.
 
     Raises:
-        UserError: a CSV cannot be read.
+        UserError: a CSV cannot be read or names an image twice, one has numbers and the other names, or no image is in
+            both.
     """
     predicted, true = _labels(predicted_csv), _labels(true_csv)
-    problems = [(name, "it has no prediction") for name in true.index if name not in predicted]
-    problems += [(name, "it is not among the true labels") for name in predicted.index if name not in true]
-    correct = int((predicted.reindex(true.index) == true).sum())
-    found = {"correct": correct, "total": len(true), "accuracy": correct / len(true)}
-    return found | dict(zip(("ci_low", "ci_high"), wilson(correct, len(true)))), problems
+    first = [labels.dropna().iloc[:1] for labels in (predicted, true)]
+    if len({type(labels.iloc[0]) for labels in first}) > 1:
+        one, other = (f"{labels.iloc[0]} of {labels.index[0]}" for labels in first)
+        raise UserError(
+            f"{predicted_csv} and {true_csv} have labels of two kinds, such as {one} and {other}. Use numbers in both "
+            "or names in both."
+        )
+    if not set(predicted.index) & set(true.index):
+        one, other = predicted.index[0], true.index[0]
+        raise UserError(f"{predicted_csv} and {true_csv} have no image in common; they begin with {one} and {other}.")
+    truth, known = true.dropna(), predicted.dropna()
+    reasons = {
+        "without_prediction": ([name for name in truth.index if name not in known], "it has no prediction"),
+        "not_in_truth": ([name for name in predicted.index if name not in true], f"it is not in {true_csv}"),
+        "without_truth": ([name for name in true.index if name not in truth], f"it has no label in {true_csv}"),
+    }
+    problems = [(name, reason) for names, reason in reasons.values() for name in names]
+    correct = sum(known.get(name) == label for name, label in truth.items())
+    score = {"correct": correct, "total": len(truth), "accuracy": correct / len(truth)}
+    score |= dict(zip(("ci_low", "ci_high"), wilson(correct, len(truth))))
+    return score | {kind: len(names) for kind, (names, _) in reasons.items()}, problems
 
 
 def _mask(path):
@@ -246,15 +274,18 @@ def _mask(path):
 
 
 def _labels(table):
-    """Labels by file name; rows without a label are left out."""
+    """The labels of a CSV by file name, None where one is missing; a folder that all names share does not count."""
     rows = csv_rows.read_rows(table, "filename", "label")
-    twice = rows["filename"][rows["filename"].duplicated()]
-    if len(twice):
-        raise UserError(f"{table} names {twice.iloc[0]} more than once.")
-    rows = rows[rows["label"] != ""]
-    if rows.empty:
+    labels = csv_rows.parse_labels(table, rows)
+    if all(label is None for label in labels):
         raise UserError(f"{table} holds no labels.")
-    labels = rows.set_index("filename")["label"].map(csv_rows.whole_number)
-    if labels.isna().any():
-        raise UserError(f"{table}: the label of {labels.index[labels.isna()][0]} is no number.")
-    return labels.astype("int64")
+    names = [unicodedata.normalize("NFC", name.strip().replace("\\", "/")) for name in rows["filename"]]
+    if len({os.path.dirname(name) for name in names}) == 1:
+        names = [os.path.basename(name) for name in names]
+    first = {}
+    for row, name in zip(rows.index, names):
+        if not name:
+            raise UserError(f"{table}, row {row}: the filename is empty.")
+        if first.setdefault(name, row) != row:
+            raise UserError(f"{table} names {name} more than once, in rows {first[name]} and {row}.")
+    return pd.Series(labels, names, dtype=object)

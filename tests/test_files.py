@@ -185,6 +185,14 @@ def test_a_disk_that_lacks_a_few_bytes_is_noticed(tmp_path, kind, size, short):
     assert names(tmp_path / "far" / "small") == [] and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_json_holds_no_number_that_json_lacks(tmp_path, number):
+    """A measure that cannot be taken is None; whatever else writes NaN must not go unnoticed."""
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "metrics.json", {"rows": [{"accuracy": number}]})
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_folder_without_write_permission_is_a_clear_error(tmp_path, when):
     """Meanwhile the temporary file cannot be removed; that must not hide what happened."""

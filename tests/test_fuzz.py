@@ -98,10 +98,11 @@ def tables(draw):
 def read_simply(content):
     """Filename and label row by row, and whether rows or columns are ambiguous; None where it is no such table."""
     try:
-        lines = [line for line in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")) if line]
-        header, *rows = lines
+        lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        lines = [line for line in lines if any(map(str.strip, line))]
+        header, *rows = [[name.strip().lower() for name in lines[0]], *lines[1:]]
         places = [header.index(column) for column in ("filename", "label")]
-    except (ValueError, csv.Error):
+    except (ValueError, IndexError, csv.Error):
         return None, True
     ragged = len({len(line) for line in lines}) > 1 or len(set(header)) < len(header)
     return [tuple((row + [""] * len(header))[place] for place in places) for row in rows], ragged
@@ -114,6 +115,13 @@ def finite(text):
     except InvalidOperation:
         return None
     return number if number.is_finite() and -(2**63) <= number < 2**63 else None
+
+
+def meant(text):
+    """A label: a number, a name, or None where it is missing."""
+    if (number := finite(text)) is not None:
+        return number
+    return None if text.strip() in ("", "nan", "NA") else text.strip()
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +159,12 @@ def test_a_table_is_read_as_it_stands_or_refused(labelled, content):
     assert scored is None or scored[0]["correct"] == scored[0]["total"] > 0
     found = outcome(layout.find, labelled, Data())
     assert found or examined(labelled)["errors"]
-    if found is None:  # what nobody could misread is never refused
+    if found is None:  # what nobody could misread is never refused, if there are two classes
         plain = rows and all(n in IMAGES and re.fullmatch("[0-9]", label) for n, label in rows)
-        assert not plain or ragged
+        assert not plain or ragged or len({label for _, label in rows}) < 2
         return
-    labels = [finite(text) for _, text in rows]
-    assert None not in labels
+    labels = [meant(text) for _, text in rows]
+    assert None not in labels and len({type(label) for label in labels}) == 1
     numbers = sorted(set(labels))
     for split in (found.problem1.pool, found.problem1.train, found.problem1.val):
         assert list(split.files) == [name for name, _ in rows]
@@ -181,18 +189,18 @@ def test_the_accuracy_of_a_csv_is_an_independent_count(folder, predicted, true):
         write_labelled(path, labels.items())
     found = outcome(predict.score_classification, *paths)
     if found is None:
-        assert (
-            not predicted
-            or not true
-            or not all(re.fullmatch("[0-9]", t) for t in (*predicted.values(), *true.values()))
-        )
+        plain = all(re.fullmatch("[0-9]", text) for text in (*predicted.values(), *true.values()))
+        assert not plain or not set(predicted) & set(true)
         return
-    guess, truth = ({n: finite(text) for n, text in labels.items() if text} for labels in (predicted, true))
+    every = [{n: meant(text) for n, text in labels.items()} for labels in (predicted, true)]
+    guess, truth = ({n: label for n, label in labels.items() if label is not None} for labels in every)
+    assert len({type(label) for label in (*guess.values(), *truth.values())}) == 1
     correct = sum(guess.get(name) == label for name, label in truth.items())
-    assert None not in {*truth.values(), *guess.values()}
+    unpaired = set(truth) - set(guess), set(predicted) - set(true), set(true) - set(truth)
+    counts = dict(zip(("without_prediction", "not_in_truth", "without_truth"), map(len, unpaired)))
     interval = dict(zip(("ci_low", "ci_high"), wilson(correct, len(truth))))
-    assert found[0] == {"correct": correct, "total": len(truth), "accuracy": correct / len(truth), **interval}
-    assert {name for name, _ in found[1]} == set(truth) ^ set(guess)
+    assert found[0] == {"correct": correct, "total": len(truth), "accuracy": correct / len(truth), **interval, **counts}
+    assert sorted(name for name, _ in found[1]) == sorted(name for names in unpaired for name in names)
 
 
 # --- masks and images

@@ -13,7 +13,7 @@ from PIL import Image
 from hw1lib import comparison, files, paths, pipeline, profiles
 from hw1lib.chapters import segmentation as two
 from hw1lib.chapters import words
-from hw1lib.data import images, layout
+from hw1lib.data import groups, images
 from hw1lib.errors import UserError
 from hw1lib.measures import metrics as scores
 from hw1lib.models.segmenters import SEGMENTERS
@@ -192,7 +192,7 @@ def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_da
     for path in (course_data / "p1_data" / "office" / "train").iterdir():
         path.write_bytes(b"")
     shutil.rmtree(course_data / "p2_data")
-    for name in ("p2_data", layout.GROUPS):
+    for name in ("p2_data", groups.GROUPS):
         (course_data / name).symlink_to(paths.EARTH / name)
     shutil.copytree(smoke_run, tmp_path / "out")
     options = ["--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"]

@@ -106,7 +106,8 @@ def compare(first, second, right, names=None):
 def _images(right):
     """336 images, or 336 images of 18 places where several show one."""
     places = right.index.nunique()
-    return f"{len(right)} images" + (f" of {places} places" if places < len(right) else "")
+    of = "one place" if places == 1 else f"{places} places"
+    return f"{len(right)} images" + (f" of {of}" if places < len(right) else "")
 
 
 def ranked(right):

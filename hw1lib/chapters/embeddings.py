@@ -70,16 +70,26 @@ def in_words(metrics, setting):
     """Whether classes are denser and more separate at the last epoch than at the first; `metrics` of step embed."""
     first, last = metrics["silhouette_first"], metrics["silhouette_last"]
     pure, purer = metrics["purity_first"], metrics["purity_last"]
-    denser = "denser and further apart" if last > first else "not denser or further apart"
-    chance = metrics["purity_chance"]
-    neighbours = "more" if purer > pure else "fewer" if purer < pure else "as many"
-    return (
-        f"From the first to the last epoch of setting {setting} the mean silhouette of the activations goes from "
-        f"{first:.3f} to {last:.3f}: the classes are {denser}. {capital(neighbours)} of an image's nearest neighbours "
-        f"belong to its own class ({percent(purer)} after {percent(pure)}; {percent(chance)} by chance). PCA, fitted "
-        "to both epochs together, holds in two axes "
-        f"{percent(metrics['pca_variance'])} of the variance; t-SNE, laid out for both together from there, keeps "
-        "neighbourhoods with a trustworthiness of "
-        f"{metrics['trustworthiness_first']:.3f} and {metrics['trustworthiness_last']:.3f}, but its distances between "
-        "clusters mean nothing."
+    trust, variance = [metrics[f"trustworthiness_{epoch}"] for epoch in ("first", "last")], metrics["pca_variance"]
+    parts = ["The silhouette was not measured: it needs two classes, and one of them with two images."]
+    if None not in (first, last):
+        denser = "denser and further apart" if last > first else "not denser or further apart"
+        parts = [
+            f"From the first to the last epoch of setting {setting} the mean silhouette of the activations goes from "
+            f"{first:.3f} to {last:.3f}: the classes are {denser}."
+        ]
+    if None in (pure, purer, *trust):
+        parts.append("There are too few images to look at nearest neighbours.")
+    else:
+        neighbours = "more" if purer > pure else "fewer" if purer < pure else "as many"
+        parts.append(
+            f"{capital(neighbours)} of an image's nearest neighbours belong to its own class ({percent(purer)} after "
+            f"{percent(pure)}; {percent(metrics['purity_chance'])} by chance)."
+        )
+    held = "none" if variance is None else percent(variance)
+    text = f"PCA, fitted to both epochs together, holds in two axes {held} of the variance; t-SNE, laid out for both"
+    kept = (
+        "" if None in trust else "keeps neighbourhoods with a trustworthiness of {:.3f} and {:.3f}, but ".format(*trust)
     )
+    says = "its distances between clusters mean nothing" if kept else "says nothing of distances between clusters"
+    return " ".join([*parts, f"{text} together from there, {kept}{says}."])

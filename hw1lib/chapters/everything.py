@@ -175,10 +175,12 @@ def in_words(metrics):
         parts.append("The two classical segmenters need no weights.")
     frame = pd.DataFrame(metrics["rows"]).astype({"vote_miou": float, "model_miou": float, "asa": float})
     for method, mean in frame.groupby("method", sort=False).mean(numeric_only=True).iterrows():
+        bound = f"if each took the right class, {percent(mean['asa'])} of the pixels would be right (an upper bound)"
+        bound = "no shown image has a pixel of a known class" if pd.isna(mean["asa"]) else bound
         parts.append(
-            f"{METHODS[method]} finds {mean['masks']:.0f} masks an image on average; if each took the right class, "
-            f"{percent(mean['asa'])} of the pixels would be right (an upper bound). With our own model's vote inside "
-            f"each mask its mIoU on these images is {mean['vote_miou']:.3f} instead of {mean['model_miou']:.3f}."
+            f"{METHODS[method]} finds {mean['masks']:.0f} masks an image on average; {bound}. With our own model's "
+            f"vote inside each mask its mIoU on these images is {mean['vote_miou']:.3f} instead of "
+            f"{mean['model_miou']:.3f}."
         )
     return " ".join(parts)
 

@@ -6,7 +6,7 @@ import seaborn
 
 from hw1lib.chapters.data import some
 from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, image_grid, show, training_curves
-from hw1lib.chapters.words import percent
+from hw1lib.chapters.words import ends, percent
 from hw1lib.comparison import ROWS, SETTINGS
 
 COLOURS = dict(zip(SETTINGS, (PALETTE[7], PALETTE[0], PALETTE[2], PALETTE[9], PALETTE[1]), strict=True))
@@ -30,7 +30,8 @@ def accuracies(metrics, source):
 
     Returns:
         DataFrame with the columns of tables/finetune.csv. `accuracy` and `epoch` are those of the best epoch, which
-        validation chose; `accuracy_last`, `correct` and the 95 % interval those of the last one.
+        validation chose; `accuracy_last`, `correct` and the 95 % interval those of the last one. The interval is nan
+        where all validation images show one place.
     """
     origins = {None: "none (random weights)", "pretrain": "self-supervised", "pretrain-supervised": ORIGIN[source]}
     rows = []
@@ -40,7 +41,7 @@ def accuracies(metrics, source):
         pretraining = "none" if name in ("colour", "simple") else origins.get(row.pretraining, row.pretraining)
         about = {"setting": name, "pretraining": pretraining, "finetuning": values.get("model", row.trained)}
         rows.append(about | values | {"correct": values["correct_last"], "ci_low": low, "ci_high": high})
-    return pd.DataFrame(rows)[[*COLUMNS, "accuracy_last"]]
+    return pd.DataFrame(rows)[[*COLUMNS, "accuracy_last"]].astype({"ci_low": float, "ci_high": float})
 
 
 def readable(table, original=None):
@@ -52,7 +53,7 @@ def readable(table, original=None):
     """
     shown = table[["setting", "pretraining", "finetuning", "accuracy_last"]]
     shown = shown.rename(columns={"pretraining": "pre-training", "finetuning": "trained"})
-    intervals = [f"{100 * low:.1f} – {100 * high:.1f}" for low, high in zip(table["ci_low"], table["ci_high"])]
+    intervals = [ends(low, high, "–", ".1f") for low, high in zip(100 * table["ci_low"], 100 * table["ci_high"])]
     correct = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
     best = [f"{percent(share)} (epoch {at})" if at else "–" for share, at in zip(table["accuracy"], table["epoch"])]
     shown = shown.assign(**{"95 % interval": intervals, "correct": correct, "best epoch": best})

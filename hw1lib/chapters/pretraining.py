@@ -105,7 +105,7 @@ def queries(split, count):
     """The places of a few images of a layout.Split: of different classes where it has labels, else evenly over it."""
     if split.labels is None:
         return spread(len(split), count).tolist()
-    classes = np.unique(split.labels)
+    classes = np.unique(split.labels[split.labels >= 0])
     return [int((split.labels == classes[place]).argmax()) for place in spread(len(classes), count)]
 
 
@@ -115,15 +115,15 @@ def nearest(features, queries, count):
     Args:
         features: (N, D).
         queries: (Q,) rows of `features` that are asked for.
-        count: neighbours of each.
+        count: neighbours of each, at most; K is lowered where there are fewer others.
 
     Returns:
-        (Q, count) rows of `features`, the most similar first, without the query itself.
+        (Q, K) rows of `features`, the most similar first, without the query itself.
     """
     unit = torch.nn.functional.normalize(torch.as_tensor(features))  # (N, D)
     likeness = unit[torch.as_tensor(queries)] @ unit.T  # (Q, N)
     likeness[torch.arange(len(queries)), torch.as_tensor(queries)] = -2.0
-    return likeness.topk(count).indices.numpy()
+    return likeness.topk(min(count, len(features) - 1)).indices.numpy()
 
 
 def neighbours(images, queries, found):

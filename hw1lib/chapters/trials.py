@@ -30,12 +30,13 @@ def in_words(trials, control):
     hours = pd.to_numeric(trials["minutes"]).sum() / 60
     folds = trials.loc[trials["problem"] == 1, "folds"].max()
     best = trials[trials["of"] == "E"]["score"].max()
-    simple = max(control["folds"].values())
+    simple = max(control["folds"].values(), default=None)
+    reached = "could not be measured" if simple is None else f"reaches {percent(simple)}"
     return (
         f"{trials['trial'].nunique()} settings of the demo were tried on parts of its training images, whole blocks of "
         f"the Earth held out, with one seed each, in {hours:.1f} hours on one thread of a CPU; no validation image "
         f"took part. Scores are those of the last epoch: the mean accuracy over {folds} folds for Problem 1, LR-ASPP's "
         "mIoU on one part held out for Problem 2. What a setting gains here is no more than such folds tell from "
         "chance; one was changed only where that costs no time. On the same folds, the best classifier of colour and "
-        f"texture (control *simple*) reaches {percent(simple)}, setting E in the best of the trials {percent(best)}."
+        f"texture (control *simple*) {reached}, setting E in the best of the trials {percent(best)}."
     )

@@ -7,16 +7,17 @@ the same layout, so both run through the same code. Nothing is decoded.
 import dataclasses
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hw1lib.data.csv_rows import HINT, read_labels, read_rows
+from hw1lib.data.csv_rows import HINT, absent_files, leaves, listed, quoted, shortened
+from hw1lib.data.groups import Groups
 from hw1lib.errors import UserError
 
 SPLIT = "split.json"  # beside p2_data where data split made it: what it is
-GROUPS = "groups.csv"  # beside p1_data and p2_data, may be absent: which images are of one place
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Split:
 
     folder: Path
     files: tuple[str, ...]
-    labels: np.ndarray | None = None  # (N,) int64
-    classes: tuple[str, ...] = ()
-    numbers: tuple[int, ...] = ()  # each class's label in the CSV, where labels may have gaps
+    labels: np.ndarray | None = None  # (N,) int64; -1: an image of the pool without a label
+    classes: tuple[str, ...] = ()  # captions of the classes
+    numbers: tuple[int, ...] | tuple[str, ...] = ()  # each class's label in the CSV, a number or a name
     groups: np.ndarray | None = None  # (N,) int64: which images are of one place; None: not known
     decoded: Path | None = None  # folder of decoded images; None: they are decoded where they are used
     whole: "Split | None" = None  # what this is a part of, decoded with it, and which rows of it this is
@@ -48,7 +49,14 @@ class Split:
         """Number of images of each class, by name; empty without labels."""
         if self.labels is None:
             return {}
-        return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist()))
+        known = self.labels[self.labels >= 0]
+        return dict(zip(self.classes, np.bincount(known, minlength=len(self.classes)).tolist()))
+
+    def labelled(self):
+        """The part of the split that has labels; None without any."""
+        if self.labels is None or (self.labels >= 0).all():
+            return None if self.labels is None else self
+        return self.part(np.flatnonzero(self.labels >= 0))
 
     def take(self, limit):
         """The split with at most `limit` files, evenly over it; 0 keeps all."""
@@ -119,6 +127,7 @@ class Problem1:
     train: Split
     val: Split
     supervised_backbone: Path | None
+    group_notes: tuple[str, ...] = ()  # what of groups.csv is not used: sentences
 
     @property
     def classes(self):
@@ -131,6 +140,7 @@ class Problem2:
 
     train: Tiles
     validation: Tiles
+    group_notes: tuple[str, ...] = ()  # as in Problem1
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,10 @@ class Layout:
     def has(self):
         """Which of the two problems there is: dict from 1, 2 to bool."""
         return {1: self.problem1 is not None, 2: self.problem2 is not None}
+
+    def group_notes(self, problem):
+        """Sentences about what of groups.csv is not used in Problem 1 or 2."""
+        return getattr(self, f"problem{problem}").group_notes
 
 
 def find(root, limits, only="", decoded=None):
@@ -163,7 +177,7 @@ def find(root, limits, only="", decoded=None):
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"There is no data folder {root}. {HINT}")
-    problems, groups = [], _groups(root)
+    problems, groups = [], Groups(root)
     for name, read in (("1", _problem1), ("2", _problem2)):
         folder, wanted = root / f"p{name}_data", only in ("", f"problem{name}")
         problems.append(read(folder, limits, decoded, groups) if wanted and folder.is_dir() else None)
@@ -174,40 +188,53 @@ def find(root, limits, only="", decoded=None):
 
 
 def _problem1(root, limits, decoded, groups):
-    folder, backbone = root / "mini" / "train", root / "pretrain_model_SL.pt"
-    has_table = folder.with_suffix(".csv").is_file()
-    pool = _labelled(folder) if has_table else Split(folder, _names(folder, ".jpg"))
-    train, val = _labelled(root / "office" / "train"), _labelled(root / "office" / "val")
-    if train.classes != val.classes:
-        odd = ", ".join((sorted(set(train.classes) ^ set(val.classes)) or train.classes)[:8])
-        text = f"train.csv and val.csv do not name the same classes in the same order; they differ in {odd}"
-        raise UserError(f"{root}/office: {text}. Every class needs images and one number in both.")
-    train, val = (_grouped(split, split.files, root.parent, groups) for split in (train, val))
+    pool, backbone = _pool(root / "mini" / "train"), root / "pretrain_model_SL.pt"
+    train, val = (_labelled(root / "office" / split) for split in ("train", "val"))
+    if fault := disagreement(train, val):
+        raise UserError(f"{root}/office: {fault}")
+    val = dataclasses.replace(val, classes=train.classes)
+    notes = groups.notes({split.folder: split.files for split in (train, val)})
+    train, val = (dataclasses.replace(split, groups=groups.of(split.folder, split.files)) for split in (train, val))
     limited = ((pool, limits.pool_limit), (train, limits.office_limit), (val, limits.office_limit))
-    used = (dataclasses.replace(split.take(limit), decoded=decoded) for split, limit in limited)
-    return Problem1(*used, backbone if backbone.is_file() else None)
+    used = [dataclasses.replace(split.take(limit), decoded=decoded) for split, limit in limited]
+    for split, setting, need in zip(used, ("pool", "office"), ("two images", "images of two classes")):
+        if len(split) < 2 or (setting == "office" and len(np.unique(split.labels)) < 2):
+            few = f"{len(split)} in use, but training needs {need}"
+            raise UserError(f"{split.folder}: {few}. Add images or raise data.{setting}_limit.")
+    return Problem1(*used, backbone if backbone.is_file() else None, notes)
+
+
+def disagreement(train, val):
+    """Say why networks cannot be trained on one split and scored on the other; empty where they can.
+
+    Labels identify classes; how their files are called does not matter.
+    """
+    of = {**dict(zip(val.numbers, val.classes)), **dict(zip(train.numbers, train.classes))}
+    kinds = [type(split.numbers[0]) for split in (train, val)]
+    if kinds[0] != kinds[1]:
+        first = [quoted(str(split.numbers[0])) for split in (train, val)]
+        return (
+            f"train.csv and val.csv have labels of two kinds, such as {first[0]} and {first[1]}. Use numbers or names."
+        )
+    if odd := sorted(set(train.numbers) ^ set(val.numbers)):
+        named = ", ".join(_called(label, of[label]) for label in odd[:8]) + (" …" if len(odd) > 8 else "")
+        text = f"train.csv and val.csv do not have the same labels; only one of them has {named}"
+        return f"{text}. Every class needs training and validation images, with one label in both."
+    if len(of) == 1:
+        return f"all images are of one class, {_called(*of.popitem())}. Training and scoring need at least two classes."
+    return ""
+
+
+def _called(label, caption):
+    return str(label) if str(label) == caption else f"{label} ({caption})"
 
 
 def _problem2(root, limits, decoded, groups):
-    found = (_tiles(root / split) for split in ("train", "validation"))
-    known = (_grouped(tiles, [tiles.sat(n).name for n in tiles.numbers], root.parent, groups) for tiles in found)
-    return Problem2(*(dataclasses.replace(tiles.take(limits.tile_limit), decoded=decoded) for tiles in known))
-
-
-def _groups(root):
-    """The groups of groups.csv (split, filename, group), where that is there: {(split, file name): number}."""
-    if not (table := root / GROUPS).is_file():
-        return {}
-    rows = read_rows(table, "split", "filename", "group")
-    places = zip(rows["split"], rows["filename"])
-    return dict(zip(places, np.unique(rows["group"], return_inverse=True)[1].tolist()))
-
-
-def _grouped(split, names, root, groups):
-    """A split with the groups of its files, if they are known of all."""
-    place = split.folder.relative_to(root).as_posix()
-    found = [groups.get((place, name)) for name in names]
-    return split if None in found else dataclasses.replace(split, groups=np.array(found, dtype=np.int64))
+    parts = [_tiles(root / split) for split in ("train", "validation")]
+    names = [[tiles.sat(n).name for n in tiles.numbers] for tiles in parts]
+    known = [dataclasses.replace(tiles, groups=groups.of(tiles.folder, of)) for tiles, of in zip(parts, names)]
+    used = (dataclasses.replace(tiles.take(limits.tile_limit), decoded=decoded) for tiles in known)
+    return Problem2(*used, groups.notes({tiles.folder: of for tiles, of in zip(parts, names)}))
 
 
 def _names(folder, ending):
@@ -220,19 +247,10 @@ def _names(folder, ending):
     return tuple(names)
 
 
-def leaves(folder, name):
-    """Whether the name of a file, such as one from a CSV, leads out of its folder."""
-    if os.path.basename(name) != name or "\0" in name:
-        return True
-    path = os.path.join(folder, name)
-    # Not Path.resolve(), which fails where links go round in a loop.
-    return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
 def _refuse_outside(folder, names, source):
     if outside := [name for name in names if leaves(folder, name)]:
         remedy = "Copy such files into it; the folder itself may be a link."
-        raise UserError(f"{source}: {outside[0]!r} is a link out of {folder} or no plain file name. {remedy}")
+        raise UserError(f"{source}: {quoted(outside[0])} leads out of {folder}. {remedy}")
 
 
 def _tiles(folder):
@@ -247,27 +265,43 @@ def _tiles(folder):
 
 def _labelled(folder):
     """A split from the CSV beside its folder; its files must all be there."""
-    table = folder.with_suffix(".csv")
-    rows = read_labels(table)
-    if folder.is_dir():
-        os.scandir(folder).close()  # what may not be read is not called absent
-    _refuse_outside(folder, rows["filename"], table)
-    if absent := [name for name in rows["filename"] if not os.path.isfile(folder / name)]:
-        where = f"{len(absent)} files that {folder} does not have, first {absent[0]}"
-        raise UserError(f"{table} names {where}. Add them or take their rows away.")
+    rows, _ = listed(folder)
+    _refuse_outside(folder, rows["given"][rows["outside"]], folder.with_suffix(".csv"))
+    if absent := absent_files(rows):
+        where = f"files that {folder} lacks: {shortened(absent)}"
+        raise UserError(f"{folder.with_suffix('.csv')} names {where}. Add them or take their rows away.")
     return labelled(folder, rows)
 
 
+def _pool(folder):
+    """The pool: what its CSV lists of the files that are there, or all images where no CSV can be used."""
+    rows, table = None, folder.with_suffix(".csv")
+    if table.is_file():
+        rows, _ = listed(folder, required=False)
+    if rows is not None:
+        _refuse_outside(folder, rows["given"][rows["outside"]], table)
+        rows = rows[rows["filename"].notna()]
+    return Split(folder, _names(folder, ".jpg")) if rows is None or rows.empty else labelled(folder, rows)
+
+
 def labelled(folder, rows):
-    """A split from rows with filename and label; labels may have gaps."""
-    numbers, classes = np.unique(rows["label"], return_inverse=True)
-    names = [_class_name(n, rows["filename"][classes == i]) for i, n in enumerate(numbers)]
-    if len(set(names)) < len(names):  # letters that say nothing, as in img001.jpg
-        names = [str(n) for n in numbers]
-    return Split(folder, tuple(rows["filename"]), classes.astype(np.int64), tuple(names), tuple(numbers.tolist()))
+    """A split from rows with filename and label, numbers with or without gaps, or names; None: no label."""
+    files, labels = tuple(rows["filename"]), rows["label"].tolist()
+    numbers = sorted(set(labels) - {None})
+    if not numbers:
+        return Split(folder, files)
+    places = {None: -1} | {label: place for place, label in enumerate(numbers)}
+    prefixes = {label: Counter() for label in numbers}
+    for name, label in zip(files, labels):
+        if label is not None:
+            prefixes[label][re.match(r"[A-Za-z_]*", name).group()] += 1
+    classes = [label if isinstance(label, str) else _caption(label, prefixes[label]) for label in numbers]
+    if len(set(classes)) < len(classes):  # letters that say nothing, as in img001.jpg
+        classes = list(map(str, numbers))
+    return Split(folder, files, np.array([places[label] for label in labels], np.int64), tuple(classes), tuple(numbers))
 
 
-def _class_name(number, files):
-    """The leading letters that a label's files share, else its number."""
-    shared, *others = {re.match(r"[A-Za-z_]*", name).group() for name in files}
-    return str(number) if others or not shared else shared
+def _caption(label, prefixes):
+    """The leading letters that most of a label's files share, else its number."""
+    prefix, count = prefixes.most_common(1)[0]
+    return prefix if prefix and 2 * count > prefixes.total() else str(label)

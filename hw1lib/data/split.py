@@ -19,6 +19,7 @@ import pandas as pd
 from hw1lib import files
 from hw1lib.data import layout
 from hw1lib.data.check import evidence, leakage
+from hw1lib.data.groups import GROUPS
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 
@@ -152,6 +153,6 @@ def _write(target, chosen, groups, facts):
                     os.link(path.resolve(), link)
                     rows.append((f"p2_data/{split}", link.name, int(groups[at]), f"{origin.folder.name}/{path.name}"))
         table = pd.DataFrame(rows, columns=["split", "filename", "group", "origin"])
-        table.to_csv(part / layout.GROUPS, index=False)
+        table.to_csv(part / GROUPS, index=False)
         (part / layout.SPLIT).write_text(json.dumps(facts, indent=1) + "\n")
         part.rename(target)

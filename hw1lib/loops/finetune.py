@@ -141,7 +141,10 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
 
 
 def finish(draft, history, problem1, **more):
-    """Saves the predictions of every epoch, and the accuracy of the best and of the last one, with its interval."""
+    """Saves the predictions of every epoch, and the accuracy of the best and of the last one.
+
+    The interval of the last one is None where all images show one place.
+    """
     predictions = np.array([row.pop("predictions") for row in history], dtype=np.int16)  # (epochs, N)
     correct = (predictions == problem1.val.labels).sum(axis=1)  # (epochs,)
     best, total = int(correct.argmax()), len(problem1.val)
@@ -149,5 +152,6 @@ def finish(draft, history, problem1, **more):
     draft.history(history)
     right, last = int(correct[best]), int(correct[-1])
     interval = statistics.share(predictions[-1] == problem1.val.labels, problem1.val.groups)
+    interval = [None if np.isnan(end) else end for end in interval]
     found = {"correct": right, "total": total, "epoch": history[best]["epoch"], "accuracy": right / total}
     draft.metrics(found | {"correct_last": last, "accuracy_last": last / total, "interval_last": interval} | more)

@@ -12,7 +12,7 @@ from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.device import exact
-from hw1lib.loops.probe import probe_of
+from hw1lib.loops.probe import FEWEST, probe_of
 from hw1lib.measures import representation
 from hw1lib.models import byol, classifier, weights
 
@@ -48,7 +48,8 @@ def self_supervised(draft, problem1, profile, device):
     history = training.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
     draft.weights(without_fc(backbone))
     draft.history(history)
-    queries, collapsed = len(probe.held_out) if probe.asks else 0, representation.collapsed(history[-1])
+    queries = len(probe.held_out) if probe.asks else 0
+    collapsed = len(probe.bank) >= FEWEST - 1 and representation.collapsed(history[-1])
     if collapsed:
         training.say(
             f"{draft.step}  collapsed: the backbone says nearly the same of every image. Another "
@@ -127,10 +128,10 @@ def supervised(draft, problem1, profile, device):
 
 
 def _supervised_on_pool(draft, pool, profile, device):
-    settings = profile.supervised
-    if pool.labels is None:
+    settings, whole, pool = profile.supervised, pool, pool.labelled()
+    if pool is None:
         raise UserError(
-            f"Settings B and D need a supervised backbone, but {pool.folder.parent.parent} has neither "
+            f"Settings B and D need a supervised backbone, but {whole.folder.parent.parent} has neither "
             "pretrain_model_SL.pt (profiles with whole networks use it) nor labels of the pool in mini/train.csv. "
             "Add one of the two (data/README.md)."
         )

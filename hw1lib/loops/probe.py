@@ -13,15 +13,17 @@ from hw1lib.measures import representation
 BANK = 2000  # pool images whose features are watched, and neighbours found among
 QUERIES = 500  # other pool images whose labels are asked for; at most a tenth of it
 NEIGHBOURS = 20
+FEWEST = 10  # images; of fewer there is no k-NN probe, and the effective rank cannot tell a collapse
 
 
 def probe_of(pool, size, device):
     """The probe of a pool, and the pool without the images whose labels the probe asks for."""
-    if pool.labels is None or len(pool) < 10:
+    labelled = pool.labelled()
+    if labelled is None or len(labelled) < FEWEST:
         return Probe(pool, None, size, device), pool
-    held_out = pool.take(min(QUERIES, len(pool) // 10))
+    held_out = labelled.take(min(QUERIES, len(labelled) // 10))
     rest = pool.without(held_out)
-    return Probe(rest, held_out, size, device), rest
+    return Probe(rest.labelled(), held_out, size, device), rest
 
 
 class Probe:

@@ -17,16 +17,19 @@ from hw1lib.loops.finetune import finish, pixels_of
 
 FOLDS = 5
 SCALES = (1, 2, 4)  # pixels that detail is measured over
+UNCHOSEN = "logistic regression (C = 1) on colour mean and deviation"
 INPUTS = {"colour mean and deviation": 6, "colour and texture": None}  # how many of the measures are used
 
 
 def run(draft, problem1, profile, *_):
-    """Measures both splits, lets folds of the training images choose, then predicts the validation images once."""
+    """Measure both splits, let folds of the training images choose, then predict the validation images once.
+
+    Where there are too few images for folds, UNCHOSEN predicts.
+    """
     train, val = map(measures, pixels_of(problem1, profile))
     labels, groups = problem1.train.labels, problem1.train.groups
     groups = np.arange(len(labels)) if groups is None else groups
-    parts = max(2, min(FOLDS, np.bincount(labels).min(), len(np.unique(groups))))
-    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=0)
+    folds = _folds(train, labels, groups)
     models = {
         f"{kind} on {inputs}": (model, count)
         for inputs, count in INPUTS.items()
@@ -34,13 +37,23 @@ def run(draft, problem1, profile, *_):
     }
     with threadpool_limits(1):  # twice as quick for so few images
         scores = {
-            name: float(cross_val_score(model, train[:, :count], labels, groups=groups, cv=folds).mean())
-            for name, (model, count) in models.items()
+            name: float(cross_val_score(model, train[:, :count], labels, cv=folds).mean())
+            for name, (model, count) in (models if folds else {}).items()
         }
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.get) if scores else UNCHOSEN
     model, count = models[best]
     predicted = model.fit(train[:, :count], labels).predict(val[:, :count])
     finish(draft, [{"epoch": 0, "predictions": predicted.tolist()}], problem1, model=best, folds=scores)
+
+
+def _folds(images, labels, groups):
+    """Stratified folds that keep groups together, but for those whose training part has one class; may be empty."""
+    sizes, places = np.bincount(labels), len(np.unique(groups))
+    parts = max(2, min(FOLDS, sizes.min(), places))
+    if max(sizes) < parts or places < parts:
+        return []
+    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(images, labels, groups)
+    return [(train, test) for train, test in folds if len(np.unique(labels[train])) > 1 and len(test)]
 
 
 def candidates():

@@ -1,5 +1,7 @@
 """PCA and t-SNE of activations, and numbers for what one sees in them."""
 
+import math
+
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
@@ -23,7 +25,8 @@ def project(first, last, labels, perplexity, seed):
         seed: of t-SNE.
 
     Returns:
-        A dict of (N, 2) arrays pca_first, pca_last, tsne_first, tsne_last, and a dict of numbers:
+        A dict of (N, 2) arrays pca_first, pca_last, tsne_first, tsne_last, and a dict of numbers, None where one
+        cannot be measured (see `silhouette` and `purity`; trustworthiness needs four images, too):
         for each epoch the silhouette (-1…1, higher: denser and further apart), the purity (share
         of the 10 nearest neighbours that have an image's own class), both of the activations
         themselves, and t-SNE's trustworthiness (0…1); for PCA the share of variance kept; the purity
@@ -41,11 +44,11 @@ def project(first, last, labels, perplexity, seed):
         numbers = {"pca_variance": float(pca.explained_variance_ratio_.sum()), "purity_chance": chance(labels)}
         near = min(NEIGHBOURS, len(first) // 2 - 1)
         for epoch, values in (("first", first), ("last", last)):
-            numbers[f"silhouette_{epoch}"] = float(silhouette_score(values, labels))
+            numbers[f"silhouette_{epoch}"] = silhouette(values, labels)
             numbers[f"purity_{epoch}"] = purity(values, labels, near)
-            kept = trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near)
+            kept = trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near) if near > 0 else math.nan
             numbers[f"trustworthiness_{epoch}"] = float(kept)
-    return plane, numbers
+    return plane, {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
 
 def tsne(values, start, perplexity, seed):
@@ -65,8 +68,15 @@ def tsne(values, start, perplexity, seed):
     return TSNE(perplexity=perplexity, init=init, random_state=seed, n_jobs=1).fit_transform(values)
 
 
+def silhouette(values, labels):
+    """Mean silhouette in [-1, 1]; nan with fewer than two classes, or where each image has a class of its own."""
+    return float(silhouette_score(values, labels)) if 1 < len(np.unique(labels)) < len(labels) else math.nan
+
+
 def purity(values, labels, neighbours):
-    """Mean share of each row's nearest neighbours that have its own label, in [0, 1]."""
+    """Mean share of each row's nearest neighbours that have its own label, in [0, 1]; nan without any neighbours."""
+    if neighbours < 1:
+        return math.nan
     index = NearestNeighbors(n_neighbors=neighbours).fit(values)
     near = index.kneighbors(return_distance=False)  # (N, neighbours), without the row itself
     return float((labels[near] == labels[:, None]).mean())

@@ -52,6 +52,17 @@ def numbers(**changes):
     } | changes  # fmt: skip
 
 
+@pytest.mark.parametrize("gone", [("silhouette",), ("purity", "trustworthiness"), ("silhouette", "purity", "pca"), ()])
+def test_what_was_not_measured_is_said_and_its_cell_is_empty(gone):
+    values = {name: None if name.startswith(gone or ("x",)) else value for name, value in numbers().items()}
+    text = embeddings.in_words(values, "E")
+    assert "nan" not in text and "None" not in text
+    assert ("silhouette was not measured" in text) == ("silhouette" in gone)
+    assert ("too few images" in text) == ("purity" in gone) and ("none of the variance" in text) == ("pca" in gone)
+    table = embeddings.table(values).set_index("measure")
+    assert all(table.loc[name, ["first", "last"]].isna().all() == (name in gone) for name in table.index)
+
+
 @pytest.mark.parametrize(("change", "word"), [(-0.2, "Fewer"), (-0.002, "Fewer"), (0.0, "As many"), (0.2, "More")])
 def test_words_follow_the_numbers(change, word):
     """Denser only where the silhouette rises, more neighbours only where the purity does."""

@@ -111,6 +111,8 @@ def test_the_vote_is_given_beside_the_model_on_the_mean(change):
     text = everything.in_words(metrics(rows, "sam.pth"))
     assert text.startswith("SLIC finds 15 masks an image on average") and "80.0 % of the pixels" in text
     assert f"{0.5 + change:.3f} instead of 0.500." in text
+    text = everything.in_words(metrics([rows[1]], "sam.pth"))
+    assert "nan" not in text and "no shown image has a pixel of a known class" in text
 
 
 def test_each_method_has_its_own_sentence_and_missing_weights_are_said():

@@ -45,6 +45,17 @@ def test_the_readable_table_has_the_same_numbers(original):
     assert "nan" not in words.markdown(shown) and "nan" not in words.markdown(shown)
 
 
+@pytest.mark.parametrize("some", [True, False])
+def test_without_an_interval_the_cell_is_empty_and_says_why(some):
+    """All validation images show one place; of an older result the interval may be known."""
+    runs = {row: tuned() | {"interval_last": (None, None)} for row in ROWS} | ({"A": tuned()} if some else {})
+    table = finetuning.accuracies(runs, "pool")
+    assert table.to_csv(index=False).splitlines()[-1].count(",,,") == 1 and table["ci_low"].dtype == float
+    text = words.markdown(finetuning.readable(table))
+    assert "nan" not in text and "None" not in text and text.count("no interval from one place") == len(ROWS) - some
+    assert_drawn(finetuning.accuracy_bars(table))
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2), (7, 8)])
 def test_over_seeds_stand_mean_and_sample_standard_deviation(seeds):
     """Settings first, in whatever order they came; one value has no deviation, and nothing is printed for it."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hw1lib import paths
 from hw1lib.chapters import data as chapter
-from hw1lib.data import landcover, layout, split
+from hw1lib.data import csv_rows, groups, landcover, layout, split
 from hw1lib.data.sample import build as sample
 from hw1lib.data.sample import windows
 from hw1lib.errors import UserError
@@ -56,7 +56,7 @@ def anew(dealt_out, tmp_path_factory):
 
 
 def origins(target):
-    rows = layout.read_rows(target / layout.GROUPS, "split", "filename", "group", "origin")
+    rows = csv_rows.read_rows(target / groups.GROUPS, "split", "filename", "group", "origin")
     return rows[rows["filename"].str.endswith("_sat.jpg")]
 
 

@@ -44,6 +44,34 @@ def test_texture_is_chosen_where_it_tells_the_classes(course_data, tmp_path, mon
     assert np.array_equal(result.array("predictions")[-1], val.labels)
 
 
+TOO_FEW = {  # labels, places: whether folds can choose
+    "an image a class": ([0, 1, 2], None, False),
+    "two images": ([0, 1], None, False),
+    "one place": ([0, 1, 0, 1], [3, 3, 3, 3], False),
+    "a place a class": ([0, 0, 1, 1], [3, 3, 4, 4], False),
+    "a class with one image": ([0, 0, 0, 1], None, True),
+    "a place for each of three classes": ([0, 0, 1, 1, 2, 2], [1, 1, 2, 2, 3, 3], True),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_FEW)
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_too_few_images_for_folds_still_give_a_result(course_data, tmp_path, monkeypatch, kind):
+    labels, places, chosen = TOO_FEW[kind]
+    folder = layout.find(course_data, profiles.Data()).problem1.train.folder
+    labels = np.array(labels)
+    groups = None if places is None else np.array(places)
+    split = layout.Split(folder, tuple(map(str, labels)), labels, ("a", "b", "c")[: labels.max() + 1], groups=groups)
+    monkeypatch.setattr(images, "load", lambda split, size: textures(len(split), 0)[0])
+    monkeypatch.setattr(simple, "candidates", lambda of=simple.candidates: dict(list(of().items())[1:2]))
+    draft = store.Draft("control-simple", tmp_path)
+    simple.run(draft, layout.Problem1(split, split, split, None), profiles.get("smoke"))
+    metrics = store.Result(draft.step, tmp_path).metrics
+    assert bool(metrics["folds"]) == chosen and (chosen or metrics["model"] == simple.UNCHOSEN)
+    assert all(0 <= score <= 1 for score in metrics["folds"].values()) and metrics["total"] == len(labels)
+    assert metrics["interval_last"] == [None, None] if kind == "one place" else None not in metrics["interval_last"]
+
+
 @pytest.mark.slow
 def test_folds_keep_a_place_together(course_data, tmp_path, monkeypatch):
     """Images of one place are alike and share a label: folds of places see through what folds of images would not."""

@@ -1,5 +1,7 @@
 """PCA and t-SNE: one frame, honest numbers, the same to the bit."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -97,6 +99,23 @@ def test_activations_that_all_died_are_no_fault():
         plane, numbers = embedding.project(np.zeros((60, 12), np.float32), activations(1.0), LABELS, 10.0, 0)
     assert numbers["silhouette_first"] == 0 < numbers["silhouette_last"]
     assert all(np.isfinite(points).all() for points in plane.values())
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [1, 1, 1], [0] * 6, range(6), [0, 0, 1, 1], [0, 1, 1, 2, 2]])
+@pytest.mark.parametrize("spread", [1.0, 0.0])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_so_few_images_cannot_show_is_none(labels, spread):
+    """Two images, one class, an image a class, or activations that are all the same: plain JSON without NaN."""
+    first, labels = spread * np.random.default_rng(0).random((len(labels), 5)), np.array(labels)
+    plane, numbers = embedding.project(first, first[::-1], labels, 10.0, 0)
+    assert all(np.isfinite(points).all() and points.shape == (len(labels), 2) for points in plane.values())
+    json.dumps(numbers, allow_nan=False)
+    for epoch in ("first", "last"):
+        measurable = 1 < len(set(labels.tolist())) < len(labels)
+        assert (numbers[f"silhouette_{epoch}"] is not None) == measurable
+        near = [numbers[f"{measure}_{epoch}"] is not None for measure in ("purity", "trustworthiness")]
+        assert near == [len(labels) > 3] * 2
+    assert (numbers["pca_variance"] is None) == (spread == 0)
 
 
 def test_chance_is_the_mean_purity_of_shuffled_labels():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hw1lib.data import landcover, layout
 from hw1lib.data.check import evidence, findings
-from hw1lib.errors import UserError, remedy
+from hw1lib.errors import UserError, remedy, visible
 from hw1lib.settings import Data
 
 WIDTH = 80  # columns of a terminal
@@ -34,7 +34,7 @@ def examine(root, progress=True):
             layout.find(root, Data())  # what a run would refuse must not pass
     except (UserError, OSError) as error:  # the latter such as missing permissions
         refused = f"{error.filename}: {error.strerror}. {remedy(error)}" if isinstance(error, OSError) else str(error)
-        found["errors"].append(findings.printable(refused))
+        found["errors"].append(visible(refused))
     return found
 
 

@@ -14,10 +14,13 @@ import numpy as np
 from hw1lib.data import csv_rows, landcover, layout
 from hw1lib.data.check import evidence, leakage
 from hw1lib.data.check.evidence import by
-from hw1lib.errors import UserError
+from hw1lib.data.csv_rows import quoted, shortened
+from hw1lib.data.groups import Groups
+from hw1lib.errors import UserError, visible
 
 TINY = 16  # pixels: images with a shorter side are a warning
 IMBALANCE = 10  # times as many images in the largest class as in the smallest: a warning
+FEW = 10  # pool images: with fewer there is no k-NN probe, a warning
 RARE = 0.01  # of the pixels: a land-cover class with less is a warning
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 PLURAL = {"is": "are", "repeats": "repeat"}
@@ -30,9 +33,13 @@ def problem1(folder, progress=True):
     pool, train, val = parts = [Diagnosis(whole.folder / place, "image", whole) for place in places.values()]
     whole.facts = {name: part.facts for name, part in zip(places, parts)}
     for part in parts:
-        _files(part, labelled=part is not pool or part.folder.with_suffix(".csv").is_file())
+        _files(part, required=part is not pool)
         _labels(part, strict=part is not pool)
     _same_classes(whole, train.split, val.split)
+    few = len(pool.files)
+    pool.error("one image, but pre-training needs two. Add images." if few == 1 else "")
+    pool.warn(f"only {few} images: measures of pre-training, such as collapse, mean little." if 1 < few < FEW else "")
+    whole.warnings += Groups(whole.root).notes({part.folder: part.files for part in (train, val)})
     for part in parts:
         _read(part, evidence.picture, progress)
     for part in parts:
@@ -50,6 +57,7 @@ def problem2(folder, progress=True):
         part.masks = Diagnosis(part.folder, "mask", whole)
         _pairs(part)
     whole.facts["pairs"] = {part.folder.name: len(part.masks.files) for part in parts}
+    whole.warnings += Groups(whole.root).notes({part.folder: part.files for part in parts})
     for part in parts:
         part.facts["tiles"] = len(part.files)
         _read(part, evidence.tile, progress)
@@ -93,11 +101,11 @@ class Diagnosis:
 
     def error(self, text, ending=""):
         """Says what is wrong with the folder, or a file called like it with an ending; nothing for no text."""
-        self.errors += [printable(f"{self.where}{ending}: {text}")] if text else []
+        self.errors += [visible(f"{self.where}{ending}: {text}")] if text else []
 
     def warn(self, text, ending=""):
         """Says what weakens the numbers."""
-        self.warnings += [printable(f"{self.where}{ending}: {text}")] if text else []
+        self.warnings += [visible(f"{self.where}{ending}: {text}")] if text else []
 
     def printable(self):
         """Itself, with file names in its facts that can be printed and written, too."""
@@ -105,19 +113,10 @@ class Diagnosis:
         return self
 
 
-def printable(text):
-    """Text in one line, without control characters and undecodable bytes, as in file names."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-
-
 def _naming(names, words, what, then="", differ=0):
     """A sentence: how many there are, what of them, and their first names; then another one. Empty without names."""
     odd = f"; {differ:,} of them with different labels" if differ else ""
-    return f"{_count(len(names), words)} {what}: {_some(names)}{odd}. {then}".rstrip() if names else ""
-
-
-def _some(names, most=3):
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return f"{_count(len(names), words)} {what}: {shortened(names)}{odd}. {then}".rstrip() if names else ""
 
 
 def _count(number, words):
@@ -174,11 +173,12 @@ def _read(part, measure, progress):
 
 def _copies(part):
     """Warns of duplicates within a split."""
-    looks, labels = part.looks, dict(zip(part.split.files, part.split.labels)) if part.split else {}
+    looks, known = part.looks, part.split and part.split.labelled()
+    labels = dict(zip(known.files, known.labels)) if known else {}
     same, alike = evidence.exact(looks), evidence.near(looks)
     for found, how in ((same, "exactly"), (alike, "almost (re-encoded, resized or brighter)")):
         pairs = [(looks[i].name, looks[j].name) for i, j in found.items()]
-        differ = sum(labels.get(a) != labels.get(b) for a, b in pairs)
+        differ = sum(len({labels[name] for name in pair if name in labels}) > 1 for pair in pairs)
         part.warn(
             _naming([f"{a} = {b}" for a, b in pairs], f"{part.word} repeats", f"another one {how}", differ=differ)
         )
@@ -197,35 +197,36 @@ def _shared(part, other, effect):
 # --- Problem 1: tables, files and labels
 
 
-def _files(part, labelled):
-    """Finds the files of a split, and what is wrong with them; `labelled`: it comes with a CSV."""
+def _files(part, required):
+    """Find the files of a split, and what is wrong with them; `required`: it must come with a CSV of labels."""
     facts = ("images", "rows", "without_file", "without_row", "duplicate_ids", "listed_twice")
-    there, rows = _listing(part), None
+    there, rows, note, table = _listing(part), None, "", part.folder.with_suffix(".csv")
     try:
-        rows = csv_rows.read_labels(part.folder.with_suffix(".csv")) if labelled else None
+        rows, note = csv_rows.listed(part.folder, required) if required or table.is_file() else (None, "")
     except UserError as error:
-        part.errors.append(printable(str(error).replace(f"{part.root}/", "")))
-    if rows is None:
+        part.errors.append(visible(str(error).replace(f"{part.root}/", "")))
+    part.warnings += [visible(note.replace(f"{part.root}/", ""))] if note else []
+    if rows is not None:
+        outside, absent = rows["given"][rows["outside"]].map(quoted).tolist(), csv_rows.absent_files(rows)
+        where, then = f"leading out of {part.where}", "Copy the files there and write their names alone."
+        part.error(_naming(outside, "name", where, then), ".csv")
+        tell, then = (part.error, "Add them or take their rows away.") if required else (part.warn, "")
+        tell(_naming(absent, "file", f"that {part.where} lacks", then), ".csv")
+        inside = rows[rows["filename"].notna() & ~rows["outside"]]
+    if rows is None or (inside.empty and not required):
         part.files = _ending(part, there, ".jpg")
         _in_use(part, there, part.files, "image", "not called *.jpg")
         part.facts |= dict.fromkeys(facts) | {"images": len(part.files)}
         return
 
-    names = rows["filename"]
-    outside = [name for name in names if layout.leaves(part.folder, name)]
-    where, then = f"of no plain file inside {part.where}", "Copy the files there and write their names alone."
-    part.error(_naming([repr(name) for name in outside], "name", where, then), ".csv")
-    absent = [name for name in names if name not in there | set(outside)]
-    part.error(_naming(absent, "file", f"that {part.where} lacks", "Add them or take their rows away."), ".csv")
-
     ids = list(rows["id"][rows["id"].duplicated() & (rows["id"] != "")]) if "id" in rows else []
     part.warn(_naming(ids, "row repeats", "an id"), ".csv")
+    names = inside["filename"]
     twice = names[names.duplicated()].unique().tolist()
-    differ = int((rows.groupby("filename")["label"].nunique() > 1).sum())
+    differ = int((inside.groupby("filename")["label"].nunique() > 1).sum())
     part.warn(_naming(twice, "file", "listed more than once", differ=differ), ".csv")
 
-    inside = rows[~names.isin(outside)]
-    part.files = [name for name in inside["filename"].unique() if name in there]
+    part.files = names.unique().tolist()
     part.split = None if inside.empty else layout.labelled(part.folder, inside)
     unused = _in_use(part, there, part.files, "image", "without a row in its CSV")
     part.facts |= zip(facts, (len(part.files), len(rows), outside + absent, unused, len(ids), twice))
@@ -234,10 +235,12 @@ def _files(part, labelled):
 def _labels(part, strict):
     """Facts of a split's labels; `strict`: gaps and negative labels are worth a warning."""
     facts = ("lowest_label", "highest_label", "left_out_labels", "classes")
-    if part.split is None:
+    if part.split is None or part.split.labels is None:
         part.facts |= dict.fromkeys(facts)
         return
     numbers, counts = part.split.numbers, part.split.counts()
+    if isinstance(numbers[0], str):  # names, which count in their order
+        numbers = range(len(numbers))
     left_out = numbers[-1] - numbers[0] + 1 - len(numbers)
     if left_out and strict:
         gaps = f"{_count(left_out, 'number')}, first {next(n + 1 for n in numbers if n + 1 not in numbers)}"
@@ -249,25 +252,23 @@ def _labels(part, strict):
     if counts[large] > IMBALANCE * counts[small]:
         text = f"class {large} has {counts[large]:,} images, class {small} only {counts[small]:,}"
         part.warn(f"{text}: accuracy tells little of small classes.", ".csv")
-    if len(counts) == 1:
-        part.warn(f"all images are of one class, {large}: accuracy means nothing.", ".csv")
+    if len(counts) == 1 and not strict:  # of Office it is an error
+        text = f"all labels are of one class, {large}: the k-NN probe and supervised pre-training mean nothing."
+        part.warn(text, ".csv")
     part.facts |= zip(facts, (numbers[0], numbers[-1], left_out, counts))
 
 
 def _same_classes(whole, train, val):
-    """Both splits of Office have the same classes, under the same numbers."""
+    """Both splits of Office have the same labels, and call their files alike."""
     if train is None or val is None:
         return
-    numbers = dict(zip(val.classes, val.numbers))
-    changed = [f"{c} ({n} and {numbers.get(c)})" for c, n in zip(train.classes, train.numbers) if numbers.get(c) != n]
-    text = f"train.csv and val.csv number the same classes differently: {_some(changed)}."
-    if odd := sorted(set(train.classes) ^ set(val.classes)):
-        text = f"train.csv and val.csv do not name the same classes; only one of them has {_some(odd, 8)}."
-        whole.error(f"{text} Every class needs training and validation images.", "/office")
-    elif train.classes != val.classes:  # their order is what a run compares
-        whole.error(f"{text} Give each class the same number in both.", "/office")
-    elif changed:
-        whole.warn(text, "/office")
+    fault = layout.disagreement(train, val)
+    whole.error(fault, "/office")
+    pairs = zip(train.numbers, train.classes, val.classes)
+    odd = [f"{n} ({a} and {b})" for n, a, b in pairs if a != b and str(n) not in (a, b)]
+    if odd and not fault:
+        text = f"files of one label are called differently in train.csv and val.csv: {shortened(odd)}"
+        whole.warn(f"{text}. The label counts; give each class the same one in both.", "/office")
 
 
 # --- Problem 2: pairs, sizes, colours, classes and leakage
@@ -343,7 +344,7 @@ def _leakage(whole, train, validation, effect):
     partners, null = leakage.leaks(*(np.array([look.sides for look in looks]) for looks in (train, validation)))
     tiles, of = len(partners), len(validation)
     if leakage.is_clear(tiles, of, null):
-        named = _some([f"{validation[i].name} at {train[j].name}" for i, j in partners.items()])
+        named = shortened([f"{validation[i].name} at {train[j].name}" for i, j in partners.items()])
         text = f"continue a training tile across a border ({null:,} with borders reversed): {named}."
         whole.warn(f"{tiles:,} of {of:,} validation tiles {text} {effect}")
     whole.facts["leakage"] = {"tiles": tiles, "of": of, "null": null}

@@ -21,7 +21,8 @@ import pandas as pd
 from PIL import Image
 
 from hw1lib import files, paths
-from hw1lib.data import landcover, layout
+from hw1lib.data import landcover
+from hw1lib.data.groups import GROUPS
 from hw1lib.data.sample import windows
 from hw1lib.errors import UserError
 
@@ -171,7 +172,7 @@ def _write(root, image, labels):
     places = pd.DataFrame(written).rename(columns={"folder": "split"})
     places.to_csv(root / "windows.csv", columns=["split", "filename", "top", "left", "size"], index=False)
     groups = places.assign(group=[windows.block(window) for window in written])
-    groups.to_csv(root / layout.GROUPS, columns=["split", "filename", "group"], index=False)
+    groups.to_csv(root / GROUPS, columns=["split", "filename", "group"], index=False)
     counts = {folder: sum(window.folder == folder for window in written) for folder in folders}
     marker = {"design": DESIGN, "wheels": [digest for _, digest in _wanted_wheels()], "files": counts}
     (root / "sample.json").write_text(json.dumps(marker, indent=1) + "\n")

@@ -1,0 +1,267 @@
+"""CSV files as other programs write them: what has one meaning is read, and what is not used is named."""
+
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+
+from hw1lib.data import csv_rows, hashes, layout
+from hw1lib.data.check import doctor
+from hw1lib.data.groups import GROUPS
+from hw1lib.errors import UserError
+from hw1lib.settings import Data
+from tests.conftest import OFFICE, picture, write_labelled, write_problem1
+
+PARTS = ("mini/train", "office/train", "office/val")
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_problem1(tmp_path / "p1_data")
+    return tmp_path
+
+
+def checked(root, warnings=0):
+    """Problem 1 as a run reads it, and what the check of the data warns of; it has no errors."""
+    found = doctor.examine(root, progress=False)
+    assert found["errors"] == [] and len(found["warnings"]) == warnings, found
+    return layout.find(root, Data()).problem1, " ".join(found["warnings"])
+
+
+# --- dialects
+
+
+def separated(by, end="\n"):
+    return lambda text, _: text.replace(",", by).replace("\n", end)
+
+
+def head(names):
+    return lambda text, _: f"{names}\n{text.partition(chr(10))[2]}"
+
+
+def names(change):
+    """Changes every file name, by the path of its folder below p1_data."""
+
+    def edit(text, part):
+        head, *rows = (line.split(",") for line in text.splitlines())
+        return "\n".join([",".join(head), *(f"{n},{change(file, part)},{label}" for n, file, label in rows), ""])
+
+    return edit
+
+
+def every(*edits):
+    def edit(text, part):
+        for each in edits:
+            text = each(text, part)
+        return text
+
+    return edit
+
+
+DIALECTS = {
+    "semicolons": separated(";"),
+    "tabs": separated("\t"),
+    "bars": separated("|"),
+    "a space after each comma": separated(", "),
+    "quotes after a space": lambda text, _: '"' + text.strip().replace(",", '", "').replace("\n", '"\n"') + '"\n',
+    "upper case in the first row": head("ID,FileName,LABEL"),
+    "padding in the first row": head(" id , Filename, LABEL\u00a0"),
+    "old Mac line ends": separated(",", "\r"),
+    "Windows line ends and a byte-order mark": lambda text, _: "\ufeff" + text.replace("\n", "\r\n"),
+    "UTF-16": lambda text, _: text.encode("utf-16"),
+    "UTF-16, big-endian": lambda text, _: b"\xfe\xff" + text.encode("utf-16-be"),
+    "rows without content": lambda text, _: text.replace("\n", "\n\n", 3) + ",,\n , \n\n\n",
+    "a separator at each end": separated(",", ",\n"),
+    "an index without a name": lambda text, _: text.replace("id,", ",", 1),
+    "labels with a decimal point": lambda text, _: text.replace("\n", ".0\n").replace("label.0", "label"),
+    "the folder's name": names(lambda file, part: f"train/{file}" if "train" in part else f"val/{file}"),
+    "its path on Windows": names(lambda file, part: f"p1_data\\{part}\\{file}".replace("/", "\\")),
+    "dots and slashes": names(lambda file, part: f".//./{part}/../{part.rpartition('/')[2]}/{file}"),
+    "letter case as on Windows": names(lambda file, part: f"{part.title()}/{file.upper()}"),
+    "spaces around names": names(lambda file, part: f" {file}\u00a0"),
+    "from a spreadsheet": every(
+        names(lambda file, part: f".\\{file}"), separated(";", ";;\r\n"), lambda text, _: text.encode("utf-16")),
+    "Excel's separator": every(separated(";", "\r\n"), lambda text, _: f"sep=;\r\n{text}"),
+    "a second note": every(head("note,FILENAME,label,note"), separated("|", "|\n")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_table_means_the_same_in_every_dialect(root, dialect):
+    before = [hashes.fingerprint(split) for split in vars(checked(root)[0]).values() if isinstance(split, layout.Split)]
+    for part in PARTS:
+        table = root / "p1_data" / f"{part}.csv"
+        content = DIALECTS[dialect](table.read_text(), part)
+        table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    one, _ = checked(root)
+    assert [hashes.fingerprint(split) for split in (one.pool, one.train, one.val)] == before
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_may_have_another_normal_form_than_on_the_disk(root, forms):
+    """As of files in archives that macOS made; two files that differ in nothing else are never mixed up."""
+    on_disk, in_table = (unicodedata.normalize(form, "Größe é 1.jpg") for form in forms)
+    folder, table = root / "p1_data/office/train", root / "p1_data/office/train.csv"
+    (folder / "Couch00001.jpg").rename(folder / on_disk)
+    table.write_text(table.read_text().replace("Couch00001.jpg", in_table))
+    assert checked(root)[0].train.files[0] == on_disk
+    (folder / unicodedata.normalize("NFD", "GRÖẞE É 1.JPG").casefold()).write_bytes((folder / on_disk).read_bytes())
+    shutil.copy(folder / on_disk, folder / on_disk.replace("jpg", "JPG"))
+    with pytest.raises(UserError, match="train lacks: .* in row 2"):
+        layout.find(root, Data())
+
+
+def test_names_are_found_in_the_folder_itself_alone(tmp_path):
+    folder = tmp_path / "p1_data" / "train"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("x.jpg", "sub/y.jpg", "A.jpg", "a.jpg", " b.jpg", "b.jpg"):
+        picture(0).save(folder / name)
+    wanted = {" b.jpg": " b.jpg", "b.jpg ": "b.jpg", "A.jpg": "A.jpg", "a.JPG": None, "y.jpg": None, "sub/y.jpg": None}
+    wanted |= {"sub/../x.jpg": "x.jpg", "../train/x.jpg": "x.jpg", "../x.jpg": None, "rain/x.jpg": None, "": None}
+    wanted |= {str(folder / "x.jpg"): "x.jpg", "/elsewhere/p1_data/train/x.jpg": None, "sub": None, ".": None}
+    assert csv_rows.plain_names(folder, wanted) == wanted
+
+
+def test_rows_are_counted_as_in_an_editor(root):
+    """Excel's separator, empty rows and line ends inside of quotes count."""
+    table = root / "p1_data/office/train.csv"
+    table.write_bytes(b'sep=;\r\nfilename;label;note\r\n\r\nMug00001.jpg;2;"two\r\nlines"\r\nMug00002.jpg;;\r\n')
+    with pytest.raises(UserError, match='train.csv, row 6: the label is ""'):
+        layout.find(root, Data())
+
+
+# --- classes
+
+
+ODD = [{"train": ["my_photo_1.jpg"]}, {"val": ["1.jpg"]}, {"train": ["x.jpg", "yy.jpg"], "val": ["Fan.jpg"]}]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_labels_identify_classes_whatever_files_are_called(root, odd):
+    clean = layout.find(root, Data()).problem1
+    for split, files in odd.items():
+        table = root / "p1_data" / "office" / f"{split}.csv"
+        for seed, name in enumerate(files):
+            picture(seed + (9000 if split == "val" else 8000), colour=(200, 120, 50)).save(table.with_suffix("") / name)
+            table.write_text(f"{table.read_text()}{99 + seed},{name},0\n")
+    one, _ = checked(root)
+    assert one.train.classes == one.val.classes == clean.classes and one.train.numbers == clean.train.numbers
+    for before, after in ((clean.train, one.train), (clean.val, one.val)):
+        assert after.labels.tolist() == [*before.labels.tolist(), *[0] * (len(after) - len(before))]
+
+
+def relabel(root, part, label):
+    """Writes a CSV anew, with a label for each file by its name and number."""
+    table = root / "p1_data" / f"{part}.csv"
+    files = csv_rows.read_rows(table, "filename")["filename"]
+    write_labelled(table, [(name, label(name, n)) for n, name in enumerate(files)])
+
+
+@pytest.mark.parametrize(
+    "spelt", [str, lambda name: f" {name} ", lambda name: unicodedata.normalize("NFD", name + "ü")]
+)
+def test_labels_may_be_names_which_are_numbered_in_their_order(root, spelt):
+    for part in PARTS[1:]:
+        relabel(root, part, lambda name, _: spelt(name[:-9]))
+    one, _ = checked(root)
+    wanted = tuple(unicodedata.normalize("NFC", spelt(name)).strip() for name in sorted(OFFICE))
+    for split in (one.train, one.val):
+        assert split.classes == split.numbers == wanted
+        assert all(name.startswith(wanted[label].strip("ü")) for name, label in zip(split.files, split.labels))
+
+
+# --- a pool without usable labels
+
+WORDNET = ("n01532829", "n02091244")
+SOME = [["", "5", "7"], ["NaN", "7", "x1"], ["1.5", "3", "inf"]]
+POOLS = {  # label of the n-th image; labels of the pool; what is said
+    "WordNet ids": (lambda n: WORDNET[n % 2], [0, 1] * 6, ['labels are names, such as "n01532829", numbered 0 to 1']),
+    "some missing": (lambda n: SOME[0][n % 3], [-1, 0, 1] * 4, ['4 of 12 labels cannot be used ("" in row 2)']),
+    "names, numbers and none": (lambda n: SOME[1][n % 3], [-1, 0, 1] * 4, ['such as "7"', "4 of 12 labels cannot be"]),
+    "odd numbers": (lambda n: SOME[2][n % 3], [-1, 0, -1] * 4, ["8 of 12 labels", '"1.5" in row 2', "k-NN"]),
+    "all missing": (lambda n: ["", " none ", "NA"][n % 3], None, ["12 of 12 labels cannot be used"]),
+    "all infinite": (lambda n: "inf", None, ['12 of 12 labels cannot be used ("inf" in row 2)']),
+}
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_labels_of_the_pool_are_used_as_far_as_they_can_be(root, kind):
+    label, labels, words = POOLS[kind]
+    relabel(root, "mini/train", lambda _, n: label(n))
+    one, said = checked(root, warnings=1 + ("k-NN" in words))
+    assert all(word in said for word in ["p1_data/mini/train.csv", *words]) and len(one.pool) == 12
+    assert one.pool.labels is labels if labels is None else one.pool.labels.tolist() == labels
+    part = one.pool.labelled()
+    assert (
+        part is None if labels is None else len(part) == sum(one.pool.counts().values()) == sum(n >= 0 for n in labels)
+    )
+
+
+HEAD = b"id,filename,label\n"
+UNLISTED = {  # the pool's CSV; how many images are used; what is said
+    "no column label": (b"filename\n00001.jpg\n00002.jpg\n", 2, ["has no column label", "10 images without a row"]),
+    "no column filename": (b"id,label\n1,3\n", 12, ["lacks the column filename", '"id", "label"']),
+    "empty": (b"", 12, ["it is empty", "count as unlabelled"]),
+    "no text": (b"\xff\xfe\0", 12, ["is no UTF-8 text", "count as unlabelled"]),
+    "files that are not there": (HEAD + b"1,00001.jpg,3\n2,00002.jpg,4\n3,x.jpg,4\n4,,3\n", 2,
+        ['2 files that p1_data/mini/train lacks: "x.jpg" in row 4, "" in row 5', "10 images without a row"]),
+    "none that is there": (HEAD + b"1,x.jpg,3\n2,y.jpg,4\n", 12, ['2 files that p1_data/mini/train lacks: "x.jpg"']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNLISTED)
+def test_the_pool_needs_no_whole_table(root, kind):
+    content, count, words = UNLISTED[kind]
+    (root / "p1_data" / "mini" / "train.csv").write_bytes(content)
+    one, said = checked(root, warnings=1 + (count == 2) + (count == 2))
+    assert len(one.pool) == count and all(word in said for word in words), said
+
+
+# --- groups.csv
+
+ROWS = [f"p1_data/office/train,{name}0000{i}.jpg" for name in OFFICE for i in range(1, 5)]
+ROWS += [f"p1_data/office/val,{name}0010{i}.jpg" for name in OFFICE for i in range(2)]
+USED = {
+    "as it is written": lambda n, row: row,
+    "backslashes": lambda n, row: row.replace("/", "\\"),
+    "other letter case and a short path": lambda n, row: row.upper().removeprefix("P1_DATA/"),
+    "names with their folder": lambda n, row: row.replace("train,", "train,train/").replace(
+        "val,", "val/,office\\val\\"
+    ),
+    "a long path": lambda n, row: f"C:\\hw1_data\\{row}",
+}
+UNUSED = {  # rows, those of p1 by number; which splits have groups; what is said
+    "unknown files": ([*range(18), "p1_data/office/val,x.jpg,b", "office/val,..\\y.jpg,b"], (True, True),
+        'rows without a file in p1_data/office/val: "x.jpg" in row 20, "..\\y.jpg" in row 21'),
+    "unknown splits": ([*range(18), "p1/train,x.jpg,b", "train,Mug00001.jpg,b"], (True, True),
+        '"p1/train" in row 20, "train" in row 21'),
+    "a file without one": ([*range(17)], (True, False), "of p1_data/office/val, 1 have no group or two (Mug00101"),
+    "an empty group": ([*range(18), "p1_data/office/train,Mug00001.jpg,"], (True, True), ""),
+    "two groups": ([*range(18), "office\\train,Mug00001.jpg,other"], (False, True), "of p1_data/office/train, 1 have"),
+    "nothing that fits": (["x,y,z"], (False, False), '"x" in row 2'),
+    "one split": ([*range(12)], (True, False), ""),
+}  # fmt: skip
+
+
+def write_groups(root, rows, end=""):
+    (root / GROUPS).write_text("\n".join(["Split, FILENAME ,group", *rows, end]))
+
+
+@pytest.mark.parametrize("kind", USED)
+def test_groups_are_used_however_they_are_written(root, kind):
+    write_groups(root, [f"{USED[kind](n, row)},{'north' if n % 2 else 'south'}" for n, row in enumerate(ROWS)])
+    one, _ = checked(root)
+    for split in (one.train, one.val):
+        assert np.array_equal(split.groups == split.groups[0], np.arange(len(split)) % 2 == 0)
+    part = layout.find(root, Data(office_limit=4)).problem1.train
+    assert part.groups.tolist() == [one.train.groups[one.train.files.index(name)] for name in part.files]
+
+
+@pytest.mark.parametrize("kind", UNUSED)
+def test_groups_that_are_not_used_are_named_once(root, kind):
+    rows, used, words = UNUSED[kind]
+    write_groups(root, [f"{ROWS[row]},g{row // 3}" if isinstance(row, int) else row for row in rows])
+    one, said = checked(root, warnings=bool(words))
+    assert words in said and (one.train.groups is not None, one.val.groups is not None) == used
+    assert bool(one.group_notes) == bool(words)
