@@ -71,9 +71,7 @@ def _metrics(folder):
     found = _read(folder / "metrics.json")
     groups = [found.get("settings"), found.get("steps")]
     if not all(isinstance(group, dict) for group in (*groups, *(groups[1] or {}).values())):
-        raise UserError(
-            f"{folder} holds no metrics.json of a report, with settings and steps. Run the report there first."
-        )
+        raise UserError(f"{folder} holds no metrics.json with settings and steps. Run the report there first.")
     return found
 
 

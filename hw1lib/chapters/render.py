@@ -96,6 +96,11 @@ def write(out, names, facts):
     with files.replacing(out / "report.pdf") as temporary:
         temporary.write_bytes(_typeset(body, out / "figures"))
 
+    seal(out, names)
+
+
+def seal(out, names):
+    """Write the manifest of a report: the SHA-256 of its text, its numbers and the files of what it includes."""
     parts = ["report.md", *NUMBERS, *(file for name in names for file in kept.entry(out, name)["files"])]
     files.write_json(out / MANIFEST, {part: files.digest(out / part) for part in sorted(parts)})
 
@@ -228,8 +233,8 @@ def export(out, names, formats, dpi, into):
     out, (low, high) = Path(out), DPI
     if not low <= dpi <= high:
         raise UserError(f"--dpi {dpi}: give a whole number from {low} to {high}.")
-    if odd := set(formats) - set(style.METADATA):
-        raise UserError(f"--format {','.join(formats)}: {odd.pop()!r} is no format; choose of pdf, svg and png.")
+    if odd := [kind for kind in formats or [""] if kind not in style.METADATA]:
+        raise UserError(f"--format {','.join(formats)}: {odd[0]!r} is no format; choose of pdf, svg and png.")
     manifest = _manifest(out)
     shown = [Path(file).stem for file in manifest if file.startswith("figures/") and file.endswith(".pdf")]
     kinds = {name: entry["kind"] for name, entry in kept.entries(out).items()}
