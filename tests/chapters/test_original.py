@@ -47,8 +47,8 @@ def test_what_the_original_states_is_what_profile_seed_sets_and_in_its_words(gro
 
 @pytest.mark.parametrize(
     ("group", "stated", "assumed"),
-    [("pretrain", {"lr": "0.001", "epochs": "10", "image_size": "128"}, {"schedule": "constant", "precision": "float32"}),
-     ("finetune", {"lr": "0.0001", "dropout": "0.5"}, {"optimizer": "adam", "image_size": "128", "standardise": "False"})],
+    [("pretrain", {"lr": "0.001", "epochs": "10", "image_size": "128"}, {"schedule": "constant", "accumulate": "1"}),
+     ("finetune", {"lr": "0.0001", "dropout": "0.5"}, {"optimizer": "adam", "image_size": "128"})],
 )  # fmt: skip
 def test_a_table_of_settings_marks_what_the_original_does_not_state(group, stated, assumed):
     """And nothing of this run's own settings."""

@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from hw1lib import paths, pipeline
+from hw1lib import files, paths, pipeline
 from hw1lib.chapters import words
 from tests.notebooks import make
 
@@ -94,3 +94,23 @@ def test_no_number_is_typed_into_prose(path):
     for cell in cells(path, "markdown"):
         prose = re.sub(r"```.*?```|`[^`]*`", "", cell.source.partition("**References.**")[0], flags=re.S)
         assert not re.search(r"\d\.\d|\d ?%", prose), prose
+
+
+def test_committed_notebooks_are_executed_on_the_run_that_was_published(smoke_run, tmp_path, monkeypatch):
+    """With its settings, here those of a smoke run; they load it, and neither it nor their own parameters change."""
+    (tmp_path / "demo").symlink_to(smoke_run)
+    (tmp_path / "published").mkdir()
+    shutil.copy(smoke_run / "metrics.json", tmp_path / "published")
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(make, "DEMO_REPORT", tmp_path / "published")
+    before = {path: files.digest(path) for path in smoke_run.rglob("*") if path.is_file()}
+    path = paths.NOTEBOOKS / "03_embeddings.ipynb"
+    notebook = make.execute_published(nbformat.read(path, as_version=4))
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    texts = [o.get("data", {}).get("text/markdown", "") for cell in notebook.cells for o in cell.get("outputs", ())]
+    for name in ("embedding", "embedding_in_words"):
+        assert (smoke_run / "text" / f"{name}.md").read_text().strip("\n") in texts
+    assert {path: files.digest(path) for path in smoke_run.rglob("*") if path.is_file()} == before
+    (tmp_path / "published" / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match="run make publish"):
+        make.execute_published(notebook)
