@@ -10,7 +10,7 @@ from hw1lib.comparison import ROWS
 from hw1lib.measures import metrics
 from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier
-from tests.chapters.made import assert_drawn, classes, history, numbers, split, texts
+from tests.chapters.made import assert_drawn, classes, numbers, split, texts
 
 
 def tuned(correct=7, total=9):
@@ -119,17 +119,6 @@ def test_bars_are_as_long_as_the_accuracies(rows):
     levels = [lines.get_segments()[0][:, 0] for lines in axis.collections[:count]]
     assert np.allclose(levels, table[["ci_low", "ci_high"]])
     assert texts(axis.get_yticklabels()) == list(rows) and axis.yaxis_inverted()
-    assert_drawn(figure)
-
-
-@pytest.mark.parametrize(("settings", "epochs"), [("A", 1), ("ABCDE", 200)])
-def test_curves_have_a_line_each_dashed_where_frozen(settings, epochs):
-    histories = {s: history(epochs, loss=np.linspace(n, 1, epochs)) for n, s in enumerate(settings)}
-    figure = finetuning.curves(histories)
-    for axis, column in zip(figure.axes, ("loss", "accuracy"), strict=True):
-        for line, (name, table) in zip(axis.lines, histories.items(), strict=True):
-            assert line.get_ydata() == pytest.approx(table[column]) and line.get_label() == name
-            assert line.get_linestyle() == ("--" if name in "DE" else "-")
     assert_drawn(figure)
 
 
