@@ -27,10 +27,16 @@ def entry(out, name):
     """Return a thing's entry, a dict; None where there is none or it is damaged."""
     try:
         about = files.read_json(path(out, name))
-        groups, texts = [about["steps"], about["files"]], [about["kind"], about["caption"], about["notebook"]]
+        groups, texts = [about["steps"], about["files"]], [about["caption"], about["notebook"]]
+        whole = {dict} == {*map(type, groups)} and {str} == {*map(type, texts)}
+        return about if whole and set(about["files"]) == _files(about["kind"], name) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return about if {dict} == {*map(type, groups)} and {str} == {*map(type, texts)} else None
+
+
+def _files(kind, name):
+    """The names of a thing's files below the build folder."""
+    return {pattern.format(name) for pattern in FILES[kind]}
 
 
 def record(out, name, kind, caption, steps, notebook):
@@ -39,7 +45,7 @@ def record(out, name, kind, caption, steps, notebook):
     Returns:
         The notebook whose entry stays because it was kept by no notebook now, where its files are others; or "".
     """
-    hashes = {file.format(name): files.digest(Path(out) / file.format(name)) for file in FILES[kind]}
+    hashes = {file: files.digest(Path(out) / file) for file in sorted(_files(kind, name))}
     before = entry(out, name)
     if not notebook and before and before["notebook"]:
         return before["notebook"] if changed(out, before["files"]) else ""

@@ -129,7 +129,10 @@ def _inputs(source, book):
     """Return hashes of all that a notebook follows from beside the steps that it shows, by what it is called."""
     read = [paths.STYLE, paths.ORIGINAL, paths.RECIPE, book.root / layout.SPLIT, book.root / layout.GROUPS]
     read += sorted(source.parent.glob("*.py"))  # what notebooks may import from beside them
-    cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    try:
+        cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise UserError(f"{source} is not a notebook's JSON. Restore it: git checkout -- {source.name}") from error
     values = {
         "the notebook": cells,
         "the library": provenance.code(paths.ROOT),

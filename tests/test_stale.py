@@ -124,6 +124,9 @@ CHANGES = {
         lambda p: shutil.copy(p.out / "figures" / "figure.pdf", p.out / "figures" / "figure.png"), "figure figure was"),
     "an entry deleted": (lambda p: kept.path(p.out, "table").unlink(), "table was changed"),
     "an entry cut short": (lambda p: kept.path(p.out, "table").write_text("{"), "table was changed"),
+    "an entry that names other files": (
+        lambda p: files.write_json(kept.path(p.out, "table"), kept.entry(p.out, "table") | {"files": {"../x": "0"}}),
+        "table was changed"),
     "an entry of another kind": (lambda p: kept.path(p.out, "table").write_text("[1]"), "table was changed"),
     "its copy deleted": (lambda p: (p.out / "notebooks" / "one.ipynb").unlink(), "its executed copy is missing"),
     "its copy edited": (lambda p: append(p.out / "notebooks" / "one.ipynb"), "its executed copy is missing or was"),
@@ -265,6 +268,13 @@ def test_a_killed_kernel_that_looks_like_success_is_noticed(tmp_path, cells, exp
     path.write_text('{"cells": [' if cells is None else json.dumps({"cells": cells}))
     found = pipeline._unfinished(path)
     assert (found == "") == (expected == "") and re.search(expected, found)
+
+
+@pytest.mark.parametrize("text", ["", "{", "<html>", "[]"])
+def test_a_damaged_notebook_is_named(place, text):
+    (place.notebooks / "one.ipynb").write_text(text)
+    with pytest.raises(UserError, match="one.ipynb is not a notebook's JSON"):
+        why(place)
 
 
 def test_only_a_report_says_which_notebook_runs():
