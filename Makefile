@@ -52,11 +52,11 @@ bench: setup-dev
 	@cd "$(here)" && for part in networks pretraining segmentation frozen decoding growth augmentation; do \
 		.venv/bin/python -m tests.benchmarks.$$part || exit 1; done
 
-# Runs the committed notebooks, so that they show the demo, and the smoke copies that nbval compares.
+# Runs the committed notebooks on the published demo (make publish first), and the smoke copies that nbval compares.
 notebooks: setup-dev
 	@cd "$(here)" && .venv/bin/python tests/notebooks/make.py
 
-# Copies the demo report into report/demo, as it is committed.
+# Copies the demo report into report/demo, as it is committed, with the picture of a page that README shows.
 publish: setup
 	@$(python) -m hw1lib publish --profile demo
 

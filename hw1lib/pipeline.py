@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import logging
 import os
 import platform
@@ -11,14 +10,16 @@ import textwrap
 import time
 import warnings
 
+import nbformat
 import pandas as pd
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import files, kernel, paths, provenance, settings
+from hw1lib import files, kept, kernel, paths, provenance, settings
 from hw1lib.chapters import render, style
 from hw1lib.chapters.words import escape
+from hw1lib.data import groups, layout
 from hw1lib.errors import UserError, remedy
 from hw1lib.steps.graph import check_of
 from hw1lib.steps.store import key_of
@@ -31,7 +32,6 @@ NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
     "04_segmentation": 2,
     "05_segment_anything": 2,
 }
-LIVE = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")  # environment variables of kernels that one looks at
 
 
 def run(book, parameters, where=None):
@@ -53,14 +53,18 @@ def run(book, parameters, where=None):
     if undone:
         kernel.prepare()
 
-    for name, problem in NOTEBOOKS.items():
-        if problem == 0 or book.has[problem]:
-            _execute(name, book, parameters | {"out": str(book.out)})
-        if problem == 0:
+    for name in _notebooks(book):
+        _execute(name, book, parameters | {"out": str(book.out)})
+        if NOTEBOOKS[name] == 0:
             _print_weaknesses(book)
 
     write(book, started, ran=bool(undone))
     print(f"\nReport  {book.out / 'report.html'}\n        {book.out / 'report.pdf'}")
+
+
+def _notebooks(book):
+    """The notebooks of this report: those of the problems that its data holds."""
+    return [name for name, problem in NOTEBOOKS.items() if problem == 0 or book.has[problem]]
 
 
 def _print_plan(book):
@@ -84,54 +88,95 @@ def _print_weaknesses(book):
             _print_indented(warning)
 
 
-def keeps(notebook, has=None):
-    """The names that a notebook keeps, read off its cells: book.keep("NAME", …).
-
-    Args:
-        notebook: its path.
-        has: dict from 1, 2 to whether that problem is there; cells that begin with `if book.data.problem1:` and the
-            like keep nothing without it. None: as if both were there.
-    """
-    names = []
-    for cell in _cells(notebook):
-        needs = re.match(r"if book\.data\.problem([12]):", cell)
-        if has is None or not needs or has[int(needs[1])]:
-            names += re.findall(r'book\.keep\(\s*"([^"]+)"', cell)
-    return names
-
-
-def _cells(notebook):
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
 def _execute(name, book, parameters):
-    """Executes one notebook, unless what it kept is what it would keep now."""
+    """Execute one notebook, unless nothing that it follows from and nothing that it kept has changed."""
     source, target = (folder / f"{name}.ipynb" for folder in (paths.NOTEBOOKS, book.out / "notebooks"))
-    stamp, made_of = target.with_name(f".{name}.json"), _made_of(source, book)
-    names = keeps(source, book.has)
-    if _read(stamp) == made_of and target.is_file() and all(_current(kept, book) for kept in names):
+    inputs = _inputs(source, book)
+    why = _stale(name, inputs, book)
+    if why is None:
         print(f"\n{name}: nothing to do")
         return
-    print(f"\n{name}")
+    print(f"\n{name}{why and f' runs again: {why}'}")
 
     started = time.time()
     target.parent.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
+    _stamp(name, book).unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
+    before = kept.entries(book.out, name)
+    for thing in before:
+        kept.path(book.out, thing).unlink()
     with _naming_its_fault(name, target, book):
-        _papermill(source, target, parameters, set(book.steps.all))
+        _papermill(name, source, target, parameters, set(book.steps.all))
+    if unfinished := _unfinished(target):  # an output notebook alone proves nothing
+        raise UserError(f"Notebook {name} ended early: {unfinished}. Run the same command again.")
 
-    missing = [kept for kept in names if not _current(kept, book, since=started)]
-    if missing:  # an output notebook alone proves nothing
-        raise UserError(f"Notebook {name} ended, but did not keep {', '.join(missing)}. Run the same command again.")
-    files.write_json(stamp, made_of)
+    things = kept.entries(book.out, name)
+    own, old = ({k: v for thing in some.values() for k, v in thing["files"].items()} for some in (things, before))
+    if changed := kept.changed(book.out, own):
+        raise UserError(f"{book.out / changed[0]} changed while notebook {name} ran. Run the same command again.")
+    for file in old.keys() - own:  # which it keeps no longer
+        (book.out / file).unlink(missing_ok=True)
+    hashes = {thing: files.digest(kept.path(book.out, thing)) for thing in things}
+    files.write_json(_stamp(name, book), {"inputs": inputs, "copy": files.digest(target), "kept": hashes})
     print(f"{name}: {time.time() - started:.0f} s")
 
 
-def _made_of(source, book):
-    """What an executed notebook follows from, beside the steps that it shows: its cells, the library, settings."""
-    profile = settings.plain(book.profile) | {"checkpoint_every": None}
-    return {"source": key_of(_cells(source)), "library": provenance.code(paths.ROOT), "settings": key_of(profile)}
+def _stamp(name, book):
+    """The file that says what an executed notebook followed from and what it kept."""
+    return book.out / "notebooks" / f".{name}.json"
+
+
+def _inputs(source, book):
+    """Return hashes of all that a notebook follows from beside the steps that it shows, by what it is called."""
+    read = [paths.STYLE, paths.ORIGINAL, paths.RECIPE, book.root / layout.SPLIT, book.root / groups.GROUPS]
+    read += sorted(source.parent.glob("*.py"))  # what notebooks may import from beside them
+    try:
+        cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise UserError(f"{source} is not a notebook's JSON. Restore it: git checkout -- {source.name}") from error
+    values = {
+        "the notebook": cells,
+        "the library": provenance.code(paths.ROOT),
+        "a setting": settings.plain(book.profile) | {"checkpoint_every": None},
+        "the data folder": [str(book.root), book.is_sample, book.has],
+        "the device": str(book.device),
+        "a package": provenance.versions(),
+    }
+    return {path.name: files.digest(path) if path.is_file() else None for path in read} | {
+        what: key_of(value) for what, value in values.items()
+    }
+
+
+def _stale(name, inputs, book):
+    """Return why a notebook has to run, a phrase; "" where it never ran to its end, None where nothing changed."""
+    before = _read(_stamp(name, book))
+    try:
+        was, copy, things = (before[part] for part in ("inputs", "copy", "kept"))
+        for what in {**inputs, **was}:
+            if inputs.get(what) != was.get(what):
+                return f"{what} changed"
+        if kept.changed(book.out, {f"notebooks/{name}.ipynb": copy}):
+            return "its executed copy is missing or was changed"
+        done = {label: steps.key(step) for label, steps, step in book.planned() if steps.status(step) == "done"}
+        for thing, digest in things.items():
+            about = kept.entry(book.out, thing)
+            if not about or kept.changed(book.out, {f"kept/{thing}.json": digest} | about["files"]):
+                return f"{about['kind'] if about else 'what it kept as'} {thing} was changed outside of the report"
+            for label, key in about["steps"].items():
+                if done.get(label) != key:
+                    return f"{thing} shows step {label}, which {'is another' if label in done else 'has to run'}"
+    except (KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _unfinished(notebook):
+    """Return why an executed notebook did not run to its end, as when its kernel was killed; "" where it did."""
+    executed = _read(notebook) or {"cells": []}
+    code = [cell for cell in executed["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    for number, cell in enumerate(code, 1):
+        status = cell["metadata"].get("papermill", {}).get("status")
+        if not cell["execution_count"] or status != "completed":
+            return f"code cell {number} of {len(code)} was not executed ({status})"
+    return "" if code else f"{notebook} holds no executed cell"
 
 
 def _read(path):
@@ -139,25 +184,10 @@ def _read(path):
         return files.read_json(path)
 
 
-def _current(name, book, since=0.0):
-    """Whether a kept thing is there, not older than `since`, and the steps behind it are those of now."""
-    endings = {"figure": ("figures", "png", "pdf"), "table": ("tables", "csv"), "text": ("text", "md")}
-    path = book.out / "kept" / f"{name}.json"
-    try:
-        about = files.read_json(path)
-        folder, *kinds = endings[about["kind"]]
-        there = all((book.out / folder / f"{name}.{kind}").is_file() for kind in kinds)
-        keys = {label: steps.key(step) for label, steps, step in book.planned() if label in about["steps"]}
-        done = all(steps.status(step) == "done" for label, steps, step in book.planned() if label in keys)
-        return there and done and keys == about["steps"] and path.stat().st_mtime >= since - 2  # coarse clocks
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _papermill(source, target, parameters, steps):
+def _papermill(name, source, target, parameters, steps):
     _listen(steps)
     kernel.prepare()
-    live = {name: os.environ.pop(name) for name in LIVE if name in os.environ}  # nobody looks at these kernels
+    os.environ[kept.NOTEBOOK] = name  # its kernel inherits it: what is kept there is kept for the report
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its dependencies
@@ -167,7 +197,7 @@ def _papermill(source, target, parameters, steps):
                 extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )  # fmt: skip
     finally:
-        os.environ.update(live)
+        del os.environ[kept.NOTEBOOK]
 
 
 @contextlib.contextmanager
@@ -221,8 +251,15 @@ def write(book, started, ran=True):
     """
     done = {label: steps.result(name) for label, steps, name in book.planned()}
     steps = {name: {"key": result.key, **result.metrics} for name, result in done.items()}
-    profile = settings.plain(book.profile)
-    files.write_json(book.out / "metrics.json", {"profile": book.profile.name, "settings": profile, "steps": steps})
+    configs = {label: its.config(name) for label, its, name in book.planned()}
+    metrics = {
+        "profile": book.profile.name,
+        "settings": settings.plain(book.profile),
+        "data": {split: found for config in configs.values() for split, found in config["data"].items()},
+        "versions": {label: config["version"] for label, config in configs.items()},
+        "steps": steps,
+    }
+    files.write_json(book.out / "metrics.json", metrics)
     seconds = time.time() - started
     if not ran:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be damaged
@@ -234,13 +271,25 @@ def write(book, started, ran=True):
 
 
 def build(book):
-    """Writes the report in its three forms; of how it ran they say what run.json says."""
+    """Write the report in its three forms; of how it ran they say what run.json says.
+
+    Raises:
+        UserError: two notebooks keep one name, or the template includes what none of this report's notebooks kept.
+    """
     run = files.read_json(book.out / "run.json")
+    book.notebook = "the report"  # as which the next two are kept
     book.keep("timing-steps", style.timing(run["seconds"]), caption="Seconds of each step.")
     keys = [{"step": label, "key": steps.key(name)} for label, steps, name in book.planned()]
     book.keep("steps", pd.DataFrame(keys))
+    keepers = dict.fromkeys(kept.entries(book.out, book.notebook), book.notebook)
+    for notebook in _notebooks(book):
+        for name in _read(_stamp(notebook, book))["kept"]:
+            if name in keepers:
+                raise UserError(f"Notebooks {keepers[name]} and {notebook} both keep {name!r}: give one another name.")
+            keepers[name] = notebook
     run |= {name: escape(run[name]) for name in ("device_name", "host", "commit")}
-    render.write(book.out, {"profile": book.profile, "is_sample": book.is_sample, "has": book.has, "run": run})
+    facts = {"profile": book.profile, "is_sample": book.is_sample, "has": book.has, "run": run}
+    render.write(book.out, list(keepers), facts)
 
 
 def _provenance(book, done, seconds):
@@ -252,6 +301,7 @@ def _provenance(book, done, seconds):
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds_total": round(seconds, 1),
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
+        "precision": {name: result.run["precision"] for name, result in done.items() if result.run.get("precision")},
         "resumed": [name for name, result in done.items() if result.run.get("resumed")],
         **provenance.process(book.device),
         "device_name": provenance.device_name(book.device),

@@ -11,7 +11,7 @@ from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from hw1lib import files, parallel, paths, profiles
+from hw1lib import files, kept, parallel, paths, profiles
 from hw1lib.chapters import style, words
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
@@ -37,13 +37,13 @@ class Workbook:
 
     def __init__(self, profile="demo", data_root="", out="", settings=None):
         self.profile = profiles.get(profile, settings)
-        self.is_sample = not data_root
-        if self.profile.needs_data and self.is_sample:
+        if self.profile.needs_data and not data_root:
             raise UserError(
                 f"Profile {profile} is for the real course data. Say where it is: make report PROFILE={profile} "
                 "DATA=/path/to/hw1_data, or --data-root. data/README.md shows its layout."
             )
         self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
+        self.is_sample = self.root.resolve() == paths.EARTH.resolve()  # also where somebody gave its path
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
         self.device = parallel.begin(device.choose(self.profile.device))
@@ -51,6 +51,7 @@ class Workbook:
             torch.set_num_threads(self.profile.threads)
         device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
+        self.notebook = kept.notebook()
         self._used = {}  # label of each step that this process has looked at -> its key
         style.use()
 
@@ -121,10 +122,13 @@ class Workbook:
             raise UserError(f"keep({name!r}): a {type(thing).__name__} is no figure, DataFrame or text.")
         if kind != "figure":
             files.write_text(self.out / "text" / f"{name}.md", text + "\n")
-        about = {"kind": kind, "caption": caption, "steps": self._used}
-        files.write_json(self.out / "kept" / f"{name}.json", about)
+        stale = kept.record(self.out, name, kind, caption, self._used, self.notebook)
         if get_ipython() is not None:
             display(thing if kind == "figure" else Markdown(text))
+        if stale:
+            print(
+                f"The report shows another {name}: the next `make report` runs {stale} again, which replaces this one."
+            )
 
 
 def _label(name, seed):
@@ -132,8 +136,9 @@ def _label(name, seed):
 
 
 def is_live():
-    """Whether somebody looks at this kernel through a notebook, so that widgets are of use."""
-    return get_ipython() is not None and bool({"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"} & set(os.environ))
+    """Whether an interactive front end is attached to this kernel, so that widgets are of use."""
+    front_ends = {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}
+    return get_ipython() is not None and bool(front_ends & set(os.environ)) and not kept.notebook()
 
 
 def browse(draw, **choices):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from hw1lib import cli, commands, files, profiles
+from hw1lib import cli, commands, profiles
 from hw1lib.data.sample import build as sample
 from tests.conftest import picture, refused, run
 
@@ -133,13 +133,6 @@ def test_what_a_command_cannot_use_is_named(capsys, course_data, tmp_path):
         assert "0001_mask.png" in refused(capsys, *words, "--data-root", course_data)
 
 
-def test_an_unknown_figure_or_format_is_named(capsys, tmp_path):
-    files.write_text(tmp_path / "figures" / "tiles.pdf", "%PDF")
-    assert "bmp" in refused(capsys, "figures", "--format", "png,bmp", "--out", tmp_path)
-    text = refused(capsys, "figures", "tyles", "--out", tmp_path)
-    assert "'tyles'" in text and "tiles" in text
-
-
 def test_stopping_it_is_no_traceback(capsys, monkeypatch):
     def stop(*words):
         raise KeyboardInterrupt
@@ -219,17 +212,3 @@ def test_data_info_counts_the_folder(capsys, course_data):
     assert info["tiles"] == {"train": 4, "validation": 3}
     said = run(capsys, "data", "info", "--data-root", course_data)[1]
     assert "Alarm_Clock" in said and "train: 12 images" in said
-
-
-def test_reports_are_compared_side_by_side(capsys, tmp_path):
-    for name, accuracy, epochs in (("one", 0.5, 2), ("two", 0.75, 4)):
-        steps = {"finetune-C": {"accuracy_last": accuracy}, "segment-lraspp": {"miou_last": 0.1}}
-        settings = {"seed": 0, "finetune": {"epochs": epochs}}
-        files.write_json(tmp_path / name / "metrics.json", {"steps": steps, "settings": settings})
-    code, out, _ = run(capsys, "compare", tmp_path / "one", tmp_path / "two")
-    assert code == 0
-    for row in (r"finetune-C +0\.5000 +0\.7500", r"segment-lraspp +0\.1000 +0\.1000", r"finetune\.epochs +2 +4"):
-        assert re.search(row, out), row
-    assert "seed" not in out.replace("seeds", "")  # what is the same is not listed
-    assert "same" in run(capsys, "compare", tmp_path / "one", tmp_path / "one")[1]
-    assert str(tmp_path / "three") in refused(capsys, "compare", tmp_path / "three")

@@ -10,20 +10,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hw1lib import comparison, files, paths, pipeline, profiles
+from hw1lib import comparison, files, kept, paths, pipeline, profiles
+from hw1lib.chapters import render, words
 from hw1lib.chapters import segmentation as two
-from hw1lib.chapters import words
 from hw1lib.data import groups, images
-from hw1lib.errors import UserError
 from hw1lib.measures import metrics as scores
 from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.workbook import Workbook
 from tests.conftest import hw1lib
 
 pytestmark = pytest.mark.slow
-KEPT = {
-    name: notebook for notebook in pipeline.NOTEBOOKS for name in pipeline.keeps(paths.NOTEBOOKS / f"{notebook}.ipynb")
-}
+TABLES_ALONE = {"finetune_seeds", "segmentation_seeds"}  # which the template does not include
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def book(smoke_run):
 
 def test_every_promised_file_is_there(smoke_run, book):
     expected = ["report.html", "report.pdf", "report.md", "metrics.json", "run.json", "timings.csv"]
-    expected += [f"notebooks/{name}.ipynb" for name in pipeline.NOTEBOOKS] + [f"kept/{name}.json" for name in KEPT]
+    expected += [f"notebooks/{name}.ipynb" for name in pipeline.NOTEBOOKS] + ["manifest.json"]
     names = ("finetune", "finetune_seeds", "segmentation", "networks", "everything", "refinement")
     expected += [f"tables/{name}.csv" for name in names]
     assert not [n for n in expected if not (smoke_run / n).is_file() or (smoke_run / n).stat().st_size < 40]
@@ -47,14 +44,18 @@ def test_every_promised_file_is_there(smoke_run, book):
     assert book.steps.store.verify() == []
 
 
-def test_every_kept_thing_names_the_steps_behind_it(smoke_run, book):
+def test_every_kept_thing_is_in_the_report_with_its_notebook_its_steps_and_its_hashes(smoke_run, book):
     keys = {label: steps.key(name) for label, steps, name in book.planned()}
-    shown = set()
-    for name in KEPT:
-        about = json.loads((smoke_run / "kept" / f"{name}.json").read_text())
-        assert about["steps"].items() <= keys.items()
-        shown |= set(about["steps"])
-    assert shown == set(keys)  # else a notebook would not run again when that step changes
+    things = kept.entries(smoke_run)
+    assert {about["notebook"] for about in things.values()} == {*pipeline.NOTEBOOKS, "the report"}
+    assert all(about["steps"].items() <= keys.items() for about in things.values())
+    assert {label for about in things.values() for label in about["steps"]} == set(keys)  # else one changes unnoticed
+    included = set(re.findall(r'kept\("([\w-]+)"\)', re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text())))
+    assert included | TABLES_ALONE | {f"network_{name}" for name in SEGMENTERS} == set(things)
+    hashes = {file: digest for about in things.values() for file, digest in about["files"].items()}
+    manifest = files.read_json(smoke_run / "manifest.json")
+    assert manifest == hashes | {name: files.digest(smoke_run / name) for name in ("report.md", *render.NUMBERS)}
+    assert kept.changed(smoke_run, manifest) == []
 
 
 def test_metrics_hold_every_step_and_no_time(smoke_run, metrics, book):
@@ -130,61 +131,27 @@ def test_a_second_call_runs_nothing(smoke_run, book):
     assert state() == before and files.read_json(smoke_run / "run.json")["seconds_total"] == seconds
 
 
-class Executed(Exception):
-    pass
-
-
-@pytest.fixture
-def copied(smoke_run, tmp_path, monkeypatch):
-    """A copy of the finished smoke run in which executing a notebook ends with Executed."""
-
-    def execute(source, target, *words, **named):
-        (out / "notebooks" / "00_data.ipynb").write_text("{")  # killed while it writes
-        raise Executed
-
+def test_the_page_follows_template_styles_name_and_notes_though_no_notebook_runs(smoke_run, tmp_path, monkeypatch):
+    """And a file of the author's that no question takes is named, once."""
     out = tmp_path / "smoke"
-    shutil.copytree(smoke_run, out)
-    monkeypatch.setattr(pipeline.papermill, "execute_notebook", execute)
-    return out
-
-
-def execute(out, name="00_data", **settings):
-    pipeline._execute(name, Workbook("smoke", out=out, settings=settings), {})
-
-
-CHANGES = {
-    "figure deleted": lambda out: (out / "figures" / "tiles.pdf").unlink(),
-    "text deleted": lambda out: (out / "text" / "data.md").unlink(),
-    "caption damaged": lambda out: (out / "kept" / "tiles.json").write_text("{"),
-    "copy deleted": lambda out: (out / "notebooks" / "00_data.ipynb").unlink(),
-    "stamp damaged": lambda out: (out / "notebooks" / ".00_data.json").write_text("{"),
-    "step deleted": lambda out: shutil.rmtree(out / "steps" / "check-problem2"),
-    "data.tile_limit": 3,  # its figures show how much of the data is used,
-    "segmentation.improved": "fcn32s",  # and the improved model, whatever the steps
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_notebook_runs_again_when_a_setting_changed_or_what_it_kept_is_not_there(copied, change):
-    execute(copied)  # nothing to do
-    settings = {} if callable(CHANGES[change]) else {change: CHANGES[change]}
-    if not settings:
-        CHANGES[change](copied)
-    for _ in range(2):  # and again, as it did not run to its end
-        with pytest.raises(Executed):
-            execute(copied, **settings)
-
-
-def test_a_notebook_that_did_not_keep_what_it_keeps_has_not_ended_well(copied, monkeypatch):
-    """A killed kernel can look like success."""
-    monkeypatch.setattr(pipeline.papermill, "execute_notebook", lambda *words, **named: None)
-    (copied / "notebooks" / ".00_data.json").unlink()
-    for path in (copied / "kept").iterdir():
-        path.touch()
-    (copied / "kept" / "tiles.json").unlink()
-    with pytest.raises(UserError, match="00_data ended, but did not keep tiles"):
-        execute(copied)
-    assert not (copied / "notebooks" / ".00_data.json").exists()
+    shutil.copytree(smoke_run, out, ignore=shutil.ignore_patterns("steps", "decoded"))
+    (out / "steps").symlink_to(smoke_run / "steps")
+    report = shutil.copytree(paths.REPORT, tmp_path / "report", ignore=shutil.ignore_patterns("build", "demo"))
+    for name in ("TEMPLATE", "ABOUT", "NOTES"):
+        monkeypatch.setattr(paths, name, report / getattr(paths, name).name)
+    pages = [(out / name).read_bytes() for name in ("report.html", "report.pdf")]
+    changes = {
+        "report.md.j2": "\nThe end.",
+        "style.css": "\nbody { color: red; }",
+        "page.typ": "\n#set text(size: 9pt)",
+    }
+    for name, more in (changes | {"notes/problem1-2.md": "My words."}).items():
+        path = report / name
+        path.write_text((path.read_text() if path.exists() else "") + more)
+        pipeline.build(Workbook("smoke", out=out))
+        now = [(out / name).read_bytes() for name in ("report.html", "report.pdf")]
+        assert [one != two for one, two in zip(pages, now)] == [name != "page.typ", name != "style.css"], name
+        pages = now
 
 
 def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_data, tmp_path):
@@ -198,9 +165,13 @@ def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_da
     options = ["--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"]
     done = hw1lib("report", *options, "--only", "problem2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " 0 to run" in done.stdout and done.stdout.count("nothing to do") == 2
+    assert " 0 to run" in done.stdout and done.stdout.count("runs again: the data folder changed") == 3
+    done = hw1lib("report", *options, "--only", "problem2")
+    assert done.stdout.count("nothing to do") == 3
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Problem 1 is absent" in text and "## Problem 2" in text and "## Problem 1" not in text
+    manifest = files.read_json(tmp_path / "out" / "manifest.json")
+    assert (tmp_path / "out" / "tables" / "finetune.csv").is_file() and "tables/finetune.csv" not in manifest
     done = hw1lib("report", *options, "--only", "problem1")
     assert done.returncode == 1 and "p1_data" in done.stderr and "Traceback" not in done.stderr
     assert "pretrain" not in done.stdout.partition("00_data")[2]  # nothing was trained

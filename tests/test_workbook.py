@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hw1lib import workbook
+from hw1lib import paths, workbook
 from hw1lib.errors import UserError
 from hw1lib.models import classifier
 from hw1lib.steps.graph import repeated
@@ -96,7 +96,9 @@ def test_figures_and_texts_are_kept_with_their_caption_and_the_steps_behind_them
     assert (book.out / "figures" / "picture.pdf").read_bytes().startswith(b"%PDF")
     assert (book.out / "text" / "text.md").read_text() == "Some words.\n"
     about = json.loads((book.out / "kept" / "picture.json").read_text())
-    assert about == {"kind": "figure", "caption": "A *caption*.", "steps": {"control-colour": result.key}}
+    assert set(about.pop("files")) == {"figures/picture.png", "figures/picture.pdf"}
+    steps = {"control-colour": result.key}
+    assert about == {"kind": "figure", "caption": "A *caption*.", "steps": steps, "notebook": ""}
 
 
 def test_what_cannot_be_kept_is_refused(book):
@@ -107,6 +109,16 @@ def test_what_cannot_be_kept_is_refused(book):
         with pytest.raises(UserError, match=type(thing).__name__):
             book.keep("thing", thing)
     assert not (book.out / "text").exists()
+
+
+def test_the_earth_sample_is_known_by_whatever_path_it_is_given(tmp_path):
+    (tmp_path / "link").symlink_to(paths.EARTH)
+    for root in ("", paths.EARTH, tmp_path / "link", f"{paths.EARTH}/../{paths.EARTH.name}"):
+        assert small(root, tmp_path / "out").is_sample
+
+
+def test_other_data_is_not_the_earth_sample(book):
+    assert not book.is_sample
 
 
 def test_outside_a_live_notebook_browse_shows_the_first(monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 
+from hw1lib.chapters import original
 from hw1lib.chapters.data import some
 from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, image_grid, show, training_curves
 from hw1lib.chapters.words import ends, percent
@@ -44,12 +45,12 @@ def accuracies(metrics, source):
     return pd.DataFrame(rows)[[*COLUMNS, "accuracy_last"]].astype({"ci_low": float, "ci_high": float})
 
 
-def readable(table, original=None):
+def readable(table, published=None):
     """The table of accuracies for reading: the last epoch with its interval, then the best one.
 
     Args:
         table: as of `accuracies`.
-        original: dict from setting to the original's accuracy, where it compares.
+        published: dict from setting to the original's accuracy, where it compares.
     """
     shown = table[["setting", "pretraining", "finetuning", "accuracy_last"]]
     shown = shown.rename(columns={"pretraining": "pre-training", "finetuning": "trained"})
@@ -57,8 +58,8 @@ def readable(table, original=None):
     correct = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
     best = [f"{percent(share)} (epoch {at})" if at else "–" for share, at in zip(table["accuracy"], table["epoch"])]
     shown = shown.assign(**{"95 % interval": intervals, "correct": correct, "best epoch": best})
-    if original:
-        shown["original"] = [percent(original[s]) if s in original else None for s in table["setting"]]
+    if published:
+        shown["original"] = [percent(published[s]) if s in published else None for s in table["setting"]]
     return shown
 
 
@@ -102,7 +103,9 @@ def learning(models):
 
 
 def defects(alike, metrics, history, before, after):
-    """Which of the original recipe's known defects this run contains, each read off what ran.
+    """Return the original recipe's known defects, and which of them this run contains, each checked on what ran.
+
+    Whether the original states them or they are assumed stands in report/original.toml.
 
     Args:
         alike: two views, (3, S, S) each, that one batch drew of two copies of an image.
@@ -119,8 +122,10 @@ def defects(alike, metrics, history, before, after):
         "frozen backbones in training mode: BatchNorm statistics drift": drifted,
         "frozen features are not standardised": not after["head.mean"].any(),
     }
-    rows = [{"defect": name, "original": "yes", "this run": "yes" if here else "no"} for name, here in known.items()]
-    return pd.DataFrame(rows)
+    words = original.numbers()["defects"]
+    stated = [f"yes ({'stated' if words[name] else 'assumed'})" for name in known]
+    occurs = ["yes" if holds else "no" for holds in known.values()]
+    return pd.DataFrame({"defect": list(known), "original": stated, "this run": occurs})
 
 
 def confused(matrix, pairs, classes):

@@ -16,20 +16,33 @@ PLACES = ("https://", "http://", "mailto:", "#")  # that a link of a note may le
 
 
 def note(question):
-    """The paragraphs on a question, from report/notes/<question>.md, marked as the author's; empty without any.
+    """Return the paragraphs on a question, from report/notes/<question>.md, marked as the author's; or "".
 
     Raises:
         UserError: the file cannot be read.
     """
     path = paths.NOTES / f"{question}.md"
-    if not path.is_file():
-        return ""
     try:
-        text = tame(path.read_text(encoding="utf-8"))
+        text = tame(path.read_text(encoding="utf-8-sig")) if path.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text.") from error
     quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
-    return f"> **The author's note.**\n>\n{quoted}"
+    return f"> **The author's note.**\n>\n{quoted}" if text else ""
+
+
+def unused(notes):
+    """Return a sentence for each thing in report/notes/ that a report does not show.
+
+    Args:
+        notes: dict from each of its questions to what `note` returned.
+    """
+    sentences, files = [], {f"{question}.md": text for question, text in notes.items()}
+    for path in sorted(paths.NOTES.glob("[!.]*")):
+        if path.name in files and path.is_file():
+            sentences += [] if files[path.name] else [f"{path} is empty, so the report shows no note there."]
+        elif path.name != "README.md":
+            sentences.append(f"{path} is not in the report: its name is none of {', '.join(files)}.")
+    return sentences
 
 
 def tame(text):

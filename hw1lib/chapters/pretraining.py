@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hw1lib.chapters import original
 from hw1lib.chapters.data import spread
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, image_grid
 from hw1lib.chapters.words import percent
@@ -29,20 +30,23 @@ def pictures(images):
     return list(images.permute(0, 2, 3, 1).numpy())
 
 
-def settings_table(here, original, group):
-    """Each setting of this run beside the original's.
+def settings_table(here, seed, group):
+    """Return each setting of this run beside the original's, which is marked where the original does not state it.
 
     Args:
-        here, original: settings.Profile.
+        here: settings.Profile of this run.
+        seed: settings.Profile of the original.
         group: pretrain or finetune.
     """
     columns = {}
-    for name, profile in (("this run", here), ("original", original)):
+    for name, profile in (("this run", here), ("original", seed)):
         shared = {"image_size": profile.data.image_size, "zero_init_residual": profile.zero_init_residual}
         values = shared | counting(getattr(profile, group))
         if values["augmentation"] == "original":  # its own transforms leave these unused
             values |= dict.fromkeys({"views", "crop_scale"} & set(values), "–")
         columns[name] = {key: str(value) for key, value in values.items()}
+    stated = original.numbers()["stated"][group]
+    columns["original"] |= {k: f"{v} (assumed)" for k, v in columns["original"].items() if k not in stated and v != "–"}
     return pd.DataFrame(columns).rename_axis("setting").reset_index()
 
 

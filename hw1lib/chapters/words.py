@@ -82,7 +82,8 @@ def markdown(table):
     lines = [heading, _line("---:" if right else ":---" for right in numeric)]
     for row in table.itertuples(index=False):
         cells = zip(table, row, strict=True)
-        lines.append(_line("–" if pd.isna(v) else escape(FORMATS.get(c, str)(v)) for c, v in cells))
+        forms = ((str if isinstance(value, str) else FORMATS.get(column, str), value) for column, value in cells)
+        lines.append(_line("–" if pd.isna(value) else escape(form(value)) for form, value in forms))
     return "\n".join(lines)
 
 

@@ -66,17 +66,6 @@ def test_examples_show_images_of_their_own_class(tmp_path):
     assert_drawn(data.examples(split(tmp_path, [0, 2], ("Couch", "$x$", "Mug")), 8))  # one is absent
 
 
-@pytest.mark.parametrize(("names", "parts"), [(("Couch",), 1), (classes(65), 2), (classes(3), 2)])
-def test_bars_of_classes_are_as_long_as_their_counts(names, parts):
-    splits = {f"part {n}": counted([0] * 3 + [len(names) - 1] * n, names) for n in range(parts)}
-    figure = data.class_counts(splits)
-    for axis, one in zip(figure.axes, splits.values(), strict=True):
-        assert [bar.get_width() for bar in axis.patches] == list(one.counts().values())
-        assert f"{len(one)} images" in axis.get_title()
-    assert texts(figure.axes[0].get_yticklabels()) == list(names)
-    assert_drawn(figure)
-
-
 # --- tiles
 
 
@@ -97,17 +86,6 @@ def test_tiles_are_drawn_above_their_masks_whatever_they_are_called(tmp_path):
     assert np.abs(np.int16(shown[5]) - GROUND[6]).max() < 20
     there = {landcover.CLASSES[c] for c in np.unique(list(masks.values()))}
     assert set(texts(figure.legends[0].get_texts())) == there
-    assert_drawn(figure)
-
-
-def test_a_bar_is_divided_by_class_and_says_what_is_large():
-    frequencies = {"train": np.array([0.5, 0.03, 0.47, 0, 0, 0, 0]), "validation": np.eye(7)[6]}
-    figure = data.frequency_bars(frequencies)
-    axis = figure.axes[0]
-    assert texts(axis.texts) == ["50%", "47%", "100%"]
-    bars = np.array([(bar.get_x(), bar.get_width()) for bar in axis.patches]).reshape(2, 7, 2)
-    assert np.allclose(bars[..., 1], list(frequencies.values()))
-    assert np.allclose(bars[:, 1:, 0], np.cumsum(list(frequencies.values()), axis=1)[:, :-1])
     assert_drawn(figure)
 
 

@@ -75,3 +75,30 @@ def test_a_note_keeps_its_markdown_and_without_a_note_there_is_nothing(written):
 def test_a_note_that_is_no_utf8_is_named(written, content):
     with pytest.raises(UserError, match="problem1-1.md.*UTF-8"):
         written(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("problem1_2.md", "words", "its name is none of problem1-1.md, problem2-1.md"),
+        ("Problem1-1.md", "words", "its name is none of"),
+        ("problem1-1.MD", "words", "its name is none of"),
+        ("problem1-1.txt", "words", "its name is none of"),
+        ("problem1-1", "words", "its name is none of"),
+        ("problem3-1.md", "words", "its name is none of"),
+        ("problem2-1.md", "", "is empty"),
+        ("problem2-1.md", " \n\t\n", "is empty"),
+        ("problem2-1.md", "\ufeff", "is empty"),
+        ("problem2-1.md", "\ufeffwords", None),
+        ("README.md", "words", None),
+        (".DS_Store", "words", None),
+    ],
+)
+def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name, content, said):
+    texts = {"problem1-1": written("words")}
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    texts["problem2-1"] = notes.note("problem2-1")
+    sentences = notes.unused(texts)
+    assert [(name in sentence, said in sentence) for sentence in sentences] == ([(True, True)] if said else [])
+    assert texts["problem1-1"].endswith("words") and "\ufeff" not in texts["problem2-1"]
+    assert bool(texts["problem2-1"]) == (name == "problem2-1.md" and "words" in content)

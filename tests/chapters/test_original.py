@@ -4,7 +4,8 @@ import types
 
 import pytest
 
-from hw1lib.chapters import original, words
+from hw1lib import profiles
+from hw1lib.chapters import original, pretraining, words
 from hw1lib.data import layout
 
 
@@ -31,3 +32,30 @@ def test_numbers_stand_beside_ours_where_the_counts_are_the_courses(images, clas
 def test_the_table_names_its_rows():
     table = original.table(2, "model", "miou", {"fcn32s": "FCN"})
     assert table.to_dict("list") == {"model": ["FCN", "deeplabv3"], "miou": [0.6867, 0.717]}
+
+
+SEED = profiles.get("seed")
+
+
+@pytest.mark.parametrize("group", original.numbers()["stated"])
+def test_what_the_original_states_is_what_profile_seed_sets_and_in_its_words(group):
+    for name, fact in original.numbers()["stated"][group].items():
+        assert getattr(SEED.data if name == "image_size" else getattr(SEED, group), name) == fact["value"], name
+        if fact["value"] != "original":  # its transforms, whose words are a list
+            assert str(fact["value"]).lower() in fact["words"].lower().replace("(", " "), name
+
+
+@pytest.mark.parametrize(
+    ("group", "stated", "assumed"),
+    [("pretrain", {"lr": "0.001", "epochs": "10", "image_size": "128"}, {"schedule": "constant", "accumulate": "1"}),
+     ("finetune", {"lr": "0.0001", "dropout": "0.5"}, {"optimizer": "adam", "image_size": "128"})],
+)  # fmt: skip
+def test_a_table_of_settings_marks_what_the_original_does_not_state(group, stated, assumed):
+    """And nothing of this run's own settings."""
+    table = pretraining.settings_table(profiles.get("demo"), SEED, group).set_index("setting")
+    facts = original.numbers()["stated"][group]
+    for name, value in table["original"].items():
+        assert value.endswith(" (assumed)") == (name not in facts and value != "–"), name
+    assert all(table.loc[name, "original"] == value for name, value in stated.items())
+    assert all(table.loc[name, "original"] == f"{value} (assumed)" for name, value in assumed.items())
+    assert not table["this run"].str.contains("assumed").any() and set(facts) <= set(table.index)

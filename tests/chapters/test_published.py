@@ -1,7 +1,9 @@
-"""The tables of the published demo are made again to the byte from its metrics."""
+"""The published demo: its tables are made again to the byte from its metrics, its picture of a page is of it."""
+
+from PIL import Image
 
 from hw1lib import files, paths
-from hw1lib.chapters import everything, finetuning, networks, segmentation
+from hw1lib.chapters import everything, finetuning, networks, render, segmentation
 from hw1lib.comparison import ROWS
 from hw1lib.models.segmenters import SEGMENTERS
 
@@ -33,3 +35,11 @@ def test_published_tables_are_made_again_to_the_byte():
     for name, table in made.items():
         text = table.to_csv(index=False, float_format="%.6f")  # as `keep` writes it
         assert text == (DEMO / "tables" / f"{name}.csv").read_text(), name
+
+
+def test_the_picture_in_the_readme_is_of_the_published_report():
+    """Else run make publish. The picture names the hash of the report that it was drawn from."""
+    (picture,) = [line for line in (paths.ROOT / "README.md").read_text().splitlines() if line.startswith("![A page")]
+    assert picture.endswith(f"(report/demo/{render.PAGE})")
+    with Image.open(DEMO / render.PAGE) as image:
+        assert image.text["report"] == render.shown(DEMO)

@@ -1,25 +1,26 @@
 """From what was kept to the report: each by its kind, numbered, and read back as a browser reads it."""
 
+import io
 import json
-import re
 import types
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import typst
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hw1lib import files, paths
-from hw1lib.chapters import data, render, words
+from hw1lib import files, kept, paths
+from hw1lib.chapters import data, render, style, words
 from hw1lib.errors import UserError
 from hw1lib.workbook import Workbook
 from tests.chapters.made import NASTY, Page
 
 
 def keep(out, name, thing, caption=""):
-    Workbook.keep(types.SimpleNamespace(out=out, _used={}), name, thing, caption)
+    Workbook.keep(types.SimpleNamespace(out=out, _used={}, notebook="a notebook"), name, thing, caption)
 
 
 def line():
@@ -49,7 +50,9 @@ def report(tmp_path, monkeypatch):
         paths.ABOUT.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in texts.items()), encoding="utf-8")
         head = "# {{ about.title }}\n\n**{{ about.name }}** · {{ about.id }}\n\n"
         paths.TEMPLATE.write_text(f"{head}{template}\n\nThe end.\n", encoding="utf-8")
-        render.write(tmp_path, {})
+        for name in render.NUMBERS:
+            files.write_text(tmp_path / name, name)
+        render.write(tmp_path, list(kept.entries(tmp_path)), {})
         page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
         page.assert_harmless()
         assert page.words.endswith("The end.")  # nothing swallowed the rest
@@ -81,31 +84,28 @@ def test_things_are_included_by_their_kind_and_figures_numbered_as_they_come(tmp
 
 @pytest.mark.parametrize(
     ("lost", "text"),
-    [("kept/one.json", None), ("figures/one.png", None), ("text/said.md", None), ("kept/said.json", '{"kind": '),
-     ("kept/said.json", "{}"), ("kept/said.json", "[]")],
+    [("kept/one.json", None), ("figures/one.png", None), ("figures/one.pdf", "%PDF"), ("text/said.md", None),
+     ("text/said.md", "Other"), ("kept/said.json", '{"kind": '), ("kept/said.json", "{}"), ("kept/said.json", "[]")],
 )  # fmt: skip
-def test_what_is_not_there_is_named_with_its_remedy(tmp_path, lost, text):
+def test_what_is_not_as_it_was_kept_is_named_with_its_remedy(tmp_path, lost, text):
     keep(tmp_path, "said", "Words.")
     keep(tmp_path, "one", line(), "A figure.")
     (tmp_path / lost).unlink()
     if text:
         (tmp_path / lost).write_text(text)
-    name = Path(lost).stem
-    with pytest.raises(UserError, match=f"report.md.j2 includes '{name}'.*book.keep"):
-        render.Kept(tmp_path)(name)
+    with pytest.raises(UserError, match=f"'{Path(lost).stem}' in .* is not as its notebook kept it. Run make report"):
+        render.Kept(tmp_path, ["one", "said"])
+    with pytest.raises(UserError, match=r"report.md.j2 includes 'two'.*book.keep"):
+        render.Kept(tmp_path, [])("two")
 
 
-def test_every_name_of_the_template_is_kept_by_one_notebook():
-    """Or by the pipeline, which knows what ran; and what is kept is in it, but for a table that is a CSV alone."""
-    notebooks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))]
-    cells = ["".join(cell["source"]) for notebook in notebooks for cell in notebook["cells"]]
-    names = [name for cell in cells for name in re.findall(r"book\.keep\(\s*\"([\w-]+)\"", cell)]
-    template = re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text(encoding="utf-8"))
-    used = set(re.findall(r'kept\("([\w-]+)"\)', template))
-    assert len(names) == len(set(names)) and {*names} - {"finetune_seeds", "segmentation_seeds"} == used - {
-        "steps",
-        "timing-steps",
-    }
+@pytest.mark.parametrize(
+    ("template", "said"), [("{{ kept(", "line 7 cannot be filled"), ("{{ typo }}", "'typo' is undefined"),
+                           ("{% if %}", "line 5 cannot be filled")]
+)  # fmt: skip
+def test_a_template_that_cannot_be_filled_is_named(report, template, said):
+    with pytest.raises(UserError, match=f"template .*{said}"):
+        report(template)
 
 
 # --- a report with nasty names everywhere
@@ -151,12 +151,15 @@ def built(tmp_path, monkeypatch):
     """A build folder with a report, as `publish` and `export` find it; report/ is elsewhere."""
     monkeypatch.setattr(paths, "REPORT", tmp_path / "report")
     out = tmp_path / "build"
-    for name in ("one", "two"):
+    for name in ("one", "two", render.FIGURE):
         keep(out, name, line())
     keep(out, "counts", pd.DataFrame({"n": [1]}))
-    for name in ("metrics.json", "run.json", "timings.csv", "report.md"):
+    for name in render.NUMBERS:
         files.write_text(out / name, name)
     files.write_text(out / "figures" / "export" / "one.svg", "old")
+    text = "# Title\n\n![One.](figures/one.png)\n\n<details>\n\nlong\n\n</details>\n"
+    files.write_text(out / "report.md", text + "\n\nwords" * 99 + f"\n\n![Two.](figures/{render.FIGURE}.png)\n")
+    render.seal(out, ["one", render.FIGURE, "counts"])  # and `two` is of an earlier report
     return out
 
 
@@ -164,30 +167,61 @@ def test_a_report_is_published_whole_in_place_of_the_old_one_or_not_at_all(built
     files.write_text(paths.REPORT / "mine" / "figures" / "gone.png", "old")
     target = render.publish(built, "mine")
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    figures = {"figures/one.png", "figures/two.png"}
-    assert found == {"README.md", "metrics.json", "run.json", "timings.csv", "tables/counts.csv"} | figures
-    assert (target / "README.md").read_text() == "report.md" and target == paths.REPORT / "mine"
+    figures = {"figures/one.png", f"figures/{render.FIGURE}.png", "page.png"}
+    assert found == {"README.md", *render.NUMBERS, "tables/counts.csv"} | figures
+    assert (target / "README.md").read_text() == (built / "report.md").read_text() and target == paths.REPORT / "mine"
     assert [path.name for path in paths.REPORT.iterdir()] == ["mine"]
-    for lost, said in (("metrics.json", "metrics.json"), ("report.md", "make report")):
+    for lost, said in (("metrics.json", "metrics.json"), (render.MANIFEST, "make report")):
         (built / lost).unlink()
-        with pytest.raises((UserError, OSError), match=said):
+        with pytest.raises(UserError, match=said):
             render.publish(built, "mine")
         assert (target / "README.md").is_file()
 
 
+def test_the_picture_of_a_page_shows_the_published_report_and_says_of_which_it_is(built):
+    """The page with FIGURE, here the second; of a report without it, the first."""
+    target = render.publish(built, "mine")
+    with Image.open(target / render.PAGE) as image:
+        assert image.text["report"] == render.shown(target) and image.height == 982
+        second = np.asarray(image.convert("L"))
+    text = (target / "README.md").read_text()
+    (target / "README.md").write_text(text.replace(render.FIGURE, "one"))
+    with Image.open(io.BytesIO(render.page(target))) as image:
+        assert (np.asarray(image.convert("L")) != second).mean() > 0.02
+        assert image.text["report"] == render.shown(target)
+    before = render.shown(target)
+    style.save(line(), target / "figures" / "one.png", dpi=50)
+    assert render.shown(target) != before
+
+
 def test_figures_are_exported_in_each_format_and_one_that_is_not_there_is_named(built, tmp_path):
     into = tmp_path / "into"
-    pdf, svg, png = render.export(built, ["two"], ["pdf", "svg", "png"], 100, into)
+    (pdf, svg, png), others = render.export(built, ["two"], ["pdf", "svg", "png"], 100, into)
+    assert others == ["two"]  # which the report does not show
     assert {path.name for path in into.iterdir()} == {"two.pdf", "two.svg", "two.png"} == {pdf.name, svg.name, png.name}
     assert pdf.read_bytes() == (built / "figures" / "two.pdf").read_bytes() and svg.read_text().startswith("<svg")
     first = png.read_bytes()
     for dpi in (200, 100):
-        (path,) = render.export(built, ["two"], ["png"], dpi, into)
+        ((path,), _) = render.export(built, ["two"], ["png"], dpi, into)
         with Image.open(path) as image:
             assert image.size == (2 * dpi, dpi)
     assert path.read_bytes() == first
-    assert [path.name for path in render.export(built, [], ["pdf"], 100, into)] == ["one.pdf", "two.pdf"]
-    for out, names, there in ((built, ["one", "three"], "one, two"), (tmp_path / "nowhere", [], "none")):
-        with pytest.raises(UserError, match=f"{'three' if names else 'at all'}.*there are: {there}"):
-            render.export(out, names, ["pdf"], 100, tmp_path / "other")
+    written, others = render.export(built, [], ["pdf", "pdf"], 100, into)
+    assert [path.name for path in written] == [f"{render.FIGURE}.pdf", "one.pdf"] and others == []
+
+
+@pytest.mark.parametrize(
+    ("names", "formats", "dpi", "said"),
+    [(["one", "three"], ["pdf"], 100, "no figure 'three'.*there are: finetune_accuracy, one, two"),
+     (["../one"], ["pdf"], 100, "no figure '../one'"), (["counts"], ["pdf"], 100, "no figure 'counts'"),
+     (["one"], ["pdf", "", "png"], 100, "'' is no format"), (["one"], [], 100, "no format"),
+     (["one"], ["jpg"], 100, "--format jpg: 'jpg'"), (["one"], ["png"], 0, "--dpi 0: give .* from 10 to 2400"),
+     (["one"], ["png"], -300, "--dpi -300"), (["one"], ["png"], 10**6, "--dpi 1000000"),
+     (["one"], ["pdf"], 9, "--dpi 9")],
+)  # fmt: skip
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, dpi, said):
+    with pytest.raises(UserError, match=said):
+        render.export(built, names, formats, dpi, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match="There is no report in .*make report"):
+        render.export(tmp_path / "nowhere", [], ["pdf"], 100, tmp_path / "other")

@@ -12,7 +12,7 @@ from hw1lib.chapters import segmentation, words
 from hw1lib.data.landcover import CLASSES, PALETTE, SCORED, UNKNOWN
 from hw1lib.measures import metrics
 from hw1lib.models.segmenters import SEGMENTERS
-from tests.chapters.made import FULL, assert_drawn, history, image, land, pictures, texts
+from tests.chapters.made import FULL, assert_drawn, image, land, pictures, texts
 
 
 def scored(last, iou=(0.11, 0.22, 0.33, 0.44, 0.55, None), **more):
@@ -101,42 +101,6 @@ def test_seeds_of_the_improved_model(count):
 
 
 # --- pictures
-
-
-@pytest.mark.parametrize(("models", "epochs", "control"), [(["lraspp"], 1, 0.0), ([*SEGMENTERS], 50, 0.4321)])
-def test_the_curves_show_the_control_on_the_miou_alone(models, epochs, control):
-    figure = segmentation.curves({name: history(epochs) for name in models}, control)
-    loss, miou = figure.axes
-    assert len(loss.lines) == len(models) == len(miou.lines) - 1 and texts(miou.texts) == ["colours alone"]
-    for axis, column in ((loss, "loss"), (miou, "miou")):
-        for line, name in zip(axis.lines, models):
-            assert line.get_label() == FULL[name] and line.get_ydata() == pytest.approx(history(epochs)[column])
-    assert set(miou.lines[-1].get_ydata()) == {control} and miou.get_ylim()[0] <= control <= miou.get_ylim()[1]
-    assert_drawn(figure)
-
-
-@pytest.mark.parametrize(
-    ("models", "absent"),
-    [([*SEGMENTERS], ["urban"]), (["lraspp"], [c for c in SCORED if c != "water"]), ([*SEGMENTERS], [])],
-)
-def test_bars_of_the_classes_are_as_high_as_their_iou(models, absent):
-    """A group for each class that any model has, a bar for each model over it, the control as a line."""
-    random = np.random.default_rng(0)
-    values = {name: dict(zip(SCORED, random.random(6))) | dict.fromkeys(absent) for name in (*models, "colour")}
-    shown = [c for c in SCORED if c not in absent]
-    if not absent:
-        values["lraspp"]["forest"] = None  # it is in neither labels nor this model's predictions
-    figure = segmentation.class_iou(values)
-    axis = figure.axes[0]
-    assert texts(axis.get_xticklabels()) == shown and axis.get_ylim() == (0, 1)
-    for container, model in zip(axis.containers, models, strict=True):
-        assert container.get_label() == FULL[model]
-        assert [bar.get_height() for bar in container] == [values[model][name] or 0 for name in shown]
-        assert [round(bar.get_x() + bar.get_width() / 2) for bar in container] == [*range(len(shown))]
-    assert texts(axis.texts).count("–") == (not absent)
-    levels = [lines.get_segments()[0][0, 1] for lines in axis.collections]
-    assert levels == [values["colour"][name] for name in shown]
-    assert_drawn(figure)
 
 
 @pytest.mark.parametrize("case", ["noisy", "right", "unknown"])

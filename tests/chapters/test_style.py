@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hw1lib.chapters import style
-from tests.chapters.made import assert_drawn, classes, image, panels
+from tests.chapters.made import assert_drawn, classes, image
 
 ROW = {"epoch": 1, "loss": 1.5, "lr": 0.1, "knn": 0.4, "deviation": 0.1, "confusion": [[1]]}
 
@@ -39,10 +39,3 @@ def test_two_drawings_and_two_savings_are_the_same_file_to_the_byte(name, tmp_pa
         assert b"/Type3" not in written[0]  # fonts are outlines that can be searched
         style.save(other, tmp_path / "once more.png", dpi=60)
     assert len(list(tmp_path.iterdir())) == 3 * 3 + 1  # nothing temporary is left
-
-
-def test_progress_draws_every_number_but_the_rate_and_the_epoch():
-    figure = style.progress("pretrain", [ROW | {"epoch": n, "loss": 1 / n} for n in (1, 2, 3)])
-    assert set(panels(figure)) == {"loss", "knn", "deviation"} and figure.get_suptitle() == "pretrain"
-    line = panels(figure)["loss"].lines[0]
-    assert line.get_xdata().tolist() == [1, 2, 3] and line.get_ydata() == pytest.approx([1, 1 / 2, 1 / 3])

@@ -78,3 +78,8 @@ def test_a_code_host_and_a_notebook_see_no_element_in_a_name(kind):
     page, _ = shown(pd.DataFrame({"name": NASTY}), kind)
     page.assert_harmless(also=["a"])
     assert "<script>alert(1)</script>" in page.words
+
+
+def test_words_in_a_column_that_usually_holds_numbers_stay_words():
+    table = words.markdown(pd.DataFrame({"first": ["A", None], "accuracy": ["none", 0.5]}))
+    assert table.splitlines()[2:] == ["| A | none |", "| – | 50.0 % |"]

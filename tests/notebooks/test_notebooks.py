@@ -1,6 +1,5 @@
 """The notebooks: lessons by the rules of the house, and their smoke copies, whose outputs still hold (nbval)."""
 
-import collections
 import itertools
 import os
 import re
@@ -9,9 +8,11 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 
-from hw1lib import paths, pipeline
+from hw1lib import files, paths, pipeline
+from hw1lib.chapters import words
 from tests.notebooks import make
 
 NOTEBOOKS = [paths.NOTEBOOKS / f"{name}.ipynb" for name in pipeline.NOTEBOOKS]
@@ -61,6 +62,16 @@ def test_it_shows_the_demo(path):
 
 
 @each
+def test_it_shows_the_published_report(path):
+    """Each table and text that it keeps is that of report/demo, not of another run: else make notebooks."""
+    text = (make.DEMO_REPORT / "README.md").read_text()
+    tables = [words.markdown(pd.read_csv(table)) for table in (make.DEMO_REPORT / "tables").glob("*.csv")]
+    outputs = [output.get("data", {}) for cell in cells(path) for output in cell.outputs]
+    kept = [data["text/markdown"].strip("\n") for data in outputs if "text/markdown" in data]
+    assert kept and [shown for shown in kept if shown not in text and shown not in tables] == []
+
+
+@each
 def test_it_is_a_lesson(path):
     """Short cells on real objects, each after a sentence; no class, no loop, no cell that is one quoted name."""
     notebook = nbformat.read(path, as_version=4)
@@ -85,16 +96,21 @@ def test_no_number_is_typed_into_prose(path):
         assert not re.search(r"\d\.\d|\d ?%", prose), prose
 
 
-def test_the_report_includes_what_one_notebook_keeps():
-    kept = collections.Counter(name for path in NOTEBOOKS for name in pipeline.keeps(path))
-    assert [name for name, count in kept.items() if count > 1] == []
-    included = set(re.findall(r'kept\("([\w-]+)"\)', paths.TEMPLATE.read_text())) - {"NAME", "steps", "timing-steps"}
-    assert included - set(kept) == set()
-    shown_in_notebooks_only = {
-        "finetune_seeds",
-        "segmentation_seeds",
-        "network_fcn32s",
-        "network_lraspp",
-        "network_deeplabv3",
-    }
-    assert set(kept) - included - shown_in_notebooks_only == set()
+def test_committed_notebooks_are_executed_on_the_run_that_was_published(smoke_run, tmp_path, monkeypatch):
+    """With its settings, here those of a smoke run; they load it, and neither it nor their own parameters change."""
+    (tmp_path / "demo").symlink_to(smoke_run)
+    (tmp_path / "published").mkdir()
+    shutil.copy(smoke_run / "metrics.json", tmp_path / "published")
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.setattr(make, "DEMO_REPORT", tmp_path / "published")
+    before = {path: files.digest(path) for path in smoke_run.rglob("*") if path.is_file()}
+    path = paths.NOTEBOOKS / "03_embeddings.ipynb"
+    notebook = make.execute_published(nbformat.read(path, as_version=4))
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    texts = [o.get("data", {}).get("text/markdown", "") for cell in notebook.cells for o in cell.get("outputs", ())]
+    for name in ("embedding", "embedding_in_words"):
+        assert (smoke_run / "text" / f"{name}.md").read_text().strip("\n") in texts
+    assert {path: files.digest(path) for path in smoke_run.rglob("*") if path.is_file()} == before
+    (tmp_path / "published" / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match="run make publish"):
+        make.execute_published(notebook)
