@@ -17,7 +17,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import files, kernel, paths, provenance, settings
+from hw1lib import files, kernel, paths, progress, provenance, settings
 from hw1lib.chapters import render, style
 from hw1lib.chapters.words import escape
 from hw1lib.errors import UserError, remedy
@@ -120,7 +120,7 @@ def _execute(name, book, parameters):
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
     with _naming_its_fault(name, target, book):
-        _papermill(source, target, parameters, set(book.steps.all))
+        _papermill(source, target, parameters)
 
     missing = [kept for kept in names if not _current(kept, book, since=started)]
     if missing:  # an output notebook alone proves nothing
@@ -155,20 +155,26 @@ def _current(name, book, since=0.0):
         return False
 
 
-def _papermill(source, target, parameters, steps):
-    _listen(steps)
+def _papermill(source, target, parameters):
     kernel.prepare()
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it logs what cells show
     live = {name: os.environ.pop(name) for name in LIVE if name in os.environ}  # nobody looks at these kernels
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), progress.Follower(_print_progress) as records:
+            os.environ |= records.environment
             warnings.simplefilter("ignore")  # papermill's own, about its dependencies
             papermill.execute_notebook(
-                str(source), str(target), parameters, kernel_name="python3", log_output=True, progress_bar=False,
+                str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
                 cwd=str(paths.NOTEBOOKS), kernel_manager_class=kernel.ForkedKernel,
                 extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )  # fmt: skip
     finally:
+        os.environ.pop(progress.EVENTS, None)
         os.environ.update(live)
+
+
+def _print_progress(record):
+    progress.show(f"  {record['line']}")
 
 
 @contextlib.contextmanager
@@ -192,25 +198,6 @@ def _naming_its_fault(name, target, book):
             "command again: finished steps are kept, half done ones go on from their last checkpoint. If it was "
             f"memory: {next(helps, 'close other programs.')}"
         ) from error
-
-
-def _listen(steps):
-    """Lets papermill's log carry what steps print, and nothing else that cells show."""
-
-    def of_step(record):
-        lines = record.getMessage().splitlines()
-        shown = [line for line in lines if line.partition(" ")[0].rstrip(":") in steps]
-        record.msg, record.args = textwrap.indent("\n".join(shown), "  "), ()
-        return bool(shown)
-
-    log = logging.getLogger("papermill")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(of_step)
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def write(book, started, ran=True):

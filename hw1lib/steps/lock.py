@@ -8,7 +8,7 @@ import platform
 
 import filelock
 
-from hw1lib import files
+from hw1lib import files, progress
 
 LOCK = ".lock"
 HOLDER = ".holder"  # who has the lock: for those who wait; it proves nothing
@@ -32,7 +32,7 @@ def held(folder, name):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            print(f"{name}: waiting for {_holder(folder)}, which works on it", flush=True)
+            progress.say(name, f"waiting for {_holder(folder)}, which works on it")
             lock.acquire()
     try:
         with naming(folder):

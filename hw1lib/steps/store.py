@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 
-from hw1lib import files, parallel
+from hw1lib import files, parallel, progress
 from hw1lib.errors import UserError
 from hw1lib.steps import lock
 
@@ -75,7 +75,7 @@ class Draft:
     """The folder of a step that is running; the step writes its results through it."""
 
     def __init__(self, step, folder):
-        self.step = step
+        self.step = self.label = step  # label: with its seed, for lines of progress
         self.folder = Path(folder)
         self.checkpoint = self.folder / CHECKPOINT
         self.resumed = self.checkpoint.is_file()
@@ -200,7 +200,7 @@ class Store:
         """Removes what counts no longer; of each step and seed at most one attempt stays."""
         keep = []
         if (folder / DONE).is_file():
-            print(f"{step}: {'; '.join(_damage(folder))}. The step is run again.", flush=True)
+            progress.say(step, f"{'; '.join(_damage(folder))}. The step is run again.")
             (folder / DONE).unlink()  # first of all: without it nothing else counts
         elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
             keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
@@ -257,7 +257,7 @@ def _tidy(step, folder, seed):
         (folder / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
     elif _seed(_config(folder)) in (None, seed):
         if (folder / CHECKPOINT).is_file():
-            print(f"{step}: what other settings had begun is given up", flush=True)
+            progress.say(step, "what other settings had begun is given up")
         _empty(folder)
 
 
