@@ -77,9 +77,8 @@ def test_a_cluster_of_our_own_takes_work_only_with_its_certificate(name, tmp_pat
         assert address.startswith("tls://") and takes_no_stranger(address)
         with pytest.raises((OSError, TypeError, RuntimeError)):
             distributed.Client(address.replace("tls", "tcp"), timeout="3s")
-        with pytest.raises(UserError, match="CLIENT__CERT"):
-            with workers.connect(address, book):
-                pass
+        with pytest.raises(UserError, match="CLIENT__CERT"), workers.connect(address, book):
+            pass
         for worker in client.scheduler_info(n_workers=-1)["workers"]:
             assert worker.startswith("tls://") and takes_no_stranger(worker)
         opened = listening() - before
