@@ -53,7 +53,6 @@ def test_records_arrive_in_order_beside_anything_that_is_printed(noise, end):
     assert records[1]["line"] == "pretrain: a\nb — ü \udcff"
     expected = {"": None, "1 / 0": "ZeroDivisionError: division by zero"}.get(end, "The disk is full.")
     assert code == bool(end) and (expected is None or error.endswith(expected))
-    assert end != "1 / 0" or "boo" not in error or "Traceback" in error
 
 
 def test_records_arrive_while_the_child_works():
@@ -83,7 +82,7 @@ class Broken(io.StringIO):
 
 STREAMS = {
     "none": lambda: None,
-    "closed": lambda: open(os.devnull, "w"),
+    "closed": io.StringIO,
     "broken pipe": lambda: Broken(BrokenPipeError(32, "Broken pipe")),
     "full disk": lambda: Broken(OSError(28, "No space left on device")),
     "lost terminal": lambda: Broken(OSError(5, "Input/output error")),

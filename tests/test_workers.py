@@ -53,8 +53,8 @@ def takes_no_stranger(address):
 CLUSTERS = {
     "local:1": None,
     "plain": "worker_extra_args: [--resources, GPU=1]",
-    "open": "{scheduler_options: {dashboard_address: ':0', protocol: 'tcp://'}, protocol: 'tcp://', security: false}",
-    "own interface": "{interface: lo, scheduler_options: {host: 127.0.0.1}, worker_extra_args: [--dashboard]}",
+    "open": "scheduler_options: {dashboard_address: ':0', protocol: 'tcp://'}, protocol: 'tcp://', security: false",
+    "own interface": "interface: lo, scheduler_options: {host: 127.0.0.1}, worker_extra_args: [--dashboard]",
 }
 
 
@@ -68,8 +68,7 @@ def test_a_cluster_of_our_own_takes_work_only_with_its_certificate(name, tmp_pat
     book = SimpleNamespace(out=tmp_path / "out", device=torch.device("cpu"))
     if CLUSTERS[name]:
         where = tmp_path / "cluster.yaml"
-        options = yaml_of(CLUSTERS[name])
-        where.write_text(f"kind: Local\njobs: 1\noptions: {options}\n")
+        where.write_text(f"kind: Local\njobs: 1\noptions: {{cores: 1, memory: 1GB, {CLUSTERS[name]}}}\n")
     with workers.connect(str(where), book) as client:
         client.wait_for_workers(1, timeout=60)
         assert client.submit(os.getpid).result() != os.getpid()
@@ -95,14 +94,9 @@ def test_a_cluster_of_our_own_takes_work_only_with_its_certificate(name, tmp_pat
     assert list(book.out.glob("*")) + list(book.out.glob(".*")) == [] if book.out.exists() else True
 
 
-def yaml_of(text):
-    given = text.strip("{}")
-    return f"{{cores: 1, memory: 1GB, {given}}}"
-
-
 def check_users_own(address, files, book):
     """A scheduler of the user's own that speaks TLS is reached with the certificates that Dask's settings name."""
     tls = {"ca-file": files["ca_file"], "client.cert": files["cert"], "client.key": files["key"]}
-    with dask.config.set({f"distributed.comm.tls.{name}": str(file) for name, file in tls.items()}):
-        with workers.connect(address, book) as client:
-            assert client.submit(int, 7).result() == 7
+    names = {f"distributed.comm.tls.{name}": str(file) for name, file in tls.items()}
+    with dask.config.set(names), workers.connect(address, book) as client:
+        assert client.submit(int, 7).result() == 7
