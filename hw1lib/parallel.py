@@ -99,7 +99,7 @@ def _is_first_to_fail(error):
                 _store.wait([FAILED], GRACE)
         return _store.compare_set(FAILED, "", str(rank())) == str(rank()).encode()
     except RuntimeError:  # the store is gone, and with it the process or agent that kept it
-        return not _is_lost(error)
+        return rank() == 0
 
 
 def own_device(device):
@@ -163,18 +163,18 @@ def first():
     """Let the first process run the block before the others do.
 
     Raises:
-        UserError: in the others, when the block failed in the first process.
+        SystemExit: in the others, where the block failed in the first process, which reports it.
     """
     if rank():
-        if failure := agreed(None):
-            raise UserError(failure)
+        if agreed(None):
+            raise SystemExit(1)
         yield
         return
     try:
         yield
-    except Exception as error:
+    except BaseException:
         with contextlib.suppress(RuntimeError):  # they may be gone
-            agreed(str(error) or type(error).__name__)
+            agreed("failed")
         raise
     agreed(None)
 

@@ -16,11 +16,15 @@ def run(processes, function, *arguments, folder):
     Args:
         folder: for what they leave.
     """
+    multiprocessing.spawn(_work, (processes, free_port(), function, arguments, folder), processes)
+    return [pickle.loads((folder / f"found_{rank}").read_bytes()) for rank in range(processes)]
+
+
+def free_port():
+    """A port of this machine on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_work, (processes, port, function, arguments, folder), processes)
-    return [pickle.loads((folder / f"found_{rank}").read_bytes()) for rank in range(processes)]
+        return free.getsockname()[1]
 
 
 def _work(rank, processes, port, function, arguments, folder):
