@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
 
 from hw1lib import child, progress
@@ -116,3 +117,34 @@ def test_a_process_whose_output_is_gone_works_to_its_end(redirection, tmp_path):
     command = f'"{sys.executable}" -c "$SCRIPT" {redirection}'
     subprocess.run(["sh", "-c", command], env=os.environ | {"SCRIPT": script}, check=False, capture_output=True)
     assert (tmp_path / "done").exists()
+
+
+@pytest.mark.slow
+def test_the_terminal_shows_what_steps_of_a_notebook_report_and_nothing_else_that_it_prints(tmp_path, capfd):
+    """The notebook itself keeps all of it; kernels that come later report to nobody."""
+    from hw1lib import pipeline
+
+    reports = f"from hw1lib import progress\nprogress.epoch('pretrain', {ROW}, 9)\nprogress.say('pretrain', 'waits')"
+    cells = [f"import sys\n{NOISE.partition('os.write')[0]}", reports, "print('everything  0001  slic  3 masks')"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbformat.write(notebook, tmp_path / "source.ipynb")
+    pipeline._papermill(tmp_path / "source.ipynb", tmp_path / "executed.ipynb", {})
+    said = capfd.readouterr()
+    assert (said.out + said.err).splitlines() == ["  pretrain  epoch 2/9  loss 0.123  rank 7", "  pretrain: waits"]
+    printed = [cell.outputs[0].text for cell in nbformat.read(tmp_path / "executed.ipynb", 4).cells if cell.outputs]
+    assert printed[1] == "pretrain  epoch 2/9  loss 0.123  rank 7\npretrain: waits\n" and "hw1lib: boo" in printed[0]
+    assert progress.EVENTS not in os.environ
+
+
+@pytest.mark.slow
+def test_lines_of_another_seed_carry_its_label_and_loaded_results_print_none(course_data, tmp_path, capsys):
+    from hw1lib.workbook import Workbook
+
+    settings = {"seeds": 2, "pretrain.epochs": 1, "model_scale": 0.125, "data.image_size": 16}
+    book = Workbook("smoke", course_data, tmp_path / "out", settings)
+    seed = [*book.seeds][1]
+    for expected in (f"pretrain, seed {seed}  epoch 1/1  loss ", ""):
+        book.result("pretrain", seed)
+        said = capsys.readouterr().out
+        assert said.startswith(expected) and bool(said) == bool(expected)
+    assert [label for label, _, name in book.planned() if name == "pretrain"] == ["pretrain", f"pretrain, seed {seed}"]

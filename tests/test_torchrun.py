@@ -18,7 +18,6 @@ import torch
 from hw1lib import parallel, paths
 from hw1lib.errors import UserError
 from hw1lib.steps.store import Store
-from hw1lib.workbook import Workbook
 from tests.conftest import one_paragraph, refused, run
 from tests.processes import free_port
 
@@ -58,6 +57,8 @@ def test_what_a_batch_system_exports_makes_nobody_wait(capsys, course_data, tmp_
 
 def test_a_workbook_joins_nobody(course_data, tmp_path, variables):
     """As in JupyterLab inside of a job; what torch's own group is used for is not its business."""
+    from hw1lib.workbook import Workbook  # not at the top: the processes below would import it, too
+
     variables(BATCH | COMPLETE)
     book = Workbook("smoke", course_data, tmp_path / "out")
     assert book.result("check-problem2").metrics["warnings"] is not None and parallel.count() == 1
