@@ -62,7 +62,6 @@ def show(line, stream="stdout"):
     try:
         if getattr(sys, stream) is not None:
             tqdm.write(line, file=getattr(sys, stream))
-            getattr(sys, stream).flush()
     except BrokenPipeError:  # as after `| head`: nothing more can be printed
         setattr(sys, stream, None)
     except (OSError, ValueError):  # a full disk, a closed stream
