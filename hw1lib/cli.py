@@ -1,10 +1,12 @@
 """The command line: python -m hw1lib COMMAND. Every command has --help."""
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 
-from hw1lib import commands, comparison, profiles
+from hw1lib import child, commands, comparison, profiles, progress
 from hw1lib.errors import UserError, remedy
 
 
@@ -19,16 +21,24 @@ def main(argv=None):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)  # lines come at once, into a file, too
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command != "run" and child.under_torchrun():
+            if os.environ["RANK"] != "0":
+                time.sleep(10)  # the first process says it; torchrun then ends this one
+                return 1
+            raise UserError(
+                f"torchrun starts processes that share one step, `hw1lib run STEP`. Start `hw1lib {arguments.command}` "
+                "without it; --set pretrain.processes=2 puts pre-training on two processes."
+            )
         return arguments.run(arguments) or 0
     except UserError as error:
-        print(f"\nhw1lib: {error}", file=sys.stderr)
+        progress.error(error)
         return 1
     except BrokenPipeError:  # as with `| head`; nothing more can be printed
         sys.stdout = None
         return 0
     except OSError as error:  # where nobody nearer knew more: a full disk, a missing permission
         place = f"{error.filename}: " if error.filename else ""
-        print(f"\nhw1lib: {place}{error.strerror or error}. {remedy(error)}", file=sys.stderr)
+        progress.error(f"{place}{error.strerror or error}. {remedy(error)}")
         return 1
     except KeyboardInterrupt:
         print("\nhw1lib: stopped. Finished steps are kept; the same command goes on from there.", file=sys.stderr)

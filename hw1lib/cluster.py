@@ -1,42 +1,39 @@
-"""Hands the steps of a report out to workers, on this machine or on many (Dask distributed).
+"""Runs the steps of a report on workers, on this machine or on many (Dask distributed).
 
 Each step is a process of its own, `hw1lib run STEP`, so a crash costs one step, and memory and devices come back. What
 it writes lies in the build folder, on a file system that all workers see; nothing else travels.
 """
 
 import contextlib
-import logging
+import functools
 import os
 import platform
 import secrets
-import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
-from hw1lib import child, paths, provenance
+from hw1lib import child, cpus, paths, provenance
 from hw1lib.board import Board, images_of
 from hw1lib.errors import UserError
+from hw1lib.workers import connect
 
-ROOM = 2e9  # bytes that have to be free where results are written
-DEATHS = 5  # workers that may die under a step, for each worker that there is: then it is called its fault
-CONNECTS = "20s"  # until a scheduler has to answer
-QUICK = 10  # seconds until it says that it waits for workers
-PATIENCE = 600  # seconds until the first worker has to be there
-NOTICE = 5  # seconds until a worker knows that its job ends
-TAKING = threading.Lock()  # of a worker's devices, as steps on it are threads
+FREE_BYTES = 2e9  # that results need on their disk
+WAIT_MESSAGE_AFTER = 10  # seconds without a worker
+WORKER_TIMEOUT = 600  # seconds until the first worker has to be there
+SHUTDOWN_GRACE = 5  # seconds until a worker knows that its job ends
+RESERVING = threading.Lock()  # of a worker's devices, as steps on it are threads
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
 
 
 def run(book, where):
-    """Runs all steps that are not done, each as soon as those that it builds on are.
+    """Run all steps that are not done, each as soon as those that it builds on are.
 
     Args:
         book: workbook.Workbook.
-        where: local:N, the address of a scheduler such as tcp://host:8786, or a file cluster.yaml.
+        where: local:N, the address of a scheduler such as tls://host:8786, or a file cluster.yaml.
 
     Raises:
         UserError: a step failed, or the workers cannot do it; what was finished is kept.
@@ -46,7 +43,7 @@ def run(book, where):
     distributed = _distributed()
     steps = {label: (steps, name) for label, steps, name in book.planned()}
     tasks = schedule.tasks(book, [label for label, (its, name) in steps.items() if its.status(name) != "done"])
-    with connect(where, book) as client, _marked(book) as mine, Board(client, where, mine["token"]) as board:
+    with connect(where, book) as client, _marked(book) as mine, Board(client, mine["token"]) as board:
         check(client, book, mine)
         futures, threads = {}, _threads(book, where)
         first = schedule.levels(schedule.begun(tasks, 1.0))  # a second, where nothing was measured
@@ -75,9 +72,9 @@ def run(book, where):
 
 def _distributed():
     try:
+        import cryptography  # noqa: F401
         import dask_jobqueue  # noqa: F401
         import distributed
-        import rich  # noqa: F401
         import yaml  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
@@ -85,69 +82,6 @@ def _distributed():
             "again. Without --cluster all steps run here, one after the other."
         ) from error
     return distributed
-
-
-@contextlib.contextmanager
-def connect(where, book):
-    """A client of the workers that `where` names; those that it starts end with it."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    kind, _, count = where.partition(":")
-    jobs = where.endswith((".yaml", ".yml"))
-    wanted = _described(Path(where)) if jobs else {"jobs": count}
-    if (jobs or kind == "local") and not (str(wanted["jobs"]).isdigit() and int(wanted["jobs"])):
-        raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; a file says jobs: N.")
-    for name in ("client", "utils"):  # what they say of a lost scheduler, `run` says shorter
-        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
-    config = {"distributed.comm.timeouts.connect": CONNECTS, "distributed.nanny.pre-spawn-environ": {}}
-    if jobs or kind == "local":  # a worker that dies counts against all steps that were planned for it
-        config["distributed.scheduler.allowed-failures"] = DEATHS * int(wanted["jobs"])
-    with contextlib.ExitStack() as open_:
-        open_.enter_context(dask.config.set(config))
-        cluster = where
-        if jobs:
-            cluster = open_.enter_context(_jobs(where, wanted))
-        elif kind == "local":
-            on_gpu = book.device.type != "cpu"
-            more = {"threads_per_worker": 2, "resources": {"GPU": 1}} if on_gpu else {"threads_per_worker": 1}
-            cluster = LocalCluster(
-                n_workers=int(count), memory_limit=0, silence_logs=50, dashboard_address="127.0.0.1:0", **more
-            )
-            open_.enter_context(cluster)
-        try:
-            client = open_.enter_context(Client(cluster))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"CLUSTER={where}: no scheduler answers there ({error}). Start one with `dask scheduler`, or give "
-                "local:N or a file my-cluster.yaml."
-            ) from error
-        yield client
-
-
-def _described(file):
-    """What a file says of a cluster: kind, a class of dask-jobqueue without its ending; jobs; its options."""
-    import yaml
-
-    try:
-        wanted = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return {name: wanted[name] for name in ("kind", "jobs", "options")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        example = "kind: SLURM, jobs: 8, options: {cores: 1, memory: 32GB}"
-        raise UserError(f"{file} does not describe a cluster ({error}); docs/cluster.md has one: {example}") from error
-
-
-def _jobs(file, wanted):
-    """Batch jobs, each a worker; those that end are replaced."""
-    import dask_jobqueue
-
-    try:
-        kind = getattr(dask_jobqueue, f"{wanted['kind']}Cluster")
-        cluster = kind(**{"processes": 1, "python": shlex.quote(sys.executable)} | wanted["options"])
-    except (AttributeError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{file} does not describe a cluster: {error}") from error
-    cluster.adapt(minimum_jobs=int(wanted["jobs"]), maximum_jobs=int(wanted["jobs"]))
-    return cluster
 
 
 # --- what is checked before anything runs
@@ -176,14 +110,14 @@ def check(client, book, mine):
         UserError: one of them differs; it is named. Or there is none, or none that offers a GPU, or one does in vain.
     """
     try:
-        client.wait_for_workers(1, timeout=QUICK)
+        client.wait_for_workers(1, timeout=WAIT_MESSAGE_AFTER)
     except TimeoutError:
-        print(f"Waiting for the first worker, {PATIENCE // 60} minutes at most", flush=True)
+        print(f"Waiting for the first worker, {WORKER_TIMEOUT // 60} minutes at most", flush=True)
     try:
-        client.wait_for_workers(1, timeout=PATIENCE)
+        client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
     except TimeoutError as error:
         raise UserError(
-            f"No worker came within {PATIENCE} s. A batch system's queue, or the logs of its jobs, may say why."
+            f"No worker came within {WORKER_TIMEOUT} s. A batch system's queue, or the logs of its jobs, may say why."
         ) from error
     offers = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
     undone = [steps.step(name) for _, steps, name in book.planned() if steps.status(name) != "done"]
@@ -219,7 +153,7 @@ def difference(mine, theirs):
         if (found := theirs["packages"].get(name)) != needed:
             has = f"has {name} {found or 'not at all'}, but this process {needed}."
             return f"{has} All need the same: let workers run {sys.executable}."
-    room, needed = theirs["room"] / 1e9, ROOM / 1e9
+    room, needed = theirs["room"] / 1e9, FREE_BYTES / 1e9
     return f"has {room:.1f} GB left in {mark.parent}; results need {needed:.0f}." if room < needed else ""
 
 
@@ -249,58 +183,63 @@ def _devices(book, step):
 
 
 def _threads(book, where):
-    """Threads of each step: the setting; on this machine's CPUs, as many as leave each worker its share."""
+    """Return the threads of each step: the setting, or a local worker's share of the CPUs; 0: the worker's own."""
     kind, _, count = where.partition(":")
-    share = max(1, len(os.sched_getaffinity(0)) // int(count)) if kind == "local" and book.device.type == "cpu" else 0
-    return book.profile.threads or share
+    return book.profile.threads or (cpus.share(int(count)) if kind == "local" else 0)
 
 
 class Failed(Exception):
-    """A step that ended by itself with an error: its label, and what it said last."""
+    """A step that ended by itself with an error: its label, and the error."""
 
 
 def work(label, words, threads, devices, mine, *after):
-    """On a worker: runs a step, and passes on each line that it prints."""
+    """Run a step on a worker, and log its progress as events."""
     from distributed import Reschedule, get_worker
 
     worker = get_worker()
     place = f"{worker.name} on {platform.node()}"
     if wrong := difference(mine, look(*mine["places"])):
         raise Failed(label, f"worker {place} {wrong}")
-    topic, event = mine["token"], {"label": label, "place": place, "line": None}
+    topic, event = mine["token"], {"label": label, "place": place, "record": None}
     worker.log_event(topic, event)
+    if devices and not threads:  # Dask has set one thread, but loading images for a GPU takes more
+        threads = cpus.share(worker.state.nthreads, threads=False)
     environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
     with _own_devices(worker, devices) as own:
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         try:
-            with child.started(words, environment=environment, folder=mine["places"][-1]) as process:
-                said = child.heard(process, lambda line: worker.log_event(topic, event | {"line": line}), keep=12)
+            log = functools.partial(_log, worker, topic, event)
+            code, failure = child.run(words, log, environment, folder=mine["places"][-1])
         except OSError as error:
             raise Failed(label, f"worker {place}: {error}") from error
-    if process.returncode == -signal.SIGTERM:
-        time.sleep(NOTICE)
+    if code == -signal.SIGTERM:
+        time.sleep(SHUTDOWN_GRACE)
         if worker.status.name != "running":  # its job ends: elsewhere
             raise Reschedule
-    if process.returncode < 0:
-        raise Failed(label, f"it was ended by {signal.Signals(-process.returncode).name}; memory may have run out.")
-    if process.returncode:
-        raise Failed(label, said[-2000:])
+    if code < 0:
+        raise Failed(label, f"it was ended by {signal.Signals(-code).name}; memory may have run out.")
+    if code:
+        raise Failed(label, failure[-2000:])
     return label
+
+
+def _log(worker, topic, event, record):
+    worker.log_event(topic, event | {"record": record})
 
 
 @contextlib.contextmanager
 def _own_devices(worker, count):
-    """Takes so many of a worker's GPUs for a while: numbers as CUDA_VISIBLE_DEVICES has them."""
+    """Reserve `count` GPUs of this worker: their numbers as in CUDA_VISIBLE_DEVICES."""
     if not count:
         yield []
         return
-    with TAKING:
+    with RESERVING:
         taken = _taken(worker, count)
     try:
         yield taken
     finally:
-        with TAKING:
+        with RESERVING:
             worker.hw1lib_devices = taken + worker.hw1lib_devices
 
 
@@ -317,7 +256,7 @@ def _taken(worker, count):
 
 
 def _finish(distributed, futures, board):
-    """Waits for all; returns what failed by itself: {label: what it said}."""
+    """Wait for all steps; return those that failed by themselves: {label: error}."""
     labels, failed = {future.key: label for label, future in futures.items()}, {}
     for future in distributed.as_completed(futures.values()):
         label = labels[future.key]

@@ -51,13 +51,12 @@ def plan(arguments):
 
 
 def run(arguments):
-    book = _book(arguments)
-    found = book.result(arguments.step)
     from hw1lib import parallel
 
-    if not parallel.rank():
-        print(found.folder)
-    parallel.end()
+    with parallel.group():
+        result, first = _book(arguments).result(arguments.step), not parallel.rank()
+    if first:
+        print(result.folder)
 
 
 def verify(arguments):

@@ -9,6 +9,7 @@ another one the same up to rounding.
 import contextlib
 import datetime
 import os
+import re
 import warnings
 
 import torch
@@ -17,36 +18,96 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from hw1lib import child, progress
 from hw1lib.errors import UserError
 
-PATIENCE = datetime.timedelta(days=1)  # how long processes wait for what one of them does alone
+PATIENCE = datetime.timedelta(days=1)  # longest wait for what one process does alone, such as a step without training
+CONNECT = datetime.timedelta(minutes=10)  # longest wait for the other processes to start
+GRACE = datetime.timedelta(seconds=10)  # for the first process to report an error that others see, too
+FAILED = "hw1lib/failed"  # key of the store: rank of the process that reports the error
+LOST = re.compile("gloo|NCCL|c10d|[Cc]onnection|Broken pipe")  # what torch says when a process is gone
 common = torch.Generator()  # of draws that all processes share, such as augmentation of the global batch
 _batch = None  # size of the global batch that is worked on
 _alone = False
-_talk = None  # what processes tell each other of over the CPU, and wait at
+_store = None  # torchrun's, of this attempt
+_talk = None  # group over the CPU that plain data and barriers go through; None: this process has not joined
 
 
-def begin(device):
-    """Joins the processes that torchrun has started; returns this one's device."""
-    global _talk
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        return device
-    if device.type == "cuda":
+@contextlib.contextmanager
+def group():
+    """Work with the processes that torchrun started for one step; without torchrun there is just this one.
+
+    The processes leave together. An error of one ends all of them, and is raised in one of them alone.
+
+    Raises:
+        SystemExit: another process raises the error.
+    """
+    if not child.under_torchrun():
+        yield
+        return
+    _join()
+    try:
+        yield
+        wait()  # who left earlier would break off what the others still say
+    except Exception as error:
+        if not _is_first_to_fail(error):
+            raise SystemExit(1) from error
+        if _is_lost(error):
+            raise UserError(
+                "Another process of this step ended without an error message; memory may have run out. Run the same "
+                "command again: the step goes on from its last checkpoint."
+            ) from error
+        raise
+    finally:
+        _leave()
+
+
+def _join():
+    global _store, _talk
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # strides of one entry say nothing
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=CONNECT))
+        _store = dist.PrefixStore(_attempt(), store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=world)
+        _talk = dist.new_group(backend="gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        address = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise UserError(
+            f"The other processes of torchrun cannot be reached at {address} ({str(error).splitlines()[0]}). Start all "
+            "of them again with one torchrun command, or run the step without torchrun."
+        ) from error
+    progress.muted = rank > 0
+
+
+def _leave():
+    global _store, _talk
+    _store = _talk = None
+    progress.muted = False
+    dist.destroy_process_group()
+
+
+def _is_lost(error):
+    return isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
+
+
+def _is_first_to_fail(error):
+    """Whether this process is the one to report its error; the first process is preferred, others wait for it."""
+    try:
+        if rank() or _is_lost(error):
+            with contextlib.suppress(dist.DistStoreError):  # nobody failed before
+                _store.wait([FAILED], GRACE)
+        return _store.compare_set(FAILED, "", str(rank())) == str(rank()).encode()
+    except RuntimeError:  # the store is gone, and with it the process or agent that kept it
+        return rank() == 0
+
+
+def own_device(device):
+    """Return this process's device: of several processes on GPUs, each has one."""
+    if device.type == "cuda" and _talk is not None:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    warnings.filterwarnings("ignore", "Grad strides do not match")  # strides of one entry say nothing
-    store, rank, world = next(dist.rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore(_attempt(), store), rank=rank, world_size=world)
-    _talk = dist.new_group(backend="gloo", timeout=PATIENCE)
     return device
-
-
-def end():
-    """Leaves the others when all are done: who left earlier would break off what they still say."""
-    if dist.is_initialized():
-        dist.barrier(group=_talk)
-        dist.destroy_process_group()
 
 
 def _attempt():
@@ -69,12 +130,17 @@ def _attempt():
 
 def count():
     """How many processes work on this step."""
-    return 1 if _alone or not dist.is_initialized() else dist.get_world_size()
+    return 1 if _alone or _talk is None else dist.get_world_size()
 
 
 def rank():
-    """Which of them this one is, from 0; the first one writes results and speaks."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Which of them this one is, from 0; the first one writes results and reports progress."""
+    return 0 if _talk is None else dist.get_rank()
+
+
+def local_count():
+    """How many of them run on this machine."""
+    return 1 if _talk is None else int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def agreed(value):
@@ -94,12 +160,23 @@ def wait():
 
 @contextlib.contextmanager
 def first():
-    """What is in here, the first process does before the others."""
+    """Let the first process run the block before the others do.
+
+    Raises:
+        SystemExit: in the others, where the block failed in the first process, which reports it.
+    """
     if rank():
-        wait()
-    yield
-    if not rank():
-        wait()
+        if agreed(None):
+            raise SystemExit(1)
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # they may be gone
+            agreed("failed")
+        raise
+    agreed(None)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from hw1lib import files, kept, kernel, paths, provenance, settings
+from hw1lib import files, kept, kernel, paths, progress, provenance, settings
 from hw1lib.chapters import render, style
 from hw1lib.chapters.words import escape
 from hw1lib.data import groups, layout
@@ -105,7 +105,7 @@ def _execute(name, book, parameters):
     for thing in before:
         kept.path(book.out, thing).unlink()
     with _naming_its_fault(name, target, book):
-        _papermill(name, source, target, parameters, set(book.steps.all))
+        _papermill(name, source, target, parameters)
     if unfinished := _unfinished(target):  # an output notebook alone proves nothing
         raise UserError(f"Notebook {name} ended early: {unfinished}. Run the same command again.")
 
@@ -184,20 +184,26 @@ def _read(path):
         return files.read_json(path)
 
 
-def _papermill(name, source, target, parameters, steps):
-    _listen(steps)
+def _papermill(name, source, target, parameters):
     kernel.prepare()
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it logs what cells show
     os.environ[kept.NOTEBOOK] = name  # its kernel inherits it: what is kept there is kept for the report
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), progress.Follower(_print_progress) as records:
+            os.environ |= records.environment
             warnings.simplefilter("ignore")  # papermill's own, about its dependencies
             papermill.execute_notebook(
-                str(source), str(target), parameters, kernel_name="python3", log_output=True, progress_bar=False,
+                str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
                 cwd=str(paths.NOTEBOOKS), kernel_manager_class=kernel.ForkedKernel,
                 extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )  # fmt: skip
     finally:
+        os.environ.pop(progress.EVENTS, None)
         del os.environ[kept.NOTEBOOK]
+
+
+def _print_progress(record):
+    progress.show(f"  {record['line']}")
 
 
 @contextlib.contextmanager
@@ -221,25 +227,6 @@ def _naming_its_fault(name, target, book):
             "command again: finished steps are kept, half done ones go on from their last checkpoint. If it was "
             f"memory: {next(helps, 'close other programs.')}"
         ) from error
-
-
-def _listen(steps):
-    """Lets papermill's log carry what steps print, and nothing else that cells show."""
-
-    def of_step(record):
-        lines = record.getMessage().splitlines()
-        shown = [line for line in lines if line.partition(" ")[0].rstrip(":") in steps]
-        record.msg, record.args = textwrap.indent("\n".join(shown), "  "), ()
-        return bool(shown)
-
-    log = logging.getLogger("papermill")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(of_step)
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def write(book, started, ran=True):

@@ -11,12 +11,12 @@ from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from hw1lib import files, kept, parallel, paths, profiles
+from hw1lib import cpus, files, kept, parallel, paths, profiles, progress
 from hw1lib.chapters import style, words
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
-from hw1lib.loops import device, training
+from hw1lib.loops import device
 from hw1lib.steps.graph import repeated
 from hw1lib.steps.run import Steps
 from hw1lib.steps.store import Store
@@ -46,9 +46,10 @@ class Workbook:
         self.is_sample = self.root.resolve() == paths.EARTH.resolve()  # also where somebody gave its path
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
-        self.device = parallel.begin(device.choose(self.profile.device))
-        if self.profile.threads:
-            torch.set_num_threads(self.profile.threads)
+        self.device = parallel.own_device(device.choose(self.profile.device))
+        threads = self.profile.threads or min(torch.get_num_threads(), cpus.available())
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
         self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
         self.notebook = kept.notebook()
@@ -69,11 +70,11 @@ class Workbook:
 
     def planned(self):
         """Everything that this profile runs: (label, Steps, name of the step), in order."""
-        for seed, steps in self.seeds.items():
+        for steps in self.seeds.values():
             own = steps is self.steps
             for name in steps.all:
                 if own or name in repeated(self.profile):
-                    yield _label(name, None if own else seed), steps, name
+                    yield steps.label(name), steps, name
 
     def result(self, name, seed=None):
         """The stored result of a step, such as "pretrain"; what is not done is trained first.
@@ -90,10 +91,9 @@ class Workbook:
         steps = self.steps if seed is None else self.seeds[seed]
         done = steps.status(name) == "done"
         found = steps.result(name)
-        label = _label(name, seed)
-        if done and label not in self._used and "loss" in found.history:
-            last = found.history.to_dict("records")[-1]
-            training.say(training.line(label, last, len(found.history)))
+        label = steps.label(name)
+        if get_ipython() is not None and done and label not in self._used and "loss" in found.history:
+            progress.epoch(label, found.history.to_dict("records")[-1], len(found.history))
         self._used[label] = found.key
         return found
 
@@ -129,10 +129,6 @@ class Workbook:
             print(
                 f"The report shows another {name}: the next `make report` runs {stale} again, which replaces this one."
             )
-
-
-def _label(name, seed):
-    return name if seed is None else f"{name}, seed {seed}"
 
 
 def is_live():

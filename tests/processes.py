@@ -16,18 +16,22 @@ def run(processes, function, *arguments, folder):
     Args:
         folder: for what they leave.
     """
+    multiprocessing.spawn(_work, (processes, free_port(), function, arguments, folder), processes)
+    return [pickle.loads((folder / f"found_{rank}").read_bytes()) for rank in range(processes)]
+
+
+def free_port():
+    """A port of this machine on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_work, (processes, port, function, arguments, folder), processes)
-    return [pickle.loads((folder / f"found_{rank}").read_bytes()) for rank in range(processes)]
+        return free.getsockname()[1]
 
 
 def _work(rank, processes, port, function, arguments, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(processes)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "tests"
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as under torchrun
-    parallel.begin(torch.device("cpu"))
-    (folder / f"found_{rank}").write_bytes(pickle.dumps(function(*arguments)))
-    parallel.end()
+    with parallel.group():
+        (folder / f"found_{rank}").write_bytes(pickle.dumps(function(*arguments)))

@@ -1,4 +1,4 @@
-"""The live table of steps on workers."""
+"""Lines about steps on workers."""
 
 import time
 from types import SimpleNamespace
@@ -6,21 +6,34 @@ from types import SimpleNamespace
 from hw1lib.board import Board
 
 
-def test_the_board_says_where_steps_run_how_fast_and_how_long():
-    board = Board(SimpleNamespace(dashboard_link="http://here"), "local:2", "topic")
-    board.add("pretrain", 100)
+def test_lines_say_where_steps_run_how_fast_and_how_long(capsys, monkeypatch):
+    """Under the label that a step has in the report; a step that begins anew elsewhere is timed anew."""
+    board = Board(SimpleNamespace(), "topic")
+    board.add("pretrain, seed 1", 100)
     board.add("finetune-C", 10)
-    event = {"label": "pretrain", "place": "0 on here", "line": None}
-    board._heard((0, event))
-    for epoch in (1, 2):
-        board._heard((0, event | {"line": f"pretrain  epoch {epoch}/4  loss 1"}))
-        board.rows["pretrain"]["at"] = board.rows["pretrain"]["began"][0] + 2.0 * (epoch - 1)
-    board.rows["pretrain"]["at"] = time.monotonic()
-    board.rows["pretrain"]["began"] = (time.monotonic() - 2.0, 1)
-    epoch, speed, left = board._progress(board.rows["pretrain"])
-    assert (epoch, speed) == ("2/4", "50") and left in ("0:03", "0:04")
-    board._heard((0, event))  # its worker died: it begins anew elsewhere
-    assert board._progress(board.rows["pretrain"]) == ("", "", "") and board.table().row_count == 3
-    board.end("finetune-C", "done")
-    table = board.table()
-    assert table.row_count == 2 and list(table.columns[0].cells) == ["pretrain", "1 of 2 done"]
+
+    def event(record, at, label="pretrain, seed 1"):
+        monkeypatch.setattr(time, "monotonic", lambda: at)
+        board._handle((0, {"label": label, "place": "0 on node7", "record": record}))
+
+    def epoch(number):
+        line = f"pretrain  epoch {number}/4  loss 1"
+        return {"label": "pretrain", "line": line, "epoch": number, "epochs": 4, "numbers": {"loss": 1.0}}
+
+    event(None, 0.0)
+    event(epoch(1), 10.0)
+    event({"label": "pretrain", "line": "pretrain: epoch 9/9 collapsed"}, 11.0)
+    event(epoch(2), 12.0)
+    event(None, 20.0)
+    event(epoch(2), 21.0)
+    board.end("pretrain, seed 1", "done")
+    event(epoch(4), 30.0)  # too late
+    assert capsys.readouterr().out.splitlines() == [
+        "  pretrain, seed 1: runs on worker 0 on node7",
+        "  pretrain, seed 1  epoch 1/4  loss 1",
+        "  pretrain, seed 1: epoch 9/9 collapsed",
+        "  pretrain, seed 1  epoch 2/4  loss 1  50 images/s  0:04 left",
+        "  pretrain, seed 1: runs on worker 0 on node7",
+        "  pretrain, seed 1  epoch 2/4  loss 1",
+        "  pretrain, seed 1: done",
+    ]

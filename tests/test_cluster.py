@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from hw1lib import cluster, files, paths
+from hw1lib import cluster, files, paths, workers
 from hw1lib.errors import UserError
 from tests.conftest import hw1lib, one_paragraph, refused
 from tests.test_kill import assert_same, checkpoint_of, only
@@ -143,7 +143,7 @@ def test_scheduler_and_client_killed_lose_nothing(course_data, tmp_path):
     ],
 )
 def test_a_cluster_that_is_none_is_one_paragraph(capsys, monkeypatch, course_data, tmp_path, where, said):
-    monkeypatch.setattr(cluster, "CONNECTS", "1s")
+    monkeypatch.setattr(workers, "CONNECT_TIMEOUT", "1s")
     words = ("report", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", where)
     assert said in refused(capsys, *words)
 
@@ -212,10 +212,14 @@ def test_gpus_of_workers_are_not_left_unused_where_this_process_has_none(tmp_pat
             cluster.check(workers, book_in(tmp_path), mine)
 
 
+REPORTS = f"{sys.executable} -c 'from hw1lib import progress; progress.error(\"The disk is full.\")'"
+
+
 @pytest.mark.parametrize(
     ("script", "status", "error", "said"),
     [
-        ("echo 'hw1lib: The disk is full.'; echo more; exit 1", "running", cluster.Failed, r"The disk is full\."),
+        (f"{REPORTS}; echo 'hw1lib: boo'; exit 1", "running", cluster.Failed, r"^The disk is full\.$"),
+        ("echo 'hw1lib: boo'; echo 'more'; exit 1", "running", cluster.Failed, "hw1lib: boo more"),
         ("kill -KILL $$", "running", cluster.Failed, "SIGKILL; memory may have run out"),
         ("kill -TERM $$", "running", cluster.Failed, "ended by SIGTERM"),
         ("kill -TERM $$", "closing", distributed.Reschedule, ""),
@@ -226,11 +230,11 @@ def test_how_a_step_ended_is_said_by_its_worker(tmp_path, monkeypatch, script, s
     """Its own error, a signal, a Python that is not there; only where the worker ends with it does it go elsewhere."""
     worker = SimpleNamespace(name=3, log_event=lambda topic, event: None, status=SimpleNamespace(name=status))
     monkeypatch.setattr(distributed, "get_worker", lambda: worker)
-    monkeypatch.setattr(cluster, "NOTICE", 0)
+    monkeypatch.setattr(cluster, "SHUTDOWN_GRACE", 0)
     words = ["/none/python"] if script is None else ["sh", "-c", script]
     with cluster._marked(book_in(tmp_path)) as mine, pytest.raises(error) as caught:
         cluster.work("pretrain", words, 1, 0, mine)
-    assert re.search(said, str(caught.value)) and (not said or caught.value.args[0] == "pretrain")
+    assert not said or (caught.value.args[0] == "pretrain" and re.search(said, caught.value.args[1]))
 
 
 @pytest.mark.parametrize(("name", "own"), [(1, ["3"]), ("node7", ["2", "3"])])

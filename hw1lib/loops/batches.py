@@ -4,14 +4,19 @@ Both are functions of the epoch and of the step to begin with. The order follows
 that is drawn in a step from (seed, epoch, step), so a resumed run sees what an uninterrupted one would have seen.
 """
 
+import shutil
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hw1lib import parallel
+from hw1lib import cpus, parallel
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops.device import fits, send
 from hw1lib.loops.training import seed_everything
+
+SHARED = "/dev/shm"
+PREFETCH = 2  # batches that each of torch's loading processes prepares
 
 
 class _Shuffled:
@@ -90,13 +95,20 @@ class ArrayBatches(_Shuffled):
 
 
 class FileBatches(_Shuffled):
-    """Shuffled batches of images, each through a transform of PIL images, its draws from (seed, epoch, its place)."""
+    """Shuffled batches of images, each through a transform of PIL images, its draws from (seed, epoch, its place).
 
-    def __init__(self, split, size, transform, batch_size, seed, device, workers=2):
+    Args:
+        workers: processes that load images; they change no image. None: as many as CPUs and shared memory allow.
+    """
+
+    def __init__(self, split, size, transform, batch_size, seed, device, workers=None):
         super().__init__(range(len(split)), batch_size, seed, split.files)
         self.images = _Images(image_files.Resized(split, size), split.labels, transform, seed)
         self.device = device
         self.workers = workers
+        if workers is None:
+            rows = -(-self.batch_size // parallel.count())
+            self.workers = loaders(device, bytes_ahead=PREFETCH * rows * 3 * size**2 * 4)
 
     def __call__(self, epoch, start=0):
         places = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
@@ -104,9 +116,27 @@ class FileBatches(_Shuffled):
         parts = zip(places[start:, mine].tolist(), self.order(epoch)[start:, mine].tolist())
         order = [[(epoch, *both) for both in zip(*part)] for part in parts]
         how = dict(num_workers=self.workers, pin_memory=self.device.type == "cuda")
+        how |= {"prefetch_factor": PREFETCH} if self.workers else {}
         for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order, **how), start + 1):
             self.begin(epoch, step)
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def loaders(device, bytes_ahead, shared=SHARED):
+    """Return how many processes load images for this one: a GPU's share of the CPUs, few beside a network on the CPU.
+
+    Args:
+        device: torch device that the network trains on.
+        bytes_ahead: shared memory that each of them may fill.
+        shared: folder of the shared memory; containers often have little.
+    """
+    several = parallel.local_count() > 1  # torchrun sets OMP_NUM_THREADS to 1
+    share = cpus.share(parallel.local_count(), threads=not several)
+    count = min(share - 1, 2) if device.type == "cpu" else min(share, 16)
+    try:
+        return min(count, int(shutil.disk_usage(shared).free / 2 / parallel.local_count() / bytes_ahead))
+    except OSError:  # systems without such a folder share memory in another way
+        return count
 
 
 class _Images(Dataset):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hw1lib import files, parallel
+from hw1lib import files, parallel, progress
 from hw1lib.errors import UserError, is_damage
 
 FORMAT = 4  # raised when a checkpoint holds something else; older ones are then not used
@@ -150,7 +150,7 @@ class Checkpoint:
             for path in (self.path, *self.path.parent.glob("*.npy")):
                 path.rename(folder / path.name)
         text = f"{self.path} cannot be used ({reason}). It is kept in {folder}, and the step starts from its beginning."
-        print(f"{self.label}: {UserError(text)}", flush=True)
+        progress.say(self.label, str(UserError(text)))
 
     def _delete_arrays(self, keep=()):
         """Delete results beside the checkpoint, such as those of an epoch that is done again."""

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from hw1lib import progress
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import segment
-from hw1lib.loops.training import say
 from hw1lib.measures import metrics, segments
 from hw1lib.measures.statistics import bootstrap
 from hw1lib.models import everything, sam, weights
@@ -38,14 +38,14 @@ def run(draft, problem2, profile, predictions, sam_path, device):
             measured = _measure(found, labels, masks[index], predictions[index], voted)
             rows.append({"method": method, "image": number, **measured})
             _save(draft, f"{method}_{number}", found, labels, voted)
-            say(f"everything  {number}  {method}  {len(found)} masks")
+            progress.say(draft.label, f"{number}  {method}  {len(found)} masks", "  ")
     refined = {}
     for method in dict.fromkeys((chosen, *(CLASSICAL if settings.compare else ()))):
         voted, count = _refine(method, images, predictions, network, settings)
         row = segment.scored(0, masks, voted)
         change = _change(masks, predictions, voted, tiles.groups)
         refined[method] = segment.summary([row]) | {"segments": count, "change": change}
-        say(f"everything  all tiles  {method}  mIoU after the vote {row['miou']:.3f}")
+        progress.say(draft.label, f"all tiles  {method}  mIoU after the vote {row['miou']:.3f}", "  ")
         if method == chosen:
             draft.array("predictions_vote", voted)
     draft.history([])

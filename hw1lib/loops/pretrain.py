@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hw1lib import parallel
+from hw1lib import parallel, progress
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, training
@@ -51,9 +51,11 @@ def self_supervised(draft, problem1, profile, device):
     queries = len(probe.held_out) if probe.asks else 0
     collapsed = len(probe.bank) >= FEWEST - 1 and representation.collapsed(history[-1])
     if collapsed:
-        training.say(
-            f"{draft.step}  collapsed: the backbone says nearly the same of every image. Another "
-            "learning rate may help, or --set pretrain.use_momentum=true"
+        progress.say(
+            draft.label,
+            "collapsed: the backbone says nearly the same of every image. Another "
+            "learning rate may help, or --set pretrain.use_momentum=true",
+            separator="  ",
         )
     found = {"source": "byol", "images": len(pool), "queries": queries, "before": before, "collapsed": collapsed}
     draft.metrics(found | history[-1])

@@ -10,9 +10,8 @@ import threading
 import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
-from tqdm import tqdm
 
-from hw1lib import parallel
+from hw1lib import parallel, progress
 from hw1lib.errors import Diverged, UserError
 from hw1lib.loops.checkpoint import Checkpoint, Progress
 from hw1lib.loops.device import Arriving, autocast, dtype
@@ -173,7 +172,7 @@ def train(
             with torch.no_grad(), autocast(settings.precision, device):
                 row.update(evaluate(epoch))
         history.append(row)
-        say(line(label, row, settings.epochs))
+        progress.epoch(label, row, settings.epochs)
         if watch is not None:
             watch(history)
 
@@ -209,7 +208,7 @@ def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, s
     """
     steps, parts = steps_of(batches, settings)
     left = iter(batches(epoch, start * parts))
-    for step in bar(range(start + 1, steps + 1), f"{label} epoch {epoch}", steps, start):
+    for step in progress.bar(range(start + 1, steps + 1), f"{label} epoch {epoch}", steps, start):
         for group in optimizer.param_groups:
             group["lr"] = rate(epoch - 1 + (step - 0.5) / steps, settings)  # at its middle: the last one trains, too
 
@@ -269,26 +268,7 @@ def compiled(loss):
     return torch._dynamo.config.patch(suppress_errors=True)(quick)
 
 
-def bar(steps, label, total, done):
-    """The steps of an epoch with a progress bar: live in a terminal; elsewhere one reads a line an epoch."""
-    return tqdm(steps, label, total, initial=done, leave=False, ncols=80, disable=True if parallel.rank() else None)
-
-
-def say(line):
-    """Prints one line of progress, past any progress bar."""
-    if parallel.rank() == 0:
-        tqdm.write(line)
-
-
-def line(label, row, epochs):
-    """One epoch of progress as text: what `train` prints, and what a loaded step shows again."""
-    short = {"effective_rank": "rank"}  # a line has 80 columns
-    shown = {short.get(k, k): v for k, v in row.items() if isinstance(v, float)}
-    numbers = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
-    return f"{label}  epoch {row['epoch']}/{epochs}  {numbers}"
-
-
 def for_step(draft, profile):
     """What `train` has to know of the step that it works for, as keyword arguments; `draft` is its store.Draft."""
     every, watch = profile.checkpoint_every, draft.watch
-    return dict(label=draft.step, checkpoint=draft.checkpoint, checkpoint_every=every, watch=watch)
+    return dict(label=draft.label, checkpoint=draft.checkpoint, checkpoint_every=every, watch=watch)

@@ -9,7 +9,7 @@ import platform
 
 import filelock
 
-from hw1lib import files
+from hw1lib import files, progress
 
 LOCK = ".lock"
 HOLDER = ".holder"  # who has the lock: for those who wait; it proves nothing
@@ -33,7 +33,7 @@ def held(folder, name):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            print(f"{name}: waiting for {_holder(folder)}, which works on it", flush=True)
+            progress.say(name, f"waiting for {_holder(folder)}, which works on it")
             lock.acquire()
         except NotImplementedError as error:  # filelock's word for a file system without locks
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(folder)) from error

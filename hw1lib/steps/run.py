@@ -6,6 +6,7 @@ import datetime
 import functools
 import itertools
 import operator
+import os
 import signal
 import statistics
 import sys
@@ -14,7 +15,7 @@ from functools import partial
 
 import torch
 
-from hw1lib import child, files, parallel, provenance
+from hw1lib import child, cpus, files, parallel, progress, provenance
 from hw1lib.data import groups, hashes
 from hw1lib.errors import Diverged, UserError, out_of_memory
 from hw1lib.loops import device, everything
@@ -45,6 +46,7 @@ class Steps:
         self.store = results
         self.device = device
         self.watch = watch
+        self.suffix = ""  # of labels: the seed, where it is another than the report's own
         self._keys = {}
         self._fingerprints = {}
 
@@ -53,12 +55,17 @@ class Steps:
         profile = dataclasses.replace(self.profile, seed=seed)
         other = Steps(profile, self.data, self.store, self.device, watch)
         other._fingerprints = self._fingerprints
+        other.suffix = f", seed {seed}"
         return other
 
     @functools.cached_property
     def all(self):
         """The steps that this data allows, by name, each after those that it builds on."""
         return {step.name: step for step in graph.steps(self.profile, self.data.root) if self.data.has[step.problem]}
+
+    def label(self, name):
+        """How lines of progress and plans call a step."""
+        return name + self.suffix
 
     def step(self, name):
         """A step by name.
@@ -190,18 +197,18 @@ class Steps:
         return [*words, "--set", *map("{}={}".format, changed, values)]
 
     def _start_torchrun(self, name, processes):
-        """Runs a step on several processes of this machine, and prints what they print."""
+        """Run a step on several processes of this machine, and report their progress as this process's own."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [sys.executable, *torchrun, *self.command(name)]
+        threads = {"OMP_NUM_THREADS": str(cpus.share(processes))}  # torchrun's own default is 1
 
-        def tell(line):
-            if line.startswith(name):
-                print(line, flush=True)
+        def report(record):
+            progress.emit(progress.relabel(record, self.label(name)))
 
-        with child.started(words, signal.SIGTERM) as process:  # at which torchrun ends its processes
-            said = child.heard(process, tell, keep=5)
-        if process.returncode:
-            raise UserError(f"{name}, on {processes} processes: {said}")
+        ending = signal.SIGTERM  # at which torchrun ends its processes
+        code, failure = child.run(words, report, threads | os.environ, ending, tail=5)
+        if code:
+            raise UserError(f"{name}, on {processes} processes: {failure}")
 
     def _claim(self, step, key, upstream):
         with self.store.claimed(step.name, key, self.config(step.name)) as draft:
@@ -209,7 +216,7 @@ class Steps:
                 self._run(step, draft, upstream)
 
     def _run(self, step, draft, upstream):
-        started = time.time()
+        started, draft.label = time.time(), self.label(step.name)
         if self.watch is not None:
             draft.watch = partial(self.watch, step.name)
         with self._naming_what_helps(step.name, draft):
@@ -245,9 +252,6 @@ class Steps:
                 if error.files and not parallel.rank():
                     files.write_json(note, {"problem": str(error), "files": error.files})
                     look = f"look whether one of the images that {note} names is odd, or "
-            if parallel.rank():  # the first one, which may be alone in seeing it, writes and ends all
-                with contextlib.suppress(RuntimeError):
-                    parallel.wait()
             setting = f"{self.step(name).reads[0]}.lr"
             raise UserError(
                 f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "

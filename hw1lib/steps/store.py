@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 
-from hw1lib import files, parallel
+from hw1lib import files, parallel, progress
 from hw1lib.errors import UserError
 from hw1lib.loops.checkpoint import UNREADABLE
 from hw1lib.steps import lock
@@ -89,7 +89,7 @@ class Draft:
     """The folder of a step that is running; the step writes its results through it."""
 
     def __init__(self, step, folder):
-        self.step = step
+        self.step = self.label = step  # label: with its seed, for lines of progress
         self.folder = Path(folder)
         self.checkpoint = self.folder / CHECKPOINT
         self.resumed = self.checkpoint.is_file()
@@ -215,7 +215,7 @@ class Store:
         """Delete stale files from a step's folder and its neighbours, then what makes too many unfinished attempts."""
         keep = []
         if (folder / DONE).is_file():
-            print(f"{step}: {'; '.join(_damage(folder))}. The step is run again.", flush=True)
+            progress.say(step, f"{'; '.join(_damage(folder))}. The step is run again.")
             (folder / DONE).unlink()  # first of all: without it nothing else counts
         elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
             keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
@@ -248,7 +248,7 @@ class Store:
                 break
             if _if_idle(folder, _give_up, part, date):
                 total, free = total - size, free + size
-                print(f"{folder.parent.name}: deleted the unfinished attempt {part}, as {reason}", flush=True)
+                progress.say(folder.parent.name, f"deleted the unfinished attempt {part}, as {reason}")
 
     def verify(self):
         """Re-hashes every finished step; returns a line for each file that is not as written."""

@@ -1,15 +1,18 @@
 """Batches: every image once an epoch, in an order that follows from seed and epoch alone."""
 
 import random
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torchvision import transforms
 
+from hw1lib import cpus
 from hw1lib.data import layout
 from hw1lib.errors import UserError
-from hw1lib.loops.batches import ArrayBatches, FileBatches
+from hw1lib.loops.batches import ArrayBatches, FileBatches, loaders
 from tests.conftest import picture
 
 CPU = torch.device("cpu")
@@ -140,3 +143,36 @@ def test_each_step_has_draws_of_its_own(make):
 
     whole = drawn()
     assert drawn(1, much=3) == whole[1:] and len(set(sum(whole + drawn(seed=1), ()))) == 2 * 3 * 3
+
+
+@pytest.mark.slow
+def test_any_number_of_loading_processes_gives_the_same_images(split):
+    """Draws included; with enough CPUs of a machine, a GPU gets several."""
+    transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.RandomCrop(8), transforms.ToTensor()])
+
+    def images(workers):
+        batches = from_files(split, transform=transform, workers=workers)
+        return torch.cat([batch for epoch, start in ((1, 0), (2, 1)) for batch, _ in batches(epoch, start)])
+
+    alone = images(0)
+    assert all(torch.equal(images(workers), alone) for workers in (None, 1, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "free", "expected"),
+    [
+        ("cpu", 1, 1e9, 0), ("cpu", 2, 1e9, 1), ("cpu", 64, 1e9, 2), ("cuda", 1, 1e9, 1), ("cuda", 8, 1e9, 8),
+        ("cuda", 64, 1e9, 16), ("cuda", 8, 64e6, 3), ("cuda", 8, 5e6, 0), ("cpu", 8, 0, 0), ("cuda", 8, None, 8),
+    ],
+)  # fmt: skip
+def test_loading_processes_fit_the_cpus_and_the_shared_memory(monkeypatch, kind, share, free, expected):
+    """10 MB each may be on their way, and half of the memory stays free; without a folder to ask, CPUs decide."""
+
+    def usage(folder):
+        if free is None:
+            raise FileNotFoundError(folder)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(cpus, "available", lambda **_: share)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert loaders(torch.device(kind), bytes_ahead=10e6) == expected

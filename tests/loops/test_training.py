@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hw1lib import profiles
+from hw1lib import profiles, progress
 from hw1lib.errors import Diverged
 from hw1lib.loops import training
 from hw1lib.loops.batches import ArrayBatches
@@ -249,21 +249,16 @@ def test_each_step_has_its_own_rate(monkeypatch):
 def test_watch_comes_once_an_epoch_after_its_line_with_the_history_so_far(monkeypatch):
     """With what `evaluate` gave, too; in a notebook the figure stands below the line; looking on changes nothing."""
     seen = []
-    monkeypatch.setattr(training, "say", lambda line: seen.append(line))
+    monkeypatch.setattr(progress, "emit", lambda record: seen.append(record["line"]))
     watched = fit(watch=lambda history: seen.append([dict(row) for row in history]))
     assert seen[1::2] == [watched[1][: n + 1] for n in range(4)]
     assert all(line.startswith(f"finetune-A  epoch {n + 1}/4  loss ") for n, line in enumerate(seen[::2]))
     assert_same(watched, fit())
 
 
-def test_a_line_has_what_is_a_number_in_three_digits():
-    row = {"epoch": 2, "loss": 0.12345, "effective_rank": 7.0, "steps": 3, "list": [1.0]}
-    assert training.line("pretrain", row, 9) == "pretrain  epoch 2/9  loss 0.123  rank 7"
-
-
 def test_a_step_says_what_its_training_needs(tmp_path):
     profile = profiles.get("smoke", {"checkpoint_every": 7})
-    draft = SimpleNamespace(step="pretrain", checkpoint=tmp_path / "c.pt", watch=print)
+    draft = SimpleNamespace(label="pretrain", checkpoint=tmp_path / "c.pt", watch=print)
     expected = dict(label="pretrain", checkpoint=tmp_path / "c.pt", checkpoint_every=7.0, watch=print)
     assert training.for_step(draft, profile) == expected
 
