@@ -54,7 +54,7 @@ def test_the_courses_backbone_file_is_taken(course_data, tmp_path):
 # --- results
 
 
-def test_a_result_is_run_once_and_says_so_when_it_is_loaded(course_data, tmp_path, capsys):
+def test_a_result_is_run_once(course_data, tmp_path, capsys):
     """A result of another seed is that seed's; what either ran serves the other."""
     settings = {"finetune.epochs": 2, "seeds": 2}
     many = small(course_data, tmp_path / "out", **settings)
@@ -63,7 +63,7 @@ def test_a_result_is_run_once_and_says_so_when_it_is_loaded(course_data, tmp_pat
     book = small(course_data, tmp_path / "out", **settings)
     for _ in range(2):
         assert book.result("control-colour").folder == own.folder
-    assert capsys.readouterr().out.count("control-colour  epoch 2/2") == 1
+    assert "epoch" not in capsys.readouterr().out  # only notebooks show the last epoch of what they load
     other = many.result("control-colour", 1)
     alone = small(course_data, tmp_path / "out", **settings, seed=1)
     assert alone.steps.status("control-colour") == "done" and other.folder != own.folder
