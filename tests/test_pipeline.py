@@ -8,6 +8,7 @@ import shutil
 import nbformat
 import pandas as pd
 import pytest
+from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from hw1lib import comparison, files, kept, paths, pipeline, profiles
@@ -175,3 +176,21 @@ def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_da
     done = hw1lib("report", *options, "--only", "problem1")
     assert done.returncode == 1 and "p1_data" in done.stderr and "Traceback" not in done.stderr
     assert "pretrain" not in done.stdout.partition("00_data")[2]  # nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("OSError", "[Errno 28] No space left on device: 'a.csv'", "Free some disk space"),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: 'a.csv'", "Check that its folder exists"),
+        ("PermissionError", "[Errno 13] Permission denied: 'a.csv'", "Mend the permissions"),
+        ("UnidentifiedImageError", "cannot identify image file", "stopped in cell 3 with UnidentifiedImageError"),
+        ("OSError", "cannot write mode F as PNG", "stopped in cell 3 with OSError"),
+        ("RuntimeError", "CUDA error", "stopped in cell 3 with RuntimeError"),
+    ],
+)
+def test_what_stops_a_notebook_is_named_with_its_own_remedy(tmp_path, name, text, words):
+    """Disk space only where it is short."""
+    with pytest.raises(UserError, match=words) as caught, pipeline._naming_its_fault("00_data", tmp_path, None):
+        raise PapermillExecutionError(0, 3, "", name, text, [])
+    assert text in str(caught.value) and ("disk space" in str(caught.value)) == ("No space" in text)
