@@ -137,7 +137,7 @@ def _inputs(source, book):
         "the notebook": cells,
         "the library": provenance.code(paths.ROOT),
         "a setting": settings.plain(book.profile) | {"checkpoint_every": None},
-        "the data folder": [str(book.root), book.is_sample, book.has],
+        "the data folder": [str(book.root.resolve()), book.is_sample, book.has],
         "the device": str(book.device),
         "a package": provenance.versions(),
     }
