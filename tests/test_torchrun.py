@@ -91,56 +91,35 @@ def test_processes_that_cannot_be_reached_are_one_paragraph(capsys, monkeypatch,
 # --- errors of one process
 
 
+# What processes are in when some of them fail: blocks, the ranks that fail, and how.
+FULL = UserError("The disk is full.")
+PLACES = {
+    "first": ([parallel.first], [0], FULL),
+    "first, second process": ([parallel.first], [1], FULL),
+    "by itself": ([parallel.first, parallel.alone, parallel.first], [0], FULL),
+    "before the claim": (["file"], [], FULL),  # the folder of steps cannot be made
+    "the claim": (["one"], [0], FULL),
+    "the claim, second process": (["two"], [1], FULL),
+    "a sum": ([], [2], FULL),
+    "all": ([], [0, 1, 2], FULL),
+    "a bug": ([], [0], ZeroDivisionError()),
+    "killed": ([], [1], None),
+}
+
+
 def fail(place, folder):
-    """Fails in one of three processes, or in all, while the others wait for it or work with it."""
-    rank, error = parallel.rank(), UserError("The disk is full.")
-    if place == "first":
-        with parallel.first():
-            if rank == 0:
-                raise error
-    elif place == "second in first":
-        with parallel.first():
-            if rank == 1:
-                raise error
-        parallel.wait()
-    elif place == "first by itself":
-        with parallel.first(), parallel.alone(), parallel.first():
-            if rank == 0:
-                raise error
-    elif place == "before the claim":  # the folder of steps cannot be made
-        with Store(folder / "file").claimed("pretrain", "key", {}) as draft:
-            assert draft is None
-    elif place in ("inside of the claim", "second inside of the claim"):
-        with Store(folder / place).claimed("pretrain", "key", {}):
-            if rank == (place != "inside of the claim"):
-                raise error
-            parallel.total(torch.ones(()))
-    elif place == "a sum":
-        if rank == 2:
+    """Fails in some of three processes, while the others wait for them or work with them."""
+    blocks, ranks, error = PLACES[place]
+    with contextlib.ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(
+                Store(folder / block).claimed("pretrain", "key", {}) if isinstance(block, str) else block()
+            )
+        if parallel.rank() in ranks:
+            if error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
             raise error
-        for _ in range(1000):
-            parallel.total(torch.ones(()))
-    elif place == "agreed":
-        if rank == 0:
-            raise error
-        parallel.agreed(None)
-    elif place == "the end":
-        if rank == 1:
-            raise error
-    elif place == "all":
-        raise error
-    elif place == "a bug":
-        if rank == 0:
-            raise ZeroDivisionError
-        parallel.wait()
-    elif place == "killed":
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        parallel.wait()
-
-
-PLACES = ("first", "second in first", "first by itself", "before the claim", "inside of the claim",
-          "second inside of the claim", "a sum", "agreed", "the end", "all", "a bug", "killed")  # fmt: skip
+    parallel.total(torch.ones(()))
 
 
 def attempt(rank, ports, folder):
