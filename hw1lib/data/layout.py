@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hw1lib import files
+from hw1lib.data import listing
 from hw1lib.data.csv_rows import HINT, read_labels, read_rows
 from hw1lib.errors import UserError
 
@@ -85,6 +86,7 @@ class Tiles:
     numbers: tuple[str, ...]
     decoded: Path | None = None  # as in Split
     groups: np.ndarray | None = None  # (N,) int64, as in Split
+    odd: dict = dataclasses.field(default_factory=dict)  # usual name -> the file's own, such as 0001_SAT.JPG
 
     def __len__(self):
         return len(self.numbers)
@@ -93,10 +95,13 @@ class Tiles:
         return f"Tiles({len(self):,} in {self.folder})"
 
     def sat(self, number):
-        return self.folder / f"{number}_sat.jpg"
+        return self._path(number, listing.SATELLITE)
 
     def mask(self, number):
-        return self.folder / f"{number}_mask.png"
+        return self._path(number, listing.MASK)
+
+    def _path(self, number, end):
+        return self.folder / self.odd.get(f"{number}{end}", f"{number}{end}")
 
     @property
     def paths(self):
@@ -213,12 +218,10 @@ def _grouped(split, names, root, groups):
     return split if None in found else dataclasses.replace(split, groups=np.array(found, dtype=np.int64))
 
 
-def _names(folder, ending):
-    """Names of a folder's visible files that end so, sorted; a folder that may not be read is not called empty."""
-    found = os.listdir(folder) if folder.is_dir() else ()
-    names = sorted(n for n in found if n.endswith(ending) and n[0] != "." and os.path.isfile(folder / n))
-    if not names:
-        raise UserError(f"{folder} has no *{ending} files. {HINT}")
+def _names(folder, end):
+    """Names of a folder's files that end so, sorted; a folder that may not be read is not called empty."""
+    if not (names := listing.ending(listing.files(folder), end)):
+        raise UserError(f"{folder} has no *{end} files. {HINT}")
     _refuse_outside(folder, names, folder)
     return tuple(names)
 
@@ -239,13 +242,21 @@ def _refuse_outside(folder, names, source):
 
 
 def _tiles(folder):
-    tiles = Tiles(folder, tuple(name.removesuffix("_sat.jpg") for name in _names(folder, "_sat.jpg")))
-    masks = [tiles.mask(number) for number in tiles.numbers]
-    if bare := [mask.name for mask in masks if not mask.is_file()]:
-        remedy = "Add the masks or take those _sat.jpg files away."
-        raise UserError(f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}. {remedy}")
-    _refuse_outside(folder, [mask.name for mask in masks], folder)
-    return tiles
+    tiles, twice = listing.numbered(_names(folder, listing.SATELLITE), listing.SATELLITE)
+    masks, others = listing.numbered(listing.files(folder), listing.MASK)
+    if twice := twice + [name for number, name in others if number in tiles]:
+        remedy = "Remove one of the two."
+        raise UserError(f"{folder}: {twice[0][1]} differs from another file only in upper and lower case. {remedy}")
+    if bare := [number for number in tiles if number not in masks]:
+        remedy = f"Add the masks or take those {listing.SATELLITE} files away."
+        raise UserError(f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}{listing.MASK}. {remedy}")
+    used = {
+        number + end: names[number]
+        for end, names in ((listing.SATELLITE, tiles), (listing.MASK, masks))
+        for number in tiles
+    }
+    _refuse_outside(folder, [masks[number] for number in tiles], folder)
+    return Tiles(folder, tuple(tiles), odd={usual: name for usual, name in used.items() if usual != name})
 
 
 def _labelled(folder):
