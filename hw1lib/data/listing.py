@@ -1,7 +1,6 @@
 """Which files of a folder are images, satellite tiles and masks, by their names alone."""
 
 import os
-from pathlib import Path
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IMAGES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".avif", ".heic", ".heif", ".jxl")  # the last three are only named
@@ -20,7 +19,7 @@ def files(folder):
 
 def images(names):
     """Those of the names that are called like images, whether or not they can be decoded."""
-    return [name for name in names if Path(name).suffix.lower() in IMAGES]
+    return [name for name in names if os.path.splitext(name)[1].lower() in IMAGES]
 
 
 def ending(names, end):

@@ -145,7 +145,7 @@ def _in_use(part, names, used, word, why):
     """Says which files in use are links out of the folder, and which image files are not used; returns the latter."""
     outside = [name for name in used if layout.leaves(part.folder, name)]
     part.error(_naming(outside, "link", "to files outside of the folder", "Copy such files into the folder."))
-    unused = [name for name in listing.images(names) if name not in set(used)]
+    unused = sorted({*listing.images(names)} - {*used})
     part.warn(_naming(unused, word, f"{why}, so not used"))
     return unused
 
@@ -274,15 +274,13 @@ def _same_classes(whole, train, val):
 def _pairs(part):
     """Finds a split's tiles, and the masks that belong to them."""
     there = _listing(part)
-    tiles, twice = listing.numbered(_ending(part, there, listing.SATELLITE), listing.SATELLITE)
-    masks, others = listing.numbered(there, listing.MASK)
+    (tiles, twice), (masks, others) = (listing.numbered(there, end) for end in (listing.SATELLITE, listing.MASK))
+    _ending(part, there, listing.SATELLITE)
     part.files, part.masks.files = [*tiles.values()], [masks[number] for number in tiles if number in masks]
     bare = [number + listing.MASK for number in tiles if number not in masks]
     part.error(_naming(bare, "tile", "without a mask", f"Add the masks or take those {listing.SATELLITE} files away."))
     twice = [name for number, name in twice + others if number in tiles]
-    part.error(
-        _naming(twice, "file", "that differs from another only in upper and lower case", "Remove one of the two.")
-    )
+    part.error(_naming(twice, "file", "called like another but for upper and lower case", "Remove one of the two."))
     _in_use(part, there, part.files + part.masks.files + twice, "file", "without a tile NNNN_sat.jpg")
 
 
