@@ -26,7 +26,7 @@ from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier, segmenters
 
 SATELLITE = "_sat"  # NNNN_sat.jpg -> NNNN_mask.png
-WHOLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what goes wrong with one file does with all
+WHOLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # it concerns all files
 AHEAD = 16  # images that are decoded before they are needed
 
 

@@ -278,6 +278,17 @@ def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp
     assert np.array_equal(pixels[1].transpose(1, 2, 0), shown)
 
 
+def test_a_tile_that_exif_turns_fits_its_mask(tmp_path):
+    write_tile(tmp_path, "1", np.arange(128, dtype=np.uint8).reshape(8, 16) % 7)
+    upright = Image.open(tmp_path / "1_sat.jpg").convert("RGB")
+    tags = Image.Exif()
+    tags[0x0112] = 8
+    upright.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "1_sat.jpg", "PNG", exif=tags)
+    tiles = layout.Tiles(tmp_path, ("1",))
+    assert np.array_equal(images.load_tiles(tiles)[0][0].transpose(1, 2, 0), upright)
+    assert images.Resized(layout.Split(tmp_path, ("1_sat.jpg",)), 4)[0].size == (8, 4)
+
+
 def test_a_tile_and_a_mask_of_another_size_are_named(tmp_path):
     write_tile(tmp_path, "0001", np.zeros((8, 8), dtype=np.uint8))
     write_tile(tmp_path, "0002", np.zeros((8, 16), dtype=np.uint8))
