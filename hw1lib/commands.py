@@ -197,10 +197,8 @@ def evaluate_segmentation(arguments):
     print(f"pixel accuracy  {found['pixel_accuracy']:.4f}")
     for kind in ("predicted", "true"):
         if count := found[f"inexact_{kind}"]:
-            verb = "has" if count == 1 else "have"
-            print(
-                f"{_number(count, f'{kind} pixel')} {verb} not exactly a class's colour (read by the threshold of 128)."
-            )
+            pixels = _number(count, f"{kind} pixel")
+            print(f"{pixels} not exactly of a class's colour: a channel counts as 255 from 128 on.")
     return _named(problems, "not scored, or counted as wrong")
 
 

@@ -264,6 +264,8 @@ def _masks_in(folder):
 
     Tiles beside their masks are left out without a word.
     """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
     names = listing.images(listing.visible(folder))
     masks, twice = listing.numbered(names, listing.MASK)
     if not masks:

@@ -33,8 +33,10 @@ def decode(colours):
     Returns:
         (H, W) uint8 class numbers 0…6, and the number of pixels whose colour is not exactly a class's.
     """
-    bits = (colours >= THRESHOLD) @ np.array((4, 2, 1), dtype=np.uint8)
-    inexact = ((colours != 0) & (colours != 255)).any(axis=-1) | (bits == RED)
+    high = (colours >= THRESHOLD).view(np.uint8)
+    bits = high[..., 0] << 2 | high[..., 1] << 1 | high[..., 2]
+    apart = colours + high  # 255 + 1 overflows to 0
+    inexact = ((apart[..., 0] | apart[..., 1] | apart[..., 2]) > 0) | (bits == RED)
     return _CLASS_OF_BITS[bits], int(inexact.sum())
 
 
