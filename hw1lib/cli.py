@@ -64,15 +64,7 @@ def _parser():
 
     way = _option("--by", choices=("scene",), required=True, help="tiles that continue one another stay on one side")
     target = _option("--out", dest="target", type=Path, required=True, metavar="D2", help="new folder")
-    _command(
-        what,
-        "split",
-        commands.data_split,
-        "split the satellite tiles anew, as links where the disk is the same",
-        way,
-        root,
-        target,
-    )
+    _command(what, "split", commands.data_split, "split the tiles anew, as links or copies", way, root, target)
 
     what = _group(kinds, "weights", "optional weights, such as SAM's")
     mirror = "take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR"

@@ -70,10 +70,11 @@ def test_a_class_without_shared_letters_is_called_by_its_number():
 
 def test_the_pool_needs_no_labels_and_the_courses_backbone_is_found(course_data):
     (course_data / "p1_data" / "mini" / "train.csv").unlink()
+    (folder := course_data / "p1_data" / "mini" / "train").joinpath("00003.jpg").rename(folder / "00003.JPG")
     file = course_data / "p1_data" / "pretrain_model_SL.pt"
     file.write_bytes(b"")
     one = find(course_data).problem1
-    assert one.pool.labels is None and one.pool.counts() == {} and one.pool.numbers == ()
+    assert one.pool.labels is None and one.pool.counts() == {} and one.pool.numbers == () and len(one.pool) == 12
     assert one.supervised_backbone == file
     part = one.pool.take(3)
     rest = one.pool.without(part)
