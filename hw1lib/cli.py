@@ -73,10 +73,8 @@ def _parser():
     _command(what, "check", commands.data_check, "read all data once and say what is wrong", root, as_json)
 
     way = _option("--by", choices=("scene",), required=True, help="tiles that continue one another stay on one side")
-    target = _option(
-        "--out", dest="target", type=Path, required=True, metavar="D2", help="new folder, on the same disk"
-    )
-    _command(what, "split", commands.data_split, "split the satellite tiles anew, as links", way, root, target)
+    target = _option("--out", dest="target", type=Path, required=True, metavar="D2", help="new folder")
+    _command(what, "split", commands.data_split, "split the tiles anew, as links or copies", way, root, target)
 
     what = _group(kinds, "weights", "optional weights, such as SAM's")
     mirror = "take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR"

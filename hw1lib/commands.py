@@ -163,7 +163,7 @@ def predict_classification(arguments):
 
     given = arguments.csv, arguments.image_dir, arguments.out_csv, arguments.model
     done, problems = predict.classification(_book(arguments), *given)
-    print(f"{arguments.out_csv}: {done} labels")
+    print(f"{arguments.out_csv}: {_number(done, 'label')}")
     return _named(problems)
 
 
@@ -172,7 +172,7 @@ def predict_segmentation(arguments):
 
     given = arguments.image_dir, arguments.out_dir, arguments.model, arguments.tta
     done, problems = predict.segmentation(_book(arguments), *given)
-    print(f"{arguments.out_dir}: {done} masks")
+    print(f"{arguments.out_dir}: {_number(done, 'mask')}")
     return _named(problems)
 
 
@@ -197,18 +197,36 @@ def evaluate_segmentation(arguments):
     found, problems = predict.score_segmentation(arguments.predicted, arguments.true)
     for name, value in found["iou"].items():
         print(f"  {name:<14}{'does not occur' if value is None else f'{value:.4f}'}")
-    print(f"mIoU            {found['miou']:.4f}  ({found['tiles']} tiles)")
+    print(f"mIoU            {found['miou']:.4f}  ({_scope(found)})")
     print(f"pixel accuracy  {found['pixel_accuracy']:.4f}")
-    if found["stray_pixels"]:
-        print(f"{found['stray_pixels']:,} predicted pixels have a colour that is no class.")
-    return _named(problems)
+    for kind in ("predicted", "true"):
+        if count := found[f"inexact_{kind}"]:
+            pixels = _number(count, f"{kind} pixel")
+            print(f"{pixels} not exactly of a class's colour: a channel counts as 255 from 128 on.")
+    return _named(problems, "not scored, or counted as wrong")
 
 
-def _named(problems):
+def _scope(found):
+    """What a score of masks covers and what not, such as "6 tiles"."""
+    wrong, left_out, others = (found[name] for name in ("wrong", "left_out", "others"))
+    notes = [f"{wrong} without a usable prediction, counted as wrong"] if wrong else []
+    notes += [f"{left_out} without a usable true mask, left out"] if left_out else []
+    notes += [f"{_number(others, 'other image')} not scored"] if others else []
+    paired, every = found["tiles"] - wrong, found["tiles"] + left_out
+    tiles = _number(every, "tile") if paired == every else f"{paired} of {_number(every, 'tile')}"
+    return f"{tiles}: {'; '.join(notes)}" if notes else tiles
+
+
+def _number(count, noun):
+    """A count with its noun, such as 1 mask or 2,000 masks."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _named(problems, what="left out"):
     """Names what was left out, and returns the exit code."""
     if problems:
         sys.stdout.flush()
-        print(f"\nhw1lib: {len(problems)} left out:", file=sys.stderr)
+        print(f"\nhw1lib: {len(problems)} {what}:", file=sys.stderr)
     for name, reason in problems:
         print(visible(f"  {name}: {reason}"), file=sys.stderr)
     return 1 if problems else 0

@@ -4,6 +4,7 @@ What cannot be read is skipped and named: each function returns a list of (file,
 all the rest is done.
 """
 
+import errno
 import itertools
 import os
 import unicodedata
@@ -16,19 +17,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hw1lib import comparison, files
-from hw1lib.data import csv_rows, landcover
+from hw1lib import comparison, cpus, files
+from hw1lib.data import csv_rows, landcover, listing
 from hw1lib.data import images as image_files
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, out_of_memory
 from hw1lib.loops import augment, features, segment
 from hw1lib.loops.device import autocast
 from hw1lib.measures import metrics
 from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier, segmenters
 
-SATELLITE, MASK = "_sat", "_mask.png"  # NNNN_sat.jpg -> NNNN_mask.png
-MASK_FILES = f"*{MASK}"
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+SATELLITE = "_sat"  # NNNN_sat.jpg -> NNNN_mask.png
+WHOLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # it concerns all files
 AHEAD = 16  # images that are decoded before they are needed
 
 
@@ -43,10 +43,10 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         tta: average over eight flips and turns of each image.
 
     Returns:
-        Number of written masks, and a list of (file, reason) of what was not.
+        Number of written masks, and a list of (file, reason) of what was not used or not written.
 
     Raises:
-        UserError: the model is not trained, or the folder holds no images.
+        UserError: the model is not trained, the folder holds no images, or nothing can be written.
     """
     name = model or book.profile.segmentation.improved
     out_dir, image_dir = Path(out_dir), Path(image_dir)
@@ -57,21 +57,34 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         raise UserError(f"--model {name}: choose one of {', '.join(segmenters.SEGMENTERS)}.")
     settings = getattr(book.profile, name)
     network = _trained(book, f"segment-{name}", segmenters.build(name, book.profile.model_scale))
-    seen = book.result(f"segment-{name}").metrics["seen"]
-    taken, problems, written = {}, [], 0
-    for path in _images_in(image_dir):
-        target = path.stem.removesuffix(SATELLITE) + MASK
-        if taken.setdefault(target, path) is not path:
-            problems.append((path, f"{taken[target].name} is already written to {target}"))
-    names = {path: target for target, path in taken.items()}
-    for batch in _batches(list(names), settings.batch_size, problems):
+    seen = book.steps.result(f"segment-{name}").metrics["seen"]
+    targets, problems = _masks_to_write(image_dir)
+    with files.naming(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(out_dir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    written = 0
+    for batch in _batches(list(targets), settings.batch_size, problems):
         images = np.stack([pixels for _, pixels in batch])
-        with autocast(settings.precision, book.device):  # as in validation
-            masks = segment.predict(network, images, book.device, settings, tta, seen)
+        try:
+            with autocast(settings.precision, book.device):  # as in validation
+                masks = segment.predict(network, images, book.device, settings, tta, seen)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = f"memory ran out; cut it into tiles, or lower {name}.batch_size ({settings.batch_size}) with --set"
+            problems += [(path, reason) for path, _ in batch]
+            continue
         for (path, _), mask in zip(batch, masks):
-            with files.replacing(out_dir / names[path]) as temporary:
-                Image.fromarray(landcover.encode(mask)).save(temporary, format="PNG")
-        written += len(batch)
+            try:
+                with files.replacing(out_dir / targets[path]) as temporary:
+                    Image.fromarray(landcover.encode(mask)).save(temporary, format="PNG")
+                written += 1
+            except UserError as error:
+                reason = error.__cause__
+                if not isinstance(reason, OSError) or reason.errno in WHOLE_DISK:
+                    raise
+                problems.append((path, f"{out_dir / targets[path]} cannot be written: {reason.strerror}"))
     return written, problems
 
 
@@ -135,17 +148,40 @@ def _must_be_trained(book, step):
 def _trained(book, step, network):
     """A network with a finished step's weights, in eval mode on the device."""
     _must_be_trained(book, step)
-    network.load_state_dict(book.result(step).weights())
+    network.load_state_dict(book.steps.result(step).weights())
     return network.to(book.device, memory_format=torch.channels_last).eval()
 
 
-def _images_in(folder):
+def _masks_to_write(folder):
+    """Which mask each image of a folder gets: {path: NNNN_mask.png}, and a list of (path, reason) of images left out.
+
+    Masks beside their image are left out without a word.
+    """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.endswith(MASK))
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(ENDINGS)}).")
-    return [p for p in found if p.stem.endswith(SATELLITE)] or found
+    names = listing.images(listing.visible(folder))
+    masks, _ = listing.numbered(names, listing.MASK)
+    stems = {name: Path(name).stem for name in names if not name.lower().endswith(listing.MASK)}
+    tiles = _tile_numbers(names)
+    taken, problems = {}, []
+    for name, number in (tiles or stems).items():
+        target = number + listing.MASK
+        if taken.setdefault(target, name) != name:
+            problems.append((folder / name, f"{taken[target]} is already written to {target}"))
+    if not taken:
+        raise UserError(f"{folder} holds no images ({', '.join(listing.IMAGES)}).")
+    reason = f"not used, as other images here are called NNNN{SATELLITE}"
+    problems += [(folder / name, reason) for name in stems if tiles and name not in tiles]
+    problems += [
+        (folder / mask, "a mask without its image") for n, mask in masks.items() if n + listing.MASK not in taken
+    ]
+    return {folder / name: target for target, name in taken.items()}, problems
+
+
+def _tile_numbers(names):
+    """The numbers of satellite tiles, whatever kind of image: {"0001_sat.tif": "0001"}."""
+    stems = {name: Path(name).stem for name in names}
+    return {name: stem[: -len(SATELLITE)] for name, stem in stems.items() if stem.lower().endswith(SATELLITE)}
 
 
 def _batches(paths, size, problems, square=None):
@@ -161,13 +197,12 @@ def _batches(paths, size, problems, square=None):
     def decode(path):
         try:
             image = image_files.open_rgb(path)
-        except UserError as error:
-            missing = isinstance(error.__cause__, FileNotFoundError)
-            return path, "missing" if missing else f"it cannot be decoded: {error.__cause__}"
+        except image_files.Unreadable as error:
+            return path, error.reason if error.reason == "missing" else f"it cannot be decoded: {error.reason}"
         return path, image_files.square(image, square) if square else np.asarray(image).transpose(2, 0, 1)
 
     batch = []
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cpus.available()) as pool:
         ahead = (paths[start : start + AHEAD] for start in range(0, len(paths), AHEAD))
         decoded = itertools.chain.from_iterable(pool.map(decode, part) for part in ahead)
         for path, pixels in tqdm(decoded, "predict", len(paths), unit="image", disable=None, ncols=80):
@@ -183,42 +218,76 @@ def _batches(paths, size, problems, square=None):
 
 
 def score_segmentation(predicted_dir, true_dir):
-    """The course's mIoU of a folder of masks.
+    """The course's mIoU of a folder of masks; a prediction that is missing or cannot be used counts as wrong.
 
     Args:
-        predicted_dir, true_dir: folders of NNNN_mask.png; names must agree.
+        predicted_dir, true_dir: folders of NNNN_mask.png; numbers must agree.
 
     Returns:
-        Dict with tiles, miou, iou (by class; None where a class does not occur), pixel_accuracy
-        and stray_pixels (of the predictions), and a list of (file, reason) of what was not scored.
+        Dict with tiles (true masks, over which the score is), wrong (those of them without a usable prediction),
+        left_out (tiles without a usable true mask), others (images that are no masks), miou, iou (by class; None where
+        a class does not occur), pixel_accuracy, inexact_predicted and inexact_true (pixels whose colour is not exactly
+        a class's); and a list of (file, reason) of all that was not scored.
 
     Raises:
-        UserError: a folder is missing or holds no masks, or nothing could be scored.
+        UserError: a folder holds no masks, no prediction could be scored, or no true mask shows a class.
     """
-    predicted_dir, true_dir = Path(predicted_dir), Path(true_dir)
-    for folder in (predicted_dir, true_dir):
-        if not any(folder.glob(MASK_FILES)):
-            raise UserError(f"{folder} holds no {MASK_FILES} files.")
-    matrix, scored, strays, problems = 0, 0, 0, []
-    for path in sorted(true_dir.glob(MASK_FILES)):
+    (predicted, odd), (true, others) = (_masks_in(Path(folder)) for folder in (predicted_dir, true_dir))
+    problems, matrix = odd + others, np.zeros((len(landcover.CLASSES),) * 2, np.int64)
+    problems += [(path, "it has no true mask") for number, path in predicted.items() if number not in true]
+    counts = {"tiles": 0, "wrong": 0, "left_out": len(predicted.keys() - true.keys()), "others": len(odd + others)}
+    inexact = {"inexact_predicted": 0, "inexact_true": 0}
+    for number, path in true.items():
         try:
-            truth, _ = _mask(path)
-            predicted, stray = _mask(predicted_dir / path.name)
-        except UserError as error:
-            problems.append((path.name, str(error)))
+            truth, count, _ = image_files.read_mask(path)
+        except image_files.Unreadable as error:
+            problems.append((path, f"it cannot be decoded: {error.reason}"))
+            counts["left_out"] += 1
             continue
-        if truth.shape != predicted.shape:
-            shapes = (f"{height} × {width}" for height, width in (predicted.shape, truth.shape))
-            problems.append((path.name, f"its size is {' instead of '.join(shapes)}"))
-            continue
-        matrix = matrix + metrics.confusion(truth, predicted)
-        strays += stray
-        scored += 1
-    if not scored:
-        first = ": ".join(problems[0])
-        raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}; the first reason: {first}.")
-    found = {"tiles": scored, "miou": metrics.miou(matrix), "iou": segment.by_class(matrix)}
-    return found | {"pixel_accuracy": metrics.pixel_accuracy(matrix), "stray_pixels": strays}, problems
+        inexact["inexact_true"] += count
+        path = predicted.get(number, Path(predicted_dir, number + listing.MASK))
+        try:
+            guess, count, _ = image_files.read_mask(path)
+            if guess.shape != truth.shape:
+                sizes = (f"{width} × {height}" for height, width in (guess.shape, truth.shape))
+                raise image_files.Unreadable(path, f"its size is {' instead of '.join(sizes)}")
+            inexact["inexact_predicted"] += count
+        except image_files.Unreadable as error:
+            problems.append((path, f"it counts as wrong: {error.reason}"))
+            counts["wrong"] += 1
+            guess = np.full_like(truth, landcover.UNKNOWN)
+        matrix += metrics.confusion(truth, guess)
+        counts["tiles"] += 1
+    if counts["tiles"] == counts["wrong"]:
+        name, reason = problems[-1]
+        raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}. {name}: {reason}.")
+    if not matrix[: landcover.UNKNOWN].any():
+        text = f"No mask of {true_dir} shows a class: all of its pixels are unknown, so there is no mIoU."
+        raise UserError(f"{text} Use the course's colours, such as cyan (0, 255, 255) for urban.")
+    found = {"miou": metrics.miou(matrix), "iou": segment.by_class(matrix)}
+    return counts | found | {"pixel_accuracy": metrics.pixel_accuracy(matrix)} | inexact, problems
+
+
+def _masks_in(folder):
+    """The masks of a folder by number: {"0001": path}, and a list of (path, reason) of other images.
+
+    Tiles beside their masks are left out without a word.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    names = listing.images(listing.visible(folder))
+    masks, twice = listing.numbered(names, listing.MASK)
+    if not masks:
+        but = f", but {names[0]}; rename what is to be scored" if names else ""
+        raise UserError(f"{folder} holds no *{listing.MASK} files{but}.")
+    if twice:
+        (number, name), *_ = twice
+        raise UserError(f"{folder}: {name} and {masks[number]} are one mask by their names. Remove one of the two.")
+    tiles = _tile_numbers(names)
+    others = [name for name in names if name not in set(masks.values()) and tiles.get(name) not in masks]
+    return {number: folder / name for number, name in masks.items()}, [
+        (folder / name, f"it is not called NNNN{listing.MASK} and not scored") for name in others
+    ]
 
 
 def score_classification(predicted_csv, true_csv):
@@ -258,19 +327,6 @@ def score_classification(predicted_csv, true_csv):
     score = {"correct": correct, "total": len(truth), "accuracy": correct / len(truth)}
     score |= dict(zip(("ci_low", "ci_high"), wilson(correct, len(truth))))
     return score | {kind: len(names) for kind, (names, _) in reasons.items()}, problems
-
-
-def _mask(path):
-    """(H, W) classes of a mask file, and its number of stray pixels.
-
-    Colours that are no class count as the nearest of the cube's eight corners, as in the course's
-    own evaluation; red, which is no class either, is unknown.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    colours = np.asarray(image_files.open_rgb(path))
-    nearest = np.where(colours >= 128, 255, 0).astype(np.uint8)
-    return landcover.decode(nearest)[0], landcover.decode(colours)[1]
 
 
 def _labels(table):

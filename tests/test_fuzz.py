@@ -237,7 +237,7 @@ def test_a_harmed_image_is_an_image_or_refused_and_a_cut_one_is_never_another(fo
     assert image is None or image.mode == "RGB"
     if image and kind:
         assert image.tobytes() == Image.open(io.BytesIO(encoded(kind))).tobytes()
-    look = evidence.look(folder / f"1_{half}", evidence.mask)
+    look = evidence.look(folder / f"1_{half}", evidence.tile)
     assert (look.size, bool(look.fault)) == ((0, 0), True) if image is None else (image.size, False)
     loaded = outcome(image_files.load_tiles, layout.Tiles(folder, ("1",)))
     assert loaded is None or loaded[0].shape == (1, 3, *loaded[1].shape[1:])
@@ -286,7 +286,7 @@ def test_a_setting_is_within_its_range_or_refused(profile, dotted, value):
 
 HARMS = ["gone", "a file", "a folder", "upper case"]
 EXTRA = ["._hidden.jpg", "odd.jpg", "ODD.JPG", "ünï.jpg", "a b.jpg", os.fsdecode(b"\xe9.jpg"), "Thumbs.db"]
-EXTRA += ["._0001_sat.jpg", "_sat.jpg", "0009_sat.jpg", "0001_SAT.JPG", "0009_mask.png"]
+EXTRA += ["._0001_sat.jpg", "_sat.jpg", "0009_sat.jpg", "0001_SAT.JPG", "0001_Mask.png", "0009_mask.png"]
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def counted_simply(folder):
     table, ending = folder.with_suffix(".csv"), "_sat.jpg" if folder.parent.name == "p2_data" else ".jpg"
     if table.is_file():
         return len(table.read_text().splitlines()) - 1
-    return sum(e.is_file() and e.name[0] != "." and e.name.endswith(ending) for e in os.scandir(folder))
+    return sum(e.is_file() and e.name[0] != "." and e.name.lower().endswith(ending) for e in os.scandir(folder))
 
 
 @pytest.mark.slow

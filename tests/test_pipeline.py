@@ -15,6 +15,7 @@ from hw1lib import comparison, files, kept, paths, pipeline, profiles
 from hw1lib.chapters import render, words
 from hw1lib.chapters import segmentation as two
 from hw1lib.data import groups, images
+from hw1lib.errors import UserError
 from hw1lib.measures import metrics as scores
 from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.workbook import Workbook

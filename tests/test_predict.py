@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from hw1lib.measures.statistics import wilson
 from hw1lib.models import classifier, segmenters
 from hw1lib.workbook import Workbook
 from tests.conftest import OFFICE, one_paragraph, picture, refused, run, write_labelled, write_problem1, write_problem2
+from tests.test_files import full_disk
 
 NUMBERS = (3, 17, 64)  # the labels of the three classes in the CSVs
 SETTINGS = {"device": "cpu", "model_scale": 0.125, "finetune.hidden": 16, "deeplabv3.epochs": 99}
@@ -59,7 +61,7 @@ def networks(book):
         with book.steps.store.claimed(step, book.steps.key(step), book.steps.config(step)) as draft:
             draft.weights(network)
             draft.metrics({"seen": SEEN})
-            draft.history([])
+            draft.history([{"epoch": 1, "loss": 0.5, "lr": 0.1}])
     return {"C": setting, "lraspp": segmenter}
 
 
@@ -131,16 +133,37 @@ def test_every_image_gets_its_mask_in_its_own_size(book, networks, tmp_path, req
     assert found == {}
 
 
-def test_where_there_are_tiles_their_masks_and_other_images_are_left_alone(book, tiles, tmp_path):
-    for number in SIZES:
-        Image.new("RGB", (9, 9)).save(tiles / f"{number}_mask.png")
-    (tiles / "notes.txt").write_text("text")
-    picture(0).save(tiles / "overview.png")
-    before = {path: path.read_bytes() for path in tiles.iterdir()}
+FOLDERS = [  # names in a folder of images, those that get no mask but a reason, and how many do
+    (["1_sat.jpg", "2.jpg", "3_SAT.jpg", "4_sat.gif", "5_sat.jp2", "6_sat.TIF"], ["2.jpg"], 5),
+    (["1_sat.jpg", "1_mask.png", "2_Sat.png", "2_MASK.PNG", "a.txt", "._3_sat.jpg", "Thumbs.db", ".DS_Store"], [], 2),
+    (["1.jpg", "1_mask.png", "2.JPEG", "3_mask.png", "4.heic"], ["3_mask.png", "4.heic"], 2),
+    (["1_sat.jpg", "1_SAT.JPG", "overview.png"], ["1_sat.jpg", "overview.png"], 1),
+    (["1_sat.jpg", "2_sat.dng", "2_sat.bmp", "1.avif", "desktop.ini"], ["1.avif"], 2),
+]
+
+
+@pytest.mark.parametrize(("names", "named", "written"), FOLDERS)
+def test_every_image_of_a_folder_gets_a_mask_or_is_named(capsys, book, tmp_path, names, named, written):
+    """But for the masks of its images; nothing in it is changed, and the output is neither old nor wrongly counted."""
+    (folder := tmp_path / "images").mkdir()
+    kinds = {"mask": "PNG", "gif": "GIF", "jp2": "JPEG2000", "TIF": "TIFF", "bmp": "BMP"}
+    for number, name in enumerate(names):
+        kind = next((kind for part, kind in kinds.items() if part in name.lower() or part in name), "JPEG")
+        picture(number).save(folder / name, format=kind)
+    (folder / "4.heic").write_bytes(b"\0\0\0\x18ftypheic") if "4.heic" in names else None
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     for _ in range(2):  # the second time over what is there
-        assert predict.segmentation(book, tiles, tmp_path / "out") == (len(SIZES), [])
-        assert set(masks(tmp_path / "out")) == MASKS
-    assert {path: path.read_bytes() for path in tiles.iterdir()} == before
+        code, out, text = command(capsys, book, "segmentation", folder, tmp_path / "out")
+        assert code == bool(named) and out == f"{tmp_path / 'out'}: {written} mask{'s' * (written != 1)}\n"
+        assert all(f"  {folder / name}: " in text for name in named) and text.count("\n  ") == len(named)
+        assert len(masks(tmp_path / "out")) == written
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_terminal_shows_progress(capsys, monkeypatch, book, tiles, tmp_path):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    predict.segmentation(book, tiles, tmp_path / "out")
+    assert f"{len(SIZES)}/{len(SIZES)}" in capsys.readouterr().err
 
 
 # --- segmentation: what cannot be
@@ -160,6 +183,22 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_is_written(capsys, book, t
     assert "4 left out" in head and len(lines) == 4 and "Traceback" not in text
     for number, line in zip((20, 21, 22, 23), lines):
         assert str(tiles / f"00{number}_sat.jpg") in line and "cannot be decoded" in line
+
+
+def test_a_mask_that_cannot_be_written_is_named_and_the_rest_is_written(capsys, book, tiles, tmp_path):
+    """A name too long for a mask, or a folder in its place; what no file can be written into is said once."""
+    (long := tiles / f"{'x' * 246}_sat.jpg").write_bytes((tiles / "0002_sat.jpg").read_bytes())
+    (out := tmp_path / "out").mkdir()
+    (out / "0003_mask.png").mkdir()
+    (out / "0003_mask.png" / "file").touch()
+    code, printed, text = command(capsys, book, "segmentation", tiles, out)
+    assert code == 1 and f"{len(SIZES) - 1} masks" in printed and "2 left out" in text and "Traceback" not in text
+    assert f"{long}: " in text and "File name too long" in text and f"{tiles / '0003_sat.jpg'}: " in text
+    assert {path.name for path in out.iterdir()} == MASKS
+    with pytest.raises(UserError, match="could not be written"):
+        predict.segmentation(book, tiles, out / "0001_mask.png")
+    with pytest.raises(UserError, match="disk space"), full_disk(50):
+        predict.segmentation(book, tiles, tmp_path / "other")
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("a_sat.jpg", "a_sat.png", "a_sat.bmp")])
@@ -392,12 +431,15 @@ def test_all_numbers_are_those_of_the_arrays_paired_by_name_and_are_printed(tmp_
         image = Image.open(path).convert("RGB")
         image.quantize(8).save(path) if mode == "P" else image.convert(mode).save(path)
         assert Image.open(path).mode == mode
-    shutil.copy(where[1] / "0000_mask.png", where[0] / "9999_mask.png")  # a prediction for nothing
     (where[0] / "notes.txt").write_text("text")
+    (where[0] / "._0000_mask.png").write_bytes(b"")
+    picture(0).save(where[1] / "0000_sat.jpg")
+    (where[1] / "0003_mask.png").rename(where[1] / "0003_MASK.PNG")
     matrix = metrics.confusion(true, predicted)
     iou = {name: None if np.isnan(v) else v for name, v in zip(landcover.SCORED, metrics.iou(matrix))}
     accuracy = metrics.pixel_accuracy(matrix)
-    found = {"tiles": 6, "miou": metrics.miou(matrix), "iou": iou, "pixel_accuracy": accuracy, "stray_pixels": 0}
+    counts = {"tiles": 6, "wrong": 0, "left_out": 0, "others": 0, "inexact_predicted": 0, "inexact_true": 0}
+    found = counts | {"miou": metrics.miou(matrix), "iou": iou, "pixel_accuracy": accuracy}
     assert predict.score_segmentation(*where) == (found, [])
     code, out, said = run(capsys, "evaluate", "segmentation", *where)
     assert code == 0 and said == "" and max(map(len, out.splitlines())) <= 80
@@ -406,7 +448,7 @@ def test_all_numbers_are_those_of_the_arrays_paired_by_name_and_are_printed(tmp_
     assert {line[:15].strip(): line[15:].strip() for line in out.splitlines()} == shown
 
 
-def test_the_miou_is_the_courses_also_of_strange_colours_and_those_of_the_prediction_are_counted(tmp_path):
+def test_the_miou_is_the_courses_also_of_strange_colours_and_those_are_counted(tmp_path, capsys):
     """It is pooled over tiles; a colour counts as the nearest corner of the colour cube."""
     where, _, _ = masks_to_score(tmp_path)
     for folder, colours in zip(where, ([(255, 0, 0), (254, 128, 0), (20, 127, 30)], [(1, 2, 3)])):
@@ -415,38 +457,101 @@ def test_the_miou_is_the_courses_also_of_strange_colours_and_those_of_the_predic
         Image.fromarray(pixels).save(folder / "0001_mask.png")
     found, problems = predict.score_segmentation(*where)
     assert found["miou"] == pytest.approx(course_mean_iou(*where), abs=1e-12)
-    assert found["stray_pixels"] == 3 and problems == []
+    assert (found["inexact_predicted"], found["inexact_true"]) == (3, 1) and problems == []
+    code, out, said = run(capsys, "evaluate", "segmentation", *where)
+    assert code == 0 and said == "" and "3 predicted pixels not exactly" in out and "1 true pixel not exactly" in out
 
 
-def test_what_cannot_be_scored_is_named_and_left_out(tmp_path, capsys):
+def renamed(name, new):
+    return lambda folder: (folder / name).rename(folder / new)
+
+
+def gone(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def remade(name, mask):
+    return lambda folder: Image.fromarray(landcover.encode(mask)).save(folder / name)
+
+
+def copied(name, new):
+    return lambda folder: shutil.copy(folder / name, folder / new)
+
+
+def spoilt(name, content=b"text"):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+NUMBERED = np.arange(108, dtype=np.uint8).reshape(9, 12) % 7
+NOT_SCORED = {  # what is done to a folder of masks; tiles that are scored, wrong, left out, and other images; the words
+    "missing": ("predicted", gone("0003_mask.png"), (6, 1, 0, 0), "0003_mask.png: .*missing"),
+    "damaged": ("predicted", spoilt("0004_mask.png"), (6, 1, 0, 0), "0004_mask.png: .*no image"),
+    "cut": ("predicted", lambda folder: spoilt("0004_mask.png", (folder / "0004_mask.png").read_bytes()[:60])(folder),
+        (6, 1, 0, 0), "0004_mask.png: it counts as wrong"),
+    "size": ("predicted", remade("0001_mask.png", NUMBERED.T),
+        (6, 1, 0, 0), "0001_mask.png: .*9 × 12 instead of 12 × 9"),
+    "numbers": ("predicted", lambda folder: Image.fromarray(NUMBERED).save(folder / "0002_mask.png"),
+        (6, 1, 0, 0), "0002_mask.png: .*class numbers"),
+    "other name": ("predicted", renamed("0005_mask.png", "0005.png"), (6, 1, 0, 1), "0005.png: .*not called"),
+    "other kind": ("predicted", copied("0005_mask.png", "0005_mask.tif"), (6, 0, 0, 1), "0005_mask.tif: .*not called"),
+    "extra": ("predicted", copied("0005_mask.png", "0077_mask.png"), (6, 0, 1, 0), "0077_mask.png: it has no true"),
+    "no truth": ("true", gone("0000_mask.png"), (5, 0, 1, 0), "0000_mask.png: it has no true mask"),
+    "damaged truth": ("true", spoilt("0000_mask.png", b""), (5, 0, 1, 0), "0000_mask.png: .*an empty file"),
+    "numbers for truth": ("true", lambda folder: Image.fromarray(NUMBERED).convert("P").save(folder / "0000_mask.png"),
+        (5, 0, 1, 0), "0000_mask.png: .*class numbers"),
+    "truth by another name": ("true", renamed("0002_mask.png", "2_mask.png"), (6, 1, 1, 0), "2_mask.png: .*missing"),
+    "image without a mask": ("true", lambda folder: picture(0).save(folder / "0009_sat.jpg"),
+        (6, 0, 0, 1), "0009_sat.jpg: .*not called"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", NOT_SCORED)
+def test_what_a_score_does_not_cover_is_on_its_line_and_named(tmp_path, capsys, fault):
+    """A prediction that is missing or cannot be used is wrong in every pixel, as it is for labels."""
     where, predicted, true = masks_to_score(tmp_path)
-    for number, mask in ((1, true[1][:, :7]), (2, true[2].T)):
-        Image.fromarray(landcover.encode(mask)).save(where[0] / f"000{number}_mask.png")
-    (where[0] / "0003_mask.png").unlink()
-    (where[0] / "0004_mask.png").write_bytes(b"text")
+    folder, harm, counts, words = NOT_SCORED[fault]
+    harm(tmp_path / folder)
     found, problems = predict.score_segmentation(*where)
-    assert [name for name, _ in problems] == [f"000{n}_mask.png" for n in (1, 2, 3, 4)]
-    reasons = ["9 × 7 instead of 9 × 12", "12 × 9 instead of 9 × 12", "missing", "cannot be decoded"]
-    assert all(reason in said for reason, (_, said) in zip(reasons, problems))
-    left = [0, 5]
-    assert found["tiles"] == 2 and found["miou"] == metrics.miou(metrics.confusion(true[left], predicted[left]))
+    names = ("tiles", "wrong", "left_out", "others")
+    assert tuple(found[name] for name in names) == counts and problems
+    tiles, wrong, left_out, others = counts
+    rows = [number for number in range(6) if tiles == 6 or number]  # the one left out is the first
+    if wrong:
+        number = 2 if "truth" in fault else int(re.search("000([0-5])", words)[1])
+        predicted[number] = landcover.UNKNOWN
+    assert found["miou"] == metrics.miou(metrics.confusion(true[rows], predicted[rows]))
     code, out, text = run(capsys, "evaluate", "segmentation", *where)
-    assert code == 1 and "(2 tiles)" in out and "hw1lib: 4 left out" in text
-    assert all(name in text for name, _ in problems) and "Traceback" not in text
+    assert code == 1 and re.search(words, text) and "Traceback" not in text
+    (line,) = (line for line in out.splitlines() if line.startswith("mIoU"))
+    assert (f"({tiles - wrong} of {tiles + left_out} tiles: " in line) == bool(wrong or left_out)
+    assert ("counted as wrong" in line, "left out" in line, "1 other image" in line) == (
+        wrong > 0,
+        left_out > 0,
+        others > 0,
+    )
 
 
 def test_nothing_to_score_is_an_error_with_the_reason(tmp_path, capsys):
-    where, _, _ = masks_to_score(tmp_path)
+    where, _, true = masks_to_score(tmp_path)
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "empty" / "0001_sat.jpg")
     for bad in (tmp_path / "empty", tmp_path / "nowhere"):
         for pair in ((bad, where[1]), (where[0], bad)):
-            with pytest.raises(UserError, match=f"{bad.name} holds no .*_mask.png"):
+            with pytest.raises(UserError, match=f"{bad.name} holds no .*_mask.png|no folder .*{bad.name}"):
                 predict.score_segmentation(*pair)
+    shutil.copy(where[0] / "0001_mask.png", where[0] / "0001_MASK.png")
+    assert "0001_mask.png and 0001_MASK.png" in refused(capsys, "evaluate", "segmentation", *where)
+    (where[0] / "0001_MASK.png").unlink()
+    shutil.copytree(where[1], tmp_path / "black")
+    for number in range(6):
+        remade(f"000{number}_mask.png", np.full_like(true[0], landcover.UNKNOWN))(tmp_path / "black")
+    for predicted in (where[0], tmp_path / "black"):
+        said = refused(capsys, "evaluate", "segmentation", predicted, tmp_path / "black")
+        assert f"{tmp_path / 'black'} shows a class" in said and "nan" not in said
     for path in where[0].iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     said = refused(capsys, "evaluate", "segmentation", *where)
-    assert "0000_mask.png" in said and "missing" in said
+    assert "0005_mask.png" in said and "missing" in said
 
 
 # --- scores of labels (any tables in test_fuzz)

@@ -95,10 +95,13 @@ def split(root):
 
 
 def strays(pixels):
-    """How many pixels of the masks have a colour that is no class: a sentence."""
+    """How many pixels of the masks are not exactly of a class's colour: a sentence."""
     if not pixels:
         return "Every pixel of the masks has the colour of a class."
-    return f"{pixels:,} pixels of the masks have a colour that is no class; they count as unknown."
+    return (
+        f"{pixels:,} pixels of the masks do not have exactly a class's colour; as in the course's score, a channel "
+        "counts as 255 from 128 on, and pure red as unknown."
+    )
 
 
 def examples(split, size, classes=8, images=8):

@@ -5,7 +5,6 @@ the same layout, so both run through the same code. Nothing is decoded.
 """
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hw1lib.data import listing
 from hw1lib.data.csv_rows import HINT, absent_files, leaves, listed, quoted, shortened
 from hw1lib.data.groups import Groups
 from hw1lib.errors import UserError
@@ -89,6 +89,7 @@ class Tiles:
     numbers: tuple[str, ...]
     decoded: Path | None = None  # as in Split
     groups: np.ndarray | None = None  # (N,) int64, as in Split
+    odd: dict = dataclasses.field(default_factory=dict)  # usual name -> the file's own, such as 0001_SAT.JPG
 
     def __len__(self):
         return len(self.numbers)
@@ -97,10 +98,13 @@ class Tiles:
         return f"Tiles({len(self):,} in {self.folder})"
 
     def sat(self, number):
-        return self.folder / f"{number}_sat.jpg"
+        return self._path(number, listing.SATELLITE)
 
     def mask(self, number):
-        return self.folder / f"{number}_mask.png"
+        return self._path(number, listing.MASK)
+
+    def _path(self, number, end):
+        return self.folder / self.odd.get(f"{number}{end}", f"{number}{end}")
 
     @property
     def paths(self):
@@ -237,12 +241,10 @@ def _problem2(root, limits, decoded, groups):
     return Problem2(*used, groups.notes({tiles.folder: of for tiles, of in zip(parts, names)}))
 
 
-def _names(folder, ending):
-    """Names of a folder's visible files that end so, sorted; a folder that may not be read is not called empty."""
-    found = os.listdir(folder) if folder.is_dir() else ()
-    names = sorted(n for n in found if n.endswith(ending) and n[0] != "." and os.path.isfile(folder / n))
-    if not names:
-        raise UserError(f"{folder} has no *{ending} files. {HINT}")
+def _names(folder, end):
+    """Names of a folder's files that end so, sorted; a folder that may not be read is not called empty."""
+    if not (names := listing.ending(listing.files(folder), end)):
+        raise UserError(f"{folder} has no *{end} files. {HINT}")
     _refuse_outside(folder, names, folder)
     return tuple(names)
 
@@ -254,13 +256,21 @@ def _refuse_outside(folder, names, source):
 
 
 def _tiles(folder):
-    tiles = Tiles(folder, tuple(name.removesuffix("_sat.jpg") for name in _names(folder, "_sat.jpg")))
-    masks = [tiles.mask(number) for number in tiles.numbers]
-    if bare := [mask.name for mask in masks if not mask.is_file()]:
-        remedy = "Add the masks or take those _sat.jpg files away."
-        raise UserError(f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}. {remedy}")
-    _refuse_outside(folder, [mask.name for mask in masks], folder)
-    return tiles
+    tiles, twice = listing.numbered(_names(folder, listing.SATELLITE), listing.SATELLITE)
+    masks, others = listing.numbered(listing.files(folder), listing.MASK)
+    if twice := twice + [name for number, name in others if number in tiles]:
+        remedy = "Remove one of the two."
+        raise UserError(f"{folder}: {twice[0][1]} differs from another file only in upper and lower case. {remedy}")
+    if bare := [number for number in tiles if number not in masks]:
+        remedy = f"Add the masks or take those {listing.SATELLITE} files away."
+        raise UserError(f"{folder}: {len(bare)} tiles have no mask, first {bare[0]}{listing.MASK}. {remedy}")
+    used = {
+        number + end: names[number]
+        for end, names in ((listing.SATELLITE, tiles), (listing.MASK, masks))
+        for number in tiles
+    }
+    _refuse_outside(folder, [masks[number] for number in tiles], folder)
+    return Tiles(folder, tuple(tiles), odd={usual: name for usual, name in used.items() if usual != name})
 
 
 def _labelled(folder):

@@ -28,11 +28,11 @@ DEALS = 500  # random deals of the groups, of which the one with the likest clas
 
 
 def by_scene(root, target, progress=True):
-    """Writes a layout of the same tiles, as links, split by scene: always the same one.
+    """Writes a layout of the same tiles split by scene, always the same one: as hard links, or copies on another disk.
 
     Args:
         root: data root with p2_data.
-        target: folder that is made; it must not be there, and must be on the same disk.
+        target: folder that is made; it must not be there, nor lie in the data.
 
     Returns:
         Numbers about it, as in its split.json.
@@ -43,6 +43,9 @@ def by_scene(root, target, progress=True):
     root, target = Path(root), Path(target)
     if target.exists():
         raise UserError(f"{target} is there already. Name a folder that is not, or delete it.")
+    for data in (root / "p1_data", root / "p2_data"):
+        if target.resolve().is_relative_to(data.resolve()):
+            raise UserError(f"--out {target} lies in {data}, which the new split is made of. Name a folder outside.")
     tiles = layout.find(root, Data(), "problem2").problem2
     splits = [tiles.train, tiles.validation]
     names = [(split, number) for split in splits for number in split.numbers]
@@ -138,6 +141,13 @@ def dealt(groups, classes, wanted, pixels):
     return best[1][groups]
 
 
+def _link_or_copy(source, target):
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, another owner's file, or a file system without links
+        shutil.copyfile(source, target)
+
+
 def _write(target, chosen, groups, facts):
     """Builds beside the target and puts it there at the end, so that the layout is whole or absent."""
     part = target.with_name(f".{target.name}.part")
@@ -150,7 +160,7 @@ def _write(target, chosen, groups, facts):
             for number, (at, origin, old) in enumerate(tiles):
                 for path in (origin.sat(old), origin.mask(old)):
                     link = folder / f"{number:04d}{path.name.removeprefix(old)}"
-                    os.link(path.resolve(), link)
+                    _link_or_copy(path, link)
                     rows.append((f"p2_data/{split}", link.name, int(groups[at]), f"{origin.folder.name}/{path.name}"))
         table = pd.DataFrame(rows, columns=["split", "filename", "group", "origin"])
         table.to_csv(part / GROUPS, index=False)

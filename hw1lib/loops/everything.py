@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from hw1lib import progress
+from hw1lib import cpus, progress
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import segment
@@ -95,7 +95,7 @@ def _refine(method, images, predictions, network, settings):
         labels = everything.partition(found.masks)
         return segments.vote(labels, predicted), labels.max() + 1
 
-    with ThreadPoolExecutor(1 if method == "sam" else None) as pool:
+    with ThreadPoolExecutor(1 if method == "sam" else cpus.available()) as pool:
         found = pool.map(one, images, predictions)
         voted, counts = zip(*tqdm(found, f"vote {method}", len(images), leave=False, disable=None, ncols=80))
     return np.stack(voted), float(np.mean(counts))

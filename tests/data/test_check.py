@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hw1lib import cli, paths
-from hw1lib.data import landcover, layout
+from hw1lib.data import images, landcover, layout
 from hw1lib.data.check import doctor, evidence
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
@@ -57,6 +57,11 @@ def resized(name, size):
     return lambda root: Image.open(root / name).resize(size, Image.Resampling.NEAREST).save(root / name)
 
 
+def numbered(name):
+    """A mask that holds class numbers instead of colours."""
+    return lambda root: Image.fromarray(images.read_mask(root / name)[0]).save(root / name)
+
+
 def together(*plants):
     return lambda root: [plant(root) for plant in plants]
 
@@ -97,11 +102,14 @@ TWICE = lambda rows, **other: pd.concat([rows, rows.iloc[:1].assign(id=99, **oth
 DECODING = {  # a run meets these when it decodes, not when it looks for files
     "truncated image": (cut(f"{OFFICE}/val/Mug00100.jpg"),
         [f"{OFFICE}/val", "1 image cannot", "Mug00100", "truncated"]),
-    "text for an image": (written(f"{MINI}/00003.jpg", b"hello"), [MINI, "00003.jpg (no image)"]),
+    "text for an image": (written(f"{MINI}/00003.jpg", b"hello"), [MINI, "00003.jpg (no image that can be read)"]),
     "empty image": (written(f"{MINI}/00003.jpg", b""), [MINI, "00003.jpg (an empty file)"]),
     "many empty images": (lambda root: [path.write_bytes(b"") for path in (root / MINI).iterdir()],
         [MINI, "12 images cannot", "00003.jpg (an empty file) and 9 more"]),
     "truncated tile": (cut(f"{TRAIN}/0002_sat.jpg"), [TRAIN, "1 tile cannot", "0002_sat.jpg"]),
+    "class numbers for colours": (numbered(f"{TRAIN}/0002_mask.png"), [TRAIN, "1 mask cannot", "class numbers"]),
+    "32-bit tile": (lambda root: Image.new("I", (32, 32), 70_000).save(root / TRAIN / "0002_sat.jpg", format="TIFF"),
+        [TRAIN, "1 tile cannot", "0002_sat.jpg (32-bit integers"]),
     "truncated mask": (cut(f"{TRAIN}/0002_mask.png"), [TRAIN, "1 mask cannot", "0002_mask.png"]),
     "mask of another size": (resized(f"{TRAIN}/0003_mask.png", (16, 32)),
         [TRAIN, "1 mask of another size", "0003_mask.png (16 × 32, its tile 32 × 32)"]),
@@ -127,6 +135,8 @@ ERRORS = DECODING | {
     "one image in the pool": (lambda root: [path.unlink() for path in sorted((root / MINI).iterdir())[1:]],
         [MINI, "needs two"]),
     "tile without mask": (gone(f"{TRAIN}/0002_mask.png"), [TRAIN, "1 tile ", "0002_mask.png"]),
+    "tile twice": (copied(f"{TRAIN}/0002_sat.jpg", f"{TRAIN}/0002_SAT.JPG"), [TRAIN, "and lower case", "0002_sat"]),
+    "mask twice": (copied(f"{TRAIN}/0002_mask.png", f"{TRAIN}/0002_Mask.png"), [TRAIN, "and lower case", "0002_m"]),
     "link to a file outside": (linked_out, [TRAIN, "1 link", "0002_sat.jpg"]),
 }  # fmt: skip
 HEAD = b"id,filename,label\n"
@@ -180,6 +190,10 @@ WARNINGS = {
         ["p2_data: training tiles are 32 × 32 pixels, validation tiles 31 × 31"]),
     "stray colours": (lambda root: redraw(root / TRAIN / "0002_mask.png", (255, 0, 0)),
         ["p2_data", "1 mask with 16 pixels", "train/0002_mask.png (16)"]),
+    "nearly a class's colours": (lambda root: redraw(root / TRAIN / "0002_mask.png", (254, 254, 1)),
+        ["p2_data", "1 mask with 16 pixels", "255 from 128 on"]),
+    "16-bit image": (lambda root: Image.new("I;16", (32, 32), 9000).save(root / MINI / "00003.jpg", format="PNG"),
+        [MINI, "1 image of another mode", "I;16: 1"]),
     "rare classes": (only(range(7), 1, 1), [TRAIN, "less than 1% of all pixels are of urban (0.02%), agriculture"]),
     "class that is not learnt": (only([0, 1, 2, 3, 5], 32, 5), ["p2_data", "water occurs in validation"]),
     "exact copy": (copied(f"{MINI}/00002.jpg", f"{MINI}/00008.jpg"),

@@ -80,3 +80,11 @@ def test_the_most_similar_one_is_named_whatever_the_blocks(pictures, looks, tmp_
         assert evidence.near(copies, looks) == {i: i for i in range(12)}
         assert evidence.near([better], [copies[2], *looks]) == {0: 3}
         assert evidence.near([better], [looks[2], copies[2]]) == {0: 0}
+
+
+@pytest.mark.parametrize(("measure", "name"), [(evidence.tile, "sides"), (evidence.mask, "landcover")])
+def test_a_fault_of_the_check_itself_is_not_called_damage_of_the_file(tmp_path, monkeypatch, measure, name):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    monkeypatch.setattr(evidence, name, None)
+    with pytest.raises((TypeError, AttributeError)):
+        evidence.look(tmp_path / "a.png", measure)

@@ -1,17 +1,21 @@
 """Decoding: every kind of file becomes RGB, damage is named, sizes are as torchvision's."""
 
 import dataclasses
+import re
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image
+import tifffile
+from PIL import Image, ImageOps
 from torchvision import transforms
 
+from hw1lib import predict
 from hw1lib.data import hashes, images, landcover, layout
+from hw1lib.data.check import evidence
 from hw1lib.errors import UserError
-from tests.conftest import picture, write_tile
+from tests.conftest import write_tile
 
 
 def noise(size, seed=0):
@@ -38,13 +42,187 @@ def test_square_is_torchvisions_resize_and_centre_crop(width, height, size):
 
 # --- kinds of files
 
+PIXELS = np.asarray(noise((40, 24)))
+GRAY, LEVELS = PIXELS[..., 0], np.asarray(noise((40, 24), 1).convert("RGB"))[..., 1]
+CLEAR, SPOTTED = (np.dstack([PIXELS, np.where(least < LEVELS, 255, 9).astype(np.uint8)]) for least in (-1, 60))
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb_and_the_content_counts_not_the_name(tmp_path, mode):
-    image = picture(0).convert("L" if mode == "I;16" else "RGB").convert(mode)
-    image.save(tmp_path / "image.png", format="TIFF" if mode == "CMYK" else "PNG")
-    opened = images.open_rgb(tmp_path / "image.png")
-    assert opened.mode == "RGB" and np.array_equal(opened, image.convert("RGB"))
+
+def pil(pixels, name, mode=None, **options):
+    """A function that saves pixels with Pillow, converted to a mode."""
+    return name, lambda path: (i := Image.fromarray(pixels)).convert(mode or i.mode).save(path, **options)
+
+
+def tiff(pixels, name="a.tif", **options):
+    """A function that saves pixels as a TIFF of any bands and bits."""
+    return name, lambda path: tifffile.imwrite(path, pixels, **{"planarconfig": "contig"} | options)
+
+
+def exif(orientation, kind):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return pil(PIXELS, f"a.{kind}", exif=tags, **({"quality": 95} if kind == "jpg" else {}))
+
+
+def with_overview(path):
+    with tifffile.TiffWriter(path) as file:
+        file.write(PIXELS, photometric="rgb")
+        file.write(PIXELS[::2, ::2].copy(), photometric="rgb", subfiletype=1)
+
+
+SHARP = PIXELS // 128 * 255  # colours of the web palette
+DEEP = CLEAR.astype(np.uint16) * 257
+OTHER = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
+SAME = {  # files that hold the same as an 8-bit RGB image: how they are written, and its pixels
+    "gray": (pil(GRAY, "a.png"), GRAY), "opaque": (pil(CLEAR, "a.png"), PIXELS),
+    "opaque gray": (pil(CLEAR, "a.png", "LA"), np.asarray(Image.fromarray(PIXELS).convert("L"))),
+    "palette": (pil(SHARP, "a.png", "P"), SHARP),
+    "unused transparent colour": (pil(GRAY, "a.png", transparency=int(np.setdiff1d(range(256), GRAY)[0])), GRAY),
+    "two levels": (pil(SHARP[..., 0], "a.png", "1"), SHARP[..., 0]),
+    "16 bits": (pil(GRAY.astype(np.uint16) * 257, "a.png"), GRAY),
+    "16 bits, black": (pil(GRAY.astype(np.uint16) * 0, "a.png"), GRAY * 0),
+    "16 bits, big-endian": (tiff(GRAY.astype(">u2") * 257, byteorder=">"), GRAY),
+    "16 bits, JPEG 2000": (pil(GRAY.astype(np.uint16) * 257, "a.jp2"), GRAY),
+    "16 bits, three bands": (tiff(DEEP[..., :3], photometric="rgb"), PIXELS),
+    "16 bits, four bands": (tiff(DEEP, photometric="rgb", extrasamples=["unassalpha"]), PIXELS),
+    "bands one by one": (tiff(PIXELS.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"), PIXELS),
+    "one frame": (pil(GRAY, "a.gif"), GRAY), "overview": (("a.tif", with_overview), PIXELS),
+    "damaged EXIF": (pil(PIXELS, "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0"), PIXELS),
+    **{f"turned {n} {kind}": (exif(n, kind), None) for kind in ("png", "jpg", "tif", "webp") for n in (1, 3, 6, 7)},
+}  # fmt: skip
+REFUSED = {  # files that do not: how they are written, and what is said
+    "32 bits": (pil(GRAY.astype(np.int32) * 40, "a.tif"), "32-bit integers .mode I.*save it"),
+    "unsigned": (tiff(GRAY.astype(np.uint32)), "32-bit integers .mode I"),
+    "floats": (tiff((GRAY / 255).astype(np.float32)), "floating-point numbers .mode F.*save it"),
+    "doubles": (tiff(GRAY / 255), "a TIFF of other bands or bits"),
+    "8 bits in 16": (pil(GRAY.astype(np.uint16), "a.png"), "no value above 255"),
+    "transparent": (pil(SPOTTED, "a.png"), "transparent pixels .mode RGBA.*save it"),
+    "transparent gray": (pil(SPOTTED, "a.png", "LA"), "transparent pixels .mode LA"),
+    "transparent colour": (pil(GRAY, "a.png", transparency=int(GRAY[3, 3])), "transparent pixels .mode L"),
+    "transparent palette": (pil(PIXELS, "a.png", "P", transparency=bytes(200)), "transparent pixels .mode P"),
+    "two frames": (pil(PIXELS, "a.gif", **OTHER), "2 pages or frames"),
+    "two pages": (pil(PIXELS, "a.tif", **OTHER), "2 pages or frames"),
+    "moving PNG": (pil(PIXELS, "a.png", **OTHER), "2 pages or frames"),
+    "near infrared": (tiff(CLEAR, photometric="rgb", extrasamples=["unspecified"]), "4 bands: save"),
+    "five bands": (tiff(np.dstack([CLEAR, GRAY]), photometric="rgb"), "5 bands: save"),
+    "five gray bands": (tiff(np.dstack([CLEAR, GRAY]), photometric="minisblack"), "a TIFF of other bands"),
+    "two bands": (tiff(CLEAR[..., :2], photometric="minisblack"), "a TIFF of other bands"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")  # a warning would be a library's text
+@pytest.mark.parametrize("kind", SAME)
+def test_images_that_hold_the_same_are_the_same(tmp_path, kind):
+    """Upright, in 8 bits, for training, the data check and their size alike."""
+    (name, save), pixels = SAME[kind]
+    save(path := tmp_path / name)
+    opened = np.asarray(images.open_rgb(path))
+    if pixels is None:
+        pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(opened, np.broadcast_to(pixels.reshape(*opened.shape[:2], -1), opened.shape))
+    look = evidence.look(path, evidence.picture)
+    assert look.size == images._size(path) == opened.shape[1::-1]
+    assert look.pixel_hash == evidence.look(saved_as_png(opened, tmp_path), evidence.picture).pixel_hash
+
+
+def saved_as_png(pixels, folder):
+    Image.fromarray(pixels).save(path := folder / "plain.png")
+    return path
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_images_of_unclear_content_are_refused_by_name(tmp_path, kind):
+    """Wherever they are opened, in the same words."""
+    (name, save), words = REFUSED[kind]
+    save(path := tmp_path / name)
+    with pytest.raises(images.Unreadable, match=f"{name} .*{words}") as refused:
+        images.open_rgb(path)
+    assert (
+        evidence.look(path, evidence.picture).fault == evidence.look(path, evidence.mask).fault == refused.value.reason
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 70), (5000, 1), (3, 900), (30_000, 2)])
+def test_images_of_any_shape_have_a_square_and_a_look(tmp_path, width, height):
+    Image.new("RGB", (width, height), "red").save(path := tmp_path / "a.png")
+    square = images.square(images.open_rgb(path), 16)
+    assert square.shape == (3, 16, 16) and (square[0] == 255).all()
+    for measure in (evidence.picture, evidence.tile):
+        assert evidence.look(path, measure).size == (width, height)
+    if max(width, height) > 100 * min(width, height):
+        with pytest.raises(UserError, match=f"a.png has {width} × {height} pixels"):
+            images.Resized(layout.Split(tmp_path, ("a.png",)), 16)
+
+
+# --- masks
+
+CLASSES = np.random.default_rng(1).integers(0, 7, (12, 10)).astype(np.uint8)
+COLOURS, BLACK_OR_WHITE = landcover.encode(CLASSES), np.where(CLASSES > 2, 255, 0).astype(np.uint8)
+WHITE = np.where(CLASSES > 2, landcover.CLASSES.index("barren"), landcover.UNKNOWN)
+IGNORE = np.where(CLASSES == 6, 255, CLASSES).astype(np.uint8)
+RED = np.array((1, 0, 0), np.uint8)
+VOC = np.array([(i & 1, i >> 1 & 1, i >> 2) for i in range(7)], np.uint8) * 128  # a palette of other data
+
+
+def palette(colours, indices=CLASSES):
+    image = Image.fromarray(indices)
+    image.putpalette(colours.ravel().tolist())
+    return "a.png", image.save
+
+
+MASKS = {  # how masks are written, their classes, and how many pixels are not exactly of a colour
+    "course": (pil(COLOURS, "a.png"), CLASSES, 0), "palette": (palette(landcover.PALETTE), CLASSES, 0),
+    "opaque": (pil(COLOURS, "a.png", "RGBA"), CLASSES, 0), "black and white": (pil(BLACK_OR_WHITE, "a.png"), WHITE, 0),
+    "two levels": (pil(BLACK_OR_WHITE, "a.png", "1"), WHITE, 0),
+    "254": (pil(np.minimum(COLOURS, 254), "a.png"), CLASSES, (CLASSES < 6).sum()),
+    "faint": (pil((COLOURS // 255 * 28 + 100).astype(np.uint8), "a.png"), CLASSES, CLASSES.size),
+    "254 in a palette": (palette(np.minimum(landcover.PALETTE, 254)), CLASSES, (CLASSES < 6).sum()),
+    "254 in gray": (pil(np.minimum(BLACK_OR_WHITE, 254), "a.png"), WHITE, (CLASSES > 2).sum()),
+    "red": (pil(COLOURS * RED, "a.png"), np.full_like(CLASSES, 6), (COLOURS[..., 0] > 0).sum()),
+}  # fmt: skip
+NO_MASKS = {  # how images without colours are written, and what is said
+    "class numbers": (pil(CLASSES, "a.png"), "class numbers or gray levels such as 1, 2, 3 .*mode L"),
+    "0 and 1": (pil(CLASSES // 4, "a.png"), "gray levels such as 1 "),
+    "class numbers, 255 for unknown": (pil(IGNORE, "a.png"), "such as 1, 2, 3"),
+    "class numbers in RGB": (pil(CLASSES, "a.png", "RGB"), "such as 1, 2, 3 .*mode RGB"),
+    "class numbers times 40": (pil(CLASSES * 40, "a.png"), "such as 40, 80, 120"),
+    "class numbers with other colours": (palette(VOC), "such as 128 .*mode P"),
+    "class numbers with gray colours": (palette(np.arange(7, dtype=np.uint8).repeat(3)), "such as 1, 2, 3 .*mode P"),
+    "class numbers in 16 bits": (pil(CLASSES.astype(np.uint16), "a.png"), "no value above 255"),
+    "16 bits": (pil(BLACK_OR_WHITE.astype(np.uint16) * 257, "a.png"), "16 bits per channel .mode I;16"),
+    "colours in 16 bits": (tiff(COLOURS.astype(np.uint16) * 257, photometric="rgb"), "16 bits .*mode RGB;16"),
+    "transparent": (pil(np.dstack([COLOURS, BLACK_OR_WHITE]), "a.png"), "transparent pixels .mode RGBA"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MASKS | NO_MASKS)
+def test_a_mask_is_read_by_one_rule_everywhere_or_refused(tmp_path, kind):
+    """By training, the data check and `evaluate`, for the truth and the prediction."""
+    (_, save), *expected = (MASKS | NO_MASKS)[kind]
+    folders = [tmp_path / "odd", tmp_path / "true"]
+    for folder in folders:
+        folder.mkdir()
+        Image.new("RGB", CLASSES.shape[::-1]).save(folder / "1_sat.jpg")
+        Image.fromarray(COLOURS).save(folder / "1_mask.png")
+    save(folders[0] / "1_mask.png")
+    tiles, look = layout.Tiles(folders[0], ("1",)), evidence.look(folders[0] / "1_mask.png", evidence.mask)
+    if kind in MASKS:
+        classes, inexact = expected
+        assert np.array_equal(images.load_tiles(tiles)[1][0], classes) and images.load_tile(tiles, "1")[2] == inexact
+        assert look.stray == inexact and np.array_equal(look.counts, np.bincount(classes.ravel(), minlength=7))
+        for (prediction, truth), name in ((folders, "predicted"), (folders[::-1], "true")):
+            if (classes == 6).all() and name == "true":
+                continue
+            scores, problems = predict.score_segmentation(prediction, truth)
+            assert scores[f"inexact_{name}"] == inexact and problems == []
+            same = np.mean((classes == CLASSES)[(CLASSES if name == "predicted" else classes) < 6])
+            assert scores["pixel_accuracy"] == pytest.approx(same)
+        return
+    assert re.search(expected[0], look.fault) and "save it" in look.fault
+    for read in (lambda: images.load_tiles(tiles), lambda: predict.score_segmentation(*folders[::-1]),
+                 lambda: predict.score_segmentation(*folders)):  # fmt: skip
+        with pytest.raises(UserError, match=f"1_mask.png.*{expected[0]}"):
+            read()
 
 
 # --- damage (more of it in test_fuzz)
@@ -64,7 +242,7 @@ def test_what_is_no_image_is_named(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=name):
             images.open_rgb(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UserError, match="whole.jpg"):
+    with pytest.raises(UserError, match=r"whole.jpg .*more than 2,000 pixels: cut it into tiles"):
         images.open_rgb(tmp_path / "whole.jpg")
 
 
@@ -88,7 +266,7 @@ def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp
     for number, wanted in classes.items():
         write_tile(tmp_path, number, wanted)
         mask = Image.open(tmp_path / f"{number}_mask.png")
-        mask.putpixel((3, 5), (12, 34, 56))
+        mask.putpixel((3, 5), (120, 34, 56))
         mask.save(tmp_path / f"{number}_mask.png")
         wanted[5, 3] = landcover.UNKNOWN
     tiles = layout.Tiles(tmp_path, tuple(classes))
@@ -98,6 +276,17 @@ def test_tiles_and_masks_stay_together_and_strays_are_counted_over_the_split(tmp
     assert [images.load_tile(tiles, number)[2] for number in classes] == [1, 1]
     shown = np.asarray(images.open_rgb(tmp_path / "0001_sat.jpg"))
     assert np.array_equal(pixels[1].transpose(1, 2, 0), shown)
+
+
+def test_a_tile_that_exif_turns_fits_its_mask(tmp_path):
+    write_tile(tmp_path, "1", np.arange(128, dtype=np.uint8).reshape(8, 16) % 7)
+    upright = Image.open(tmp_path / "1_sat.jpg").convert("RGB")
+    tags = Image.Exif()
+    tags[0x0112] = 8
+    upright.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "1_sat.jpg", "PNG", exif=tags)
+    tiles = layout.Tiles(tmp_path, ("1",))
+    assert np.array_equal(images.load_tiles(tiles)[0][0].transpose(1, 2, 0), upright)
+    assert images.Resized(layout.Split(tmp_path, ("1_sat.jpg",)), 4)[0].size == (8, 4)
 
 
 def test_a_tile_and_a_mask_of_another_size_are_named(tmp_path):

@@ -21,8 +21,15 @@ def test_classes_and_colours_are_those_of_the_course():
     assert np.array_equal(landcover.PALETTE, colours)
 
 
-def test_stray_colours_become_unknown_and_are_counted():
-    strays = [(255, 0, 0), (1, 0, 0), (254, 255, 255), (0, 0, 254), (128, 128, 128), (0, 255, 1)]
-    colours = np.concatenate([landcover.PALETTE, np.array(strays, dtype=np.uint8)])[None]
-    decoded, stray = landcover.decode(colours)
-    assert stray == 6 and decoded[0].tolist() == [*range(7)] + [landcover.UNKNOWN] * 6
+def test_colours_count_by_the_threshold_of_128_as_the_course_scores_them():
+    """Pure red is no class; what is not exactly of a class's colour is counted."""
+    cases = {(254, 255, 255): "barren", (0, 0, 128): "water", (127, 128, 0): "forest", (127, 127, 127): "unknown"}
+    cases |= {
+        (128, 128, 128): "barren",
+        (255, 0, 0): "unknown",
+        (200, 3, 90): "unknown",
+        (130, 130, 127): "agriculture",
+    }
+    decoded, inexact = landcover.decode(np.array([*landcover.PALETTE, *cases], dtype=np.uint8)[None])
+    assert inexact == len(cases)
+    assert [landcover.CLASSES[number] for number in decoded[0]] == [*landcover.CLASSES, *cases.values()]

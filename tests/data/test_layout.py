@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from hw1lib import profiles
-from hw1lib.data import hashes, layout
+from hw1lib.data import hashes, images, layout
+from hw1lib.data import split as splitting
+from hw1lib.data.check import doctor
 from hw1lib.errors import UserError
 from tests.conftest import OFFICE
 
@@ -68,10 +70,11 @@ def test_a_class_without_shared_letters_is_called_by_its_number():
 
 def test_the_pool_needs_no_labels_and_the_courses_backbone_is_found(course_data):
     (course_data / "p1_data" / "mini" / "train.csv").unlink()
+    (folder := course_data / "p1_data" / "mini" / "train").joinpath("00003.jpg").rename(folder / "00003.JPG")
     file = course_data / "p1_data" / "pretrain_model_SL.pt"
     file.write_bytes(b"")
     one = find(course_data).problem1
-    assert one.pool.labels is None and one.pool.counts() == {} and one.pool.numbers == ()
+    assert one.pool.labels is None and one.pool.counts() == {} and one.pool.numbers == () and len(one.pool) == 12
     assert one.supervised_backbone == file
     part = one.pool.take(3)
     rest = one.pool.without(part)
@@ -110,6 +113,29 @@ def test_limits_cut_only_their_own_part_and_a_tile_beyond_is_named_with_the_sett
     assert tiles.numbers == ("0001", "0002") and tiles.index("0002", "everything.images") == 1
     with pytest.raises(UserError, match=r"everything\.images.*'0003'"):
         tiles.index("0003", "everything.images")
+
+
+def test_tiles_are_found_in_upper_and_lower_case_and_keep_the_names_of_their_files(course_data):
+    """Their numbers, pixels and order are the same; hidden files are none of them."""
+    folder = course_data / "p2_data" / "train"
+    before, usual = find(course_data).problem2.train, layout.Tiles(folder, ("0001", "0002", "0003", "0004"))
+    expected = images.load_tiles(before)
+    assert before == usual
+    for name, new in (("0001_sat.jpg", "0001_SAT.JPG"), ("0003_mask.png", "0003_Mask.PNG")):
+        (folder / name).rename(folder / new)
+    for name in ("._0001_sat.jpg", ".DS_Store", "Thumbs.db", "._0009_MASK.PNG"):
+        (folder / name).write_bytes(b"")
+    tiles = find(course_data, tile_limit=3).problem2.train
+    assert tiles.numbers == ("0001", "0002", "0003") and tiles.sat("0001").name == "0001_SAT.JPG"
+    assert all(path.is_file() for path in tiles.paths)
+    assert all(np.array_equal(one, two[:3]) for one, two in zip(images.load_tiles(tiles), expected))
+    found = doctor.examine(course_data, progress=False)
+    assert found["errors"] == found["warnings"] == [] and found["p2"]["pairs"]["train"] == 4
+    copies = splitting.by_scene(course_data, course_data / "anew", progress=False)
+    assert copies["train"] + copies["validation"] + copies["left_out"] == 7
+    shutil.copy(folder / "0002_sat.jpg", folder / "0002_sat.JPG")
+    with pytest.raises(UserError, match="0002_sat.jpg.* upper and lower case"):
+        find(course_data)
 
 
 # --- faults

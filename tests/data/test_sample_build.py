@@ -109,14 +109,6 @@ def test_what_cannot_be_had_is_a_clear_error(tmp_path, monkeypatch, capfd, sourc
     assert printed.out.count("\n") == 1 and "32 MB" in printed.out and not printed.err
 
 
-def test_wheels_of_other_contents_are_refused(tmp_path, monkeypatch):
-    for begin, _ in sample._wanted_wheels():
-        (tmp_path / f"{begin}py3-none-any.whl").write_bytes(b"something else")
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "", ""))
-    with pytest.raises(UserError, match="hashes"):
-        sample.fetch_wheels(tmp_path)
-
-
 # --- windows
 
 
@@ -126,9 +118,3 @@ def test_course_classes_of_igbp_numbers():
         "forest": [1, 2, 3, 4, 5, 8], "rangeland": [6, 7, 9, 10], "agriculture": [12, 14], "water": [0, 11],
         "barren": [16], "unknown": [13, 15],
     }  # fmt: skip
-
-
-def test_counting_windows_agrees_with_counting_pixels():
-    mask = np.random.default_rng(0).random((75, 90)) < 0.4
-    every = np.lib.stride_tricks.sliding_window_view(mask, (32, 32))[::8, ::8]
-    assert np.array_equal(windows._count(mask, 8), every.sum(axis=(2, 3)))

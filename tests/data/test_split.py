@@ -1,7 +1,9 @@
 """Another split of the tiles: on scenes of the Earth, whose neighbours are known."""
 
+import errno
 import itertools
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -121,6 +123,28 @@ def test_whole_groups_are_dealt_so_that_the_classes_resemble():
     assert 36 <= held.sum() <= 40 and all(len(set(held[groups == g])) == 1 for g in range(60))
     found, aimed = classes[held].sum(axis=0), wanted / wanted.sum()
     assert np.abs(found / found.sum() - aimed).sum() / 2 < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["EXDEV", "EPERM", "EMLINK", "EOPNOTSUPP"])
+def test_where_files_cannot_be_linked_they_are_copied(dealt_out, anew, tmp_path, monkeypatch, reason):
+    """To another disk, from another owner, or where there are no links."""
+
+    def refuse(source, target):
+        raise OSError(getattr(errno, reason), "refused", source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert split.by_scene(dealt_out[0], tmp_path / "copies", progress=False) == anew[1]
+    for path in anew[0].rglob("*.*g"):
+        copy = tmp_path / "copies" / path.relative_to(anew[0])
+        assert copy.read_bytes() == path.read_bytes() and copy.stat().st_nlink == 1
+
+
+def test_no_split_is_written_into_the_data_it_is_made_of(course_data):
+    for name in ("p2_data/train/anew", "p2_data/anew", "p1_data/x/y", "z/../p2_data/anew"):
+        with pytest.raises(UserError, match="lies in .*p[12]_data.*Name a folder outside"):
+            split.by_scene(course_data, course_data / name, progress=False)
+        assert not (course_data / name).exists()
 
 
 def test_tiles_of_one_place_alone_cannot_be_split(tmp_path):

@@ -13,15 +13,14 @@ Cropped copies are not found. Flat images, such as open sea, only have exact cop
 
 import functools
 import hashlib
-import io
-import os
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from hw1lib.data import landcover
+from hw1lib import cpus
+from hw1lib.data import images, landcover
 from hw1lib.data.check.leakage import sides
 
 THUMBNAIL = 16  # pixels
@@ -45,8 +44,8 @@ class Look:
     pixel_hash: bytes = b""  # of the decoded RGB pixels and their size
     thumbnail: np.ndarray | None = None  # (16, 16, 3) uint8
     sides: np.ndarray | None = None  # tiles: (4, LINE, 3) uint8
-    counts: np.ndarray | None = None  # masks: (7,) pixels of each class, stray ones as unknown
-    stray: int = 0  # masks: pixels whose colour is no class
+    counts: np.ndarray | None = None  # masks: (7,) pixels of each class
+    stray: int = 0  # masks: pixels whose colour is not exactly a class's
 
 
 def by(size):
@@ -66,42 +65,36 @@ def read(paths, measure, title, progress=True):
         A Look for each file, in their order.
     """
     bar = {"desc": title, "leave": False, "ncols": 80, "unit": "file", "disable": None if progress else True}
-    return thread_map(functools.partial(look, measure=measure), paths, max_workers=os.cpu_count(), **bar)
+    return thread_map(functools.partial(look, measure=measure), paths, max_workers=cpus.available(), **bar)
 
 
 def look(path, measure):
     """Looks at one file; `measure` is picture, tile or mask."""
-    data = path.read_bytes()  # what the disk refuses is no damage of the image
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode, size = image.mode, image.size
-            measured = measure(image.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise errors of any kind for damaged files
-        words = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            words = "no image" if data else "an empty file"
-        return Look(path.name, fault=words)
-    return Look(path.name, mode=mode, size=size, **measured)
+        return Look(path.name, **measure(path))
+    except images.Unreadable as error:
+        return Look(path.name, fault=error.reason)
 
 
-def picture(rgb):
-    """What finds an image's duplicates, as fields of a Look."""
+def picture(path, more=lambda pixels: {}):
+    """The fields of a Look that finding an image's duplicates needs, and what a function of its pixels adds."""
+    rgb, mode = images.read(path)
     digest = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).digest()
-    small = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return {"pixel_hash": digest, "thumbnail": np.asarray(small)}
+    small = np.asarray(rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+    fields = {"mode": mode, "size": rgb.size, "pixel_hash": digest, "thumbnail": small}
+    return fields | more(np.asarray(rgb))
 
 
-def tile(rgb):
-    """The same and a satellite tile's borders, as fields of a Look."""
-    return {**picture(rgb), "sides": sides(np.asarray(rgb))}
+def tile(path):
+    """The same of a satellite tile, and its borders."""
+    return picture(path, lambda pixels: {"sides": sides(pixels)})
 
 
-def mask(rgb):
-    """The classes of a mask, as fields of a Look."""
-    classes, stray = landcover.decode(np.asarray(rgb))
-    return {"counts": np.bincount(classes.ravel(), minlength=len(landcover.CLASSES)), "stray": stray}
+def mask(path):
+    """The classes of a mask."""
+    classes, stray, mode = images.read_mask(path)
+    counts = np.bincount(classes.ravel(), minlength=len(landcover.CLASSES))
+    return {"mode": mode, "size": classes.shape[::-1], "counts": counts, "stray": stray}
 
 
 # --- duplicates

@@ -6,12 +6,11 @@ report shows it next to them. Every sentence names its folder or file.
 
 import collections
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from hw1lib.data import csv_rows, landcover, layout
+from hw1lib.data import csv_rows, landcover, layout, listing
 from hw1lib.data.check import evidence, leakage
 from hw1lib.data.check.evidence import by
 from hw1lib.data.csv_rows import quoted, shortened
@@ -21,8 +20,8 @@ from hw1lib.errors import UserError, visible
 TINY = 16  # pixels: images with a shorter side are a warning
 IMBALANCE = 10  # times as many images in the largest class as in the smallest: a warning
 FEW = 10  # pool images: with fewer there is no k-NN probe, a warning
+NEAR = "As in the course's score, a channel counts as 255 from 128 on, and pure red as unknown."
 RARE = 0.01  # of the pixels: a land-cover class with less is a warning
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 PLURAL = {"is": "are", "repeats": "repeat"}
 
 
@@ -126,18 +125,17 @@ def _count(number, words):
 
 
 def _listing(part):
-    """Names of the files in a folder: a set, empty where it cannot be read."""
+    """Names of the visible files in a folder: a list, empty where it cannot be read."""
     try:
-        return {name for name in os.listdir(part.folder) if os.path.isfile(part.folder / name)}
+        return listing.files(part.folder)
     except OSError as error:
-        absent = isinstance(error, FileNotFoundError)  # what has no files is said anyway
-        part.error("" if absent else f"cannot be read: {error.strerror}. Mend that folder.")
-        return set()
+        part.error(f"cannot be read: {error.strerror}. Mend that folder.")
+        return []
 
 
 def _ending(part, names, end):
-    """Those of the names that end so, sorted; as in layout, hidden files are none of them."""
-    files = sorted(name for name in names if name.endswith(end) and name[0] != ".")
+    """Those of the names that end so, as in layout."""
+    files = listing.ending(names, end)
     part.error("" if files else f"no *{end} files. {csv_rows.HINT}")
     return files
 
@@ -146,7 +144,7 @@ def _in_use(part, names, used, word, why):
     """Says which files in use are links out of the folder, and which image files are not used; returns the latter."""
     outside = [name for name in used if layout.leaves(part.folder, name)]
     part.error(_naming(outside, "link", "to files outside of the folder", "Copy such files into the folder."))
-    unused = sorted(n for n in names - set(used) if n[0] != "." and Path(n).suffix.lower() in ENDINGS)
+    unused = sorted({*listing.images(names)} - {*used})
     part.warn(_naming(unused, word, f"{why}, so not used"))
     return unused
 
@@ -277,12 +275,14 @@ def _same_classes(whole, train, val):
 def _pairs(part):
     """Finds a split's tiles, and the masks that belong to them."""
     there = _listing(part)
-    part.files = _ending(part, there, "_sat.jpg")
-    wanted = [name.removesuffix("_sat.jpg") + "_mask.png" for name in part.files]
-    part.masks.files = [name for name in wanted if name in there]
-    bare = [name for name in wanted if name not in there]
-    part.error(_naming(bare, "tile", "without a mask", "Add the masks or take those _sat.jpg files away."))
-    _in_use(part, there, part.files + part.masks.files, "file", "without a tile NNNN_sat.jpg")
+    (tiles, twice), (masks, others) = (listing.numbered(there, end) for end in (listing.SATELLITE, listing.MASK))
+    _ending(part, there, listing.SATELLITE)
+    part.files, part.masks.files = [*tiles.values()], [masks[number] for number in tiles if number in masks]
+    bare = [number + listing.MASK for number in tiles if number not in masks]
+    part.error(_naming(bare, "tile", "without a mask", f"Add the masks or take those {listing.SATELLITE} files away."))
+    twice = [name for number, name in twice + others if number in tiles]
+    part.error(_naming(twice, "file", "called like another but for upper and lower case", "Remove one of the two."))
+    _in_use(part, there, part.files + part.masks.files + twice, "file", "without a tile NNNN_sat.jpg")
 
 
 def _sizes(part):
@@ -292,18 +292,18 @@ def _sizes(part):
     odd = [f"{look.name} ({by(look.size)})" for look in part.looks if look.size != usual]
     part.error(_naming(odd, "tile", f"not {by(usual)} pixels as the others", "A split's tiles must be of one size."))
 
-    of_tile = {look.name.removesuffix("_sat.jpg"): look.size for look in part.looks}
-    pairs = [(look, of_tile.get(look.name.removesuffix("_mask.png"), look.size)) for look in part.masks.looks]
+    of_tile = {look.name.rpartition("_")[0]: look.size for look in part.looks}
+    pairs = [(look, of_tile.get(look.name.rpartition("_")[0], look.size)) for look in part.masks.looks]
     odd = [f"{look.name} ({by(look.size)}, its tile {by(size)})" for look, size in pairs if look.size != size]
     part.error(_naming(odd, "mask", "of another size than the tile", "Replace one of the two."))
     part.facts["mask_of_other_size"] = len(odd)
 
 
 def _strays(whole, parts):
-    """Mask pixels whose colour is no class."""
+    """Mask pixels whose colour is not exactly a class's."""
     found = {f"{part.folder.name}/{look.name}": look.stray for part in parts for look in part.masks.looks if look.stray}
     pixels, named = sum(found.values()), [f"{name} ({number:,})" for name, number in found.items()]
-    whole.warn(_naming(named, "mask", f"with {_count(pixels, 'pixel')} of no class's colour, which count as unknown"))
+    whole.warn(_naming(named, "mask", f"with {_count(pixels, 'pixel')} not exactly of a class's colour", NEAR))
     whole.facts |= {"stray_pixels": pixels, "stray_files": list(found)}
 
 
