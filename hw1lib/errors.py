@@ -1,8 +1,10 @@
 """The one exception for everything that a user can cause and mend."""
 
+import difflib
 import errno
 import re
 
+STOPPED = "hw1lib: stopped. Finished steps are kept; the same command goes on from there."
 # What torch says on its devices, and its loader of files; Python has MemoryError.
 OUT_OF_MEMORY = re.compile("(out of|allocate) (shared )?memory|ALLOC_FAILED|by signal: (Killed|Bus error)")
 
@@ -45,6 +47,13 @@ def remedy(error):
     else:  # torch and safetensors do not say which
         what = "Free some disk space or mend the permissions of its folder"
     return f"{what}, then run the same command again."
+
+
+def did_you_mean(name, known):
+    """A sentence that suggests the known name most similar to `name`, whatever its case; empty if none is similar."""
+    by_lower = {other.lower(): other for other in known}
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[similar[0]]}?" if similar else ""
 
 
 def out_of_memory(error):

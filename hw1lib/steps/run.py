@@ -16,7 +16,7 @@ import torch
 
 from hw1lib import child, files, parallel, provenance
 from hw1lib.data import layout
-from hw1lib.errors import Diverged, UserError, out_of_memory
+from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
 from hw1lib.loops import device, everything
 from hw1lib.models import weights
 from hw1lib.profiles import PROFILES
@@ -67,7 +67,10 @@ class Steps:
             UserError: there is no such step, or this data has no such problem.
         """
         if name not in self.all:
-            raise UserError(f"There is no step {name!r} for {self.data.root}; there are: {', '.join(self.all)}.")
+            similar = did_you_mean(name, self.all)
+            raise UserError(
+                f"There is no step {name!r} for {self.data.root}; there are: {', '.join(self.all)}.{similar}"
+            )
         return self.all[name]
 
     def config(self, name):
