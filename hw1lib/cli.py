@@ -1,11 +1,13 @@
 """The command line: python -m hw1lib COMMAND. Every command has --help."""
 
 import argparse
+import contextlib
 import os
 import re
 import sys
 import textwrap
 from pathlib import Path
+from typing import ClassVar
 
 from hw1lib import commands, comparison, profiles
 from hw1lib.errors import STOPPED, UserError, did_you_mean, remedy
@@ -40,7 +42,8 @@ def main(argv=None):
     if not _flush(sys.stdout):
         code, text = code or 1, text or "hw1lib: standard output cannot be written. Free some disk space."
     if text:
-        sys.stderr.write(f"\n{text}\n")
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\n{text}\n")
     _flush(sys.stderr)
     return code
 
@@ -85,15 +88,12 @@ def _name_unknown_variables():
     """Name each HW1_… environment variable that nothing reads, once: child processes do not get it."""
     for name in sorted(name for name in os.environ if name.startswith("HW1_") and name not in VARIABLES):
         del os.environ[name]
-        similar = did_you_mean(name, VARIABLES)
-        print(
-            f"The environment variable {name} is not used; there is {', '.join(VARIABLES[:2])}.{similar}",
-            file=sys.stderr,
-        )
+        known = f"there are {' and '.join(VARIABLES[:2])}.{did_you_mean(name, VARIABLES)}"
+        print(f"The environment variable {name} is not used; {known}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    options = set()  # of all commands
+    options: ClassVar[set] = set()  # of all commands
 
     def error(self, message):
         """Suggest the most similar command or option, then exit with 2."""
