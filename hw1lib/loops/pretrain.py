@@ -14,7 +14,7 @@ from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.device import exact
 from hw1lib.loops.probe import probe_of
 from hw1lib.measures import representation
-from hw1lib.models import byol, classifier, weights
+from hw1lib.models import byol, classifier, pretrained
 
 
 def self_supervised(draft, problem1, profile, device):
@@ -118,9 +118,9 @@ def supervised(draft, problem1, profile, device):
                 f"supervised.source=file: {problem1.pool.folder.parent.parent} has no "
                 "pretrain_model_SL.pt. Put it there, or choose --set supervised.source=pool."
             )
-        state, name = weights.load_backbone(file), file.name
+        state, name = pretrained.load_backbone(file), file.name
     else:
-        state, name = weights.imagenet_backbone()
+        state, name = pretrained.imagenet_backbone()
     draft.weights(state)
     draft.history([])
     draft.metrics({"source": source, "file": name})
