@@ -18,7 +18,9 @@ def report(arguments):
     sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
     from hw1lib import pipeline
 
-    pipeline.run(_book(arguments), _parameters(arguments), arguments.cluster)
+    book = _book(arguments)
+    _check(book)
+    pipeline.run(book, _parameters(arguments), arguments.cluster)
 
 
 def plan(arguments):
@@ -48,6 +50,18 @@ def plan(arguments):
         path = book.out / "figures" / "schedule.png"
         style.save(schedule.figure(schedule.begun(todo, start), arguments.workers), path)
         print(path)
+    _check(book, writes=False)
+
+
+def _check(book, writes=True):
+    """Print warnings, and raise one error that names everything that keeps a report from being made."""
+    from hw1lib.chapters import render
+    from hw1lib.steps import requirements
+
+    problems, warnings = render.check()
+    for text in (*warnings, *book.warnings, *requirements.unused(book.data)):
+        print(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False))
+    requirements.refuse(((steps, name) for _, steps, name in book.planned()), problems, writes)
 
 
 def run(arguments):
@@ -109,9 +123,16 @@ def data_info(arguments):
 
 
 def data_check(arguments):
+    from hw1lib.data import layout
     from hw1lib.data.check import doctor
+    from hw1lib.steps import requirements
 
-    found = doctor.examine(_data_root(arguments))
+    root, profile = _data_root(arguments), profiles.get("seed")
+    found = doctor.examine(root)
+    if not found["errors"]:  # what every run would refuse, or would not use
+        data = layout.find(root, profile.data)
+        found["errors"] += requirements.of_data(profile, data)
+        found["warnings"] += [*requirements.fitted(profile, data)[1], *requirements.unused(data, folder=False)]
     print(json.dumps(found, indent=2) if arguments.json else doctor.table(found))
     return 1 if found["errors"] else 0
 

@@ -6,7 +6,7 @@ import pypandoc
 
 from hw1lib import paths
 from hw1lib.chapters.words import escape
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, remedy
 
 # Plain Markdown: no raw HTML, no raw typst, no attributes.
 NOTES = "commonmark+pipe_tables+strikeout+footnotes-raw_html"
@@ -24,12 +24,25 @@ def note(question):
     path = paths.NOTES / f"{question}.md"
     if not path.is_file():
         return ""
-    try:
-        text = tame(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text.") from error
+    text = tame(read_text(path))
     quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
     return f"> **The author's note.**\n>\n{quoted}"
+
+
+def read_text(path):
+    """The text of a file that the author edits: UTF-8, or UTF-16 with a byte-order mark, as some editors save.
+
+    Raises:
+        UserError: it cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy(error)}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 text in line {line}. Save it as UTF-8.") from error
 
 
 def tame(text):

@@ -10,8 +10,12 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from torchvision.models import ResNet50_Weights, resnet50
 
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, out_of_memory
+
+IMAGENET = ResNet50_Weights.DEFAULT.url
 
 # The children of nn.Sequential(*resnet50().children()), as lightly and others wrap it.
 _SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -31,8 +35,6 @@ def load_backbone(path):
     Raises:
         UserError: the file is damaged, needs code to load, or holds another network or several.
     """
-    from torchvision.models import resnet50
-
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in resnet50(weights=None).state_dict().items()}
     expected = {name: shape for name, shape in expected.items() if not name.startswith("fc.")}
@@ -107,10 +109,7 @@ def imagenet_backbone():
     Raises:
         UserError: it cannot be downloaded.
     """
-    from torchvision.models import ResNet50_Weights
-
-    url = ResNet50_Weights.DEFAULT.url
-    path = cached(url)
+    url, path = IMAGENET, cached(IMAGENET)
     if not path.is_file():
         digest = path.stem.rpartition("-")[2]  # the file's name ends in its hash's first digits
         try:
@@ -188,9 +187,12 @@ def naming(path, what, remedy):
     """Turn whatever fails while weights are read, as damage shows in many ways, into one clear error."""
     try:
         yield
-    except Exception as error:
-        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else getattr(error, "strerror", None)
-        reason = " ".join((reason or str(error)).split()).rstrip(".: ") or type(error).__name__
-        if not isinstance(error, ValueError | OSError | KeyError):  # a library's words: the first sentence
-            reason = f"it is damaged or holds something else ({reason.partition('. ')[0][:200]})"
+    except (AttributeError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        reason = getattr(error, "strerror", None) or "it is damaged or holds something else"
+        if type(error) is ValueError:  # ours
+            reason = str(error)
+        elif isinstance(error, KeyError):
+            reason = f"it has no {error.args[0]}"
         raise UserError(f"{what} in {path} cannot be used: {reason}. {remedy}") from error

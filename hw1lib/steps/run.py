@@ -21,7 +21,7 @@ from hw1lib.loops import device, everything
 from hw1lib.models import weights
 from hw1lib.profiles import PROFILES
 from hw1lib.settings import counting, leaves
-from hw1lib.steps import graph, store, why
+from hw1lib.steps import graph, requirements, store, why
 from hw1lib.steps.graph import check_of
 
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
@@ -47,6 +47,7 @@ class Steps:
         self.watch = watch
         self._keys = {}
         self._fingerprints = {}
+        self._checked = set()  # names of steps whose requirements are met
 
     def of_seed(self, seed, watch=None):
         """The same steps with another seed; the data is not hashed again."""
@@ -164,6 +165,9 @@ class Steps:
         if parallel.agreed(parallel.rank() == 0 and self.store.done(name, key)):
             return self.store.result(name, key)
 
+        if name not in self._checked:
+            requirements.refuse([(self, each) for each in self.needed(name)])
+            self._checked |= set(self.needed(name))
         if (check := check_of(step.problem)) != name:
             self.result(check)
         upstream = [self.result(other) for other in step.upstream]
@@ -177,6 +181,12 @@ class Steps:
                 if not parallel.rank():
                     self._claim(step, key, upstream)
         return self.store.result(name, key)
+
+    def needed(self, name):
+        """The steps that a step builds on, the check of its data first, and itself: a list of names in order."""
+        step = self.step(name)
+        before = [other for upstream in step.upstream for other in self.needed(upstream)]
+        return list(dict.fromkeys([check_of(step.problem), *before, name]))
 
     def command(self, name):
         """The arguments of `python` that run one step by itself, under the key that it has here: a list of words."""
