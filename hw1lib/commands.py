@@ -3,6 +3,7 @@
 What it needs is imported when it runs, so that --help is quick.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -129,7 +130,7 @@ def data_check(arguments):
 
     root, profile = _data_root(arguments), profiles.get("seed")
     found = doctor.examine(root)
-    if not found["errors"]:  # what every run would refuse, or would not use
+    with contextlib.suppress(UserError):  # is among the errors already
         data = layout.find(root, profile.data)
         found["errors"] += requirements.of_data(profile, data)
         found["warnings"] += [*requirements.fitted(profile, data)[1], *requirements.unused(data, folder=False)]

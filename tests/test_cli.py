@@ -170,6 +170,7 @@ def plan(capsys, *words):
 @pytest.mark.parametrize(("half", "profile"), [("p1_data", "smoke"), ("p2_data", "strong")])
 def test_a_plan_fits_a_terminal_and_half_of_the_data_has_one(capsys, course_data, tmp_path, half, profile):
     words = ("--profile", profile, "--data-root", course_data, "--out", tmp_path / "out", "--seeds", 12)
+    words += ("--set", *(f"{name}.pretrained=false" for name in ("fcn32s", "lraspp", "deeplabv3")))
     assert max(map(len, run(capsys, "plan", *words)[1].splitlines())) <= 80
     found = plan(capsys, *words)
     assert {row["seconds"] for row in found.values()} == {"–"} and "pretrain, seed 11" in found

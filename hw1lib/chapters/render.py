@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -128,16 +129,11 @@ def check():
         Sentences about what keeps the report from being written, and about what is not used.
     """
     problems, warnings = [], []
-    parts = (
-        paths.TEMPLATE,
-        paths.TEMPLATE.with_name("style.css"),
-        paths.TEMPLATE.with_name("page.typ"),
-        paths.ORIGINAL,
-    )
-    problems += [f"{p} is missing. Restore it: git checkout {p.name}." for p in parts if not p.is_file()]
-    for read, file in ((about, None), *((read_text, path) for path in sorted(paths.NOTES.glob("[!.]*.md")))):
+    parts = (paths.TEMPLATE, paths.TEMPLATE.with_name("style.css"), paths.TEMPLATE.with_name("page.typ"))
+    problems += [f"{part} is missing. Restore it: git checkout {part}." for part in parts if not part.is_file()]
+    for read in (about, *(partial(read_text, path) for path in sorted(paths.NOTES.glob("[!.]*.md")))):
         try:
-            read(file) if file else read()
+            read()
         except UserError as error:
             problems.append(str(error))
     if not paths.ABOUT.exists():

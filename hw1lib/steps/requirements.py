@@ -1,6 +1,5 @@
 """What a run needs, checked in its first second: files, weights, settings that must suit the data, disk space."""
 
-import dataclasses
 import functools
 import shutil
 import tempfile
@@ -13,12 +12,13 @@ from hw1lib.comparison import ROWS
 from hw1lib.errors import UserError, remedy
 from hw1lib.loops import pretrain
 from hw1lib.models import classifier, pretrained, segmenters, weights
+from hw1lib.settings import replaced
 
 SHOWN = (("segmentation", "stage_images"), ("everything", "images"))  # settings that name validation tiles
 
 
 def fitted(profile, data, explicit=()):
-    """Replace default tile numbers that the data does not have by its first tiles.
+    """Replace defaults that do not fit the data: tile numbers by its first tiles, crops by whole tiles.
 
     Args:
         profile: settings.Profile.
@@ -28,17 +28,25 @@ def fitted(profile, data, explicit=()):
     Returns:
         The profile, and a sentence for each setting that was replaced.
     """
-    warnings = []
-    for group, name in SHOWN if data.problem2 else ():
-        numbers, tiles = getattr(getattr(profile, group), name), data.problem2.validation
-        absent = [number for number in numbers if number not in tiles.numbers]
-        if absent and f"{group}.{name}" not in explicit:
-            first = tiles.numbers[: len(numbers)]
-            part = dataclasses.replace(getattr(profile, group), **{name: first})
-            profile = dataclasses.replace(profile, **{group: part})
-            text = f"p2_data/validation: {group}.{name} names {', '.join(absent)} by default, which are not among the"
-            text += f" {len(tiles):,} tiles in use; {', '.join(first)} are shown instead."
-            warnings.append(f"{text} Choose others with --set {group}.{name}=…")
+    if data.problem2 is None:
+        return profile, []
+    instead, warnings, tiles, size = {}, [], data.problem2.validation, _tile_size(data.problem2.train)
+    for group, name in SHOWN:
+        numbers = getattr(getattr(profile, group), name)
+        if absent := [number for number in numbers if number not in tiles.numbers]:
+            which = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}, which the {len(tiles):,} tiles in use lack"
+            instead[f"{group}.{name}"] = (
+                tiles.numbers[: len(numbers)],
+                f"p2_data/validation: by default {group}.{name} names {which}",
+            )
+    for name in segmenters.SEGMENTERS:
+        if (crop := getattr(profile, name).crop) > min(size) > 0:
+            instead[f"{name}.crop"] = 0, f"p2_data/train: by default {name}.crop is {crop}, more than the tiles have"
+    for dotted, (value, text) in instead.items():
+        if dotted not in explicit:
+            profile = replaced(profile, dotted, value)
+            shown = ",".join(value) if value else "0 (whole tiles)"
+            warnings.append(f"{text}. Used instead: {dotted}={shown}; to choose otherwise: --set {dotted}=…")
     return profile, warnings
 
 
