@@ -20,13 +20,14 @@ def report(arguments):
     from hw1lib import pipeline
 
     book = _book(arguments)
-    _check(book)
+    _print_paragraphs(_warnings(book))
     pipeline.run(book, _parameters(arguments), arguments.cluster)
 
 
 def plan(arguments):
     """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
     book = _book(arguments)
+    warnings = _warnings(book, writes=False)
     print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
     total, unknown = 0.0, 0
     for label, steps, name in book.planned():
@@ -51,22 +52,31 @@ def plan(arguments):
         path = book.out / "figures" / "schedule.png"
         style.save(schedule.figure(schedule.begun(todo, start), arguments.workers), path)
         print(path)
-    _check(book, writes=False)
+    _print_paragraphs(warnings)
 
 
-def _check(book, writes=True):
-    """Print warnings, and raise one error that names everything that keeps a report from being made."""
+def _warnings(book, writes=True):
+    """Sentences about what a report will not use or replace.
+
+    Raises:
+        UserError: the report cannot be made; it names everything that is missing or wrong.
+    """
     from hw1lib.chapters import render
     from hw1lib.steps import requirements
 
     problems, warnings = render.check()
-    for text in (*warnings, *book.warnings, *requirements.unused(book.data)):
-        print(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False))
     requirements.refuse(((steps, name) for _, steps, name in book.planned()), problems, writes)
+    return [*warnings, *book.warnings, *requirements.unused(book.data)]
+
+
+def _print_paragraphs(texts):
+    for text in texts:
+        print("", textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False), sep="\n")
 
 
 def run(arguments):
     book = _book(arguments)
+    _print_paragraphs(book.warnings)
     found = book.result(arguments.step)
     from hw1lib import parallel
 

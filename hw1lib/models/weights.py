@@ -62,7 +62,8 @@ def unused(folder=paths.WEIGHTS):
         if path.name in SAM_FOLDERS and absent:
             yield f"{path} is not used: it lacks {' and '.join(absent)}."
         elif path.name not in known or (path.name in SAM_FILES and path.is_dir()):
-            names = "" if (similar := did_you_mean(path.name, known)) else f" SAM's weights are {', '.join(known)}."
+            similar = did_you_mean(path.name, SAM_FOLDERS if path.is_dir() else SAM_FILES)
+            names = "" if similar else f" SAM's weights are {', '.join(known)}."
             yield f"{path} is not used.{similar or names}"
 
 

@@ -34,11 +34,9 @@ def fitted(profile, data, explicit=()):
     for group, name in SHOWN:
         numbers = getattr(getattr(profile, group), name)
         if absent := [number for number in numbers if number not in tiles.numbers]:
-            which = f"tile{'s' * (len(absent) > 1)} {', '.join(absent)}, which the {len(tiles):,} tiles in use lack"
-            instead[f"{group}.{name}"] = (
-                tiles.numbers[: len(numbers)],
-                f"p2_data/validation: by default {group}.{name} names {which}",
-            )
+            which = f"names {', '.join(absent)}, not among the {len(tiles):,} tiles in use"
+            text = f"p2_data/validation: by default {group}.{name} {which}"
+            instead[f"{group}.{name}"] = tiles.numbers[: len(numbers)], text
     for name in segmenters.SEGMENTERS:
         if (crop := getattr(profile, name).crop) > min(size) > 0:
             instead[f"{name}.crop"] = 0, f"p2_data/train: by default {name}.crop is {crop}, more than the tiles have"
