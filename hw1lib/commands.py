@@ -161,11 +161,11 @@ def data_split(arguments):
 
 
 def weights_list(arguments):
-    from hw1lib.models import fetch
+    from hw1lib.models import fetch, weights
 
     for name, known in fetch.KNOWN.items():
-        there = "there" if (paths.WEIGHTS / known.file).is_file() else "not there"
-        print(f"{name:<11}{there:<11}{known.megabytes:>5} MB  {known.about}")
+        print(f"{name:<11}{fetch.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {known.about}")
+    _print_paragraphs(weights.unused(paths.WEIGHTS))
     print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one.")
     print("A Hugging Face folder sam-vit-base (config.json, model.safetensors) in there serves\nas well.", end=" ")
     print("torchvision gets its own weights, of profiles seed and strong, by itself.")

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import re
 
 STOPPED = "hw1lib: stopped. Finished steps are kept; the same command goes on from there."
@@ -52,8 +53,9 @@ def remedy(error):
 def did_you_mean(name, known):
     """A sentence that suggests the known name most similar to `name`, whatever its case; empty if none is similar."""
     by_lower = {other.lower(): other for other in known}
-    similar = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[similar[0]]}?" if similar else ""
+    similar = difflib.get_close_matches(name.lower(), by_lower)
+    shared = [len(os.path.commonprefix([name.lower(), other])) for other in similar]  # noqa: RUF071 (of letters)
+    return f" Did you mean {by_lower[similar[shared.index(max(shared))]]}?" if similar else ""
 
 
 def out_of_memory(error):

@@ -179,6 +179,8 @@ def _naming_its_fault(name, target, book):
     except PapermillExecutionError as error:
         if error.ename == UserError.__name__:
             raise UserError(str(error.evalue)) from error
+        if error.ename == KeyboardInterrupt.__name__:
+            raise KeyboardInterrupt from error
         if issubclass(getattr(builtins, error.ename, object), OSError):
             raise UserError(f"{name}: {error.evalue}. {remedy(None)}") from error
         raise UserError(
