@@ -115,28 +115,16 @@ def _parser():
     places = "workers that steps run on: local:N, tcp://host:8786 or my-cluster.yaml (docs/cluster.md)"
     cluster = _option("--cluster", metavar="WHERE", help=places)
     _command(
-        kinds,
-        "report",
-        commands.report,
-        "run what is not done, then build the report",
-        "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4",
-        only,
-        cluster,
-        *COMMON,
-    )
+        kinds, "report", commands.report, "run what is not done, then build the report",
+        "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4", only, cluster, *COMMON,
+    )  # fmt: skip
     many = _option(
         "--workers", type=_whole(1, 10_000), metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers"
     )
     _command(
-        kinds,
-        "plan",
-        commands.plan,
-        "the steps: done, to resume or to run and why, and how long",
-        "plan --profile smoke --seeds 3",
-        many,
-        only,
-        *COMMON,
-    )
+        kinds, "plan", commands.plan, "the steps: done, to resume or to run and why, and how long",
+        "plan --profile smoke --seeds 3", many, *COMMON,
+    )  # fmt: skip
     step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
     _command(kinds, "run", commands.run, "one step without a notebook", "run finetune-C --profile smoke", step, *COMMON)
     _command(
@@ -155,29 +143,18 @@ def _parser():
         what, "info", commands.data_info, "counts of a data folder", "data info --data-root data/earth", root, as_json
     )
     _command(
-        what,
-        "check",
-        commands.data_check,
-        "read all data once and say what is wrong",
-        "data check --data-root data/earth",
-        root,
-        as_json,
-    )
+        what, "check", commands.data_check, "read all data once and say what is wrong",
+        "data check --data-root data/earth", root, as_json,
+    )  # fmt: skip
 
     way = _option("--by", choices=("scene",), required=True, help="tiles that continue one another stay on one side")
     target = _option(
         "--out", dest="target", type=Path, required=True, metavar="D2", help="new folder, on the same disk"
     )
     _command(
-        what,
-        "split",
-        commands.data_split,
-        "split the satellite tiles anew, as links",
-        "data split --by scene --data-root data/earth --out data/earth-by-scene",
-        way,
-        root,
-        target,
-    )
+        what, "split", commands.data_split, "split the satellite tiles anew, as links",
+        "data split --by scene --data-root data/earth --out data/earth-by-scene", way, root, target,
+    )  # fmt: skip
 
     what = _group(kinds, "weights", "optional weights, such as SAM's", "weights list")
     mirror = "take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR"
@@ -185,14 +162,9 @@ def _parser():
     name = _option("name", metavar="NAME", help="such as sam_vit_b (see weights list)")
     _command(what, "list", commands.weights_list, "which are there, and how to get the others", "weights list")
     _command(
-        what,
-        "fetch",
-        commands.weights_fetch,
-        "download weights and hold them against a hash",
-        "weights fetch sam_vit_b",
-        name,
-        source,
-    )
+        what, "fetch", commands.weights_fetch, "download weights and hold them against a hash",
+        "weights fetch sam_vit_b", name, source,
+    )  # fmt: skip
     _command(what, "check", commands.weights_check, "hold what is there against its hash", "weights check")
 
     example = "predict segmentation data/earth/p2_data/validation report/build/demo/masks"
@@ -204,8 +176,7 @@ def _parser():
         _option("csv", type=Path, metavar="CSV", help="with columns id and filename"),
         _option("image_dir", type=Path, metavar="IMAGE_DIR", help="folder of its images"),
         _option("out_csv", type=Path, metavar="OUT_CSV", help="id, filename, label"),
-        _option("--model", default="C", metavar="M", help=f"setting {settings} (default: C)"),
-        *COMMON,
+        _option("--model", default="C", metavar="M", help=f"setting {settings} (default: C)"), *COMMON,
     )  # fmt: skip
     _command(
         what, "segmentation", commands.predict_segmentation, "a mask for each image of a folder", example,
@@ -213,40 +184,30 @@ def _parser():
                 help="folder of images of any size; where there are NNNN_sat.jpg, these alone"),
         _option("out_dir", type=Path, metavar="OUT_DIR", help="folder for NNNN_mask.png in the course's colours"),
         _option("--model", metavar="M", help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)"),
-        _option("--tta", action="store_true", help="average over eight flips and turns of each image"),
-        *COMMON,
+        _option("--tta", action="store_true", help="average over eight flips and turns of each image"), *COMMON,
     )  # fmt: skip
 
     example = "evaluate segmentation report/build/demo/masks data/earth/p2_data/validation"
     what = _group(kinds, "evaluate", "score predictions as the course does", example)
     both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_CSV") for name in ("predicted", "true")]
     _command(
-        what,
-        "classification",
-        commands.evaluate_classification,
-        "score a CSV by accuracy",
-        f"evaluate classification report/build/demo/predicted.csv {VAL}.csv",
-        *both,
-    )
+        what, "classification", commands.evaluate_classification, "score a CSV by accuracy",
+        f"evaluate classification report/build/demo/predicted.csv {VAL}.csv", *both,
+    )  # fmt: skip
     both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_DIR") for name in ("predicted", "true")]
     _command(what, "segmentation", commands.evaluate_segmentation, "score a folder of masks by mIoU", example, *both)
 
     _command(
-        kinds,
-        "publish",
-        commands.publish,
-        "copy a report as Markdown and PNG into report/<profile>",
-        "publish --profile demo",
-        *COMMON,
-    )
+        kinds, "publish", commands.publish, "copy a report as Markdown and PNG into report/<profile>",
+        "publish --profile demo", *COMMON,
+    )  # fmt: skip
     _command(
         kinds, "figures", commands.figures, "export figures as PDF, SVG or PNG",
         "figures --profile smoke --format svg,pdf stages tsne",
         _option("names", nargs="*", metavar="NAME", help="default: all of them"),
         _option("--format", default="pdf", help="pdf, svg, png; more with commas"),
         _option("--dpi", type=_whole(10, 2400), default=300, help="of PNG (default: 300)"),
-        _option("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"),
-        *COMMON,
+        _option("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"), *COMMON,
     )  # fmt: skip
     return parser
 
