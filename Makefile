@@ -14,6 +14,13 @@ DEVICE ?= auto
 CLUSTER ?=
 WORKERS ?=
 
+# A variable that nothing reads, such as profile=smoke or DATAROOT=…, would be ignored silently.
+known := PROFILE DATA OUT SEEDS SET DEVICE CLUSTER WORKERS PYTHON
+given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+unknown := $(filter-out $(known) HW1_% MAKE% SHELL,$(given))
+$(if $(strip $(unknown)),$(error The variable $(firstword $(unknown)) is not used. There are: $(known). \
+	Variables of the environment go first: NAME=value make report))
+
 here := $(shell dirname "$(strip $(MAKEFILE_LIST))")
 python := "$(here)/.venv/bin/python"
 options := --profile "$(PROFILE)" --device "$(DEVICE)" \

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
-needed_gb=10 # .venv 6.5, pip's download cache 3, results of a run 2; what is cached needs less
+needed_gb=16 # .venv 6.5, pip's download cache 3, results and checkpoints of the demo 6; what is cached needs less
 
 stop() { # one clear paragraph
     printf '\n%s\n' "$*" | fold -s -w 80 >&2

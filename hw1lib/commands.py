@@ -3,6 +3,7 @@
 What it needs is imported when it runs, so that --help is quick.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,12 +19,15 @@ def report(arguments):
     sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
     from hw1lib import pipeline
 
-    pipeline.run(_book(arguments), _parameters(arguments), arguments.cluster)
+    book = _book(arguments)
+    _print_paragraphs(_warnings(book))
+    pipeline.run(book, _parameters(arguments), arguments.cluster)
 
 
 def plan(arguments):
     """A line a step: whether it is done, how long it took or will take, its key, and why it has to run."""
     book = _book(arguments)
+    warnings = _warnings(book, writes=False)
     print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
     total, unknown = 0.0, 0
     for label, steps, name in book.planned():
@@ -48,13 +52,35 @@ def plan(arguments):
         path = book.out / "figures" / "schedule.png"
         style.save(schedule.figure(schedule.begun(todo, start), arguments.workers), path)
         print(path)
+    _print_paragraphs(warnings)
+
+
+def _warnings(book, writes=True):
+    """Sentences about what a report will not use or replace.
+
+    Raises:
+        UserError: the report cannot be made; it names everything that is missing or wrong.
+    """
+    from hw1lib.chapters import render
+    from hw1lib.steps import requirements
+
+    problems, warnings = render.check()
+    requirements.refuse(((steps, name) for _, steps, name in book.planned()), problems, writes)
+    return [*warnings, *book.warnings, *requirements.unused(book.data)]
+
+
+def _print_paragraphs(texts):
+    for text in texts:
+        print("", textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False), sep="\n")
 
 
 def run(arguments):
     from hw1lib import parallel
 
     with parallel.group():
-        result, first = _book(arguments).result(arguments.step), not parallel.rank()
+        book, first = _book(arguments), not parallel.rank()
+        _print_paragraphs(book.warnings if first else ())
+        result = book.result(arguments.step)
     if first:
         print(result.folder)
 
@@ -107,9 +133,16 @@ def data_info(arguments):
 
 
 def data_check(arguments):
+    from hw1lib.data import layout
     from hw1lib.data.check import doctor
+    from hw1lib.steps import requirements
 
-    found = doctor.examine(_data_root(arguments))
+    root, profile = _data_root(arguments), profiles.get("seed")
+    found = doctor.examine(root)
+    with contextlib.suppress(UserError):  # is among the errors already
+        data = layout.find(root, profile.data)
+        found["errors"] += requirements.of_data(profile, data)
+        found["warnings"] += [*requirements.fitted(profile, data)[1], *requirements.unused(data, folder=False)]
     print(json.dumps(found, indent=2) if arguments.json else doctor.table(found))
     return 1 if found["errors"] else 0
 
@@ -127,11 +160,11 @@ def data_split(arguments):
 
 
 def weights_list(arguments):
-    from hw1lib.models import fetch
+    from hw1lib.models import fetch, weights
 
     for name, known in fetch.KNOWN.items():
-        there = "there" if (paths.WEIGHTS / known.file).is_file() else "not there"
-        print(f"{name:<11}{there:<11}{known.megabytes:>5} MB  {known.about}")
+        print(f"{name:<11}{fetch.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {known.about}")
+    _print_paragraphs(weights.unused(paths.WEIGHTS))
     print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one.")
     print("A Hugging Face folder sam-vit-base (config.json, model.safetensors) in there serves\nas well.", end=" ")
     print("torchvision gets its own weights, of profiles seed and strong, by itself.")

@@ -1,8 +1,11 @@
 """The one exception for everything that a user can cause and mend."""
 
+import difflib
 import errno
+import os
 import re
 
+STOPPED = "stopped. Finished steps are kept; the same command goes on from there."
 # What torch says on its devices, and its loader of files; Python has MemoryError.
 OUT_OF_MEMORY = re.compile("(out of|allocate) (shared )?memory|ALLOC_FAILED|by signal: (Killed|Bus error)")
 
@@ -54,6 +57,14 @@ def remedy(error):
     name = errno.errorcode.get(getattr(error, "errno", None))
     what = next((what for what, names in REMEDIES.items() if name in names.split()), "Remove the cause")
     return f"{what}, then run the same command again."
+
+
+def did_you_mean(name, known):
+    """A sentence that suggests the known name most similar to `name`, whatever its case; empty if none is similar."""
+    by_lower = {other.lower(): other for other in known}
+    similar = difflib.get_close_matches(name.lower(), by_lower)
+    shared = [len(os.path.commonprefix([name.lower(), other])) for other in similar]  # noqa: RUF071 (of letters)
+    return f" Did you mean {by_lower[similar[shared.index(max(shared))]]}?" if similar else ""
 
 
 def out_of_memory(error):

@@ -214,6 +214,8 @@ def _naming_its_fault(name, target, book):
     except PapermillExecutionError as error:
         if error.ename == UserError.__name__:
             raise UserError(str(error.evalue)) from error
+        if error.ename == KeyboardInterrupt.__name__:
+            raise KeyboardInterrupt from error
         if number := re.match(r"\[Errno (\d+)\]", str(error.evalue)):  # as OSErrors of system calls begin
             raise UserError(f"{name}: {error.evalue}. {remedy(OSError(int(number[1]), ''))}") from error
         raise UserError(

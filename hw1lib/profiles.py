@@ -6,7 +6,7 @@ choose.
 
 from dataclasses import replace
 
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, did_you_mean
 from hw1lib.settings import Data, Everything, Finetune, Pretrain, Profile, Segment, Segmentation, Supervised, replaced
 
 COSINE = dict(optimizer="adamw", schedule="cosine")
@@ -131,7 +131,8 @@ def get(name, settings=None):
         UserError: an unknown profile or setting, or a value of the wrong type.
     """
     if name not in PROFILES:
-        raise UserError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
+        similar = did_you_mean(str(name), PROFILES)
+        raise UserError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.{similar}")
     if not isinstance(settings or {}, dict):
         raise UserError(f"settings: {settings!r} is no dict such as {{'pretrain.epochs': 20}}.")
     profile = PROFILES[name]

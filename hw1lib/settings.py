@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import BeforeValidator, Field
 
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, did_you_mean
 
 FIXED = ("name", "about", "ours", "needs_data")  # no settings: they say what a profile is
 LARGEST = 2**53  # up to here JSON's numbers are whole ones for everybody
@@ -19,8 +19,10 @@ LARGEST = 2**53  # up to here JSON's numbers are whole ones for everybody
 CONFIG = pydantic.ConfigDict(allow_inf_nan=False, str_strip_whitespace=True)
 group = partial(pydantic.dataclasses.dataclass, frozen=True, config=CONFIG)
 Limit = Annotated[int, Field(ge=0, le=LARGEST)]
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Positive = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Processes = Annotated[int, Field(ge=1, le=1024)]
+Positive = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Separated = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Names = Annotated[tuple[str, ...], Separated, Field(min_length=1)]
@@ -30,7 +32,7 @@ Names = Annotated[tuple[str, ...], Separated, Field(min_length=1)]
 class Data:
     """How much of the data is used, and at what size; a limit of 0 means all of it."""
 
-    image_size: int = Field(128, ge=8, le=LARGEST)  # Problem 1: shorter side after resizing, then a square crop
+    image_size: int = Field(128, ge=8, le=4096)  # Problem 1: shorter side after resizing, then a square crop
     overhead: bool = False  # seen from above: vertical flips and quarter turns change nothing
     pool_limit: Limit = 0  # images of the pre-training pool
     office_limit: Limit = 0  # images of each Office split, evenly over the classes
@@ -44,9 +46,9 @@ class Optimization:
     epochs: Count = 10
     batch_size: int = Field(64, ge=2, le=LARGEST)
     accumulate: Count = 1  # parts that a batch is worked on in, where memory is short; BatchNorm sees one part
-    processes: int = Field(1, ge=1, le=LARGEST)  # that share each batch: such a step starts torchrun by itself
+    processes: Processes = 1  # that share each batch: such a step starts torchrun by itself
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd: momentum 0.9
-    lr: Positive = 1e-3
+    lr: float = Field(1e-3, gt=0, le=1e30)
     weight_decay: Positive = 0.0  # adamw and sgd: not on biases and norms
     schedule: Literal["constant", "cosine"] = "constant"  # cosine: nearly to zero
     warmup_epochs: Positive = 0.0
@@ -72,8 +74,8 @@ class Pretrain(Optimization):
     hold_out: bool = True  # the k-NN probe's queries are kept out of training
     use_momentum: bool = False  # False: SimSiam's way
     moving_average_decay: Fraction = 0.99  # one_pass: raised to 1 along a cosine
-    projection_size: Count = 256
-    projection_hidden_size: Count = 4096
+    projection_size: Width = 256
+    projection_hidden_size: Width = 4096
 
 
 @group
@@ -91,7 +93,7 @@ class Supervised(Optimization):
 class Finetune(Optimization):
     """Fine-tuning on Office: one head and one schedule for all settings."""
 
-    hidden: Count = 256
+    hidden: Width = 256
     dropout: Fraction = 0.5
     standardise: bool = True  # frozen settings: features to zero mean and unit deviation
     augment_frozen: bool = False  # frozen settings: draw augmentation each epoch, as the seed did
@@ -109,7 +111,7 @@ class Embed:
     """PCA and t-SNE of one setting's second-last layer."""
 
     setting: Literal["C", "A", "B", "D", "E"] = "C"
-    perplexity: float = Field(30.0, ge=1)
+    perplexity: float = Field(30.0, ge=1, le=LARGEST)
 
 
 @group
@@ -142,13 +144,13 @@ class Everything:
     """SAM's automatic mask generation, and the classical segmenters beside it."""
 
     images: Names = ("0001", "0002", "0003")
-    points_per_side: Count = 32
-    points_per_batch: Count = 64
+    points_per_side: int = Field(32, ge=1, le=256)
+    points_per_batch: int = Field(64, ge=1, le=256**2)
     pred_iou_thresh: Fraction = 0.88
     stability_score_thresh: Fraction = 0.95
     box_nms_thresh: Fraction = 0.7
     stability_score_offset: Positive = 1.0
-    crop_n_layers: Limit = 0  # layer 1 has 4 crops, layer 2 has 16 …
+    crop_n_layers: int = Field(0, ge=0, le=4)  # layer 1 has 4 crops, layer 2 has 16 …
     crop_overlap_ratio: Fraction = 512 / 1500
     crop_n_points_downscale_factor: Count = 1
     crop_nms_thresh: Fraction = 0.7
@@ -165,11 +167,11 @@ class Profile:
     name: str
     about: str
     ours: tuple[str, ...] = ()  # choices where the original is silent, for the report
-    seed: Limit = 0
-    seeds: Count = 1  # Problem 1 is repeated with this many, from `seed` on
+    seed: int = Field(0, ge=0, le=2**31)  # t-SNE takes no larger ones
+    seeds: int = Field(1, ge=1, le=1000)  # Problem 1 is repeated with this many, from `seed` on
     only: Literal["", "problem1", "problem2"] = ""  # look at one problem alone
     device: str = "auto"  # auto, cpu, cuda …: where it runs, no part of what it computes
-    threads: Limit = 0  # of a process on CPUs, as bits depend on them; 0: as many as torch takes
+    threads: int = Field(0, ge=0, le=1024)  # of a process on CPUs, as bits depend on them; 0: as many as torch takes
     checkpoint_every: Positive = 60.0  # seconds between checkpoints of a training step
     tf32: bool = True  # float32 products on a GPU's tensor cores: factors of 10 bits
     cudnn_benchmark: bool = True  # cuDNN tries which algorithm is quickest; two runs then differ in rounding
@@ -230,7 +232,9 @@ def replaced(part, dotted, value, above=""):
         return dataclasses.replace(part, **{name: replaced(current, inside, value, f"{above}{name}.")})
     dotted = above + dotted
     if name not in known or dot:
-        raise UserError(f"There is no setting {dotted!r}; there are: {', '.join(above + other for other in known)}.")
+        there_are = ", ".join(above + other for other in known)
+        similar = did_you_mean(dotted, [other for other, _ in leaves(Profile("", ""))])
+        raise UserError(f"There is no setting {dotted!r}; there are: {there_are}.{similar}")
 
     try:
         if isinstance(value, int | float | str):  # pydantic takes true for 1
@@ -238,5 +242,9 @@ def replaced(part, dotted, value, above=""):
         return dataclasses.replace(part, **{name: value})
     except ValueError as error:  # pydantic's; and Python's own about whole numbers of thousands of digits
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
+        if " than " in reason:  # pydantic names the limit that is passed, not both
+            allowed = pydantic.TypeAdapter(type(part)).json_schema()["properties"][name]
+            low = f"from {allowed['minimum']}" if "minimum" in allowed else f"above {allowed['exclusiveMinimum']}"
+            reason = f"its value should be {low} to {allowed['maximum']}"
         given = f"{dotted}={value}" if isinstance(value, str) else dotted
         raise UserError(f"Setting {given}: {reason.replace('Input', 'its value', 1)}.") from error

@@ -17,6 +17,7 @@ from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
 from hw1lib.loops import device
+from hw1lib.steps import requirements
 from hw1lib.steps.graph import repeated
 from hw1lib.steps.run import Steps
 from hw1lib.steps.store import Store
@@ -46,6 +47,7 @@ class Workbook:
         self.is_sample = self.root.resolve() == paths.EARTH.resolve()  # also where somebody gave its path
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
+        self.profile, self.warnings = requirements.fitted(self.profile, self.data, settings or ())
         self.device = parallel.own_device(device.choose(self.profile.device))
         threads = self.profile.threads or min(torch.get_num_threads(), cpus.available())
         if threads != torch.get_num_threads():

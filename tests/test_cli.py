@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from hw1lib import cli, commands, profiles
+from hw1lib import cli, commands, paths, profiles
 from hw1lib.data.sample import build as sample
 from tests.conftest import picture, refused, run
 
@@ -66,7 +70,13 @@ def test_every_command_there_is_has_its_help_tested():
     + ["report --nonsense", "report --only problem3", "report --profile", "report --set", "plan --seeds two"]
     + ["plan --seeds", "figures --dpi high", "weights fetch a b", "weights fetch a --from", "predict segmentation a"]
     + ["predict classification a b", "predict segmentation a b --tta=1", "evaluate segmentation a"]
-    + ["evaluate classification", "evaluate segmentation a b --profile smoke"],
+    + [
+        "evaluate classification",
+        "evaluate segmentation a b --profile smoke",
+        "run --set a=1",
+        "plan pretrain --set a=1",
+    ]
+    + ["figures --dpi 0", "figures --dpi -300", "figures --dpi 99999", "plan --workers 0", "plan --workers 1e3"],
 )
 def test_wrong_usage_ends_with_2(capsys, words):
     code, out, text = run(capsys, *words.split())
@@ -93,6 +103,12 @@ WRONG = {
     "--data-root /nowhere/at/all": "/nowhere/at/all",
     "--seeds -3": "seeds=-3",
     "--device tpu9000": "--device tpu9000",
+    "--seeds 0": "from 1 to 1000",
+    "--seeds 99999999999": "from 1 to 1000",
+    "--set threads=-1": "from 0 to 1024",
+    "--set Pretrain.Epochs=3": "Did you mean pretrain.epochs?",
+    "--set fintune.lr=1": "Did you mean finetune.lr?",
+    "--profile Smoke": "Did you mean smoke?",
     "--set device=a=b'c'Größe": "a=b'c'Größe",  # as a shell lets it through
 }
 
@@ -142,6 +158,113 @@ def test_stopping_it_is_no_traceback(capsys, monkeypatch):
     assert code == 130 and "Finished steps are kept" in text and "Traceback" not in text
 
 
+SUGGESTED = {"reprot": "report", "Report": "report", "data chek": "check", "predict segmentaton a b": "segmentation"}
+SUGGESTED |= {"plan --Profile smoke": "--profile", "report --data-rot x": "--data-root"}
+
+
+@pytest.mark.parametrize("words", SUGGESTED)
+def test_a_misspelt_command_or_option_comes_with_the_nearest(capsys, words):
+    code, _, text = run(capsys, *words.split())
+    assert code == 2 and text.rstrip().endswith(f"Did you mean {SUGGESTED[words]}?")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["run {set} pretrain", "run pretrain {set}", "run --profile smoke {set} -- pretrain", "run {set} --out o pretrain"],
+)
+@pytest.mark.parametrize("form", ["--set a=1 b.c=2,3", "--set a=1 --set b.c=2,3", "--set=a=1 --set b.c=2,3"])
+def test_settings_end_where_a_word_has_no_equals_sign(words, form):
+    arguments = cli._parser().parse_args(cli._split_settings(words.format(set=form).split()))
+    assert arguments.step == "pretrain" and arguments.settings == ["a=1", "b.c=2,3"]
+
+
+def examples():
+    """Every command that a --help, the README or a document shows, with where."""
+    for command in ("", *COMMANDS, "data", "weights", "predict", "evaluate"):
+        parser = cli._parser()
+        for word in command.split():
+            (kinds,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+            parser = kinds.choices[word]
+        yield f"{command} --help", parser.epilog.replace("\\\n", " ").partition(":")[2].strip()
+    for path in (
+        paths.ROOT / "README.md",
+        *sorted((paths.ROOT / "docs").glob("*.md")),
+        paths.ROOT / "data" / "README.md",
+    ):
+        lines = [line.strip() for line in path.read_text().splitlines()] + re.findall(r"`([^`\n]+)`", path.read_text())
+        for line in lines:
+            if re.match(r"(HW1_\w+=\S+ )?(\.venv/bin/python -m hw1lib|make) [a-z]", line) and "…" not in line:
+                yield path.name, line.partition(" #")[0]
+
+
+EXAMPLES = sorted(set(examples()))
+CHEAP = ("data info --data-root", "weights list", "weights check")
+
+
+@pytest.mark.parametrize(("where", "example"), EXAMPLES)
+def test_every_command_that_is_shown_can_be_typed(capsys, where, example):
+    """What costs little runs; of the rest the words are parsed, those of make after it has put them together."""
+    words = [word for word in shlex.split(example) if not word.startswith("HW1_")]
+    if words[0] == "make":
+        made = subprocess.run(["make", "-n", *words[1:]], cwd=paths.ROOT, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        words = next((shlex.split(line) for line in made.stdout.splitlines() if "-m hw1lib" in line), [])
+    if words:
+        arguments = cli._parser().parse_args(cli._split_settings(words[3:]))
+        profiles.get(
+            getattr(arguments, "profile", "demo"), dict(s.split("=") for s in getattr(arguments, "settings", ()))
+        )
+        if example.partition("hw1lib ")[2].startswith(CHEAP) and paths.EARTH.is_dir():
+            assert run(capsys, *words[3:])[0] == 0
+
+
+def test_examples_are_found():
+    assert len([where for where, _ in EXAMPLES if "--help" in where]) == len(COMMANDS) + 5
+    assert len([where for where, _ in EXAMPLES if where == "README.md"]) > 15
+
+
+VARIABLES = {"profile=smoke": "profile", "DATAROOT=/x": "DATAROOT", "Seeds=2": "Seeds", "PROFIL=smoke": "PROFIL"}
+
+
+@pytest.mark.parametrize("given", [*VARIABLES, "PROFILE=smoke HW1_BUILD=/x SET=a=1"])
+def test_make_refuses_a_variable_that_it_does_not_know(given):
+    """Of its command line; the environment may hold whatever it likes."""
+    environment = os.environ | {"profile": "x", "DATAROOT": "x"}
+    done = subprocess.run(
+        ["make", "-n", "report", *given.split()], cwd=paths.ROOT, capture_output=True, text=True, env=environment
+    )
+    assert (
+        (done.returncode != 0)
+        == (given in VARIABLES)
+        == (f"variable {VARIABLES.get(given)} is not used" in done.stderr)
+    )
+
+
+ENDS = ("2>&-", "2>/dev/full", ">&-", ">/dev/full", "<&- >&- 2>&-", "| head -0; exit ${PIPESTATUS[0]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("command", ["compare nothing", "weights check"])
+def test_closed_or_full_streams_are_no_traceback(command, ends):
+    """And the error goes where it can be read."""
+    words = ["bash", "-c", f"{sys.executable} -m hw1lib {command} {ends}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT)
+    works = command == "weights check" and ends != ">/dev/full"
+    assert done.returncode == (0 if works else 1), done
+    assert "Traceback" not in done.stdout + done.stderr and "Exception ignored" not in done.stderr
+    if ends == "2>&-" and not works:
+        assert "hw1lib: nothing" in done.stdout
+
+
+def test_an_environment_variable_that_nothing_reads_is_named_once(capsys, monkeypatch):
+    monkeypatch.setenv("HW1_BULD", "/x")
+    monkeypatch.setenv("HW1_KILLS", "3")
+    code, _, said = run(capsys, "weights", "list")
+    assert code == 0 and said.count("HW1_BULD is not used") == 1 and "Did you mean HW1_BUILD?" in said
+    assert "KILLS is not" not in said and run(capsys, "weights", "list")[2] == ""  # nor do child processes say it
+
+
 # --- plan
 
 LINE = re.compile(r"(?P<label>\S.*?) +(?P<state>done|to run|to resume) +(?P<seconds>~?\d+|–) +(?P<key>[0-9a-f]{16})")
@@ -163,6 +286,7 @@ def plan(capsys, *words):
 @pytest.mark.parametrize(("half", "profile"), [("p1_data", "smoke"), ("p2_data", "strong")])
 def test_a_plan_fits_a_terminal_and_half_of_the_data_has_one(capsys, course_data, tmp_path, half, profile):
     words = ("--profile", profile, "--data-root", course_data, "--out", tmp_path / "out", "--seeds", 12)
+    words += ("--set", *(f"{name}.pretrained=false" for name in ("fcn32s", "lraspp", "deeplabv3")))
     assert max(map(len, run(capsys, "plan", *words)[1].splitlines())) <= 80
     found = plan(capsys, *words)
     assert {row["seconds"] for row in found.values()} == {"–"} and "pretrain, seed 11" in found

@@ -6,7 +6,7 @@ import pypandoc
 
 from hw1lib import paths
 from hw1lib.chapters.words import escape
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, remedy
 
 # Plain Markdown: no raw HTML, no raw typst, no attributes.
 NOTES = "commonmark+pipe_tables+strikeout+footnotes-raw_html"
@@ -22,10 +22,7 @@ def note(question):
         UserError: the file cannot be read.
     """
     path = paths.NOTES / f"{question}.md"
-    try:
-        text = tame(path.read_text(encoding="utf-8-sig")) if path.is_file() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Save it as UTF-8 text.") from error
+    text = tame(read_text(path)) if path.is_file() else ""
     quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
     return f"> **The author's note.**\n>\n{quoted}" if text else ""
 
@@ -43,6 +40,22 @@ def unused(notes):
         elif path.name != "README.md":
             sentences.append(f"{path} is not in the report: its name is none of {', '.join(files)}.")
     return sentences
+
+
+def read_text(path):
+    """The text of a file that the author edits: UTF-8, or UTF-16 with a byte-order mark, as some editors save.
+
+    Raises:
+        UserError: it cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy(error)}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 text in line {line}. Save it as UTF-8.") from error
 
 
 def tame(text):

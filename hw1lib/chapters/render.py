@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -21,9 +22,12 @@ from PIL import Image, PngImagePlugin
 
 from hw1lib import files, kept, paths
 from hw1lib.chapters import style
-from hw1lib.chapters.notes import MARKDOWN, note, unused
+from hw1lib.chapters.notes import MARKDOWN, note, read_text, unused
 from hw1lib.chapters.words import escape
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, did_you_mean
+
+ABOUT = {"title": "HW1", "name": "Student name", "id": "R00000000"}
+ABOUT_HINT = 'It holds three lines: title = "…", name = "…" and id = "…".'
 
 MANIFEST = "manifest.json"  # of a build folder: the SHA-256 of each file that belongs to its report
 NUMBERS = ("metrics.json", "run.json", "timings.csv")
@@ -144,15 +148,45 @@ def _typeset(source, figures, **options):
 
 
 def about():
-    """Name, student ID and title, from report/about.toml."""
+    """Title, name and student ID, a dict, from report/about.toml; without that file, stand-ins.
+
+    Raises:
+        UserError: the file cannot be read, or lacks one of them.
+    """
+    if not paths.ABOUT.exists():
+        return dict(ABOUT)
     try:
-        given = tomllib.loads(paths.ABOUT.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{paths.ABOUT} cannot be read: {error}. It needs title, name and id.") from error
-    missing = {"title", "name", "id"} - set(given)
-    if missing:
-        raise UserError(f"{paths.ABOUT} lacks {', '.join(sorted(missing))}.")
-    return {key: str(value) for key, value in given.items()}
+        given = tomllib.loads(read_text(paths.ABOUT))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{paths.ABOUT} is not valid TOML: {error}. {ABOUT_HINT}") from error
+    if absent := [key for key in ABOUT if key not in given]:
+        raise UserError(f"{paths.ABOUT} lacks {', '.join(absent)}. {ABOUT_HINT}")
+    for key in ABOUT:
+        if not isinstance(given[key], str | int) or isinstance(given[key], bool):
+            raise UserError(f"{paths.ABOUT}: {key} is {given[key]!r}, which is no text. {ABOUT_HINT}")
+    return {key: " ".join(str(given[key]).split()) for key in ABOUT}
+
+
+def check():
+    """Look through the files that only the report needs, before anything is trained.
+
+    Returns:
+        Sentences about what keeps the report from being written, and about what is not used.
+    """
+    problems, warnings = [], []
+    parts = (paths.TEMPLATE, paths.TEMPLATE.with_name("style.css"), paths.TEMPLATE.with_name("page.typ"))
+    problems += [f"{part} is missing. Restore it: git checkout {part}." for part in parts if not part.is_file()]
+    for read in (about, *(partial(read_text, path) for path in sorted(paths.NOTES.glob("[!.]*.md")))):
+        try:
+            read()
+        except UserError as error:
+            problems.append(str(error))
+    if not paths.ABOUT.exists():
+        warnings.append(f"{paths.ABOUT} is missing, so the report has no name on it. {ABOUT_HINT}")
+    elif not problems:
+        unknown = [key for key in tomllib.loads(read_text(paths.ABOUT)) if key not in ABOUT]
+        warnings += [f"{paths.ABOUT}: {key} is not used.{did_you_mean(key, ABOUT)}" for key in unknown]
+    return problems, warnings
 
 
 def publish(out, name):

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from hw1lib import cpus, parallel
 from hw1lib.data import images as image_files
-from hw1lib.errors import UserError
 from hw1lib.loops.device import fits, send
 from hw1lib.loops.training import seed_everything
 
@@ -33,11 +32,6 @@ class _Shuffled:
     def __init__(self, rows, batch_size, seed, names):
         self.rows = torch.as_tensor(rows)
         self.batch_size = min(batch_size, len(self.rows))
-        if self.batch_size < 2 * parallel.count() > 2:
-            raise UserError(
-                f"{self.batch_size} images at a time do not go round {parallel.count()} processes, two each. Lower "
-                "processes or accumulate, or use more images."
-            )
         self.seed = seed
         self.names = names
 

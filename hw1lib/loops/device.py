@@ -1,26 +1,37 @@
 """Where networks run, in which precision, and how tensors get there and back without anybody waiting."""
 
 import ctypes
+import re
 
 import torch
 
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, did_you_mean
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 def choose(name="auto"):
-    """A torch device by name; auto takes a GPU where there is one.
+    """Choose a torch device by name: auto, cpu, mps, cuda, cuda:N or xpu; auto takes a GPU if there is one.
 
     Raises:
-        UserError: the named device is not there.
+        UserError: there is no such device, or this machine does not have it.
     """
+    gpu = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return gpu or torch.device("cpu")
     try:
+        if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,4})?", name):
+            raise ValueError
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
+        numbered = [f"{gpu.type}:{number}" for number in range(torch.accelerator.device_count())] if gpu else []
+        available = ["auto", "cpu", *([gpu.type] if gpu else []), *numbered]
+        similar = "" if name.partition(":")[0] in DEVICES else did_you_mean(name, DEVICES)
+        similar = " NVIDIA's and AMD's GPUs are called cuda." if "gpu" in name.lower() else similar
         raise UserError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}). Leave it out, or give --device cpu."
+            f"--device {name} cannot be used: this machine has {', '.join(available)}.{similar} Leave it out, or give "
+            "--device cpu."
         ) from error
     return device
 

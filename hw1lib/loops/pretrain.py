@@ -8,21 +8,18 @@ from torch import nn
 
 from hw1lib import parallel, progress
 from hw1lib.data import images as image_files
-from hw1lib.errors import UserError
 from hw1lib.loops import augment, features, training
 from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.device import exact
 from hw1lib.loops.probe import FEWEST, probe_of
 from hw1lib.measures import representation
-from hw1lib.models import byol, classifier, weights
+from hw1lib.models import byol, classifier, pretrained
 
 
 def self_supervised(draft, problem1, profile, device):
     """Step `pretrain`: BYOL on the unlabelled pool; keeps the last backbone, not the best loss."""
     settings, size = profile.pretrain, profile.data.image_size
     pool = problem1.pool
-    if len(pool) < 2:
-        raise UserError(f"{pool.folder} needs at least two images for pre-training.")
     probe, rest = probe_of(pool, size, device)
     pool = rest if settings.hold_out else pool
     backbone = initial(profile).to(device, memory_format=torch.channels_last)
@@ -103,40 +100,28 @@ def loss(learner, images, settings):
 
 def supervised(draft, problem1, profile, device):
     """Step `pretrain-supervised`: the backbone of B and D, from where the profile says."""
-    settings, file = profile.supervised, problem1.supervised_backbone
-    source = settings.source
-    if source == "auto":
-        source = "file" if file is not None and profile.model_scale == 1 else "pool"
+    source, file = supervised_source(profile, problem1), problem1.supervised_backbone
     if source == "pool":
         _supervised_on_pool(draft, problem1.pool, profile, device)
         return
-    if profile.model_scale != 1:
-        raise UserError(
-            f"supervised.source={source} is a whole ResNet50, but profile {profile.name} shrinks it "
-            f"(model_scale={profile.model_scale}). Choose --set supervised.source=pool."
-        )
     if source == "file":
-        if file is None:
-            raise UserError(
-                f"supervised.source=file: {problem1.pool.folder.parent.parent} has no "
-                "pretrain_model_SL.pt. Put it there, or choose --set supervised.source=pool."
-            )
-        state, name = weights.load_backbone(file), file.name
+        state, name = pretrained.load_backbone(file), file.name
     else:
-        state, name = weights.imagenet_backbone()
+        state, name = pretrained.imagenet_backbone()
     draft.weights(state)
     draft.history([])
     draft.metrics({"source": source, "file": name})
 
 
+def supervised_source(profile, problem1):
+    """Where the backbone of B and D comes from: file, pool or imagenet."""
+    if profile.supervised.source != "auto":
+        return profile.supervised.source
+    return "file" if problem1.supervised_backbone is not None and profile.model_scale == 1 else "pool"
+
+
 def _supervised_on_pool(draft, pool, profile, device):
-    settings, whole, pool = profile.supervised, pool, pool.labelled()
-    if pool is None:
-        raise UserError(
-            f"Settings B and D need a supervised backbone, but {whole.folder.parent.parent} has neither "
-            "pretrain_model_SL.pt (profiles with whole networks use it) nor labels of the pool in mini/train.csv. "
-            "Add one of the two (data/README.md)."
-        )
+    settings, pool = profile.supervised, pool.labelled()
     backbone = initial(profile)
     backbone.fc = nn.Linear(classifier.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)

@@ -166,9 +166,6 @@ def batches_of(images, masks, profile, settings, device, names=()):
     recipe = augment.tile_recipe(settings)
     height, width = images.shape[-2:]
     side = settings.crop
-    if side > min(height, width):
-        fits = f"A crop of {side} pixels does not fit into tiles of {width} × {height}."
-        raise UserError(f"{fits} Make it smaller, or 0 for whole tiles.")
     size = (side, side) if side else (height, width)
     crop = (size, (height, width)) if side else None  # crops keep the resolution
     square = size[0] == size[1]

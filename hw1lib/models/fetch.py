@@ -10,7 +10,7 @@ import pooch
 import requests
 
 from hw1lib import files, paths
-from hw1lib.errors import UserError
+from hw1lib.errors import UserError, did_you_mean
 
 SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
 MIRROR = "HW1_WEIGHTS_MIRROR"  # environment variable: another address that has the same files
@@ -56,7 +56,7 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         UserError: unknown name, no network, a wrong file, a full disk.
     """
     if name not in KNOWN:
-        raise UserError(f"There are no weights {name!r}; there are: {', '.join(KNOWN)}.")
+        raise UserError(f"There are no weights {name!r}; there are: {', '.join(KNOWN)}.{did_you_mean(name, KNOWN)}")
     wanted = KNOWN[name]
     path = Path(folder) / wanted.file
     if path.is_file() and files.digest(path) == wanted.sha256:
@@ -73,6 +73,14 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
             begins = f"its SHA-256 begins with {found[:12]}, expected is {wanted.sha256[:12]}"
             raise UserError(f"{origin} is not {wanted.file}: {begins}. It was not kept; get the file again.")
     return path
+
+
+def state(known, folder):
+    """Whether a file of weights is there, by its size alone: there, wrong size or not there."""
+    path = Path(folder) / known.file
+    if not path.is_file():
+        return "not there"
+    return "there" if abs(path.stat().st_size / 1e6 - known.megabytes) < 1 else "wrong size"
 
 
 def address(wanted):

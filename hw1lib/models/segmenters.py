@@ -16,16 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import mobilenet_v3_large, vgg16
+from torchvision.models import VGG16_Weights, mobilenet_v3_large, vgg16
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.models.segmentation import deeplabv3, deeplabv3_resnet101, lraspp, lraspp_mobilenet_v3_large
+from torchvision.models.segmentation import (
+    DeepLabV3_ResNet101_Weights,
+    LRASPP_MobileNet_V3_Large_Weights,
+    deeplabv3,
+    deeplabv3_resnet101,
+    lraspp,
+    lraspp_mobilenet_v3_large,
+)
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import SqueezeExcitation
 
 from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError, out_of_memory, remedy
 from hw1lib.models import convolution
+
+PRETRAINED = {  # files that torchvision loads
+    "fcn32s": VGG16_Weights.IMAGENET1K_V1.url,
+    "lraspp": LRASPP_MobileNet_V3_Large_Weights.DEFAULT.url,
+    "deeplabv3": DeepLabV3_ResNet101_Weights.DEFAULT.url,
+}
 
 
 class VGG16_FCN32s(nn.Module):

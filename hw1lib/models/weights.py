@@ -1,27 +1,25 @@
-"""Optional weights: where they lie and how they load. Only `imagenet_backbone` may download.
-
-SAM comes as a Hugging Face folder or as one of Meta's own .pth files; the course hands out a
-supervised ResNet50. Every file is read without running code from it.
-"""
+"""SAM's weights: a Hugging Face folder, or one of Meta's own .pth files, read without running code from it."""
 
 import json
 import re
-from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
 
-from hw1lib import errors, paths
-from hw1lib.errors import UserError, is_damage
+from hw1lib import paths
+from hw1lib.errors import did_you_mean
+from hw1lib.models import pretrained
 
 SAM_FOLDERS = ("sam-vit-base", "sam-vit-large", "sam-vit-huge")
+SAM_PARTS = ("config.json", "model.safetensors")  # of such a folder
 SAM_FILES = ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth")
 
 SAM_HINT = (
     "SAM's weights are not there: run `.venv/bin/python -m hw1lib weights fetch sam_vit_b` (375 MB), or put Meta's "
     "sam_vit_b_01ec64.pth or the Hugging Face folder sam-vit-base into data/weights."
 )
+
+SAM_REMEDY = f"Delete it and get it again; what is expected: {SAM_HINT.partition(': ')[2]}"
 
 # transformers keeps one matrix under two names, and a file may hold it under either.
 _SHARED = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
@@ -50,18 +48,23 @@ _SAM_NAMES = (
 
 
 def find_sam(folder=paths.WEIGHTS):
-    """Looks for SAM's weights, the smallest model first and a Hugging Face folder before a .pth.
-
-    Args:
-        folder: where weights lie.
-
-    Returns:
-        The Path to give to `load_sam`, or None.
-    """
-    parts = ("config.json", "model.safetensors")
-    found = [folder / name for name in SAM_FOLDERS if all((folder / name / part).is_file() for part in parts)]
+    """Return the path of SAM's weights for `load_sam`, or None; the smallest model first, a folder before a .pth."""
+    found = [folder / name for name in SAM_FOLDERS if all((folder / name / part).is_file() for part in SAM_PARTS)]
     found += [folder / name for name in SAM_FILES if (folder / name).is_file()]
     return found[0] if found else None
+
+
+def unused(folder=paths.WEIGHTS):
+    """Sentences that name what lies in the folder of weights but is not used, such as a file of a similar name."""
+    known = SAM_FOLDERS + SAM_FILES
+    for path in sorted(folder.glob("[!.]*")):
+        absent = [part for part in SAM_PARTS if not (path / part).is_file()]
+        if path.name in SAM_FOLDERS and absent:
+            yield f"{path} is not used: it lacks {' and '.join(absent)}."
+        elif path.name not in known or (path.name in SAM_FILES and path.is_dir()):
+            similar = did_you_mean(path.name, SAM_FOLDERS if path.is_dir() else SAM_FILES)
+            names = "" if similar else f" SAM's weights are {', '.join(known)}."
+            yield f"{path} is not used.{similar or names}"
 
 
 def load_sam(path):
@@ -80,16 +83,13 @@ def load_sam(path):
     # transformers takes seconds to import; only who has SAM's weights waits for it.
     from transformers import SamConfig, SamModel
 
-    remedy = f"Delete it and get it again; what is expected: {SAM_HINT.partition(': ')[2]}"
-    try:
+    with pretrained.naming(path, "SAM's weights", SAM_REMEDY):
         if path.is_dir():
-            settings = json.loads((path / "config.json").read_text())
-            if settings.get("model_type") != "sam":
-                raise ValueError(f"its config.json is of type {settings.get('model_type')!r}")
+            settings = _sam_settings(path)
             config = SamConfig.from_dict(settings)
-            tensors = safetensors.torch.load_file(path / "model.safetensors")
+            tensors = safetensors.torch.load_file(path / SAM_PARTS[1])
         else:
-            state = _read_pickle(path)
+            state = _sam_state(path)
             config, tensors = sam_config(state), convert_sam(state)
         for name, twin in (_SHARED, _SHARED[::-1]):
             if name in tensors:
@@ -101,10 +101,43 @@ def load_sam(path):
             sam = SamModel(config)
         if missing := sam.load_state_dict(tensors, strict=False, assign=True).missing_keys:
             raise ValueError(f"it lacks {len(missing)} tensors of SAM, first {missing[0]}")
-    except Exception as error:
-        remedy = _remedy(error, remedy)
-        raise UserError(f"SAM's weights in {path} cannot be used: {_reason(error)}. {remedy}") from error
     return sam.float().eval()
+
+
+def check_sam(path):
+    """Check the names in a file of SAM's weights; quick, as `load_sam`, which reads all of it, is not.
+
+    Raises:
+        UserError: the file is damaged or holds something else.
+    """
+    with pretrained.naming(path, "SAM's weights", SAM_REMEDY):
+        if path.is_dir():
+            layers = _sam_settings(path).get("vision_config", {}).get("num_hidden_layers", 12)
+            last = f"vision_encoder.layers.{layers - 1}.mlp.lin2.bias"
+            with safetensors.safe_open(path / SAM_PARTS[1], "pt") as file:
+                names = set(file.keys())
+            expected = {"vision_encoder.pos_embed", last, "mask_decoder.iou_token.weight"}
+            if absent := sorted(expected - names):
+                raise ValueError(f"{pretrained.content_of(list(names))}, but not SAM's {absent[0]}")
+            return
+        state = _sam_state(path)
+        layers = sum(name.endswith(".attn.rel_pos_h") for name in state)
+        if len(state) < 14 * layers + 146:  # 14 tensors in each layer of the encoder, 146 others
+            raise ValueError(f"{pretrained.content_of(list(state))}; SAM with {layers} layers has {14 * layers + 146}")
+
+
+def _sam_settings(folder):
+    """The config.json of a Hugging Face folder."""
+    settings = json.loads((folder / SAM_PARTS[0]).read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or settings.get("model_type") != "sam":
+        raise ValueError("its config.json does not say model_type: sam")
+    return settings
+
+
+def _sam_state(path):
+    """Meta's state dict from a .pth file."""
+    content = pretrained.read_pickle(path)
+    return pretrained.only(pretrained.state_dicts(content, "image_encoder.pos_embed"), content, "SAM")
 
 
 def sam_config(state):
@@ -154,102 +187,3 @@ def convert_sam(state):
             name = re.sub(pattern, replacement, name)
         tensors[name] = tensor
     return tensors
-
-
-def load_backbone(path):
-    """Loads the course's supervised ResNet50, `pretrain_model_SL.pt`, without its classifier.
-
-    Args:
-        path: a state dict of torchvision's resnet50. It may be wrapped as {"state_dict": …} or
-            {"model": …}, its names may begin with "module.", and fc may have any size.
-
-    Returns:
-        {name: tensor} with exactly the names and shapes of torchvision's resnet50, less fc.
-
-    Raises:
-        UserError: the file is damaged, needs code to load, or holds another network.
-    """
-    from torchvision.models import resnet50
-
-    remedy = (
-        "It must be the state dict of torchvision's resnet50, saved as torch.save(model.state_dict(), path); get the "
-        "file again, or remove it and have one trained on the labelled pool: --set supervised.source=pool."
-    )
-    try:
-        state = _read_pickle(path)
-        for wrapper in ("state_dict", "model"):
-            state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-        tensors = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-        with torch.device("meta"):
-            network = resnet50(weights=None)
-        network.fc = nn.Identity()
-        counters = [name for name in network.state_dict() if name.endswith(".num_batches_tracked")]
-        for name in counters:  # files from old versions lack them
-            tensors.setdefault(name, torch.tensor(0))
-        network.load_state_dict(tensors, assign=True)  # strict: no name too many or too few, and every shape
-    except Exception as error:
-        remedy = _remedy(error, remedy)
-        raise UserError(f"The backbone in {path} cannot be used: {_reason(error)}. {remedy}") from error
-    return tensors
-
-
-def imagenet_backbone():
-    """Loads torchvision's ImageNet ResNet50, from torch's cache or else from its server.
-
-    Returns:
-        What `load_backbone` gives, and the file's name.
-
-    Raises:
-        UserError: it cannot be downloaded.
-    """
-    from torchvision.models import ResNet50_Weights
-
-    url = ResNet50_Weights.DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        digest = path.stem.rpartition("-")[2]  # the file's name ends in its hash's first digits
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), digest)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is not
-            remedy = f"Put that file into {path.parent}, or choose --set supervised.source=pool."
-            raise UserError(f"supervised.source=imagenet: {url} could not be downloaded ({error}). {remedy}") from error
-    return load_backbone(path), path.name
-
-
-def _read_pickle(path):
-    """A dict of plain tensors from a file of torch.save; code in it is refused, not run."""
-    with open(path, "rb") as file:  # where it is not there, or not to be read, the system says it best
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-                raise ValueError("it holds a pickled object whose loading would run code") from error
-            raise ValueError("it is damaged or no file of torch.save") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
-    return state
-
-
-def _remedy(error, damaged):
-    """What helps where a file could not be loaded; what has nothing to do with the file is raised again.
-
-    Args:
-        damaged: the sentence for a file that is damaged, which shows in exceptions of many kinds.
-    """
-    if isinstance(error, OSError) and error.errno:
-        return errors.remedy(error)
-    if not is_damage(error):
-        raise error
-    return damaged
-
-
-def _reason(error):
-    """What an exception says, short enough for one sentence."""
-    if isinstance(error, KeyError):
-        return f"it has no {error.args[0]}"
-    words = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return words[:200].rstrip(".: ") or type(error).__name__

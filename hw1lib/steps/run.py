@@ -17,12 +17,12 @@ import torch
 
 from hw1lib import child, cpus, files, parallel, progress, provenance
 from hw1lib.data import groups, hashes
-from hw1lib.errors import Diverged, UserError, out_of_memory
+from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
 from hw1lib.loops import device, everything
 from hw1lib.models import weights
 from hw1lib.profiles import PROFILES
 from hw1lib.settings import counting, leaves
-from hw1lib.steps import graph, store, why
+from hw1lib.steps import graph, requirements, store, why
 from hw1lib.steps.graph import check_of
 
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
@@ -49,6 +49,7 @@ class Steps:
         self.suffix = ""  # of labels: the seed, where it is another than the report's own
         self._keys = {}
         self._fingerprints = {}
+        self._checked = set()  # names of steps whose requirements are met
 
     def of_seed(self, seed, watch=None):
         """The same steps with another seed; the data is not hashed again."""
@@ -74,7 +75,10 @@ class Steps:
             UserError: there is no such step, or this data has no such problem.
         """
         if name not in self.all:
-            raise UserError(f"There is no step {name!r} for {self.data.root}; there are: {', '.join(self.all)}.")
+            similar = did_you_mean(name, self.all)
+            raise UserError(
+                f"There is no step {name!r} for {self.data.root}; there are: {', '.join(self.all)}.{similar}"
+            )
         return self.all[name]
 
     def config(self, name):
@@ -170,6 +174,9 @@ class Steps:
         if parallel.agreed(parallel.rank() == 0 and self.store.done(name, key)):
             return self.store.result(name, key)
 
+        if name not in self._checked:
+            requirements.refuse([(self, each) for each in self.needed(name)])
+            self._checked |= set(self.needed(name))
         if (check := check_of(step.problem)) != name:
             self.result(check)
         upstream = [self.result(other) for other in step.upstream]
@@ -183,6 +190,12 @@ class Steps:
                 if not parallel.rank():
                     self._claim(step, key, upstream)
         return self.store.result(name, key)
+
+    def needed(self, name):
+        """The steps that a step builds on, the check of its data first, and itself: a list of names in order."""
+        step = self.step(name)
+        before = [other for upstream in step.upstream for other in self.needed(upstream)]
+        return list(dict.fromkeys([check_of(step.problem), *before, name]))
 
     def command(self, name):
         """The arguments of `python` that run one step by itself, under the key that it has here: a list of words."""

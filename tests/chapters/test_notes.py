@@ -71,9 +71,9 @@ def test_a_note_keeps_its_markdown_and_without_a_note_there_is_nothing(written):
     assert text.startswith("> **The author's note.**") and notes.note("problem1-2") == ""
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"caf\xe9"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\ncaf\xe9", "Müller".encode("cp1250"), b"\x80"])
 def test_a_note_that_is_no_utf8_is_named(written, content):
-    with pytest.raises(UserError, match="problem1-1.md.*UTF-8"):
+    with pytest.raises(UserError, match=f"problem1-1.md is not UTF-8 text in line {content.count(10) + 1}"):
         written(content)
 
 
@@ -102,3 +102,9 @@ def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name
     assert [(name in sentence, said in sentence) for sentence in sentences] == ([(True, True)] if said else [])
     assert texts["problem1-1"].endswith("words") and "\ufeff" not in texts["problem2-1"]
     assert bool(texts["problem2-1"]) == (name == "problem2-1.md" and "words" in content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_byte_order_mark_is_no_text(written, encoding):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    assert written(f"{mark}Grüße".encode(encoding)).endswith("> Grüße")

@@ -132,17 +132,6 @@ def test_the_title_of_page_and_pdf_is_the_plain_text(report):
     assert 'title: "{}"'.format(expected.replace("\\", "\\\\").replace('"', '\\"')) in paper
 
 
-@pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot be read"), ("title = ", "cannot be read"), ('title = "T"\nid = 5', "lacks name")]
-)
-def test_a_title_page_that_cannot_be_made_is_an_error(tmp_path, monkeypatch, text, said):
-    monkeypatch.setattr(paths, "ABOUT", tmp_path / "about.toml")
-    if text is not None:
-        paths.ABOUT.write_text(text)
-    with pytest.raises(UserError, match=f"about.toml {said}"):
-        render.about()
-
-
 # --- published, exported
 
 

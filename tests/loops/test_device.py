@@ -44,10 +44,15 @@ def test_gpus_without_bfloat16_get_float16(monkeypatch, has, expected):
     assert device.dtype("bfloat16", torch.device("cuda")) is torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["tpu9000", "", "cuda:99", "cpu:x"])
+@pytest.mark.parametrize(
+    "name", ["tpu9000", "", "cuda:99", "cpu:x", "meta", "gpu", "GPU:0", "CPU", "cdua", "cpu:0", "vulkan"]
+)
 def test_a_device_that_cannot_be_used_is_a_clear_error(name):
-    with pytest.raises(UserError, match=f"--device {name} .*--device cpu"):
+    """It names those that this machine has, not all that PyTorch was ever built for."""
+    with pytest.raises(UserError, match=f"--device {name} .*this machine has auto, cpu.*--device cpu") as caught:
         device.choose(name)
+    suggested = {"gpu": "called cuda", "GPU:0": "called cuda", "CPU": "mean cpu?", "cdua": "mean cuda?"}
+    assert suggested.get(name, "") in str(caught.value) and len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize("found", [None, torch.device("meta")])

@@ -12,7 +12,6 @@ from hw1lib import profiles
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover, layout
 from hw1lib.data.landcover import UNKNOWN
-from hw1lib.errors import UserError
 from hw1lib.loops import everything as step
 from hw1lib.measures import metrics, segments
 from hw1lib.models import everything as models
@@ -122,16 +121,6 @@ def test_the_vote_knows_no_truth(tmp_path, problem2, arrays):
 )  # fmt: skip
 def test_whose_masks_vote(wish, has_sam, device, expected):
     assert step.refining(wish, has_sam, torch.device(device)) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"refine": "sam"}, "refine=sam.*weights fetch sam_vit_b"), ({"images": "0009"}, r"everything\.images.*'0009'")],
-)
-def test_what_cannot_be_done_is_told_before_anything_is_computed(tmp_path, problem2, arrays, changes, said):
-    with pytest.raises(UserError, match=said):
-        run(tmp_path, problem2, arrays[2], **changes)
-    assert not list(tmp_path.glob("*.npy"))
 
 
 def quarters(image, *words, **settings):

@@ -264,19 +264,6 @@ def test_tiles_that_are_not_square_are_trained_on(tmp_path, name, crop):
         assert numbers["confusion_last"] == metrics.confusion(masks, result.array(array)).tolist()
 
 
-@pytest.mark.parametrize(
-    ("width", "changes", "words"),
-    [
-        (32, {"lraspp__crop": 33}, r"33 pixels .*32 × 32\b.*0 for whole tiles"),
-        (48, {"lraspp__crop": 40}, r"40 pixels .*48 × 32\b"),  # the shorter side decides
-        (32, {"segmentation__stage_images": "0077"}, r"segmentation\.stage_images.*'0077'"),
-    ],
-)
-def test_what_does_not_fit_the_tiles_is_a_clear_error(tmp_path, width, changes, words):
-    with pytest.raises(UserError, match=words):
-        run(tmp_path / "run", tiles(tmp_path / "tiles", width), **changes)
-
-
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_tiles_that_show_no_class_are_a_clear_error(tmp_path, problem2, split):
     for number in getattr(problem2, split).numbers:

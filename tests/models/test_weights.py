@@ -10,11 +10,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import save_file
+from segment_anything import sam_model_registry
 from torchvision.models import ResNet50_Weights, resnet18, resnet50
 from transformers import SamConfig, SamModel
 
 from hw1lib.errors import UserError
-from hw1lib.models import weights
+from hw1lib.models import pretrained, weights
 from tests.test_files import held_to_permissions
 
 
@@ -103,7 +104,28 @@ def test_a_pth_of_something_else_is_refused(tmp_path):
         torch.save(content, path)
         refused(weights.load_sam, path)
     path.write_bytes(b"<html>moved</html>")
-    refused(weights.load_sam, path, "is damaged")
+    for read in (weights.load_sam, weights.check_sam):
+        refused(read, path, "is damaged", "web page")
+
+
+def test_a_look_at_the_names_finds_most_harm(sam_folder, tmp_path):
+    """Before anything is trained, and without the seconds that transformers takes to import."""
+    folder, tensors = sam_folder
+    weights.check_sam(folder)
+    for harmed in ({}, {"x": torch.zeros(1)}, {n: t for n, t in tensors.items() if "iou_token" not in n}):
+        save_file(harmed, folder / "model.safetensors")
+        refused(weights.check_sam, folder)
+    (folder / "model.safetensors").write_bytes(b"{}")
+    refused(weights.check_sam, folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    refused(weights.check_sam, folder, "model_type: sam")
+    with torch.device("meta"):
+        state = dict.fromkeys(sam_model_registry["vit_b"]().state_dict(), torch.zeros(1))
+    for wrap in (lambda s: s, lambda s: {"model": s}, prefixed("module.")):
+        torch.save(wrap(state), path := tmp_path / "sam_vit_b_01ec64.pth")
+        weights.check_sam(path)
+    torch.save({n: t for n, t in state.items() if "iou_token" not in n}, path)
+    refused(weights.check_sam, path, "tensors (first", "SAM with")
 
 
 # --- the course's backbone
@@ -115,12 +137,30 @@ def backbone():
     return resnet50(num_classes=64).state_dict()
 
 
+def prefixed(prefix):
+    return lambda state: {f"{prefix}{k}": v for k, v in state.items()}
+
+
+def sequential(state):
+    """As of nn.Sequential(*list(resnet50().children())[:-1]), which lightly's examples train."""
+    numbers = dict(conv1=0, bn1=1, layer1=4, layer2=5, layer3=6, layer4=7)
+    parts = {name: name.partition(".") for name in state if not name.startswith("fc.")}
+    return {f"backbone.{numbers[p[0]]}.{p[2]}": state[name] for name, p in parts.items()}
+
+
+ADAM = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
 WRAPS = {
     "plain": lambda state: state,
     "wrapped": lambda state: {"state_dict": state, "epoch": 3},
     "parallel": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
     "without fc": lambda state: {k: v for k, v in state.items() if not k.startswith("fc.")},
     "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    "trainer": lambda state: {"model_state_dict": state, "optimizer_state_dict": ADAM, "epoch": 3},
+    "deep": lambda state: {"net": {"model": state}, "best": torch.tensor(0.5)},
+    "ema": lambda state: {"state_dict_ema": state, "arch": "resnet50"},
+    "with heads": lambda state: prefixed("backbone.")(state) | {"projector.0.weight": torch.zeros(2, 2)},
+    "sequential": sequential,
+    **{prefix: prefixed(prefix) for prefix in ("encoder.", "resnet.", "_orig_mod.", "module.encoder_q.")},
 }
 
 
@@ -128,7 +168,7 @@ WRAPS = {
 def test_backbone_loads_however_it_was_saved(backbone, wrap, tmp_path, no_network):
     path = tmp_path / "pretrain_model_SL.pt"
     torch.save(WRAPS[wrap](backbone), path)
-    tensors = weights.load_backbone(path)
+    tensors = pretrained.load_backbone(path)
     assert tensors.keys() == {name for name in backbone if not name.startswith("fc.")}
     assert all(torch.equal(tensor, backbone[name]) for name, tensor in tensors.items())
 
@@ -141,23 +181,27 @@ def test_backbone_loads_however_it_was_saved(backbone, wrap, tmp_path, no_networ
         (lambda state: {**state, "layer5.weight": torch.zeros(1)}, ["layer5.weight"]),
         (lambda state: {k: v for k, v in state.items() if k != "layer4.2.bn3.bias"}, ["layer4.2.bn3.bias"]),
         (lambda state: {**state, "conv1.weight": 3}, ["conv1.weight"]),
-        (lambda state: {"model": "resnet50"}, ["Missing"]),
+        (lambda state: {"model": "resnet50"}, ["holds 0 tensors"]),
         (lambda state: [1, 2], ["list"]),
+        (lambda state: {"student": state, "teacher": state}, ["a ResNet50 more than once (student, teacher)"]),
+        (lambda state: state | prefixed("ema.")(state), ["more than once (the whole, ema)"]),
+        (lambda state: {"stem.weight": torch.zeros(3), "head": ADAM}, ["holds 2 tensors (first", "stem.weight"]),
+        (lambda state: {**state, "bn1.bias": torch.full((64,), torch.nan)}, ["bn1.bias holds values", "not finite"]),
         (lambda state: resnet18(), ["would run code", "torch.save", "--set supervised.source=pool"]),  # see test_trust
     ],
 )
 def test_a_wrong_backbone_is_named(backbone, tmp_path, harm, words):
     path = tmp_path / "pretrain_model_SL.pt"
     torch.save(harm(backbone), path)
-    refused(weights.load_backbone, path, *words)
+    refused(pretrained.load_backbone, path, *words)
 
 
 def test_a_damaged_or_missing_backbone_is_named(tmp_path):
     path = tmp_path / "pretrain_model_SL.pt"
     torch.save({"conv1.weight": torch.zeros(10_000)}, path)
     path.write_bytes(path.read_bytes()[:10_000])
-    refused(weights.load_backbone, path, "is damaged")
-    refused(weights.load_backbone, tmp_path / "nothing" / path.name, "No such file")
+    refused(pretrained.load_backbone, path, "is damaged")
+    refused(pretrained.load_backbone, tmp_path / "nothing" / path.name, "No such file")
 
 
 # --- ImageNet's backbone
@@ -176,10 +220,10 @@ def cache(tmp_path, monkeypatch):
 def test_imagenets_backbone_comes_from_the_cache_without_network(backbone, cache, no_network):
     cache.mkdir(parents=True)
     torch.save(backbone, cache / IMAGENET)
-    tensors, name = weights.imagenet_backbone()
+    tensors, name = pretrained.imagenet_backbone()
     assert name == IMAGENET and torch.equal(tensors["conv1.weight"], backbone["conv1.weight"])
     (cache / IMAGENET).write_bytes(b"PK")
-    refused(lambda path: weights.imagenet_backbone(), cache / IMAGENET, "is damaged", "supervised.source=pool")
+    refused(lambda path: pretrained.imagenet_backbone(), cache / IMAGENET, "is damaged", "supervised.source=pool")
 
 
 def offline(*_, **__):
@@ -198,7 +242,7 @@ def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatc
     """The cache is trusted by the next run."""
     monkeypatch.setattr(torch.hub, "urlopen", reply)
     with pytest.raises(UserError) as caught:
-        weights.imagenet_backbone()
+        pretrained.imagenet_backbone()
     for part in (ResNet50_Weights.DEFAULT.url, said, str(cache), "--set supervised.source=pool"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value) and list(cache.iterdir()) == []

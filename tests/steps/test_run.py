@@ -13,7 +13,7 @@ from hw1lib.errors import Diverged, UserError
 from hw1lib.measures import embedding
 from hw1lib.models import weights
 from hw1lib.settings import leaves
-from hw1lib.steps import run, store
+from hw1lib.steps import requirements, run, store
 from tests.conftest import everything_of
 from tests.settings import other
 from tests.test_files import held_to_permissions
@@ -35,9 +35,11 @@ def own_sam(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "find_sam", lambda: file if file.exists() else None)
 
 
-def make(root, out="unused", **settings):
-    profile = profiles.get("smoke", {k.replace("__", "."): v for k, v in settings.items()})
+def make(root, out="unused", fit=True, **settings):
+    settings = {k.replace("__", "."): v for k, v in settings.items()}
+    profile = profiles.get("smoke", settings)
     data = layout.find(root, profile.data, profile.only)
+    profile = requirements.fitted(profile, data, settings)[0] if fit else profile
     return run.Steps(profile, data, store.Store(out), CPU)
 
 
@@ -61,7 +63,7 @@ def test_every_step_has_a_key_of_its_own_and_the_same_again(course_data, tmp_pat
 
 def test_keys_are_those_of_the_results_that_there_are(course_data):
     """A literal, as those of the smoke profile: with another rule all stored results would be unfound."""
-    made = make(course_data)
+    made = make(course_data, fit=False)
     config = made.config("finetune-C")
     shared = {"seed": 0, "model_scale": 0.25, "tf32": False, "cudnn_benchmark": False}  # on a CPU
     assert config["settings"]["profile"] == shared | {"image_size": 32, "overhead": True, "zero_init_residual": True}
