@@ -87,8 +87,9 @@ def machine():
     device = torch.device("cpu")
     packages = " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
     return (
-        f"{device_name(device)} ({' '.join(cpus.instruction_sets())}), {torch.get_num_threads()} threads, {memory:.0f} GiB, "
-        f"{platform.platform()}, Python {platform.python_version()}, {packages}, {time.strftime('%Y-%m-%d')}"
+        f"{device_name(device)} ({' '.join(cpus.instruction_sets())}), {torch.get_num_threads()} threads, "
+        f"{memory:.0f} GiB, {platform.platform()}, Python {platform.python_version()}, {packages}, "
+        f"{time.strftime('%Y-%m-%d')}"
     )
 
 
