@@ -1,7 +1,7 @@
 """Several processes on one step: what they compute is what one would, up to rounding.
 
 Rounding differs between processors, and training makes it grow, in float32 from the seventh digit to the third within
-twenty steps. So these tests compare in float64, where nothing but a fault reaches the eighth digit.
+twenty steps. So these tests compare in float64, where nothing but a fault reaches the eighth digit of a loss.
 """
 
 import contextlib
@@ -155,14 +155,14 @@ def results(data, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_processes_take_the_steps_that_one_would(results, case):
-    """Twenty of them, and each epoch's validation."""
+    """Twenty of them, and each epoch's validation, whose effective rank takes the square root of rounding errors."""
     losses, history, alone = results[1][0][case]
     assert len(losses) == 20 and alone == 1
     for several in (results[n] for n in (2, 3) if case in results[n][0]):
         theirs, measured, together = several[0][case]
         assert together == len(several) and all(other[case][0] == theirs for other in several)
         assert theirs == pytest.approx(losses, rel=1e-8)
-        assert measured == pytest.approx(history, rel=1e-8)
+        assert measured == pytest.approx(history, rel=1e-6)
 
 
 @pytest.mark.slow
