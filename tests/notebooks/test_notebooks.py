@@ -32,6 +32,7 @@ def test_nbval_finds_the_outputs_of_the_smoke_copies(smoke_run, tmp_path, path):
     environment = os.environ | {"HW1_BUILD": str(tmp_path)}
     done = subprocess.run([*command, make.COPIES / path.name], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:]
+    assert "\nprocessor: " in done.stdout  # each run of the tests names its own
 
 
 @each
