@@ -1,7 +1,8 @@
 # make report [PROFILE=demo] [DATA=/path/to/hw1_data] [OUT=…] [SEEDS=1] [SET="name=value …"]
 #             [DEVICE=auto] [CLUSTER=local:3 | tcp://host:8786 | my-cluster.yaml]
 # make plan [WORKERS=8] and the same
-# make check    make test    make test-cluster    make lab    make bench    make notebooks    make publish    make clean
+# make check    make test    make test-processors    make test-cluster
+# make lab    make bench    make notebooks    make publish    make clean
 #
 # Every target sets up .venv first, if need be. Works from any folder and in one with spaces.
 
@@ -27,7 +28,7 @@ options := --profile "$(PROFILE)" --device "$(DEVICE)" \
 	$(if $(DATA),--data-root "$(DATA)") $(if $(OUT),--out "$(OUT)") \
 	$(if $(SEEDS),--seeds "$(SEEDS)") $(if $(SET),--set $(SET))
 
-.PHONY: report plan check test test-cluster lint lab bench notebooks publish setup setup-dev clean
+.PHONY: report plan check test test-processors test-cluster lint lab bench notebooks publish setup setup-dev clean
 
 report: setup
 	@$(python) -m hw1lib report $(if $(CLUSTER),--cluster "$(CLUSTER)") $(options)
@@ -41,6 +42,10 @@ check: setup-dev lint
 
 test: setup-dev lint
 	@cd "$(here)" && .venv/bin/python -m pytest
+
+# The tests on this processor and on each that it can emulate, with one, two and four threads: hours.
+test-processors: setup-dev
+	@cd "$(here)" && .venv/bin/python -m tests.processors
 
 # A smoke report on Slurm, which is started on this machine: as root, with Debian's slurm-wlm and munge.
 test-cluster: setup-dev

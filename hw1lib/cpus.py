@@ -1,8 +1,22 @@
-"""How many CPUs this process may use: the one place that decides on threads and worker processes."""
+"""The CPUs that this process may use: how many, for threads and worker processes, and which of their instructions."""
 
 import math
 import os
 from pathlib import Path
+
+ONEDNN = {  # oneDNN's instruction sets for x86-64, each with the CPU flag that it needs beyond the one before
+    "SSE41": "sse4_1",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "AVX2_VNNI": "avx_vnni",
+    "AVX2_VNNI_2": "avx_ne_convert",
+    "AVX512_CORE": "avx512_bw",
+    "AVX512_CORE_VNNI": "avx512_vnni",
+    "AVX512_CORE_BF16": "avx512_bf16",
+    "AVX512_CORE_FP16": "avx512_fp16",
+    "AVX512_CORE_AMX": "amx_bf16",
+    "AVX512_CORE_AMX_FP16": "amx_fp16",
+}
 
 
 def available(threads=True, system=Path("/")):
@@ -25,6 +39,29 @@ def available(threads=True, system=Path("/")):
 def share(of, **given):
     """Return the CPUs of each of `of` processes or threads that share those available, at least 1."""
     return max(1, available(**given) // of)
+
+
+def instruction_sets():
+    """The instruction sets in use by ATen, such as "AVX2", and by oneDNN, one of ONEDNN.
+
+    These are the CPU's best, unless ATEN_CPU_CAPABILITY or ONEDNN_MAX_CPU_ISA limits them, which emulates another CPU.
+
+    Returns:
+        (ATen's, oneDNN's); oneDNN's is "" on other CPUs than x86-64.
+    """
+    import torch
+
+    flags, names = torch.cpu.get_capabilities(), list(ONEDNN)
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    allowed = names[: names.index(limit) + 1] if limit in names else names  # oneDNN ignores names it does not know
+    usable = [name for name in allowed if flags.get(ONEDNN[name])]
+    return torch.backends.cpu.get_cpu_capability(), usable[-1] if usable else ""
+
+
+def fast_bfloat16():
+    """Whether the instruction sets in use can multiply bfloat16 numbers: AVX512-BF16 or AMX."""
+    (aten, onednn), names = instruction_sets(), list(ONEDNN)
+    return aten == "AVX512" and onednn in names[names.index("AVX512_CORE_BF16") :]
 
 
 def _quotas(system):

@@ -284,14 +284,15 @@ def build(book):
 def _provenance(book, done, seconds):
     """Where and how this report came about: what run.json holds."""
     root = book.root.relative_to(paths.ROOT) if book.root.is_relative_to(paths.ROOT) else book.root
+    precisions = {label: result.run["precision"] for label, result in done.items()}  # the same for all seeds
     return {
         "profile": book.profile.name,
         "data_root": str(root),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds_total": round(seconds, 1),
         "seconds": {name: result.run["seconds"] for name, result in done.items()},
-        "precision": {name: result.run["precision"] for name, result in done.items() if result.run.get("precision")},
         "resumed": [name for name, result in done.items() if result.run.get("resumed")],
+        "precision": {label.partition(",")[0]: precision for label, precision in precisions.items() if precision},
         **provenance.process(book.device),
         "device_name": provenance.device_name(book.device),
         "host": platform.platform(),

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
-from hw1lib import paths
+from hw1lib import cpus, paths
 
 PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "matplotlib", "papermill", "distributed")
 
@@ -33,6 +33,7 @@ def process(device):
     import torch  # here, as workers that only start steps do without it
 
     about = {"device": str(device), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    about["instruction_sets"] = dict(zip(("aten", "onednn"), cpus.instruction_sets()))
     return about | {"packages": versions()}
 
 

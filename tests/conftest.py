@@ -1,20 +1,26 @@
-"""Shared by all tests: one torch thread, a small data folder in the course's layout, the command line, a smoke run."""
+"""Shared by all tests: a small data folder in the course's layout, the command line, a smoke run.
+
+Tests compute with one thread, or HW1_TEST_THREADS, here and in what they start.
+"""
 
 import os
 import subprocess
 import sys
 
 os.environ.setdefault("MPLBACKEND", "agg")
-os.environ["OMP_NUM_THREADS"] = "1"  # here and in what tests start: two at once, with tiny arrays
+os.environ["OMP_NUM_THREADS"] = os.environ.get("HW1_TEST_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin would slow down those of other processes
 
 import filelock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from hw1lib import cli, paths
+from hw1lib import cli, cpus, paths, provenance
 from hw1lib.data import landcover
+from hw1lib.loops import device
 
 FIRST = ("test_kill", "test_parallel", "test_cluster", "test_notebooks", "test_benchmarks")  # the longest files
 
@@ -25,6 +31,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "smoke_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says on which processor the tests ran: at the end, as -q leaves out a header."""
+    cpu, (aten, onednn) = torch.device("cpu"), cpus.instruction_sets()
+    used = f"ATen {aten}, oneDNN {onednn or 'unknown'}, {torch.get_num_threads()} threads"
+    precision = str(device.dtype("auto", cpu) or torch.float32).removeprefix("torch.")
+    terminalreporter.write_line(f"processor: {provenance.device_name(cpu)}: {used}, auto precision {precision}")
 
 
 SIDE = 32  # of every image of the small course folder

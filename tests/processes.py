@@ -1,13 +1,16 @@
-"""Functions in several processes that are joined as torchrun joins them."""
+"""Functions in several processes that are joined as torchrun joins them, and arithmetic that hardly rounds."""
 
+import contextlib
 import os
 import pickle
 import socket
+from unittest import mock
 
 import torch
 from torch import multiprocessing
 
 from hw1lib import parallel
+from hw1lib.loops import augment
 
 
 def run(processes, function, *arguments, folder):
@@ -35,3 +38,16 @@ def _work(rank, processes, port, function, arguments, folder):
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as under torchrun
     with parallel.group():
         (folder / f"found_{rank}").write_bytes(pickle.dumps(function(*arguments)))
+
+
+@contextlib.contextmanager
+def float64():
+    """Computes in float64 instead of float32, in which another order of a sum changes the sixteenth digit."""
+    torch.set_default_dtype(torch.float64)
+    augment._constants.cache_clear()
+    try:
+        with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        augment._constants.cache_clear()

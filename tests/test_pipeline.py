@@ -11,7 +11,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from hw1lib import comparison, files, kept, paths, pipeline, profiles
+from hw1lib import comparison, cpus, files, kept, paths, pipeline, profiles
 from hw1lib.chapters import render, words
 from hw1lib.chapters import segmentation as two
 from hw1lib.data import groups, images
@@ -91,6 +91,19 @@ def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smo
         assert table.loc[row, "miou"] == pytest.approx(table.loc[row, list(two.SCORED)].mean(), abs=1e-6)
     assert table.loc["fcn32s", "parameters"] == 184_671_054  # the real model's, at any size
     assert table.loc["lraspp+vote", "epoch"] == profiles.get("smoke").lraspp.epochs
+
+
+def test_the_report_says_what_its_numbers_depend_on(smoke_run, book):
+    """The instruction sets in use and the precision of each training, as in the steps' own run.json."""
+    run, text = files.read_json(smoke_run / "run.json"), (smoke_run / "report.md").read_text()
+    aten, onednn = cpus.instruction_sets()
+    assert run["instruction_sets"] == {"aten": aten, "onednn": onednn}
+    assert f"| instruction sets | ATen {aten}, oneDNN {onednn or '–'} |" in text
+    precisions = {name: book.result(name).run["precision"] for name in book.steps.all}
+    assert run["precision"] == {name: precision for name, precision in precisions.items() if precision}
+    assert {"pretrain", "finetune-C", "segment-lraspp"} <= run["precision"].keys()
+    for name, precision in run["precision"].items():
+        assert re.search(rf"\n\| precision \|.*{precision}: [^;]*\b{name}\b", text)
 
 
 def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):

@@ -377,15 +377,22 @@ def test_masks_are_the_steps_own_predictions_and_so_are_their_scores(report, sho
 
 @pytest.mark.parametrize("setting", comparison.SETTINGS)
 def test_labels_are_the_settings_own_predictions_and_so_is_their_accuracy(report, tmp_path, setting):
-    """Frozen settings, too, whose head was trained on stored features; of these a tie may turn."""
+    """But for images whose two best classes are nearly equal: rounding depends on how many images make a batch."""
     val, table, out = report.data.problem1.val, tmp_path / "val.csv", tmp_path / "out.csv"
     write_labelled(table, [(name, val.numbers[label]) for name, label in zip(val.files, val.labels)])
     assert predict.classification(report, table, val.folder, out, setting) == (len(val), [])
-    result, few = report.result(f"finetune-{setting}"), 0.02 if setting in "DE" else 0
-    wanted = np.array(val.numbers)[result.array("predictions")[-1]]
-    assert (pd.read_csv(out)["label"] != wanted).mean() <= few
+    result, profile = report.result(f"finetune-{setting}"), report.profile
+    turned = pd.read_csv(out)["label"].to_numpy() != np.array(val.numbers)[result.array("predictions")[-1]]
+    head = classifier.Head(len(val.classes), hidden=profile.finetune.hidden)
+    model = classifier.Classifier(classifier.backbone(profile.model_scale), head).eval()
+    model.load_state_dict(result.weights())
+    with torch.no_grad():
+        scores = model(augment.normalise(torch.from_numpy(image_files.load(val, profile.data.image_size))))
+    best = scores.topk(2).values  # (N, 2)
+    near = (best[:, 0] - best[:, 1]).numpy() < 0.03 * float(scores.abs().max())  # √53 roundings to 2⁻⁹, for each
+    assert not (turned & ~near).any() and not near.all()
     accuracy = predict.score_classification(out, table)[0]["accuracy"]
-    assert accuracy == pytest.approx(result.metrics["accuracy_last"], abs=few)
+    assert accuracy == pytest.approx(result.metrics["accuracy_last"], abs=turned.mean() + 1e-9)
 
 
 # --- scores of masks

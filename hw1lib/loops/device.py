@@ -5,6 +5,7 @@ import re
 
 import torch
 
+from hw1lib import cpus
 from hw1lib.errors import UserError, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
@@ -39,14 +40,14 @@ def choose(name="auto"):
 def dtype(precision, device):
     """The type that autocast uses, or None for plain float32.
 
-    `auto` takes bfloat16 where the device has instructions for it: CPUs with AMX or AVX512-BF16 (others would be
-    slower than in float32), GPUs from Ampere on. Older ones (T4, V100, RTX 20xx) only emulate it: float16 there.
+    `auto` takes bfloat16 where the device has instructions for it: CPUs with AMX or AVX512-BF16, unless environment
+    variables switch these off (`cpus.instruction_sets`), and GPUs from Ampere on. Other x86-64 CPUs would be slower in
+    it than in float32, Arm is not measured: both stay in float32. Older GPUs (T4, V100, RTX 20xx) take float16.
     """
     if precision != "auto":
         return None if precision == "float32" else getattr(torch, precision)
     if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else None
+        return torch.bfloat16 if cpus.fast_bfloat16() else None
     supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
     return torch.bfloat16 if supported is None or supported(including_emulation=False) else torch.float16
 

@@ -14,7 +14,7 @@ import pandas as pd
 import psutil
 import torch
 
-from hw1lib import files, parallel, paths
+from hw1lib import cpus, files, parallel, paths
 from hw1lib.chapters import words
 from hw1lib.loops import training
 from hw1lib.provenance import device_name
@@ -83,13 +83,13 @@ def keep(name, title, rows):
 
 def machine():
     """The machine as a line of text."""
-    has = ", ".join(name for name, there in torch.cpu.get_capabilities().items() if there is True and "bf16" in name)
     memory = psutil.virtual_memory().total / 2**30
     device = torch.device("cpu")
     packages = " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
     return (
-        f"{device_name(device)} ({has or 'no bfloat16'}), {torch.get_num_threads()} threads, {memory:.0f} GiB, "
-        f"{platform.platform()}, Python {platform.python_version()}, {packages}, {time.strftime('%Y-%m-%d')}"
+        f"{device_name(device)} ({' '.join(cpus.instruction_sets())}), {torch.get_num_threads()} threads, "
+        f"{memory:.0f} GiB, {platform.platform()}, Python {platform.python_version()}, {packages}, "
+        f"{time.strftime('%Y-%m-%d')}"
     )
 
 

@@ -1,5 +1,10 @@
 """Devices and precisions: which are chosen, and that a training step waits for none of them."""
 
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hw1lib import profiles
+from hw1lib import cpus, paths, profiles
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, device, losses, pretrain, segment, training
 from hw1lib.loops.batches import ArrayBatches
@@ -20,19 +25,68 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 # --- which
 
 
+AVX2 = ("sse4_1", "avx", "avx2")
+AVX512 = (*AVX2, "avx512_bw", "avx512_vnni")
+BFLOAT16 = (*AVX512, "avx512_bf16")
+AMX = (*BFLOAT16, "avx512_fp16", "amx_bf16")
+ARM = ("neon", "sve", "bf16")
+
+
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16),
-     ({"avx2": True, "avx512_bf16": False}, None), ({}, None)],
-)  # fmt: skip
-def test_auto_takes_bfloat16_on_cpus_that_are_fast_at_it(monkeypatch, capabilities, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    ("flags", "limits", "used", "bfloat16"),
+    [
+        (AMX, {}, "AVX512 AVX512_CORE_AMX", True),
+        (AMX, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX512 AVX512_CORE_BF16", True),
+        (AMX, {"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"}, "AVX512 AVX512_CORE_VNNI", False),
+        (AMX, {"ONEDNN_MAX_CPU_ISA": "", "DNNL_MAX_CPU_ISA": "AVX2"}, "AVX512 AVX2", False),
+        (AMX, {"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "AVX2"}, "AVX512 AVX512_CORE_AMX", True),
+        (AMX, {"ONEDNN_MAX_CPU_ISA": "AVX9"}, "AVX512 AVX512_CORE_AMX", True),  # ignored, as oneDNN does
+        (AMX, {"ATEN_CPU_CAPABILITY": "avx2"}, "AVX2 AVX512_CORE_AMX", False),
+        (AMX, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}, "DEFAULT SSE41", False),
+        (BFLOAT16, {}, "AVX512 AVX512_CORE_BF16", True),
+        (BFLOAT16, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, "AVX512 AVX512_CORE_BF16", True),
+        (AVX512, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX512 AVX512_CORE_VNNI", False),
+        (AVX2, {}, "AVX2 AVX2", False),
+        (AVX2, {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX512 AVX2", False),
+        (ARM, {}, "DEFAULT ", False),
+        (ARM, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "DEFAULT ", False),
+    ],
+)
+def test_auto_takes_bfloat16_on_cpus_that_may_use_their_instructions_for_it(monkeypatch, flags, limits, used, bfloat16):
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in limits.items():
+        monkeypatch.setenv(name, value)
+    own = "AVX512" if "avx512_bw" in flags else "AVX2" if "avx2" in flags else "DEFAULT"
+    aten = limits.get("ATEN_CPU_CAPABILITY", own).upper()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True) | {"avx10_1": False})
+    assert cpus.instruction_sets() == tuple(used.split(" "))
+    expected = torch.bfloat16 if bfloat16 else None
     assert device.dtype("auto", CPU) is expected
     for precision, dtype in (("auto", expected or torch.float32), ("float32", torch.float32)):
         with device.autocast(precision, CPU):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is dtype
             with device.exact(CPU):
                 assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpus.instruction_sets()[1], reason="oneDNN's instruction sets are known on x86-64 alone")
+@pytest.mark.parametrize("limits", [("default", "ONEDNN_MAX_CPU_ISA", "sse41"), ("avx2", "DNNL_MAX_CPU_ISA", "AVX")])
+def test_the_instruction_sets_are_those_that_torch_and_onednn_report(limits):
+    """oneDNN reports its own when it first computes: "isa:Intel SSE4.1"."""
+    code = """if True:
+        import torch
+        from hw1lib import cpus
+        torch.nn.functional.conv2d(torch.ones(4, 16, 64, 64), torch.ones(16, 16, 3, 3))
+        print("used:", *cpus.instruction_sets())
+    """
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_MAX_CPU_ISA")}
+    environment = clean | {"ATEN_CPU_CAPABILITY": limits[0], limits[1]: limits[2], "ONEDNN_VERBOSE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=paths.ROOT, capture_output=True, text=True)
+    (onednn,) = re.findall(r"isa:Intel (.+)", done.stdout)
+    assert done.stdout.splitlines()[-1] == f"used: {limits[0].upper()} {onednn.replace('.', '')}"
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float16)])

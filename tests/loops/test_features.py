@@ -38,7 +38,8 @@ def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(backbon
     assert found.shape == (7, classifier.FEATURES) and found.dtype == torch.float32 and not found.requires_grad
     with torch.no_grad():
         expected = classifier.features(backbone.eval(), augment.normalise(pixels()))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    # float32 rounds features to about 1e-6 of the largest one, bfloat16 to 1e-2.
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 def test_calibration_is_the_mean_over_mixed_batches_of_one_size():

@@ -19,6 +19,7 @@ from hw1lib.models import segmenters
 from hw1lib.models.average import Averaged
 from hw1lib.settings import Segment
 from hw1lib.steps import store
+from tests import processes
 from tests.conftest import write_tile
 
 CPU = torch.device("cpu")
@@ -67,6 +68,7 @@ class Local(nn.Module):
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("enlarge", [1, 2])
 @pytest.mark.parametrize("seen", [range(UNKNOWN), [0, 2, 5]])
+@processes.float64()  # no two scores are nearer than rounding
 def test_predictions_are_the_class_of_the_highest_score_among_those_seen(enlarge, tta, seen):
     """Unknown is no answer; and the size of batches plays no part."""
     network, shape = Local(), (5, 32, 64)

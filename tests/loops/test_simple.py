@@ -23,7 +23,7 @@ def test_measures_are_those_of_each_image_alone():
     found = simple.measures(torch.from_numpy(textures(300, 0)[0]))
     assert found.shape == (300, 34) and found.dtype == np.float32 and np.isfinite(found).all()
     single = simple.measures(torch.from_numpy(textures(300, 0)[0][257:258]))
-    np.testing.assert_allclose(found[257:258], single, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[257:258], single, rtol=1e-4, atol=1e-5)
     assert found[:, -10:].sum(axis=1) == pytest.approx(np.ones(300))  # shares of the patterns
 
 

@@ -14,6 +14,7 @@ from hw1lib import profiles
 from hw1lib.loops import augment
 from hw1lib.models import byol, classifier
 from hw1lib.settings import Pretrain
+from tests import processes
 
 SIDE = 16
 FORWARDS = [lambda learner, batch: learner(batch), byol.loss]  # the package's, and ours
@@ -133,6 +134,7 @@ def step(momentum, forward):
 
 
 @pytest.mark.parametrize("momentum", [True, False])
+@processes.float64()
 def test_one_pass_is_the_packages_loss_and_so_is_every_gradient(momentum):
     """Same weights, same draws. A parameter's error is held against its largest gradient.
 
@@ -140,11 +142,11 @@ def test_one_pass_is_the_packages_loss_and_so_is_every_gradient(momentum):
     """
     reference, expected, passes_of_package = step(momentum, FORWARDS[0])
     value, found, passes = step(momentum, byol.loss)
-    torch.testing.assert_close(value, reference, atol=1e-5, rtol=0)
+    torch.testing.assert_close(value, reference, atol=1e-10, rtol=0)
     assert found.keys() == expected.keys() and len(found) > 60
     for name, gradient in expected.items():
         scale = max(gradient.abs().max().item(), 1e-2)
-        assert (found[name] - gradient).abs().max() <= 1e-4 * scale, name
+        assert (found[name] - gradient).abs().max() <= 1e-8 * scale, name
     assert max(g.abs().max() for g in expected.values()) > 0.1  # there is something to compare
     # The only difference: without momentum the package sends the views through twice.
     assert (passes, passes_of_package) == (1, 1 if momentum else 2)
