@@ -87,7 +87,7 @@ SAME = {  # files that hold the same as an 8-bit RGB image: how they are written
     "bands one by one": (tiff(PIXELS.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"), PIXELS),
     "one frame": (pil(GRAY, "a.gif"), GRAY), "overview": (("a.tif", with_overview), PIXELS),
     "damaged EXIF": (pil(PIXELS, "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0"), PIXELS),
-    **{f"turned {n} {kind}": (exif(n, kind), None) for kind in ("png", "jpg", "tif", "webp") for n in (1, 3, 6, 7)},
+    **{f"turned {n} {kind}": (exif(n, kind), None) for kind in ("png", "jpg", "tif", "webp") for n in (1, 3, 5, 8)},
 }  # fmt: skip
 REFUSED = {  # files that do not: how they are written, and what is said
     "32 bits": (pil(GRAY.astype(np.int32) * 40, "a.tif"), "32-bit integers .mode I.*save it"),
