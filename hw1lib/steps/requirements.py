@@ -91,8 +91,6 @@ def _problems(planned, writes):
         return
     steps = planned[0][0]
     profile, data, names = steps.profile, steps.data, {name for _, name in planned}
-    if "pretrain" in names and len(data.problem1.pool) < 2:
-        yield f"{data.problem1.pool.folder} needs at least two images for pre-training."
     if "pretrain-supervised" in names:
         yield from _supervised(profile, data.problem1)
     for name in segmenters.SEGMENTERS:

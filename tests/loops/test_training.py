@@ -4,7 +4,6 @@ import contextlib
 import copy
 import itertools
 import math
-import os
 import random
 import signal
 from types import SimpleNamespace
@@ -355,7 +354,7 @@ def test_an_interrupt_waits_until_the_step_has_ended():
     optimizer, handler = training.make_optimizer(module, settings(optimizer="adamw")), signal.getsignal(signal.SIGINT)
     before = [weight.detach().clone() for weight in module.parameters()]
     for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
-        register(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        register(lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), training.whole_step(optimizer):
         optimizer.step()
     assert all(w.shape == old.shape and not torch.equal(w, old) for w, old in zip(module.parameters(), before))

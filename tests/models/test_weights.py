@@ -248,18 +248,18 @@ def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatc
     assert "\n" not in str(caught.value) and list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("load", [weights.load_backbone, weights.load_sam])
+@pytest.mark.parametrize("load", [pretrained.load_backbone, weights.load_sam])
 @pytest.mark.parametrize(
     "error", [MemoryError(), ImportError("torch"), NameError("bug"), torch.AcceleratorError("CUDA")], ids=repr
 )
 def test_what_is_no_fault_of_a_file_does_not_ask_to_delete_it(tmp_path, monkeypatch, load, error):
-    (tmp_path / "sam_vit_b_01ec64.pth").touch()
+    (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"PK")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
     with pytest.raises(type(error)):
         load(tmp_path / "sam_vit_b_01ec64.pth")
 
 
-@pytest.mark.parametrize("load", [weights.load_backbone, weights.load_sam])
+@pytest.mark.parametrize("load", [pretrained.load_backbone, weights.load_sam])
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, load):
     path = tmp_path / "sam_vit_b_01ec64.pth"
     path.touch(0o000)

@@ -55,12 +55,6 @@ def unlabelled(root):
     (root / "p1_data" / "mini" / "train.csv").unlink()
 
 
-def one_image(root):
-    for path in sorted((root / "p1_data" / "mini" / "train").iterdir())[1:]:
-        path.unlink()
-    unlabelled(root)
-
-
 def backbone(content):
     """A function that puts a file in the place of the course's supervised backbone."""
 
@@ -93,7 +87,6 @@ NEEDS = {  # what is done to the data, settings, and words of the refusal
     "page": (backbone(b"<!DOCTYPE html>"), WHOLE, ["pretrain_model_SL.pt", "web page"]),
     "resnet18": (backbone(lambda: resnet18().state_dict()), WHOLE, ["holds 122 tensors", "layer1.0.conv1.weight"]),
     "pickled": (backbone(resnet18), WHOLE, ["would run code", "state_dict()"]),
-    "one image": (one_image, {}, ["mini/train needs at least two images"]),
     "pretrained": (no_harm, {"model_scale": 1, "lraspp.pretrained": True}, ["LR-ASPP", "lraspp.pretrained=false"]),
     "vgg": (no_harm, {"model_scale": 1, "fcn32s.pretrained": True}, ["vgg16-", "fcn32s.pretrained=false"]),
     "stages": (no_harm, {"segmentation.stage_images": "0001,0077"}, ["segmentation.stage_images", "'0077'", "0003"]),
@@ -115,7 +108,7 @@ def test_what_a_later_step_needs_is_asked_for_at_once(course_data, tmp_path, cas
     harm(course_data)
     text = refusal(course_data, tmp_path / "out", FIT | settings)
     assert [word for word in words if word not in text] == [] and "\n" not in text
-    assert "things must be fixed" not in text or case in ("parts", "processes", "one image")
+    assert "things must be fixed" not in text or case in ("parts", "processes")
 
 
 def test_all_problems_come_at_once_and_only_those_of_the_steps_to_run(course_data, tmp_path, capsys):
