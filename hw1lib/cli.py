@@ -6,6 +6,7 @@ import re
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ def main(argv=None):
         0: done. 1: an error that the user can fix, printed as one paragraph. 2: wrong usage.
     """
     _open_streams()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by name
     code, text = 0, ""
     try:
         arguments = _parser().parse_args(_split_settings(sys.argv[1:] if argv is None else argv))

@@ -71,6 +71,8 @@ def run(book, where):
 
 
 def _distributed():
+    """Import Dask; the handler that dask-jobqueue sets for SIGINT at its import, which exits without a word, goes."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         import cryptography  # noqa: F401
         import dask_jobqueue  # noqa: F401
@@ -81,6 +83,9 @@ def _distributed():
             "Workers need Dask: .venv/bin/python -m pip install -r requirements-cluster.txt, then run the same command "
             "again. Without --cluster all steps run here, one after the other."
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
     return distributed
 
 

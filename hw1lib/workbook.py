@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,7 @@ class Workbook:
     """
 
     def __init__(self, profile="demo", data_root="", out="", settings=None):
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by name
         self.profile = profiles.get(profile, settings)
         if self.profile.needs_data and not data_root:
             raise UserError(

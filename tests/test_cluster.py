@@ -148,6 +148,14 @@ def test_a_cluster_that_is_none_is_one_paragraph(capsys, monkeypatch, course_dat
     assert said in refused(capsys, *words)
 
 
+@pytest.mark.slow
+def test_ctrl_c_still_interrupts_once_dask_is_imported():
+    """dask-jobqueue installs a handler of its own, which ends the process without a word."""
+    code = "import signal; from hw1lib import cluster; cluster._distributed(); signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.stderr.strip().endswith("KeyboardInterrupt")
+
+
 def test_without_dask_it_says_what_to_install(capsys, monkeypatch, course_data, tmp_path):
     monkeypatch.setitem(sys.modules, "distributed", None)
     words = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", "local:2")

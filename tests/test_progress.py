@@ -128,7 +128,7 @@ def test_the_terminal_shows_what_steps_of_a_notebook_report_and_nothing_else_tha
     cells = [f"import sys\n{NOISE.partition('os.write')[0]}", reports, "print('everything  0001  slic  3 masks')"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(notebook, tmp_path / "source.ipynb")
-    pipeline._papermill(tmp_path / "source.ipynb", tmp_path / "executed.ipynb", {})
+    pipeline._papermill("source", tmp_path / "source.ipynb", tmp_path / "executed.ipynb", {})
     said = capfd.readouterr()
     assert (said.out + said.err).splitlines() == ["  pretrain  epoch 2/9  loss 0.123  rank 7", "  pretrain: waits"]
     printed = [cell.outputs[0].text for cell in nbformat.read(tmp_path / "executed.ipynb", 4).cells if cell.outputs]

@@ -11,7 +11,7 @@ from pathlib import Path
 from hw1lib import files
 from hw1lib.errors import UserError
 
-CACHE = "hashes.json"  # in the folder of decoded images: {path: [[size, dates, inode], SHA-256]}
+CACHE = "hashes.txt"  # in the folder of decoded images: a checksum, then {path: [[size, dates, inode], SHA-256]}
 PARTS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
 RACY = 2.0  # seconds: a file changed so recently may change again without a new date
 

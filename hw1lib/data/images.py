@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import re
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -24,7 +23,6 @@ TURNS = {  # EXIF orientation -> what puts the image upright
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by name
 
 
 class Unreadable(UserError):

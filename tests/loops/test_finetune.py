@@ -20,7 +20,7 @@ from tests import processes
 CPU = torch.device("cpu")
 SETTINGS = {"finetune.epochs": 2, "finetune.batch_size": 6, "finetune.precision": "float32", "finetune.hidden": 16}
 SETTINGS |= {"model_scale": 0.125}
-STILL = {"finetune__lr": 0.0, "finetune__epochs": 1, "finetune__weight_decay": 0.0}
+STILL = {"finetune__lr": 1e-30, "finetune__epochs": 1, "finetune__weight_decay": 0.0}
 
 
 @pytest.fixture

@@ -351,14 +351,15 @@ def test_an_interrupt_waits_until_the_step_has_ended():
     """Ctrl-C, or JupyterLab's stop button: also between two groups of parameters, and twice."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(1))
     module(torch.randn(2, 3, 8, 8)).square().mean().backward()
-    optimizer, handler = training.make_optimizer(module, settings(optimizer="adamw")), signal.getsignal(signal.SIGINT)
+    optimizer, handler = training.make_optimizer(module, settings(optimizer="adamw")), signal.default_int_handler
+    usual = signal.signal(signal.SIGINT, handler)
     before = [weight.detach().clone() for weight in module.parameters()]
     for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
         register(lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), training.whole_step(optimizer):
         optimizer.step()
     assert all(w.shape == old.shape and not torch.equal(w, old) for w, old in zip(module.parameters(), before))
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.signal(signal.SIGINT, usual) is handler
 
 
 @processes.float64()

@@ -100,13 +100,17 @@ def drawn(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", FORMATS)
 def test_output_and_gradients_of_any_convolution_are_torchs(layout, library, always):
-    """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12, and no image at all."""
+    """Kernels 1 to 5, strides, paddings and dilations beyond the map, groups, maps 1 to 12, and no image at all.
+
+    Without oneDNN, whose own convolutions crash on some of these maps, on other ones with each processor.
+    """
     compared = 0
     for seed in range(60):
         kernel, options, sizes = drawn(seed)
         ours, plain = pair(kernel, seed, layout=layout, **options)
         for size in sizes:
-            compared += assert_alike(ours, plain, image(*size, layout, count=seed % 10 and 2), 1e-4)
+            with torch.backends.mkldnn.flags(enabled=False):
+                compared += assert_alike(ours, plain, image(*size, layout, count=seed % 10 and 2), 1e-4)
     assert compared - len(library) > 30 and len(library) > 30  # both ways were tried
 
 

@@ -116,6 +116,7 @@ def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
     for name, value in leaves(profiles.get("smoke")):
         if name != "only":  # it says which steps there are
             value = 3 if name.endswith("_limit") else other(name, value)
+            value = "float16" if name.endswith(".precision") else value  # no processor takes it by itself
             after = keys(make(course_data, **{name.replace(".", "__"): value}), before)
             expected = READ_BY[name] if name in READ_BY else READ_BY[name.partition(".")[0]]
             assert changed(before, after) == expected, name
