@@ -248,7 +248,7 @@ ENDS = ("2>&-", "2>/dev/full", ">&-", ">/dev/full", "<&- >&- 2>&-", "| head -0; 
 @pytest.mark.parametrize("command", ["compare nothing nowhere", "weights check"])
 def test_closed_or_full_streams_are_no_traceback(command, ends):
     """And the error goes where it can be read."""
-    words = ["bash", "-c", f"{sys.executable} -m hw1lib {command} {ends}"]
+    words = ["bash", "-c", f"{shlex.quote(sys.executable)} -m hw1lib {command} {ends}"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=paths.ROOT)
     works = command == "weights check" and ends != ">/dev/full"
     assert done.returncode == (0 if works else 1), done

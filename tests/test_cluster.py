@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -220,7 +221,7 @@ def test_gpus_of_workers_are_not_left_unused_where_this_process_has_none(tmp_pat
             cluster.check(workers, book_in(tmp_path), mine)
 
 
-REPORTS = f"{sys.executable} -c 'from hw1lib import progress; progress.error(\"The disk is full.\")'"
+REPORTS = f"{shlex.quote(sys.executable)} -c 'from hw1lib import progress; progress.error(\"The disk is full.\")'"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Clusters of our own are closed to everybody without their certificate; a scheduler of the user's own may be, too."""
 
 import os
+import shlex
 import socket
 import ssl
 import stat
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import torch
 from dask_jobqueue import local
+from tornado.process import Subprocess
 
 from hw1lib import workers
 from hw1lib.errors import UserError
@@ -50,6 +52,13 @@ def takes_no_stranger(address):
         return True
 
 
+class Shell(Subprocess):
+    """Dask-jobqueue's own cluster for tests splits a job's command at each space, also at quoted ones."""
+
+    def __init__(self, words, **streams):
+        super().__init__(shlex.split(" ".join(words)), **streams)
+
+
 CLUSTERS = {
     "local:1": None,
     "plain": "worker_extra_args: [--resources, GPU=1]",
@@ -63,6 +72,7 @@ CLUSTERS = {
 def test_a_cluster_of_our_own_takes_work_only_with_its_certificate(name, tmp_path, capsys, monkeypatch):
     """As local workers and as jobs, whatever a file says; dashboards listen on this machine alone."""
     monkeypatch.setattr(dask_jobqueue, "LocalCluster", local.LocalCluster, raising=False)  # jobs without a queue
+    monkeypatch.setattr(local, "Subprocess", Shell)
     monkeypatch.setattr(workers, "CONNECT_TIMEOUT", "3s")
     before, where = listening(), name
     book = SimpleNamespace(out=tmp_path / "out", device=torch.device("cpu"))
