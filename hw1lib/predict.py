@@ -157,9 +157,7 @@ def _masks_to_write(folder):
 
     Masks beside their image are left out without a word.
     """
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.")
-    names = listing.images(listing.visible(folder))
+    names = _images_in(folder)
     masks, _ = listing.numbered(names, listing.MASK)
     stems = {name: Path(name).stem for name in names if not name.lower().endswith(listing.MASK)}
     tiles = _tile_numbers(names)
@@ -176,6 +174,13 @@ def _masks_to_write(folder):
         (folder / mask, "a mask without its image") for n, mask in masks.items() if n + listing.MASK not in taken
     ]
     return {folder / name: target for target, name in taken.items()}, problems
+
+
+def _images_in(folder):
+    """Names of what is called like an image in a folder, which must be there."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    return listing.images(listing.visible(folder))
 
 
 def _tile_numbers(names):
@@ -273,9 +278,7 @@ def _masks_in(folder):
 
     Tiles beside their masks are left out without a word.
     """
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.")
-    names = listing.images(listing.visible(folder))
+    names = _images_in(folder)
     masks, twice = listing.numbered(names, listing.MASK)
     if not masks:
         but = f", but {names[0]}; rename what is to be scored" if names else ""

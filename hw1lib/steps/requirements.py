@@ -57,9 +57,11 @@ def refuse(planned, also=(), writes=True):
         writes: whether results will be written, so that the build folder must take them.
     """
     planned = list(planned)
-    if any(_problems(planned, writes)):  # only now, as a step's state is known once its data is hashed
+    problems = list(_problems(planned, writes))
+    if problems:  # only now, as a step's state is known once its data is hashed
         planned = [(steps, n) for steps, n in planned if not (steps.store.results(n) and steps.status(n) == "done")]
-    if problems := list(dict.fromkeys([*also, *_problems(planned, writes)])):
+        problems = list(_problems(planned, writes))
+    if problems := list(dict.fromkeys([*also, *problems])):
         numbered = [f"({number}) {text}" for number, text in enumerate(problems, 1)]
         several = f"{len(problems)} things must be fixed before this can run. {' '.join(numbered)}"
         raise UserError(several if len(problems) > 1 else problems[0])
