@@ -45,15 +45,16 @@ test: setup-dev lint
 
 # The tests on this processor and on each that it can emulate, with one, two and four threads: hours.
 test-processors: setup-dev
-	@cd "$(here)" && .venv/bin/python -m tests.processors
+	@cd "$(here)" && .venv/bin/python -m tools.processors
 
 # A smoke report on Slurm, which is started on this machine: as root, with Debian's slurm-wlm and munge.
 test-cluster: setup-dev
-	@cd "$(here)" && .venv/bin/python -m tests.cluster.slurm
+	@cd "$(here)" && .venv/bin/python -m tools.slurm
 
 lint: setup-dev
-	@cd "$(here)" && .venv/bin/ruff check --quiet hw1lib tests notebooks
-	@cd "$(here)" && .venv/bin/ruff format --check --quiet hw1lib tests notebooks
+	@cd "$(here)" && .venv/bin/ruff check --quiet hw1lib tests benchmarks tools notebooks
+	@cd "$(here)" && .venv/bin/ruff format --check --quiet hw1lib tests benchmarks tools
+	@cd "$(here)" && .venv/bin/ruff format --check --quiet --line-length 100 notebooks
 
 lab: setup
 	@cd "$(here)" && .venv/bin/jupyter lab --ServerApp.ip=localhost --notebook-dir=notebooks \
@@ -62,7 +63,7 @@ lab: setup
 # Prints the benchmark tables, in about an hour, and writes them to report/build/bench. Nothing else should run meanwhile.
 bench: setup-dev
 	@cd "$(here)" && for part in networks pretraining segmentation frozen decoding growth augmentation; do \
-		.venv/bin/python -m tests.benchmarks.$$part || exit 1; done
+		.venv/bin/python -m benchmarks.$$part || exit 1; done
 
 # Runs the committed notebooks on the published demo (make publish first), and the smoke copies that nbval compares.
 notebooks: setup-dev

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import ClassVar
 
-from hw1lib import child, commands, comparison, profiles, progress
+from hw1lib import commands, processes, profiles, progress, variants
 from hw1lib.errors import STOPPED, UserError, did_you_mean, remedy
 
 VAL = "data/earth/p1_data/office/val"  # in examples
@@ -29,7 +29,7 @@ def main(argv=None):
     try:
         arguments = _parser().parse_args(_split_settings(sys.argv[1:] if argv is None else argv))
         _name_unknown_variables()
-        if arguments.command != "run" and child.under_torchrun():
+        if arguments.command != "run" and processes.under_torchrun():
             if os.environ["RANK"] != "0":
                 time.sleep(10)  # the first process says it; torchrun then ends this one
                 return 1
@@ -176,7 +176,7 @@ def _parser():
 
     example = "predict segmentation data/earth/p2_data/validation report/build/demo/masks"
     what = _group(kinds, "predict", "predictions of a trained model for new images", example)
-    settings = ", ".join(comparison.SETTINGS)
+    settings = ", ".join(variants.SETTINGS)
     _command(
         what, "classification", commands.predict_classification, "fill the labels of a CSV",
         f"predict classification {VAL}.csv {VAL} report/build/demo/predicted.csv",

@@ -17,11 +17,11 @@ from hw1lib.errors import UserError, visible
 
 def report(arguments):
     sys.modules.setdefault("rfc3987_syntax", None)  # else jsonschema takes 3 s to prepare checks of addresses
-    from hw1lib import pipeline
+    from hw1lib.report import notebooks
 
     book = _book(arguments)
     _print_paragraphs(_warnings(book))
-    pipeline.run(book, _parameters(arguments), arguments.cluster)
+    notebooks.run(book, _parameters(arguments), arguments.cluster)
 
 
 def plan(arguments):
@@ -41,8 +41,8 @@ def plan(arguments):
         print(f"\n~ expected, from earlier runs of the step with other settings: {total:.0f} s in all", end="")
         print(f", without {unknown} steps that never ran here" if unknown else "")
     if arguments.workers:
-        from hw1lib import schedule
         from hw1lib.chapters import style
+        from hw1lib.cluster import schedule
 
         started = time.time()  # of the process that each step on a worker is
         subprocess.run([sys.executable, "-c", "import hw1lib.workbook"], cwd=paths.ROOT, check=True)
@@ -61,7 +61,7 @@ def _warnings(book, writes=True):
     Raises:
         UserError: the report cannot be made; it names everything that is missing or wrong.
     """
-    from hw1lib.chapters import render
+    from hw1lib.report import render
     from hw1lib.steps import requirements
 
     problems, warnings = render.check()
@@ -75,10 +75,10 @@ def _print_paragraphs(texts):
 
 
 def run(arguments):
-    from hw1lib import parallel
+    from hw1lib.loops import distributed
 
-    with parallel.group():
-        book, first = _book(arguments), not parallel.rank()
+    with distributed.group():
+        book, first = _book(arguments), not distributed.rank()
         _print_paragraphs(book.warnings if first else ())
         result = book.result(arguments.step)
     if first:
@@ -97,9 +97,9 @@ def verify(arguments):
 
 def compare(arguments):
     """Accuracies and mIoUs of several build folders side by side, and in what they differ."""
-    from hw1lib import side_by_side
+    from hw1lib import compare_runs
 
-    tables, sentences = side_by_side.compare(arguments.runs)
+    tables, sentences = compare_runs.compare(arguments.runs)
     for title, table in tables.items():
         print(f"{title}\n{table.to_string(na_rep='–', float_format='%.4f')}\n")
     print(*sentences, sep="\n")
@@ -266,13 +266,13 @@ def _named(problems, what="left out"):
 
 
 def publish(arguments):
-    from hw1lib.chapters import render
+    from hw1lib.report import render
 
     print(render.publish(_book(arguments).out, arguments.profile))
 
 
 def figures(arguments):
-    from hw1lib.chapters import render
+    from hw1lib.report import render
 
     formats = [kind.strip().lower() for kind in arguments.format.split(",")]
     out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / arguments.profile

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hw1lib import comparison, cpus, files
+from hw1lib import cpus, files, variants
 from hw1lib.data import csv_rows, landcover, listing
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError, out_of_memory
-from hw1lib.loops import augment, features, segment
+from hw1lib.loops import augment, features, train_segmenter
 from hw1lib.loops.device import autocast
-from hw1lib.measures import metrics
-from hw1lib.measures.statistics import wilson
-from hw1lib.models import classifier, segmenters
+from hw1lib.metrics import iou
+from hw1lib.metrics.statistics import wilson
+from hw1lib.models import resnet, segmenters
 
 SATELLITE = "_sat"  # NNNN_sat.jpg -> NNNN_mask.png
 WHOLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # it concerns all files
@@ -68,7 +68,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         images = np.stack([pixels for _, pixels in batch])
         try:
             with autocast(settings.precision, book.device):  # as in validation
-                masks = segment.predict(network, images, book.device, settings, tta, seen)
+                masks = train_segmenter.predict(network, images, book.device, settings, tta, seen)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -104,16 +104,16 @@ def classification(book, table, image_dir, out, setting="C"):
     Raises:
         UserError: the setting is not trained, or the CSV cannot be read.
     """
-    if setting not in comparison.SETTINGS:
-        raise UserError(f"--model {setting}: choose one of {', '.join(comparison.SETTINGS)}.")
+    if setting not in variants.SETTINGS:
+        raise UserError(f"--model {setting}: choose one of {', '.join(variants.SETTINGS)}.")
     rows, folder = csv_rows.read_rows(table, "id", "filename"), Path(image_dir)
     settings, size = book.profile.finetune, book.profile.data.image_size
     _must_be_trained(book, f"finetune-{setting}")
     split = book.data.problem1.train
-    head = classifier.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
-    model = classifier.Classifier(classifier.backbone(book.profile.model_scale), head)
+    head = resnet.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
+    model = resnet.Classifier(resnet.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
-    frozen, labels = comparison.ROWS[setting].frozen, {}
+    frozen, labels = variants.ROWS[setting].frozen, {}
     plain, problems = csv_rows.plain_names(folder, rows["filename"]), []
     for name, file in plain.items():
         if csv_rows.leaves(folder, file or name):
@@ -261,7 +261,7 @@ def score_segmentation(predicted_dir, true_dir):
             problems.append((path, f"it counts as wrong: {error.reason}"))
             counts["wrong"] += 1
             guess = np.full_like(truth, landcover.UNKNOWN)
-        matrix += metrics.confusion(truth, guess)
+        matrix += iou.confusion(truth, guess)
         counts["tiles"] += 1
     if counts["tiles"] == counts["wrong"]:
         name, reason = problems[-1]
@@ -269,8 +269,8 @@ def score_segmentation(predicted_dir, true_dir):
     if not matrix[: landcover.UNKNOWN].any():
         text = f"No mask of {true_dir} shows a class: all of its pixels are unknown, so there is no mIoU."
         raise UserError(f"{text} Use the course's colours, such as cyan (0, 255, 255) for urban.")
-    found = {"miou": metrics.miou(matrix), "iou": segment.by_class(matrix)}
-    return counts | found | {"pixel_accuracy": metrics.pixel_accuracy(matrix)} | inexact, problems
+    found = {"miou": iou.miou(matrix), "iou": train_segmenter.by_class(matrix)}
+    return counts | found | {"pixel_accuracy": iou.pixel_accuracy(matrix)} | inexact, problems
 
 
 def _masks_in(folder):

@@ -12,12 +12,12 @@ from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from hw1lib import cpus, files, kept, parallel, paths, profiles, progress
-from hw1lib.chapters import style, words
+from hw1lib import cpus, files, kept, paths, profiles, progress
+from hw1lib.chapters import phrases, style
 from hw1lib.data import layout
 from hw1lib.data.sample import build as sample
 from hw1lib.errors import UserError
-from hw1lib.loops import device
+from hw1lib.loops import device, distributed
 from hw1lib.steps import requirements
 from hw1lib.steps.graph import repeated
 from hw1lib.steps.run import Steps
@@ -50,7 +50,7 @@ class Workbook:
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
         self.profile, self.warnings = requirements.fitted(self.profile, self.data, settings or ())
-        self.device = parallel.own_device(device.choose(self.profile.device))
+        self.device = distributed.own_device(device.choose(self.profile.device))
         threads = self.profile.threads or min(torch.get_num_threads(), cpus.available())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ class Workbook:
             for ending in ("pdf", "png"):
                 style.save(thing, self.out / "figures" / f"{name}.{ending}")
         elif isinstance(thing, pd.DataFrame):
-            kind, text = "table", words.markdown(thing if shown is None else shown)
+            kind, text = "table", phrases.markdown(thing if shown is None else shown)
             table = thing.to_csv(index=False, float_format="%.6f")  # fractions with six digits
             files.write_text(self.out / "tables" / f"{name}.csv", table)
         elif isinstance(thing, str):

@@ -22,7 +22,7 @@ from hw1lib import cli, cpus, paths, provenance
 from hw1lib.data import landcover
 from hw1lib.loops import device
 
-FIRST = ("test_kill", "test_parallel", "test_cluster", "test_notebooks", "test_benchmarks")  # the longest files
+FIRST = ("test_kill", "test_distributed", "test_run_steps", "test_notebooks", "test_benchmarks")  # the longest files
 
 
 def pytest_collection_modifyitems(items):

@@ -9,8 +9,7 @@ from unittest import mock
 import torch
 from torch import multiprocessing
 
-from hw1lib import parallel
-from hw1lib.loops import augment
+from hw1lib.loops import augment, distributed
 
 
 def run(processes, function, *arguments, folder):
@@ -36,7 +35,7 @@ def _work(rank, processes, port, function, arguments, folder):
     os.environ["TORCHELASTIC_RUN_ID"] = "tests"
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as under torchrun
-    with parallel.group():
+    with distributed.group():
         (folder / f"found_{rank}").write_bytes(pickle.dumps(function(*arguments)))
 
 

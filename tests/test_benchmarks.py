@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.benchmarks import bench
+from benchmarks import bench
 
 PARTS = ("networks", "pretraining", "segmentation", "frozen", "decoding", "growth", "recipe", "scaling")
 
@@ -15,6 +15,6 @@ PARTS = ("networks", "pretraining", "segmentation", "frozen", "decoding", "growt
 def test_a_benchmark_runs(part, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "OUT", tmp_path)
     monkeypatch.setattr(sys, "argv", [part, "--tiny"])
-    importlib.import_module(f"tests.benchmarks.{part}").main()
+    importlib.import_module(f"benchmarks.{part}").main()
     tables = list(tmp_path.glob("*.csv"))
     assert tables and all(len(table.read_text().splitlines()) > 1 for table in tables)

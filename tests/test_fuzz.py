@@ -25,7 +25,7 @@ from hw1lib.data import csv_rows, hashes, layout
 from hw1lib.data import images as image_files
 from hw1lib.data.check import doctor, evidence
 from hw1lib.errors import UserError
-from hw1lib.measures.statistics import wilson
+from hw1lib.metrics.statistics import wilson
 from hw1lib.settings import Data, leaves
 from tests.conftest import picture, write_labelled, write_problem1, write_problem2, write_tile
 from tests.settings import allowed

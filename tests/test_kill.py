@@ -15,7 +15,8 @@ import time
 import psutil
 import pytest
 
-from hw1lib import files, paths, pipeline
+from hw1lib import files, paths
+from hw1lib.report import notebooks
 from hw1lib.steps import lock, store
 from hw1lib.workbook import Workbook
 from tests.conftest import everything_of, hw1lib
@@ -151,6 +152,6 @@ def test_two_runs_give_the_same_bytes_though_one_was_killed_twice(smoke_run, kil
 def test_the_same_run_json_gives_the_same_report(smoke_run, killed_run):
     """Its pages, too: only run.json says how long it took, where and when."""
     shutil.copy(smoke_run / "run.json", killed_run / "run.json")
-    pipeline.build(Workbook("smoke", out=killed_run))
+    notebooks.build(Workbook("smoke", out=killed_run))
     for name in ("report.md", "report.html", "report.pdf", "figures/timing-steps.png"):
         assert (smoke_run / name).read_bytes() == (killed_run / name).read_bytes(), name

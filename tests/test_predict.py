@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hw1lib import comparison, predict
+from hw1lib import predict, variants
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, segment
-from hw1lib.measures import metrics
-from hw1lib.measures.statistics import wilson
-from hw1lib.models import classifier, segmenters
+from hw1lib.loops import augment, train_segmenter
+from hw1lib.metrics import iou
+from hw1lib.metrics.statistics import wilson
+from hw1lib.models import resnet, segmenters
 from hw1lib.workbook import Workbook
 from tests.conftest import OFFICE, one_paragraph, picture, refused, run, write_labelled, write_problem1, write_problem2
 from tests.test_files import full_disk
@@ -44,7 +44,7 @@ def book(tmp_path_factory):
 def networks(book):
     """Its setting C and its segmenter, with random weights; balanced, so that what they say depends on the image."""
     torch.manual_seed(0)
-    setting = classifier.Classifier(classifier.backbone(0.125), classifier.Head(len(OFFICE), hidden=16))
+    setting = resnet.Classifier(resnet.backbone(0.125), resnet.Head(len(OFFICE), hidden=16))
     segmenter = segmenters.build("lraspp", 0.125)
     tiles, _ = image_files.load_tiles(book.data.problem2.train)
     for step, network, last, pixels in (
@@ -128,7 +128,7 @@ def test_every_image_gets_its_mask_in_its_own_size(book, networks, tmp_path, req
         mask = found.pop(f"{path.stem.removesuffix('_sat')}_mask.png")
         pixels = np.array(image_files.open_rgb(path)).transpose(2, 0, 1)[None]
         settings = book.profile.lraspp
-        (alone,) = segment.predict(networks["lraspp"], pixels, torch.device("cpu"), settings, tta, SEEN)
+        (alone,) = train_segmenter.predict(networks["lraspp"], pixels, torch.device("cpu"), settings, tta, SEEN)
         assert mask.shape == alone.shape and (mask == alone).mean() > 0.99  # sums in another order may turn a tie
     assert found == {}
 
@@ -375,7 +375,7 @@ def test_masks_are_the_steps_own_predictions_and_so_are_their_scores(report, sho
     assert predict.score_segmentation(tmp_path, shown)[0]["miou"] == pytest.approx(miou)
 
 
-@pytest.mark.parametrize("setting", comparison.SETTINGS)
+@pytest.mark.parametrize("setting", variants.SETTINGS)
 def test_labels_are_the_settings_own_predictions_and_so_is_their_accuracy(report, tmp_path, setting):
     """But for images whose two best classes are nearly equal: rounding depends on how many images make a batch."""
     val, table, out = report.data.problem1.val, tmp_path / "val.csv", tmp_path / "out.csv"
@@ -383,8 +383,8 @@ def test_labels_are_the_settings_own_predictions_and_so_is_their_accuracy(report
     assert predict.classification(report, table, val.folder, out, setting) == (len(val), [])
     result, profile = report.result(f"finetune-{setting}"), report.profile
     turned = pd.read_csv(out)["label"].to_numpy() != np.array(val.numbers)[result.array("predictions")[-1]]
-    head = classifier.Head(len(val.classes), hidden=profile.finetune.hidden)
-    model = classifier.Classifier(classifier.backbone(profile.model_scale), head).eval()
+    head = resnet.Head(len(val.classes), hidden=profile.finetune.hidden)
+    model = resnet.Classifier(resnet.backbone(profile.model_scale), head).eval()
     model.load_state_dict(result.weights())
     with torch.no_grad():
         scores = model(augment.normalise(torch.from_numpy(image_files.load(val, profile.data.image_size))))
@@ -442,15 +442,15 @@ def test_all_numbers_are_those_of_the_arrays_paired_by_name_and_are_printed(tmp_
     (where[0] / "._0000_mask.png").write_bytes(b"")
     picture(0).save(where[1] / "0000_sat.jpg")
     (where[1] / "0003_mask.png").rename(where[1] / "0003_MASK.PNG")
-    matrix = metrics.confusion(true, predicted)
-    iou = {name: None if np.isnan(v) else v for name, v in zip(landcover.SCORED, metrics.iou(matrix))}
-    accuracy = metrics.pixel_accuracy(matrix)
+    matrix = iou.confusion(true, predicted)
+    found_iou = {name: None if np.isnan(v) else v for name, v in zip(landcover.SCORED, iou.iou(matrix))}
+    accuracy = iou.pixel_accuracy(matrix)
     counts = {"tiles": 6, "wrong": 0, "left_out": 0, "others": 0, "inexact_predicted": 0, "inexact_true": 0}
-    found = counts | {"miou": metrics.miou(matrix), "iou": iou, "pixel_accuracy": accuracy}
+    found = counts | {"miou": iou.miou(matrix), "iou": found_iou, "pixel_accuracy": accuracy}
     assert predict.score_segmentation(*where) == (found, [])
     code, out, said = run(capsys, "evaluate", "segmentation", *where)
     assert code == 0 and said == "" and max(map(len, out.splitlines())) <= 80
-    shown = {name: "does not occur" if value is None else f"{value:.4f}" for name, value in iou.items()}
+    shown = {name: "does not occur" if value is None else f"{value:.4f}" for name, value in found_iou.items()}
     shown |= {"mIoU": f"{found['miou']:.4f}  (6 tiles)", "pixel accuracy": f"{accuracy:.4f}"}
     assert {line[:15].strip(): line[15:].strip() for line in out.splitlines()} == shown
 
@@ -526,7 +526,7 @@ def test_what_a_score_does_not_cover_is_on_its_line_and_named(tmp_path, capsys, 
     if wrong:
         number = 2 if "truth" in fault else int(re.search("000([0-5])", words)[1])
         predicted[number] = landcover.UNKNOWN
-    assert found["miou"] == metrics.miou(metrics.confusion(true[rows], predicted[rows]))
+    assert found["miou"] == iou.miou(iou.confusion(true[rows], predicted[rows]))
     code, out, text = run(capsys, "evaluate", "segmentation", *where)
     assert code == 1 and re.search(words, text) and "Traceback" not in text
     (line,) = (line for line in out.splitlines() if line.startswith("mIoU"))

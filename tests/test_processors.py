@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hw1lib import cpus
-from tests import processors
+from tools import processors
 
 
 @pytest.mark.parametrize(

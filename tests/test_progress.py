@@ -9,7 +9,8 @@ import time
 import nbformat
 import pytest
 
-from hw1lib import child, progress
+from hw1lib import processes, progress
+from hw1lib.report import notebooks
 
 ROW = {"epoch": 2, "loss": 0.12345, "effective_rank": 7.0, "steps": 3, "list": [1.0]}
 NOISE = """
@@ -24,7 +25,7 @@ def follow(script):
     """The records, exit code and error of a Python script."""
     records = []
     script = f"import os, sys\nfrom hw1lib import progress\n{script}"
-    code, error = child.run([sys.executable, "-c", script], records.append, dict(os.environ), tail=3)
+    code, error = processes.run([sys.executable, "-c", script], records.append, dict(os.environ), tail=3)
     return records, code, error
 
 
@@ -59,7 +60,7 @@ def test_records_arrive_in_order_beside_anything_that_is_printed(noise, end):
 def test_records_arrive_while_the_child_works():
     seen = []
     script = "from hw1lib import progress; progress.say('a', 1); import time; time.sleep(3)"
-    child.run([sys.executable, "-c", script], lambda record: seen.append(time.time()), dict(os.environ))
+    processes.run([sys.executable, "-c", script], lambda record: seen.append(time.time()), dict(os.environ))
     assert 2 < time.time() - seen[0] < 30
 
 
@@ -122,13 +123,12 @@ def test_a_process_whose_output_is_gone_works_to_its_end(redirection, tmp_path):
 @pytest.mark.slow
 def test_the_terminal_shows_what_steps_of_a_notebook_report_and_nothing_else_that_it_prints(tmp_path, capfd):
     """The notebook itself keeps all of it; kernels that come later report to nobody."""
-    from hw1lib import pipeline
 
     reports = f"from hw1lib import progress\nprogress.epoch('pretrain', {ROW}, 9)\nprogress.say('pretrain', 'waits')"
     cells = [f"import sys\n{NOISE.partition('os.write')[0]}", reports, "print('everything  0001  slic  3 masks')"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(notebook, tmp_path / "source.ipynb")
-    pipeline._papermill("source", tmp_path / "source.ipynb", tmp_path / "executed.ipynb", {})
+    notebooks._papermill("source", tmp_path / "source.ipynb", tmp_path / "executed.ipynb", {})
     said = capfd.readouterr()
     assert (said.out + said.err).splitlines() == ["  pretrain  epoch 2/9  loss 0.123  rank 7", "  pretrain: waits"]
     printed = [cell.outputs[0].text for cell in nbformat.read(tmp_path / "executed.ipynb", 4).cells if cell.outputs]

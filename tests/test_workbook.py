@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from hw1lib import paths, workbook
 from hw1lib.errors import UserError
-from hw1lib.models import classifier
+from hw1lib.models import resnet
 from hw1lib.steps.graph import repeated
 from hw1lib.workbook import Workbook
 from tests.conftest import everything_of
@@ -46,7 +46,7 @@ def test_profiles_for_the_course_data_run_through(profile, course_data, tmp_path
 
 @pytest.mark.slow
 def test_the_courses_backbone_file_is_taken(course_data, tmp_path):
-    torch.save(classifier.backbone().state_dict(), course_data / "p1_data" / "pretrain_model_SL.pt")
+    torch.save(resnet.backbone().state_dict(), course_data / "p1_data" / "pretrain_model_SL.pt")
     book = Workbook("seed", course_data, tmp_path / "out", SMALL | {"model_scale": 1.0})
     assert book.result("pretrain-supervised").metrics["source"] == "file"
 

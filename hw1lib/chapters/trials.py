@@ -5,7 +5,7 @@ import operator
 import pandas as pd
 
 from hw1lib import paths
-from hw1lib.chapters.words import percent
+from hw1lib.chapters.phrases import percent
 
 
 def table(profile):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import transforms
 
-from hw1lib import parallel
+from hw1lib.loops import distributed
 from hw1lib.loops.device import exact, send
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as the course sets it
@@ -118,7 +118,7 @@ def tile_recipe(settings):
 @torch.compiler.disable  # compiled code would draw otherwise
 def draws(batch, device):
     """Uniform random numbers in [0, 1) for one view of each image of a batch: (DRAWS, B), on the device."""
-    return send(parallel.draw(DRAWS, batch), device)
+    return send(distributed.draw(DRAWS, batch), device)
 
 
 def geometry(table, recipe, crop=None, square=True):

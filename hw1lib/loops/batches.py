@@ -9,10 +9,11 @@ import shutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hw1lib import cpus, parallel
+from hw1lib import cpus
 from hw1lib.data import images as image_files
+from hw1lib.loops import distributed
 from hw1lib.loops.device import fits, send
-from hw1lib.loops.training import seed_everything
+from hw1lib.loops.loop import seed_everything
 
 SHARED = "/dev/shm"
 PREFETCH = 2  # batches that each of torch's loading processes prepares
@@ -46,8 +47,8 @@ class _Shuffled:
 
     def begin(self, epoch, step):
         """Seeds what is drawn in a step, and says how large its batch is."""
-        parallel.seed(seed_everything(self.seed, epoch, step))
-        parallel.part(self.batch_size, note=True)
+        distributed.seed(seed_everything(self.seed, epoch, step))
+        distributed.part(self.batch_size, note=True)
 
     def files(self, epoch, step):
         """Names of the files in a batch; steps count from 1."""
@@ -75,7 +76,7 @@ class ArrayBatches(_Shuffled):
         self.prepare = prepare or (lambda *batch: batch)
 
     def __call__(self, epoch, start=0):
-        order = self.order(epoch)[start:, parallel.part(self.batch_size)]
+        order = self.order(epoch)[start:, distributed.part(self.batch_size)]
         parts = list(send(order, self.device) if self.resident else order)
         ahead = self._taken(parts[0]) if parts else None
         for step, following in enumerate([*parts[1:], None], start + 1):
@@ -101,12 +102,12 @@ class FileBatches(_Shuffled):
         self.device = device
         self.workers = workers
         if workers is None:
-            rows = -(-self.batch_size // parallel.count())
+            rows = -(-self.batch_size // distributed.count())
             self.workers = loaders(device, bytes_ahead=PREFETCH * rows * 3 * size**2 * 4)
 
     def __call__(self, epoch, start=0):
         places = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
-        mine = parallel.part(self.batch_size)
+        mine = distributed.part(self.batch_size)
         parts = zip(places[start:, mine].tolist(), self.order(epoch)[start:, mine].tolist())
         order = [[(epoch, *both) for both in zip(*part)] for part in parts]
         how = dict(num_workers=self.workers, pin_memory=self.device.type == "cuda")
@@ -124,11 +125,11 @@ def loaders(device, bytes_ahead, shared=SHARED):
         bytes_ahead: shared memory that each of them may fill.
         shared: folder of the shared memory; containers often have little.
     """
-    several = parallel.local_count() > 1  # torchrun sets OMP_NUM_THREADS to 1
-    share = cpus.share(parallel.local_count(), threads=not several)
+    several = distributed.local_count() > 1  # torchrun sets OMP_NUM_THREADS to 1
+    share = cpus.share(distributed.local_count(), threads=not several)
     count = min(share - 1, 2) if device.type == "cpu" else min(share, 16)
     try:
-        return min(count, int(shutil.disk_usage(shared).free / 2 / parallel.local_count() / bytes_ahead))
+        return min(count, int(shutil.disk_usage(shared).free / 2 / distributed.local_count() / bytes_ahead))
     except OSError:  # systems without such a folder share memory in another way
         return count
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from hw1lib import files, parallel, progress
+from hw1lib import files, progress
 from hw1lib.errors import UserError, is_damage
+from hw1lib.loops import distributed
 
 FORMAT = 4  # raised when a checkpoint holds something else; older ones are then not used
 COST = 0.05  # largest share of the time that writing them may take
@@ -67,11 +68,11 @@ class Checkpoint:
     def due(self, inside=False):
         """Whether it is time for one, at the end of an epoch or inside of it."""
         wait = max(self.every * (INSIDE if inside else 1), self._least)
-        return self.path is not None and parallel.rank() == 0 and time.monotonic() - self._saved >= wait
+        return self.path is not None and distributed.rank() == 0 and time.monotonic() - self._saved >= wait
 
     def save(self, progress, finished=False):
         """Saves how far the training is; a finished one needs no optimizer any more."""
-        if parallel.rank():
+        if distributed.rank():
             return
         started = time.monotonic()
         state = {

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from hw1lib import parallel
-from hw1lib.loops import augment
+from hw1lib.loops import augment, distributed
 from hw1lib.loops.device import autocast, send
-from hw1lib.models import classifier
+from hw1lib.models import resnet
 
 
 @torch.no_grad()
@@ -27,10 +26,10 @@ def extract(backbone, images, device, batch=256):
 
     def part(images):
         parts = (augment.normalise(send(part, device)) for part in images.split(batch))
-        return torch.cat([classifier.features(backbone, part).cpu() for part in parts])
+        return torch.cat([resnet.features(backbone, part).cpu() for part in parts])
 
     with _mode(backbone, training=False), autocast("float32", device):
-        return parallel.sharded(part, images)
+        return distributed.sharded(part, images)
 
 
 @contextlib.contextmanager
@@ -62,7 +61,7 @@ def calibrate(backbone, images, device, batch=256):
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's way to ask for the mean
             for rows in order.tensor_split(math.ceil(len(images) / batch)):
-                classifier.features(backbone, augment.normalise(send(images[rows], device)))
+                resnet.features(backbone, augment.normalise(send(images[rows], device)))
     finally:
         for norm, usual in zip(norms, momentum):
             norm.momentum = usual

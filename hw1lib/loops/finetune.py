@@ -4,15 +4,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hw1lib import parallel
-from hw1lib.comparison import ROWS
 from hw1lib.data import images as image_files
-from hw1lib.loops import augment, features, training
+from hw1lib.loops import augment, distributed, features, loop
 from hw1lib.loops.batches import ArrayBatches
 from hw1lib.loops.device import send
 from hw1lib.loops.pretrain import initial, labelled_batches
-from hw1lib.measures import statistics
-from hw1lib.models import classifier
+from hw1lib.metrics import statistics
+from hw1lib.models import resnet
+from hw1lib.variants import ROWS
 
 
 def run(draft, problem1, profile, device, pretrained=None, *, setting):
@@ -28,8 +27,8 @@ def run(draft, problem1, profile, device, pretrained=None, *, setting):
     """
     settings, frozen = profile.finetune, ROWS[setting].frozen
     network = _backbone(profile, pretrained)
-    head = classifier.Head(len(problem1.classes), hidden=settings.hidden, dropout=settings.dropout)
-    model = classifier.Classifier(network, head, frozen)
+    head = resnet.Head(len(problem1.classes), hidden=settings.hidden, dropout=settings.dropout)
+    model = resnet.Classifier(network, head, frozen)
     model.to(device, memory_format=torch.channels_last)
 
     inputs = pixels_of(problem1, profile)
@@ -54,10 +53,10 @@ def run(draft, problem1, profile, device, pretrained=None, *, setting):
 
 def colour(draft, problem1, profile, device):
     """Step `control-colour`: the same head on mean and standard deviation of each colour channel."""
-    training.seed_everything(profile.seed, 0)
+    loop.seed_everything(profile.seed, 0)
     settings = profile.finetune
     inputs = [features.colour_statistics(images) for images in pixels_of(problem1, profile)]
-    head = classifier.Head(len(problem1.classes), inputs[0].shape[1], settings.hidden, settings.dropout)
+    head = resnet.Head(len(problem1.classes), inputs[0].shape[1], settings.hidden, settings.dropout)
     head.standardise_by(inputs[0])
     head.to(device)
     batches = _feature_batches(inputs[0], problem1.train, profile, device)
@@ -127,8 +126,8 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
     def evaluate(epoch):
         for name, at in (("activations_first", 1), ("activations_last", settings.epochs)):
             if epoch == at:
-                draft.array(name, parallel.sharded(second_last, inputs[0]).cpu().numpy())
-        logits = head.scores(parallel.sharded(second_last, inputs[1])).cpu()  # (N, classes)
+                draft.array(name, distributed.sharded(second_last, inputs[0]).cpu().numpy())
+        logits = head.scores(distributed.sharded(second_last, inputs[1])).cpu()  # (N, classes)
         predicted = logits.argmax(dim=1)
         return {
             "val_loss": float(F.cross_entropy(logits, labels)),
@@ -136,8 +135,8 @@ def _fit(draft, module, head, embed, batches, inputs, problem1, profile, device)
             "predictions": predicted.tolist(),
         }
 
-    step = training.for_step(draft, profile)
-    return training.train(module, _loss, batches, settings, device, evaluate=evaluate, **step)
+    step = loop.for_step(draft, profile)
+    return loop.train(module, _loss, batches, settings, device, evaluate=evaluate, **step)
 
 
 def finish(draft, history, problem1, **more):

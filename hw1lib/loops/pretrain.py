@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hw1lib import parallel, progress
+from hw1lib import progress
 from hw1lib.data import images as image_files
-from hw1lib.loops import augment, features, training
+from hw1lib.loops import augment, distributed, features, loop
 from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.device import exact
 from hw1lib.loops.probe import FEWEST, probe_of
-from hw1lib.measures import representation
-from hw1lib.models import byol, classifier, pretrained
+from hw1lib.metrics import collapse
+from hw1lib.models import byol, pretrained, resnet
 
 
 def self_supervised(draft, problem1, profile, device):
@@ -41,12 +41,12 @@ def self_supervised(draft, problem1, profile, device):
         due = epoch % settings.probe_every == 0 or epoch == settings.epochs
         return probe(backbone) if due else {}
 
-    after, step = follow if settings.use_momentum else None, training.for_step(draft, profile)
-    history = training.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
+    after, step = follow if settings.use_momentum else None, loop.for_step(draft, profile)
+    history = loop.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
     draft.weights(without_fc(backbone))
     draft.history(history)
     queries = len(probe.held_out) if probe.asks else 0
-    collapsed = len(probe.bank) >= FEWEST - 1 and representation.collapsed(history[-1])
+    collapsed = len(probe.bank) >= FEWEST - 1 and collapse.collapsed(history[-1])
     if collapsed:
         progress.say(
             draft.label,
@@ -60,8 +60,8 @@ def self_supervised(draft, problem1, profile, device):
 
 def initial(profile):
     """The backbone that every training starts from, and the random control: random weights, by the profile's seed."""
-    training.seed_everything(profile.seed, 0)
-    return classifier.backbone(profile.model_scale, profile.zero_init_residual)
+    loop.seed_everything(profile.seed, 0)
+    return resnet.backbone(profile.model_scale, profile.zero_init_residual)
 
 
 def views(profile):
@@ -93,8 +93,8 @@ def pool_batches(pool, profile, settings, device):
 
 def loss(learner, images, settings):
     """What pre-training minimises: our forward pass or the package's own, in [0, 8]."""
-    if settings.augmentation == "original" and parallel.count() > 1:
-        torch.manual_seed(parallel.common.initial_seed())  # the package draws once for all of the batch
+    if settings.augmentation == "original" and distributed.count() > 1:
+        torch.manual_seed(distributed.common.initial_seed())  # the package draws once for all of the batch
     return byol.loss(learner, images) if settings.one_pass else learner(images)
 
 
@@ -123,16 +123,16 @@ def supervised_source(profile, problem1):
 def _supervised_on_pool(draft, pool, profile, device):
     settings, pool = profile.supervised, pool.labelled()
     backbone = initial(profile)
-    backbone.fc = nn.Linear(classifier.FEATURES, len(pool.classes))
+    backbone.fc = nn.Linear(resnet.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
 
     def loss(backbone, images, labels):
-        found = classifier.features(backbone, images)
+        found = resnet.features(backbone, images)
         with exact(device):
             return F.cross_entropy(backbone.fc(found.float()), labels)
 
     batches = labelled_batches(pool, profile, settings, device)
-    history = training.train(backbone, loss, batches, settings, device, **training.for_step(draft, profile))
+    history = loop.train(backbone, loss, batches, settings, device, **loop.for_step(draft, profile))
     draft.weights(without_fc(backbone))
     draft.history(history)
     draft.metrics({"source": "pool", "images": len(pool), "classes": len(pool.classes)})

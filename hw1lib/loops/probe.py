@@ -8,7 +8,7 @@ import torch
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError
 from hw1lib.loops import features
-from hw1lib.measures import representation
+from hw1lib.metrics import collapse
 
 BANK = 2000  # pool images whose features are watched, and neighbours found among
 QUERIES = 500  # other pool images whose labels are asked for; at most a tenth of it
@@ -53,8 +53,8 @@ class Probe:
                 "pretrain: the backbone's features are not finite any more; the training has "
                 "diverged. Lower its learning rate, --set pretrain.lr=…"
             )
-        spread = representation.deviation(bank.numpy())
-        numbers = {"deviation": spread, "effective_rank": representation.effective_rank(bank.numpy())}
+        spread = collapse.deviation(bank.numpy())
+        numbers = {"deviation": spread, "effective_rank": collapse.effective_rank(bank.numpy())}
         if self.asks:
             queries = features.extract(backbone, self.queries, self.device)
             found = features.nearest_class(bank, self.bank.labels, queries, NEIGHBOURS)

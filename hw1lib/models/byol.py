@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from byol_pytorch import BYOL, byol_pytorch
 from torch import nn
 
-from hw1lib.models import average
+from hw1lib.models import ema
 
 
 @contextlib.contextmanager
@@ -109,4 +109,4 @@ def follow(learner, decay):
 
     NOTE: BatchNorm's running statistics follow, too; the package moves parameters only.
     """
-    average.follow(learner.target_encoder, learner.online_encoder, decay)
+    ema.follow(learner.target_encoder, learner.online_encoder, decay)

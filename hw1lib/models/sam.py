@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from hw1lib.models.everything import Masks, mask_boxes
+from hw1lib.models.superpixels import Masks, mask_boxes
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, as SAM was trained
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -32,7 +32,7 @@ from torchvision.ops import SqueezeExcitation
 
 from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError, out_of_memory, remedy
-from hw1lib.models import convolution
+from hw1lib.models import fast_conv
 
 PRETRAINED = {  # files that torchvision loads
     "fcn32s": VGG16_Weights.IMAGENET1K_V1.url,
@@ -111,7 +111,7 @@ def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = norm_momentum
-    return convolution.quicken(network)
+    return fast_conv.quicken(network)
 
 
 def _fcn32s(scale, pretrained):

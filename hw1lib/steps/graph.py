@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from hw1lib.comparison import ROWS
 from hw1lib.data.check import findings
 from hw1lib.errors import UserError
-from hw1lib.loops import everything, finetune, pretrain, segment, simple
-from hw1lib.measures import embedding
+from hw1lib.loops import finetune, generate_masks, pretrain, simple, train_segmenter
+from hw1lib.metrics import projection
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.variants import ROWS
 
 ERRORS = 5  # of the data that are named where it is refused
 
@@ -70,8 +70,8 @@ def steps(profile, root):
 
     for name in SEGMENTERS:
         reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(segment.run, name=name), 6, parallel=True)
-    yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: segment.colour(draft, data), 2)
+        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(train_segmenter.run, name=name), 6, parallel=True)
+    yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: train_segmenter.colour(draft, data), 2)
     upstream = (f"segment-{profile.segmentation.improved}",)
     yield Step(
         "everything", 2, ("everything",), ("tiles_validation", "groups", "sam_weights"), upstream, _everything, 5
@@ -102,7 +102,7 @@ def _check(examine, folder, draft, *_):
 
 def _embed(draft, data, profile, device, tuned):
     first, last = tuned.array("activations_first"), tuned.array("activations_last")
-    plane, numbers = embedding.project(first, last, data.train.labels, profile.embed.perplexity, profile.seed)
+    plane, numbers = projection.project(first, last, data.train.labels, profile.embed.perplexity, profile.seed)
     for name, points in plane.items():
         draft.array(name, points)
     draft.history([])
@@ -110,4 +110,4 @@ def _embed(draft, data, profile, device, tuned):
 
 
 def _everything(draft, data, profile, device, segmented):
-    everything.run(draft, data, profile, segmented.array("predictions"), weights.find_sam(), device)
+    generate_masks.run(draft, data, profile, segmented.array("predictions"), weights.find_sam(), device)

@@ -7,12 +7,11 @@ import tempfile
 import torch
 from PIL import Image
 
-from hw1lib import parallel
-from hw1lib.comparison import ROWS
 from hw1lib.errors import UserError, remedy
-from hw1lib.loops import pretrain
-from hw1lib.models import classifier, pretrained, segmenters, weights
+from hw1lib.loops import distributed, pretrain
+from hw1lib.models import pretrained, resnet, segmenters, weights
 from hw1lib.settings import replaced
+from hw1lib.variants import ROWS
 
 SHOWN = (("segmentation", "stage_images"), ("everything", "images"))  # settings that name validation tiles
 
@@ -163,7 +162,7 @@ def _everything(profile, problem2):
 def _processes(name, group, profile, data, device):
     """Whether each process gets a part of every batch, and a GPU."""
     settings = getattr(profile, group)
-    processes = max(settings.processes, parallel.count())
+    processes = max(settings.processes, distributed.count())
     trained_on = {"pretrain": "pool", "supervised": "pool", "finetune": "train"}.get(group)
     images = len(getattr(data.problem1, trained_on) if trained_on else data.problem2.train)
     at_a_time = min(settings.at_a_time, images - images // 10 if group == "pretrain" else images)
@@ -240,7 +239,7 @@ def _bytes_of(name, profile, data):
     whole, kind = _weights_of("backbone", profile.model_scale), name.partition("-")[2]
     if name == "pretrain":
         settings, result = profile.pretrain, whole
-        heads = settings.projection_hidden_size * (classifier.FEATURES + 3 * settings.projection_size)
+        heads = settings.projection_hidden_size * (resnet.FEATURES + 3 * settings.projection_size)
         trained = whole + heads
         still = trained if settings.use_momentum else 0
     elif name == "pretrain-supervised":
@@ -263,7 +262,7 @@ def _bytes_of(name, profile, data):
 def _weights_of(name, scale):
     """How many weights a network has, of which no values are made."""
     with torch.device("meta"):
-        network = classifier.backbone(scale) if name == "backbone" else segmenters.build(name, scale)
+        network = resnet.backbone(scale) if name == "backbone" else segmenters.build(name, scale)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -15,14 +15,14 @@ from functools import partial
 
 import torch
 
-from hw1lib import child, cpus, files, parallel, progress, provenance
+from hw1lib import cpus, files, progress, provenance
 from hw1lib.data import groups, hashes
 from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
-from hw1lib.loops import device, everything
+from hw1lib.loops import device, distributed, generate_masks
 from hw1lib.models import weights
 from hw1lib.profiles import PROFILES
 from hw1lib.settings import counting, leaves
-from hw1lib.steps import graph, requirements, store, why
+from hw1lib.steps import explain, graph, requirements, store
 from hw1lib.steps.graph import check_of
 
 NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
@@ -108,7 +108,7 @@ class Steps:
             chosen = device.dtype(value.precision, self.device) or torch.float32
             values["precision"] = str(chosen).removeprefix("torch.")
         if values.get("refine") == "auto":
-            values["refine"] = everything.refining("auto", weights.find_sam() is not None, self.device)
+            values["refine"] = generate_masks.refining("auto", weights.find_sam() is not None, self.device)
         return values
 
     def key(self, name):
@@ -150,7 +150,7 @@ class Steps:
         if status == "to resume":
             return "it was interrupted; its checkpoint is there"
         damage = "; ".join(self.store.damage(name, key))
-        return damage or why.reason(self.config(name), self.store.configs(name))
+        return damage or explain.reason(self.config(name), self.store.configs(name))
 
     def expected(self, name):
         """Seconds that a step took, or will take by its earlier results with other settings; None without any."""
@@ -171,7 +171,7 @@ class Steps:
             UserError: the data has errors, the training fails, memory or disk space runs out.
         """
         step, key = self.step(name), self.key(name)
-        if parallel.agreed(parallel.rank() == 0 and self.store.done(name, key)):
+        if distributed.agreed(distributed.rank() == 0 and self.store.done(name, key)):
             return self.store.result(name, key)
 
         if name not in self._checked:
@@ -181,13 +181,13 @@ class Steps:
             self.result(check)
         upstream = [self.result(other) for other in step.upstream]
         processes = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
-        if processes > 1 and parallel.count() == 1:
+        if processes > 1 and distributed.count() == 1:
             self._start_torchrun(name, processes)
         elif step.parallel:
             self._claim(step, key, upstream)
         else:
-            with parallel.first(), parallel.alone():
-                if not parallel.rank():
+            with distributed.first(), distributed.alone():
+                if not distributed.rank():
                     self._claim(step, key, upstream)
         return self.store.result(name, key)
 
@@ -219,7 +219,7 @@ class Steps:
             progress.emit(progress.relabel(record, self.label(name)))
 
         ending = signal.SIGTERM  # at which torchrun ends its processes
-        code, failure = child.run(words, report, threads | os.environ, ending, tail=5)
+        code, failure = processes.run(words, report, threads | os.environ, ending, tail=5)
         if code:
             raise UserError(f"{name}, on {processes} processes: {failure}")
 
@@ -244,7 +244,7 @@ class Steps:
                 "Run the same command again, in a new kernel."
             )
         run = {**self._provenance(started), "precision": self._precision(step), "resumed": draft.resumed}
-        if not parallel.rank():
+        if not distributed.rank():
             files.write_json(draft.folder / "run.json", run)
 
     def _precision(self, step):
@@ -262,7 +262,7 @@ class Steps:
         except Diverged as error:
             look, note = "", draft.folder / NOT_FINITE
             with contextlib.suppress(UserError):  # a full disk must not hide the reason
-                if error.files and not parallel.rank():
+                if error.files and not distributed.rank():
                     files.write_json(note, {"problem": str(error), "files": error.files})
                     look = f"look whether one of the images that {note} names is odd, or "
             setting = f"{self.step(name).reads[0]}.lr"
@@ -292,6 +292,6 @@ class Steps:
         return {
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
-            "processes": parallel.count(),
+            "processes": distributed.count(),
             **provenance.process(self.device),
         }

@@ -21,8 +21,9 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 
-from hw1lib import files, parallel, progress
+from hw1lib import files, progress
 from hw1lib.errors import UserError
+from hw1lib.loops import distributed
 from hw1lib.loops.checkpoint import UNREADABLE
 from hw1lib.steps import lock
 
@@ -190,26 +191,26 @@ class Store:
             config: what the step follows from, with groups settings and settings.profile.
         """
         folder = self.folder(step, key)
-        if parallel.count() > 1 and parallel.rank():
-            yield Onlooker(step, folder) if parallel.agreed(None) else None
-            parallel.wait()
+        if distributed.count() > 1 and distributed.rank():
+            yield Onlooker(step, folder) if distributed.agreed(None) else None
+            distributed.wait()
             return
         with lock.held(folder, step):
             if self.done(step, key):
-                parallel.agreed(False)
+                distributed.agreed(False)
                 yield None
-                parallel.wait()
+                distributed.wait()
                 return
             with lock.naming(folder):
                 self._clear(step, folder)
             files.write_json(folder / CONFIG, config)
             draft = Draft(step, folder)
-            parallel.agreed(True)
+            distributed.agreed(True)
             yield draft
             results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
             files.write_json(folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
             draft.checkpoint.unlink(missing_ok=True)
-        parallel.wait()
+        distributed.wait()
 
     def _clear(self, step, folder):
         """Delete stale files from a step's folder and its neighbours, then what makes too many unfinished attempts."""

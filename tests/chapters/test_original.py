@@ -5,7 +5,7 @@ import types
 import pytest
 
 from hw1lib import profiles
-from hw1lib.chapters import original, pretraining, words
+from hw1lib.chapters import ch01_pretraining, original, phrases
 from hw1lib.data import layout
 
 
@@ -22,7 +22,7 @@ def test_numbers_stand_beside_ours_where_the_counts_are_the_courses(images, clas
         (2, "fcn32s deeplabv3", 0.717, "69.0 % (simple) and 73.0 % (strong)"),
     ):
         beside = original.beside(found, problem)
-        text = original.compare(found, problem, "images", "baselines", words.percent)
+        text = original.compare(found, problem, "images", "baselines", phrases.percent)
         assert ("do not compare" not in text) == (baselines in text) == (problem in same)
         assert " ".join(beside) == names * (problem in same) and (value in beside.values() or problem not in same)
     (tmp_path / layout.SPLIT).touch()
@@ -52,7 +52,7 @@ def test_what_the_original_states_is_what_profile_seed_sets_and_in_its_words(gro
 )  # fmt: skip
 def test_a_table_of_settings_marks_what_the_original_does_not_state(group, stated, assumed):
     """And nothing of this run's own settings."""
-    table = pretraining.settings_table(profiles.get("demo"), SEED, group).set_index("setting")
+    table = ch01_pretraining.settings_table(profiles.get("demo"), SEED, group).set_index("setting")
     facts = original.numbers()["stated"][group]
     for name, value in table["original"].items():
         assert value.endswith(" (assumed)") == (name not in facts and value != "–"), name

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hw1lib import paths
-from hw1lib.chapters import data as chapter
+from hw1lib.chapters import ch00_data as chapter
 from hw1lib.data import csv_rows, groups, landcover, layout, split
 from hw1lib.data.sample import build as sample
 from hw1lib.data.sample import windows

@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from hw1lib import cpus, paths, profiles
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, device, losses, pretrain, segment, training
+from hw1lib.loops import augment, device, loop, losses, pretrain, train_segmenter
 from hw1lib.loops.batches import ArrayBatches
-from hw1lib.models import byol, classifier, segmenters
-from hw1lib.models.average import Averaged
+from hw1lib.models import byol, resnet, segmenters
+from hw1lib.models.ema import Averaged
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -157,7 +157,7 @@ def self_supervised(momentum):
 
 
 def supervised():
-    model = classifier.Classifier(classifier.backbone(0.25), classifier.Head(3)).to(META)
+    model = resnet.Classifier(resnet.backbone(0.25), resnet.Head(3)).to(META)
     view = augment.Views(32, augment.CLASSIFY)
     tensors = [torch.from_numpy(IMAGES), torch.zeros(8).long()]
     batches = ArrayBatches(tensors, 4, 0, META, lambda images, labels: (view(images), labels))
@@ -167,7 +167,7 @@ def supervised():
 def segmentation(name):
     profile = profiles.get("smoke", {f"{name}.crop": 0})
     network = Averaged(segmenters.build(name, 0.25), 0.99).to(META)
-    batches = segment.batches_of(IMAGES, IMAGES[:, 0], profile, getattr(profile, name), META)
+    batches = train_segmenter.batches_of(IMAGES, IMAGES[:, 0], profile, getattr(profile, name), META)
     return (
         network,
         lambda images, masks: losses.segmentation(segmenters.scores(network, images), masks, "lovasz"),
@@ -192,7 +192,7 @@ def test_no_step_of_a_training_waits_for_its_device(monkeypatch, make, resident)
     module, loss, batches, after_step = make()
     chosen = profiles.get("smoke", {"lraspp.precision": "float32"}).lraspp
     optimizer, scaler = torch.optim.SGD(module.parameters(), 0.1), torch.amp.GradScaler(enabled=False)
-    steps = training.train_one_epoch(loss, batches, optimizer, scaler, chosen, META, epoch=1)
+    steps = loop.train_one_epoch(loss, batches, optimizer, scaler, chosen, META, epoch=1)
     next(steps)  # constants may still be copied
     with Waits() as waits:
         step, value = next(steps)

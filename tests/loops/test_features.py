@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hw1lib.loops import augment, features
-from hw1lib.models import classifier
+from hw1lib.models import resnet
 
 CPU = torch.device("cpu")
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def backbone():
     torch.manual_seed(3)
-    network = classifier.backbone(0.125)
+    network = resnet.backbone(0.125)
     network(torch.randn(8, 3, 32, 32))  # its running statistics are not the default
     return network
 
@@ -35,16 +35,16 @@ def test_features_are_those_of_eval_mode_and_leave_the_network_as_it_was(backbon
     with torch.autocast("cpu", torch.bfloat16):
         found = features.extract(backbone, pixels(), CPU, batch)
     assert {module.training for module in backbone.modules()} == {mode}
-    assert found.shape == (7, classifier.FEATURES) and found.dtype == torch.float32 and not found.requires_grad
+    assert found.shape == (7, resnet.FEATURES) and found.dtype == torch.float32 and not found.requires_grad
     with torch.no_grad():
-        expected = classifier.features(backbone.eval(), augment.normalise(pixels()))
+        expected = resnet.features(backbone.eval(), augment.normalise(pixels()))
     # float32 rounds features to about 1e-6 of the largest one, bfloat16 to 1e-2.
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
 def test_calibration_is_the_mean_over_mixed_batches_of_one_size():
     """Images lie class by class; no batch may be left with a single one, whose map of one pixel has no spread."""
-    backbone = classifier.backbone(0.25)
+    backbone = resnet.backbone(0.25)
     images = pixels(9).sort(dim=0).values
     features.calibrate(backbone, images, CPU, batch=4)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(0)).split(3)
@@ -93,17 +93,17 @@ def test_colour_statistics_by_hand():
 @pytest.mark.parametrize("work", [features.extract, features.calibrate])
 def test_an_interrupt_leaves_the_backbone_in_its_mode(monkeypatch, work, training):
     """And BatchNorm with its momentum, wherever in the pass it comes."""
-    backbone = classifier.backbone(0.125).train(training)
+    backbone = resnet.backbone(0.125).train(training)
     momentum = {name: m.momentum for name, m in backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
-    calls = iter([features.classifier.features, None])
-    real = features.classifier.features
+    calls = iter([features.resnet.features, None])
+    real = features.resnet.features
 
     def interrupted(*words):
         if next(calls) is None:
             raise KeyboardInterrupt
         return real(*words)
 
-    monkeypatch.setattr(features.classifier, "features", interrupted)
+    monkeypatch.setattr(features.resnet, "features", interrupted)
     with pytest.raises(KeyboardInterrupt):
         work(backbone, torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.device("cpu"), batch=2)
     assert backbone.training == training and all(m.training == training for m in backbone.modules())

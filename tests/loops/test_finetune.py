@@ -11,9 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from hw1lib import profiles
 from hw1lib.data import images, layout
-from hw1lib.loops import augment, features, finetune, pretrain, training
-from hw1lib.measures.statistics import share
-from hw1lib.models import classifier
+from hw1lib.loops import augment, features, finetune, loop, pretrain
+from hw1lib.metrics.statistics import share
+from hw1lib.models import resnet
 from hw1lib.steps import store
 from tests import processes
 
@@ -36,7 +36,7 @@ def profile(**changes):
 def backbone():
     """The state of a pre-trained backbone, without fc as steps hand it on."""
     torch.manual_seed(3)
-    network = classifier.backbone(0.125)
+    network = resnet.backbone(0.125)
     network(torch.randn(8, 3, 32, 32))  # its running statistics are not the default
     return pretrain.without_fc(network)
 
@@ -55,10 +55,10 @@ def fit(folder, problem1, setting, weights, **changes):
 
 def model(weights, frozen):
     """As a step of seed 0 begins with it."""
-    training.seed_everything(0, 0)
-    network = classifier.backbone(0.125, True)
+    loop.seed_everything(0, 0)
+    network = resnet.backbone(0.125, True)
     network.load_state_dict(weights, strict=False)
-    return classifier.Classifier(network, classifier.Head(3, hidden=16), frozen)
+    return resnet.Classifier(network, resnet.Head(3, hidden=16), frozen)
 
 
 def pixels(split):
@@ -128,7 +128,7 @@ def test_metrics_follow_from_the_predictions_of_every_epoch(tmp_path, problem1, 
     rights = (2, 5, 5, 3)  # of six, in each epoch
     predictions = [np.where(np.arange(6) < right, truth, (truth + 1) % 3).tolist() for right in rights]
     history = [{"epoch": n + 1, "predictions": predicted} for n, predicted in enumerate(predictions)]
-    monkeypatch.setattr(training, "train", lambda *_, **__: history)
+    monkeypatch.setattr(loop, "train", lambda *_, **__: history)
     result = fit(tmp_path, problem1, "random", None)
     assert result.array("predictions").tolist() == predictions and len(result.history) == 4
     best, last = {"correct": 5, "total": 6, "epoch": 2, "accuracy": 5 / 6}, {"correct_last": 3, "accuracy_last": 0.5}

@@ -15,7 +15,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.loops import finetune, pretrain, probe
-from hw1lib.models import byol, classifier
+from hw1lib.models import byol, resnet
 from hw1lib.steps import store
 from tests.conftest import save_oddly, write_problem1
 
@@ -222,5 +222,5 @@ def test_a_small_network_is_trained_on_the_pool(tmp_path, problem1, whole, sourc
     """The file would not fit it. The classes are the pool's."""
     result = supervise(tmp_path / "run", dataclasses.replace(problem1, supervised_backbone=whole), source)
     assert result.metrics == {"source": "pool", "images": 10, "classes": 2}
-    missing, foreign = classifier.backbone(0.125).load_state_dict(result.weights(), strict=False)
+    missing, foreign = resnet.backbone(0.125).load_state_dict(result.weights(), strict=False)
     assert missing == ["fc.weight", "fc.bias"] and foreign == [] and len(result.history) == 1

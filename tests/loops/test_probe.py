@@ -8,8 +8,8 @@ from hw1lib.data import images
 from hw1lib.data.layout import Split
 from hw1lib.errors import UserError
 from hw1lib.loops import features, probe
-from hw1lib.measures import representation
-from hw1lib.models import classifier
+from hw1lib.metrics import collapse
+from hw1lib.models import resnet
 from tests.conftest import picture
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def make_pool(folder, count=30, labelled=True):
 
 def backbone():
     torch.manual_seed(0)
-    return classifier.backbone(0.125)
+    return resnet.backbone(0.125)
 
 
 @pytest.mark.parametrize(("count", "limit"), [(10, 500), (11, 500), (57, 500), (57, 2)])
@@ -61,8 +61,8 @@ def test_the_numbers_are_those_of_the_bank_and_the_queries(tmp_path, monkeypatch
     found = features.nearest_class(bank, rest.labels, asked, 1)
     state = torch.get_rng_state()
     assert made(network) == {
-        "deviation": pytest.approx(representation.deviation(bank.numpy())),
-        "effective_rank": pytest.approx(representation.effective_rank(bank.numpy())),
+        "deviation": pytest.approx(collapse.deviation(bank.numpy())),
+        "effective_rank": pytest.approx(collapse.effective_rank(bank.numpy())),
         "knn": np.mean(found == made.held_out.labels),
     }
     assert torch.equal(torch.get_rng_state(), state) and np.mean(found == made.held_out.labels) > 0.5
@@ -72,7 +72,7 @@ def test_a_network_that_sees_no_image_is_collapsed_and_a_broken_one_an_error(tmp
     network, (made, _) = backbone(), probe.probe_of(make_pool(tmp_path / "pool"), 32, CPU)
     torch.nn.init.zeros_(network.conv1.weight)
     numbers = made(network)
-    assert representation.collapsed(numbers) and numbers["effective_rank"] == 0
+    assert collapse.collapsed(numbers) and numbers["effective_rank"] == 0
     torch.nn.init.constant_(network.conv1.weight, float("nan"))
     with pytest.raises(UserError, match=r"diverged.*pretrain\.lr"):
         made(network)

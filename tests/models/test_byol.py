@@ -12,7 +12,7 @@ from torch import nn
 
 from hw1lib import profiles
 from hw1lib.loops import augment
-from hw1lib.models import byol, classifier
+from hw1lib.models import byol, resnet
 from hw1lib.settings import Pretrain
 from tests import processes
 
@@ -124,7 +124,7 @@ def step(momentum, forward):
     chosen = settings(projection_size=16, projection_hidden_size=32, use_momentum=momentum)
     torch.manual_seed(0)
     views = augment.two_views(32, chosen, overhead=True)
-    learner = byol.learner(classifier.backbone(0.125), 32, chosen, views)
+    learner = byol.learner(resnet.backbone(0.125), 32, chosen, views)
     learner = moved(learner) if momentum else learner
     before = learner.net.bn1.num_batches_tracked.item()
     value = loss_of(learner, pixels(16, 32), forward)

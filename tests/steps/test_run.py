@@ -10,7 +10,7 @@ import torch
 from hw1lib import files, profiles
 from hw1lib.data import hashes, layout
 from hw1lib.errors import Diverged, UserError
-from hw1lib.measures import embedding
+from hw1lib.metrics import projection
 from hw1lib.models import weights
 from hw1lib.settings import leaves
 from hw1lib.steps import requirements, run, store
@@ -236,7 +236,7 @@ def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path
         monkeypatch.setattr(f"hw1lib.loops.{name}", loop)
     for name in ("segment", "everything"):
         monkeypatch.setattr(f"hw1lib.loops.{name}.run", loop)
-    monkeypatch.setattr(embedding, "project", project)
+    monkeypatch.setattr(projection, "project", project)
     results = {name: made.result(name) for name in made.all}
 
     for name, pretrained in zip("ABCDE", ((), LABELS, OURS, LABELS, OURS)):

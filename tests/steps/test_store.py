@@ -17,7 +17,7 @@ from torch import nn
 
 from hw1lib import files
 from hw1lib.errors import UserError
-from hw1lib.steps import store, why
+from hw1lib.steps import explain, store
 from tests.test_files import full_disk, held_to_permissions, names
 
 KEY = "0123456789abcdef"
@@ -222,7 +222,7 @@ def test_configs_are_those_of_finished_results(results):
     assert [result.key for result in results.results("pretrain")] == ["a" * 16, "b" * 16]
     for odd in ODD:
         (results.folder("finetune-A", KEY) / "config.json").write_bytes(odd)
-        assert why.reason({"settings": {}}, results.configs("finetune-A")) == "it never ran to its end"
+        assert explain.reason({"settings": {}}, results.configs("finetune-A")) == "it never ran to its end"
 
 
 # --- what an attempt leaves

@@ -1,0 +1,125 @@
+"""PCA and t-SNE: one frame, honest numbers, the same to the bit."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.metrics import silhouette_score
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from hw1lib.metrics import projection
+
+LABELS = np.arange(60) % 3
+
+
+def activations(spread, seed=0, features=12):
+    """Three clusters, `spread` wide, that are 10 apart."""
+    noise = np.random.default_rng(seed).standard_normal((60, features))
+    return (10 * np.eye(3, features)[LABELS] + spread * noise).astype(np.float32)
+
+
+FIRST, LAST = activations(8.0), activations(0.5, 1)  # from loose clusters to dense ones, as training should
+BOTH = np.concatenate([FIRST, LAST]).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def projected():
+    return projection.project(FIRST, LAST, LABELS, 10.0, 0)
+
+
+def joined(plane, method):
+    return np.concatenate([plane[f"{method}_first"], plane[f"{method}_last"]])
+
+
+def test_both_epochs_share_one_pca_frame(projected):
+    """Fitted on both together: a distance means the same in both pictures."""
+    plane, numbers = projected
+    found = joined(plane, "pca")
+    np.testing.assert_allclose(found, PCA(2, svd_solver="full").fit(BOTH).transform(BOTH), atol=1e-9)
+    assert numbers["pca_variance"] == pytest.approx(found.var(axis=0).sum() / BOTH.var(axis=0).sum())
+
+
+def test_tsne_lays_both_epochs_out_at_once_from_their_pca_in_one_thread(projected, monkeypatch):
+    """Small enough for t-SNE to move it; in one thread, sums have one order, so all is the same to the bit."""
+    seen = []
+
+    class Noted(projection.TSNE):
+        def fit_transform(self, values):
+            threads = {pool["num_threads"] for pool in threadpool_info()}
+            seen.append((values, self.init, (self.random_state, self.perplexity, threads)))
+            return super().fit_transform(values)
+
+    monkeypatch.setattr(projection, "TSNE", Noted)
+    with threadpool_limits(2):
+        plane, numbers = projection.project(FIRST, LAST, LABELS, 10.0, 0)
+    assert numbers == projected[1] and all(np.array_equal(plane[name], projected[0][name]) for name in plane)
+    ((values, init, settings),) = seen
+    start = joined(plane, "pca")
+    assert np.array_equal(values, BOTH) and settings == (0, 10.0, {1})
+    np.testing.assert_allclose(init, start / start[:, 0].std() * 1e-4)
+
+
+def test_denser_clusters_have_higher_numbers(projected):
+    """Both of the activations themselves; trustworthiness of their layout."""
+    plane, numbers = projected
+    assert numbers["purity_last"] == 1 > numbers["purity_first"]
+    assert numbers["silhouette_last"] > 0.7 > numbers["silhouette_first"]
+    for epoch, values in (("first", FIRST), ("last", LAST)):
+        values = values.astype(np.float64)
+        assert numbers[f"silhouette_{epoch}"] == pytest.approx(silhouette_score(values, LABELS))
+        assert numbers[f"purity_{epoch}"] == projection.purity(values, LABELS, 10)
+        flat = plane[f"tsne_{epoch}"]
+        assert numbers[f"trustworthiness_{epoch}"] == pytest.approx(trustworthiness(values, flat, n_neighbors=10))
+    assert projection.purity(plane["tsne_last"], LABELS, 5) == 1
+
+
+def test_purity_by_brute_force():
+    random = np.random.default_rng(0)
+    values, labels = random.standard_normal((40, 5)), random.integers(0, 4, 40)
+    parts = []
+    for row in range(40):
+        distances = np.linalg.norm(values - values[row], axis=1)
+        distances[row] = np.inf  # an image is no neighbour of its own
+        parts.append((labels[np.argsort(distances)[:7]] == labels[row]).mean())
+    assert projection.purity(values, labels, 7) == pytest.approx(np.mean(parts))
+
+
+@pytest.mark.parametrize("count", [6, 9, 25])
+def test_a_perplexity_too_high_for_the_images_is_lowered(count):
+    values = activations(1.0)[:count]
+    plane, _ = projection.project(values, values, LABELS[:count], 30.0, 0)
+    assert plane["tsne_last"].shape == (count, 2) and np.isfinite(plane["tsne_last"]).all()
+
+
+def test_activations_that_all_died_are_no_fault():
+    """As a ReLU layer's may: then nothing is apart from anything."""
+    with np.errstate(invalid="ignore"):
+        plane, numbers = projection.project(np.zeros((60, 12), np.float32), activations(1.0), LABELS, 10.0, 0)
+    assert numbers["silhouette_first"] == 0 < numbers["silhouette_last"]
+    assert all(np.isfinite(points).all() for points in plane.values())
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [1, 1, 1], [0] * 6, range(6), [0, 0, 1, 1], [0, 1, 1, 2, 2]])
+@pytest.mark.parametrize("spread", [1.0, 0.0])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_what_so_few_images_cannot_show_is_none(labels, spread):
+    """Two images, one class, an image a class, or activations that are all the same: plain JSON without NaN."""
+    first, labels = spread * np.random.default_rng(0).random((len(labels), 5)), np.array(labels)
+    plane, numbers = projection.project(first, first[::-1], labels, 10.0, 0)
+    assert all(np.isfinite(points).all() and points.shape == (len(labels), 2) for points in plane.values())
+    json.dumps(numbers, allow_nan=False)
+    for epoch in ("first", "last"):
+        measurable = 1 < len(set(labels.tolist())) < len(labels)
+        assert (numbers[f"silhouette_{epoch}"] is not None) == measurable
+        near = [numbers[f"{measure}_{epoch}"] is not None for measure in ("purity", "trustworthiness")]
+        assert near == [len(labels) > 3] * 2
+    assert (numbers["pca_variance"] is None) == (spread == 0)
+
+
+def test_chance_is_the_mean_purity_of_shuffled_labels():
+    random = np.random.default_rng(0)
+    values, labels = random.random((40, 3)), np.arange(40) % 7 // 2
+    found = [projection.purity(values, random.permutation(labels), 5) for _ in range(300)]
+    assert projection.chance(labels) == pytest.approx(np.mean(found), abs=0.01)

@@ -1,0 +1,63 @@
+"""report/about.toml and the report's other own files, which are read before anything trains."""
+
+import pytest
+
+from hw1lib import paths
+from hw1lib.report import render
+from tests.conftest import refused
+
+WHOLE = 'title = "HW1"\nname = "Zoë Ω"\nid = "R1"\n'
+
+
+@pytest.fixture
+def about(tmp_path, monkeypatch):
+    """A function that writes about.toml; the notes lie in an empty folder."""
+    monkeypatch.setattr(paths, "ABOUT", tmp_path / "about.toml")
+    monkeypatch.setattr(paths, "NOTES", tmp_path)
+    return lambda content: paths.ABOUT.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("content", [WHOLE.encode(code) for code in ("utf-8", "utf-8-sig", "utf-16")])
+def test_it_is_read_however_an_editor_saves_it(about, content):
+    about(content)
+    assert render.about() == {"title": "HW1", "name": "Zoë Ω", "id": "R1"} and render.check() == ([], [])
+
+
+def test_numbers_are_text_and_lines_are_joined_and_it_may_be_absent(about):
+    assert render.about() == render.ABOUT and "about.toml is missing" in render.check()[1][0]
+    about('title = """\n# A\nB"""\nname = ""\nid = 123\nName = "x"\n')
+    assert render.about() == {"title": "# A B", "name": "", "id": "123"}
+    problems, warnings = render.check()
+    assert problems == [] and len(warnings) == 1 and "Name is not used. Did you mean name?" in warnings[0]
+
+
+WRONG = {
+    "latin-1": (WHOLE.replace("Ω", "").encode("latin-1"), "not UTF-8 text in line 2"),
+    "cp1252": (WHOLE.replace("Ω", "–").encode("cp1252"), "not UTF-8 text in line 2"),
+    "syntax": ("title = HW1\n", "not valid TOML"),
+    "zeros": ('title = "t"\nname = "n"\nid = 0123\n', "not valid TOML"),
+    "keys": ('title = "t"\n', "lacks name, id"),
+    "empty": ("", "lacks title, name, id"),
+    "list": (WHOLE.replace('"R1"', '["R1"]'), "id is ['R1'], which is no text"),
+    "date": (WHOLE.replace('"R1"', "2024-01-01"), "id is"),
+    "truth": (WHOLE.replace('"R1"', "true"), "id is True"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_used_is_named_before_anything_trains(about, course_data, tmp_path, capsys, case):
+    content, words = WRONG[case]
+    about(content)
+    (problem,) = render.check()[0]
+    assert words in problem and str(paths.ABOUT) in problem and "\n" not in problem
+    if case == "latin-1":
+        (tmp_path / "problem1-1.md").write_bytes(b"caf\xe9")
+        where = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
+        text = refused(capsys, "report", *where)
+        assert "2 things" in text and words in text and "problem1-1.md" in text and not (tmp_path / "out").exists()
+
+
+def test_a_missing_template_is_named(about, monkeypatch, tmp_path):
+    about(WHOLE)
+    monkeypatch.setattr(paths, "TEMPLATE", tmp_path / "report.md.j2")
+    assert [part for part in ("report.md.j2", "style.css", "page.typ") if part not in " ".join(render.check()[0])] == []

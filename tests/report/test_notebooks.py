@@ -1,0 +1,211 @@
+"""The whole pipeline at smoke size: every file of the interface, that they agree, and what runs again when."""
+
+import itertools
+import json
+import re
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from papermill.exceptions import PapermillExecutionError
+from PIL import Image
+
+from hw1lib import cpus, files, kept, paths, profiles, variants
+from hw1lib.chapters import ch04_segmentation as two
+from hw1lib.chapters import phrases
+from hw1lib.data import groups, images
+from hw1lib.errors import UserError
+from hw1lib.metrics import iou as scores
+from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.report import notebooks, render
+from hw1lib.workbook import Workbook
+from tests.conftest import hw1lib
+
+pytestmark = pytest.mark.slow
+TABLES_ALONE = {"finetune_seeds", "segmentation_seeds"}  # which the template does not include
+
+
+@pytest.fixture(scope="module")
+def metrics(smoke_run):
+    return json.loads((smoke_run / "metrics.json").read_text())["steps"]
+
+
+@pytest.fixture(scope="module")
+def book(smoke_run):
+    return Workbook("smoke", out=smoke_run)
+
+
+def test_every_promised_file_is_there(smoke_run, book):
+    expected = ["report.html", "report.pdf", "report.md", "metrics.json", "run.json", "timings.csv"]
+    expected += [f"notebooks/{name}.ipynb" for name in notebooks.NOTEBOOKS] + ["manifest.json"]
+    names = ("finetune", "finetune_seeds", "segmentation", "networks", "everything", "refinement")
+    expected += [f"tables/{name}.csv" for name in names]
+    assert not [n for n in expected if not (smoke_run / n).is_file() or (smoke_run / n).stat().st_size < 40]
+    for step in book.steps.all:
+        assert list((smoke_run / "steps" / step).glob("*/done.json")), step
+    assert book.steps.store.verify() == []
+
+
+def test_every_kept_thing_is_in_the_report_with_its_notebook_its_steps_and_its_hashes(smoke_run, book):
+    keys = {label: steps.key(name) for label, steps, name in book.planned()}
+    things = kept.entries(smoke_run)
+    assert {about["notebook"] for about in things.values()} == {*notebooks.NOTEBOOKS, "the report"}
+    assert all(about["steps"].items() <= keys.items() for about in things.values())
+    assert {label for about in things.values() for label in about["steps"]} == set(keys)  # else one changes unnoticed
+    included = set(re.findall(r'kept\("([\w-]+)"\)', re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text())))
+    assert included | TABLES_ALONE | {f"network_{name}" for name in SEGMENTERS} == set(things)
+    hashes = {file: digest for about in things.values() for file, digest in about["files"].items()}
+    written = files.read_json(smoke_run / "manifest.json")
+    assert written == hashes | {name: files.digest(smoke_run / name) for name in ("report.md", *render.NUMBERS)}
+    assert kept.changed(smoke_run, written) == []
+
+
+def test_metrics_hold_every_step_and_no_time(smoke_run, metrics, book):
+    assert set(metrics) == set(book.steps.all)
+    text = (smoke_run / "metrics.json").read_text()
+    assert not [word for word in ("seconds", "host", "NaN", '"only"') if word in text]
+
+
+def test_the_finetune_table_agrees_with_metrics_and_report(smoke_run, metrics):
+    table = pd.read_csv(smoke_run / "tables" / "finetune.csv")
+    assert list(table["setting"]) == list(variants.ROWS)
+    text = (smoke_run / "report.md").read_text()
+    for row in table.itertuples():
+        step = metrics[variants.ROWS[row.setting].step]
+        assert row.correct == step["correct_last"] and row.total == step["total"] == 96
+        assert row.accuracy_last == pytest.approx(row.correct / row.total, abs=1e-6)
+        assert row.accuracy == pytest.approx(step["accuracy"], abs=1e-6) and row.accuracy >= row.accuracy_last
+        cells = (row.setting, phrases.percent(row.accuracy_last), f"{row.correct} / {row.total}")
+        assert re.search(r"\| " + r" \|.*".join(map(re.escape, cells)) + r" \|", text)
+
+
+def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smoke_run, book):
+    _, truth = images.load_tiles(book.data.problem2.validation)
+    table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
+    arrays = {m: (f"segment-{m}", "predictions") for m in (*SEGMENTERS, "colour")}
+    arrays |= {"lraspp+tta": ("segment-lraspp", "predictions_tta"), "lraspp+vote": ("everything", "predictions_vote")}
+    assert list(table.index) == ["fcn32s", "lraspp", "lraspp+tta", "deeplabv3", "lraspp+vote", "colour"]
+    for row, (step, name) in arrays.items():
+        matrix = scores.confusion(truth, book.result(step).array(name))
+        assert table.loc[row, "miou_last"] == pytest.approx(scores.miou(matrix), abs=1e-6)
+        assert table.loc[row, "miou"] == pytest.approx(table.loc[row, list(two.SCORED)].mean(), abs=1e-6)
+    assert table.loc["fcn32s", "parameters"] == 184_671_054  # the real model's, at any size
+    assert table.loc["lraspp+vote", "epoch"] == profiles.get("smoke").lraspp.epochs
+
+
+def test_the_report_says_what_its_numbers_depend_on(smoke_run, book):
+    """The instruction sets in use and the precision of each training, as in the steps' own run.json."""
+    run, text = files.read_json(smoke_run / "run.json"), (smoke_run / "report.md").read_text()
+    aten, onednn = cpus.instruction_sets()
+    assert run["instruction_sets"] == {"aten": aten, "onednn": onednn}
+    assert f"| instruction sets | ATen {aten}, oneDNN {onednn or '–'} |" in text
+    precisions = {name: book.result(name).run["precision"] for name in book.steps.all}
+    assert run["precision"] == {name: precision for name, precision in precisions.items() if precision}
+    assert {"pretrain", "finetune-C", "segment-lraspp"} <= run["precision"].keys()
+    for name, precision in run["precision"].items():
+        assert re.search(rf"\n\| precision \|.*{precision}: [^;]*\b{name}\b", text)
+
+
+def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):
+    table = pd.read_csv(smoke_run / "tables" / "everything.csv", dtype={"image": str})
+    methods, images = ("sam", "slic", "felzenszwalb"), profiles.get("smoke").everything.images
+    assert set(zip(table["method"], table["image"])) == set(itertools.product(methods, images))
+    absent = metrics["everything"]["sam"] is None
+    assert table["asa"].isna().tolist() == [absent and method == "sam" for method in table["method"]]
+    assert ("SAM was not measured" in (smoke_run / "report.md").read_text()) == absent
+
+
+def test_the_report_stands_alone_and_its_figures_hold_a_picture(smoke_run):
+    html = (smoke_run / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']+""", html)
+    assert html.count("data:image/png") == len(list((smoke_run / "figures").glob("*.png")))
+    assert (smoke_run / "report.pdf").read_bytes().startswith(b"%PDF-")
+    text = re.sub(r"```.*?```", "", (smoke_run / "report.md").read_text(), flags=re.S)
+    assert not re.search(r"\bnan\b|\bNone\b", text)
+    for path in (smoke_run / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 24)) > 20, path
+
+
+def test_executed_notebooks_have_no_error_and_no_warning(smoke_run):
+    notebooks = [nbformat.read(path, as_version=4) for path in (smoke_run / "notebooks").glob("*.ipynb")]
+    outputs = [output for notebook in notebooks for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+def test_a_second_call_runs_nothing(smoke_run, book):
+    def state():
+        timed = ("report.html", "report.pdf", "report.md", "run.json", "manifest.json")
+        return {p: files.digest(p) for p in smoke_run.rglob("*") if p.is_file() and p.name not in timed}
+
+    before, seconds = state(), files.read_json(smoke_run / "run.json")["seconds_total"]
+    done = hw1lib("report", "--profile", "smoke", "--out", smoke_run)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(book.steps.all)} done, 0 to run" in done.stdout
+    assert done.stdout.count("nothing to do") == len(notebooks.NOTEBOOKS)
+    assert state() == before and files.read_json(smoke_run / "run.json")["seconds_total"] == seconds
+
+
+def test_the_page_follows_template_styles_name_and_notes_though_no_notebook_runs(smoke_run, tmp_path, monkeypatch):
+    """And a file of the author's that no question takes is named, once."""
+    out = tmp_path / "smoke"
+    shutil.copytree(smoke_run, out, ignore=shutil.ignore_patterns("steps", "decoded"))
+    (out / "steps").symlink_to(smoke_run / "steps")
+    report = shutil.copytree(paths.REPORT, tmp_path / "report", ignore=shutil.ignore_patterns("build", "demo"))
+    for name in ("TEMPLATE", "ABOUT", "NOTES"):
+        monkeypatch.setattr(paths, name, report / getattr(paths, name).name)
+    pages = [(out / name).read_bytes() for name in ("report.html", "report.pdf")]
+    changes = {
+        "report.md.j2": "\nThe end.",
+        "style.css": "\nbody { color: red; }",
+        "page.typ": "\n#set text(size: 9pt)",
+    }
+    for name, more in (changes | {"notes/problem1-2.md": "My words."}).items():
+        path = report / name
+        path.write_text((path.read_text() if path.exists() else "") + more)
+        notebooks.build(Workbook("smoke", out=out))
+        now = [(out / name).read_bytes() for name in ("report.html", "report.pdf")]
+        assert [one != two for one, two in zip(pages, now)] == [name != "page.typ", name != "style.css"], name
+        pages = now
+
+
+def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_data, tmp_path):
+    """However broken that is; the report names the other half as absent. What is done stays so."""
+    for path in (course_data / "p1_data" / "office" / "train").iterdir():
+        path.write_bytes(b"")
+    shutil.rmtree(course_data / "p2_data")
+    for name in ("p2_data", groups.GROUPS):
+        (course_data / name).symlink_to(paths.EARTH / name)
+    shutil.copytree(smoke_run, tmp_path / "out")
+    options = ["--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"]
+    done = hw1lib("report", *options, "--only", "problem2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 to run" in done.stdout and done.stdout.count("runs again: the data folder changed") == 3
+    done = hw1lib("report", *options, "--only", "problem2")
+    assert done.stdout.count("nothing to do") == 3
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Problem 1 is absent" in text and "## Problem 2" in text and "## Problem 1" not in text
+    manifest = files.read_json(tmp_path / "out" / "manifest.json")
+    assert (tmp_path / "out" / "tables" / "finetune.csv").is_file() and "tables/finetune.csv" not in manifest
+    done = hw1lib("report", *options, "--only", "problem1")
+    assert done.returncode == 1 and "p1_data" in done.stderr and "Traceback" not in done.stderr
+    assert "pretrain" not in done.stdout.partition("00_data")[2]  # nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("OSError", "[Errno 28] No space left on device: 'a.csv'", "Free some disk space"),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: 'a.csv'", "Check that its folder exists"),
+        ("PermissionError", "[Errno 13] Permission denied: 'a.csv'", "Mend the permissions"),
+        ("UnidentifiedImageError", "cannot identify image file", "stopped in cell 3 with UnidentifiedImageError"),
+        ("OSError", "cannot write mode F as PNG", "stopped in cell 3 with OSError"),
+        ("RuntimeError", "CUDA error", "stopped in cell 3 with RuntimeError"),
+    ],
+)
+def test_what_stops_a_notebook_is_named_with_its_own_remedy(tmp_path, name, text, words):
+    """Disk space only where it is short."""
+    with pytest.raises(UserError, match=words) as caught, notebooks._naming_its_fault("00_data", tmp_path, None):
+        raise PapermillExecutionError(0, 3, "", name, text, [])
+    assert text in str(caught.value) and ("disk space" in str(caught.value)) == ("No space" in text)

@@ -1,0 +1,110 @@
+"""The author's notes: Markdown is kept, and nothing in them acts, on a page, a code host or paper."""
+
+import re
+
+import pypandoc
+import pytest
+
+from hw1lib import paths
+from hw1lib.errors import UserError
+from hw1lib.report import notes
+from tests.chapters.made import NASTY, Page
+
+NOTES = {
+    "html": "<script>alert(1)</script>\n\n<div onclick=alert(1)>d</div>",
+    "inline html": "a <b onclick=alert(1)>b</b> <img src=x onerror=alert(1)>",
+    "raw html": "```{=html}\n<script>alert(1)</script>\n```",
+    "inline raw html": "`<script>alert(1)</script>`{=html}",
+    "raw typst": '```{=typst}\n#panic("ran")\n```',
+    "inline raw typst": '`#panic("ran")`{=typst}',
+    "script link": "[x](javascript:alert(1)) [y](JaVaScRiPt:alert(1)) <javascript:alert(1)>",
+    "script reference": "[x][y]\n\n[y]: javascript:alert(1)",
+    "data link": "[x](data:text/html,<script>alert(1)</script>)",
+    "pictures": "![x](https://example.invalid/x.png) ![x](/etc/x.png) ![y](../secret.png) ![x](no-such-file.png)",
+    "attributes": "[x]{onclick=alert(1)} ![x](figures/one.png){onerror=alert(1)}\n\n"
+                  "# h {onclick=alert(1)}\n\n``` {onclick=alert(1)}\nc\n```",
+    "style": '[x]{style="background:url(https://example.invalid/x)"}',
+    "template": "{{ 1 / 0 }} {% raw %}",
+    "fence": "```\nnever closed",
+    "quote": "> > > deep\n\n- list\n    - list",
+    "include": "\n.. include:: /etc/passwd\n\\input{/etc/passwd}",
+    "comment": "<!-- never closed",
+    "footnote": "a[^1]\n\n[^1]: javascript:alert(1)",
+    "names": "\n\n".join(NASTY),
+}  # fmt: skip
+
+
+def converted(text, to):
+    return pypandoc.convert_text(text, to, format=notes.MARKDOWN, verify_format=False)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A function that writes a note and gives it as the report takes it."""
+    monkeypatch.setattr(paths, "NOTES", tmp_path)
+
+    def write(content):
+        (tmp_path / "problem1-1.md").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return notes.note("problem1-1")
+
+    return write
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_nothing_in_a_note_acts(written, name):
+    """It ends where it ends, and what it says is still read."""
+    text = written(f"before\n\n{NOTES[name]}\n\nafter") + "\n\nThe next paragraph.\n"
+    page = Page(converted(text, "html5"))
+    page.assert_harmless(also=["a"])
+    assert page.words.startswith("The author’s note. before") and "after" in page.words
+    assert "The next paragraph." in page.words
+    assert page.elements[-1][0] == "p" or "footnote" in name
+    paper = re.sub("(?s)```.*?```", "", converted(text, "typst"))
+    assert not re.search(r"(?<![\\`])#(image|include|panic|read)", paper)
+
+
+def test_a_note_keeps_its_markdown_and_without_a_note_there_is_nothing(written):
+    text = written("**bold** [here](https://example.com) `code` 3 < 4\n\n- one\n- two")
+    page = Page(converted(text, "html5"))
+    assert {"blockquote", "strong", "a", "code", "li"} <= set(page.tags()) and "3 < 4" in page.words
+    assert {"href": "https://example.com"} in [attributes for _, attributes in page.elements]
+    assert text.startswith("> **The author's note.**") and notes.note("problem1-2") == ""
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\ncaf\xe9", "Müller".encode("cp1250"), b"\x80"])
+def test_a_note_that_is_no_utf8_is_named(written, content):
+    with pytest.raises(UserError, match=f"problem1-1.md is not UTF-8 text in line {content.count(10) + 1}"):
+        written(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("problem1_2.md", "words", "its name is none of problem1-1.md, problem2-1.md"),
+        ("Problem1-1.md", "words", "its name is none of"),
+        ("problem1-1.MD", "words", "its name is none of"),
+        ("problem1-1.txt", "words", "its name is none of"),
+        ("problem1-1", "words", "its name is none of"),
+        ("problem3-1.md", "words", "its name is none of"),
+        ("problem2-1.md", "", "is empty"),
+        ("problem2-1.md", " \n\t\n", "is empty"),
+        ("problem2-1.md", "\ufeff", "is empty"),
+        ("problem2-1.md", "\ufeffwords", None),
+        ("README.md", "words", None),
+        (".DS_Store", "words", None),
+    ],
+)
+def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name, content, said):
+    texts = {"problem1-1": written("words")}
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    texts["problem2-1"] = notes.note("problem2-1")
+    sentences = notes.unused(texts)
+    assert [(name in sentence, said in sentence) for sentence in sentences] == ([(True, True)] if said else [])
+    assert texts["problem1-1"].endswith("words") and "\ufeff" not in texts["problem2-1"]
+    assert bool(texts["problem2-1"]) == (name == "problem2-1.md" and "words" in content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_byte_order_mark_is_no_text(written, encoding):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    assert written(f"{mark}Grüße".encode(encoding)).endswith("> Grüße")

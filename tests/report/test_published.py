@@ -1,0 +1,46 @@
+"""The published demo: its tables are made again to the byte from its metrics, its picture of a page is of it."""
+
+from PIL import Image
+
+from hw1lib import files, paths
+from hw1lib.chapters import architectures, ch02_finetuning, ch04_segmentation, ch05_segment_anything
+from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.report import render
+from hw1lib.variants import ROWS
+
+DEMO = paths.REPORT / "demo"
+
+
+def test_published_tables_are_made_again_to_the_byte():
+    """The row vote of the table of models is that of the everything step, and the control stands last."""
+    kept = files.read_json(DEMO / "metrics.json")
+    settings, steps = kept["settings"], kept["steps"]
+    seeds = {0: "{}".format, 1: "{}, seed 1".format, 2: "{}, seed 2".format}
+    tuned = {  # the simple control is the same for all seeds
+        seed: {name: steps.get(label(row.step), steps[row.step]) for name, row in ROWS.items()}
+        for seed, label in seeds.items()
+    }
+    segmented = {name: steps[f"segment-{name}"] for name in SEGMENTERS}
+    masks = steps["everything"]
+    rows = ch04_segmentation.variants(segmented, steps["segment-colour"])
+    control = {("colour", ""): rows.pop(("colour", ""))}
+    vote = masks["refined"][masks["refine"]] | {"epoch": settings["lraspp"]["epochs"]}
+    made = {
+        "finetune": ch02_finetuning.accuracies(tuned[0], steps["pretrain-supervised"]["source"]),
+        "finetune_seeds": ch02_finetuning.accuracies_of_seeds(tuned),
+        "segmentation": ch04_segmentation.table(rows | {("lraspp", "vote"): vote} | control),
+        "networks": architectures.table(128, {name: settings[name]["enlarge"] for name in SEGMENTERS}, segmented),
+        "everything": ch05_segment_anything.table(masks, settings["everything"]["images"]),
+        "refinement": ch05_segment_anything.refinement(masks),
+    }
+    for name, table in made.items():
+        text = table.to_csv(index=False, float_format="%.6f")  # as `keep` writes it
+        assert text == (DEMO / "tables" / f"{name}.csv").read_text(), name
+
+
+def test_the_picture_in_the_readme_is_of_the_published_report():
+    """Else run make publish. The picture names the hash of the report that it was drawn from."""
+    (picture,) = [line for line in (paths.ROOT / "README.md").read_text().splitlines() if line.startswith("![A page")]
+    assert picture.endswith(f"(report/demo/{render.PAGE})")
+    with Image.open(DEMO / render.PAGE) as image:
+        assert image.text["report"] == render.shown(DEMO)

@@ -1,0 +1,217 @@
+"""From what was kept to the report: each by its kind, numbered, and read back as a browser reads it."""
+
+import io
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typst
+from matplotlib.figure import Figure
+from PIL import Image
+
+from hw1lib import files, kept, paths
+from hw1lib.chapters import ch00_data, phrases, style
+from hw1lib.errors import UserError
+from hw1lib.report import render
+from hw1lib.workbook import Workbook
+from tests.chapters.made import NASTY, Page
+
+
+def keep(out, name, thing, caption=""):
+    Workbook.keep(types.SimpleNamespace(out=out, _used={}, notebook="a notebook"), name, thing, caption)
+
+
+def line():
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+    return figure
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """A function from a template to the report's page, its text for code hosts, and typst's source."""
+    for name in ("style.css", "page.typ"):
+        (tmp_path / name).write_text((paths.REPORT / name).read_text())
+    (tmp_path / "figures").mkdir()
+    for name in ("ABOUT", "TEMPLATE", "NOTES"):
+        monkeypatch.setattr(paths, name, tmp_path / name)
+    sources, compile_ = [], typst.compile
+
+    def noted(path, **options):
+        sources.append(Path(path).read_text(encoding="utf-8"))
+        return compile_(path, **options)
+
+    monkeypatch.setattr(render.typst, "compile", noted)
+
+    def made(template, **about):
+        texts = {"title": "T", "name": "N", "id": "R1"} | about
+        paths.ABOUT.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in texts.items()), encoding="utf-8")
+        head = "# {{ about.title }}\n\n**{{ about.name }}** · {{ about.id }}\n\n"
+        paths.TEMPLATE.write_text(f"{head}{template}\n\nThe end.\n", encoding="utf-8")
+        for name in render.NUMBERS:
+            files.write_text(tmp_path / name, name)
+        render.write(tmp_path, list(kept.entries(tmp_path)), {})
+        page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+        page.assert_harmless()
+        assert page.words.endswith("The end.")  # nothing swallowed the rest
+        assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+        return page, (tmp_path / "report.md").read_text(encoding="utf-8"), sources[-1]
+
+    return made
+
+
+# --- what was kept
+
+
+def test_things_are_included_by_their_kind_and_figures_numbered_as_they_come(tmp_path, report):
+    keep(tmp_path, "one", line(), "A caption\n  of two lines.")
+    keep(tmp_path, "two", line(), 'Odd: "q" – 5 % *of* `it`, <b>, {{ x }}, #let x, $y$ and [here].')
+    keep(tmp_path, "counts", pd.DataFrame({"model": ["a"], "miou": [0.5]}))
+    keep(tmp_path, "said", "Some **words**.\n\n" + phrases.code("f(<b>) *x*\n  $y$ #z"))
+    appendix = '{% if target == "pdf" %}for paper{% else %}for screens{% endif %}'
+    names = "\n\n\n\n".join(f'{{{{ kept("{name}") }}}}' for name in ("two", "counts", "said", "one"))
+    page, text, paper = report(f"{names}\n\n{appendix}")
+    assert "for screens" in text and "for screens" in page.words and "for paper" in paper and "\n\n\n" not in text
+    assert "f(<b>) *x*\n  $y$ #z" in page.text and "```\nf(<b>)" in text
+    assert text.index("![Figure 1. Odd: ") < text.index("| a | 0.500 |") < text.index("Some **words**.")
+    assert "![Figure 2. A caption of two lines.](figures/one.png)" in text
+    assert "Figure 1. Odd: “q” – 5 % of it, " in page.words and "{{ x }}, #let x, $y$ and [here]." in page.words
+    assert page.tags().count("img") == 2 and {"table", "strong", "em", "code"} <= set(page.tags())
+    assert "figures/two.pdf" in paper and ".png" not in paper
+
+
+@pytest.mark.parametrize(
+    ("lost", "text"),
+    [("kept/one.json", None), ("figures/one.png", None), ("figures/one.pdf", "%PDF"), ("text/said.md", None),
+     ("text/said.md", "Other"), ("kept/said.json", '{"kind": '), ("kept/said.json", "{}"), ("kept/said.json", "[]")],
+)  # fmt: skip
+def test_what_is_not_as_it_was_kept_is_named_with_its_remedy(tmp_path, lost, text):
+    keep(tmp_path, "said", "Words.")
+    keep(tmp_path, "one", line(), "A figure.")
+    (tmp_path / lost).unlink()
+    if text:
+        (tmp_path / lost).write_text(text)
+    with pytest.raises(UserError, match=f"'{Path(lost).stem}' in .* is not as its notebook kept it. Run make report"):
+        render.Kept(tmp_path, ["one", "said"])
+    with pytest.raises(UserError, match=r"report.md.j2 includes 'two'.*book.keep"):
+        render.Kept(tmp_path, [])("two")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"), [("{{ kept(", "line 7 cannot be filled"), ("{{ typo }}", "'typo' is undefined"),
+                           ("{% if %}", "line 5 cannot be filled")]
+)  # fmt: skip
+def test_a_template_that_cannot_be_filled_is_named(report, template, said):
+    with pytest.raises(UserError, match=f"template .*{said}"):
+        report(template)
+
+
+# --- a report with nasty names everywhere
+
+
+def test_nasty_names_are_shown_as_they_stand(tmp_path, report):
+    keep(tmp_path, "one", line(), "A figure.")
+    keep(tmp_path, "names", pd.DataFrame({"classes": NASTY, "n": 1}))
+    keep(tmp_path, "warnings", ch00_data.weaknesses([f"train: {name} is odd." for name in NASTY], 1))
+    files.write_text(paths.NOTES / "q.md", "\n\n".join(f"note {name}" for name in NASTY) + "\n\n<!-- never closed")
+    nasty = " ".join(NASTY)
+    template = '{{ kept("names") }}\n\n{{ kept("warnings") }}\n\n{{ note("q") }}\n\n{{ kept("one") }}'
+    page, _, _ = report(template, title=f"t {nasty}", name=f"n {nasty}", id=f"i {nasty}")
+    for text in [f"train: {name} is odd." for name in NASTY] + [f"{start} {nasty}" for start in "tni"]:
+        assert " ".join(text.split()) in page.words
+    assert page.tags().count("tr") == 1 + len(NASTY) and page.tags().count("img") == 1
+
+
+def test_the_title_of_page_and_pdf_is_the_plain_text(report):
+    """Neither knows Markdown, so nothing is escaped for it; a Chinese name finds its font."""
+    page, _, paper = report("Words.", title="HW_1 *x* – “ü” 王小明", name='A "B" \\ <C>')
+    expected = 'HW_1 *x* – “ü” 王小明 – A "B" \\ <C>'
+    assert page.title == expected
+    assert 'title: "{}"'.format(expected.replace("\\", "\\\\").replace('"', '\\"')) in paper
+
+
+# --- published, exported
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A build folder with a report, as `publish` and `export` find it; report/ is elsewhere."""
+    monkeypatch.setattr(paths, "REPORT", tmp_path / "report")
+    out = tmp_path / "build"
+    for name in ("one", "two", render.FIGURE):
+        keep(out, name, line())
+    keep(out, "counts", pd.DataFrame({"n": [1]}))
+    for name in render.NUMBERS:
+        files.write_text(out / name, name)
+    files.write_text(out / "figures" / "export" / "one.svg", "old")
+    text = "# Title\n\n![One.](figures/one.png)\n\n<details>\n\nlong\n\n</details>\n"
+    files.write_text(out / "report.md", text + "\n\nwords" * 99 + f"\n\n![Two.](figures/{render.FIGURE}.png)\n")
+    render.seal(out, ["one", render.FIGURE, "counts"])  # and `two` is of an earlier report
+    return out
+
+
+def test_a_report_is_published_whole_in_place_of_the_old_one_or_not_at_all(built):
+    files.write_text(paths.REPORT / "mine" / "figures" / "gone.png", "old")
+    target = render.publish(built, "mine")
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    figures = {"figures/one.png", f"figures/{render.FIGURE}.png", "page.png"}
+    assert found == {"README.md", *render.NUMBERS, "tables/counts.csv"} | figures
+    assert (target / "README.md").read_text() == (built / "report.md").read_text() and target == paths.REPORT / "mine"
+    assert [path.name for path in paths.REPORT.iterdir()] == ["mine"]
+    for lost, said in (("metrics.json", "metrics.json"), (render.MANIFEST, "make report")):
+        (built / lost).unlink()
+        with pytest.raises(UserError, match=said):
+            render.publish(built, "mine")
+        assert (target / "README.md").is_file()
+
+
+def test_the_picture_of_a_page_shows_the_published_report_and_says_of_which_it_is(built):
+    """The page with FIGURE, here the second; of a report without it, the first."""
+    target = render.publish(built, "mine")
+    with Image.open(target / render.PAGE) as image:
+        assert image.text["report"] == render.shown(target) and image.height == 982
+        second = np.asarray(image.convert("L"))
+    text = (target / "README.md").read_text()
+    (target / "README.md").write_text(text.replace(render.FIGURE, "one"))
+    with Image.open(io.BytesIO(render.page(target))) as image:
+        assert (np.asarray(image.convert("L")) != second).mean() > 0.02
+        assert image.text["report"] == render.shown(target)
+    before = render.shown(target)
+    style.save(line(), target / "figures" / "one.png", dpi=50)
+    assert render.shown(target) != before
+
+
+def test_figures_are_exported_in_each_format_and_one_that_is_not_there_is_named(built, tmp_path):
+    into = tmp_path / "into"
+    (pdf, svg, png), others = render.export(built, ["two"], ["pdf", "svg", "png"], 100, into)
+    assert others == ["two"]  # which the report does not show
+    assert {path.name for path in into.iterdir()} == {"two.pdf", "two.svg", "two.png"} == {pdf.name, svg.name, png.name}
+    assert pdf.read_bytes() == (built / "figures" / "two.pdf").read_bytes() and svg.read_text().startswith("<svg")
+    first = png.read_bytes()
+    for dpi in (200, 100):
+        ((path,), _) = render.export(built, ["two"], ["png"], dpi, into)
+        with Image.open(path) as image:
+            assert image.size == (2 * dpi, dpi)
+    assert path.read_bytes() == first
+    written, others = render.export(built, [], ["pdf", "pdf"], 100, into)
+    assert [path.name for path in written] == [f"{render.FIGURE}.pdf", "one.pdf"] and others == []
+
+
+@pytest.mark.parametrize(
+    ("names", "formats", "dpi", "said"),
+    [(["one", "three"], ["pdf"], 100, "no figure 'three'.*there are: finetune_accuracy, one, two"),
+     (["../one"], ["pdf"], 100, "no figure '../one'"), (["counts"], ["pdf"], 100, "no figure 'counts'"),
+     (["one"], ["pdf", "", "png"], 100, "'' is no format"), (["one"], [], 100, "no format"),
+     (["one"], ["jpg"], 100, "--format jpg: 'jpg'"), (["one"], ["png"], 0, "--dpi 0: give .* from 10 to 2400"),
+     (["one"], ["png"], -300, "--dpi -300"), (["one"], ["png"], 10**6, "--dpi 1000000"),
+     (["one"], ["pdf"], 9, "--dpi 9")],
+)  # fmt: skip
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, dpi, said):
+    with pytest.raises(UserError, match=said):
+        render.export(built, names, formats, dpi, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match="There is no report in .*make report"):
+        render.export(tmp_path / "nowhere", [], ["pdf"], 100, tmp_path / "other")

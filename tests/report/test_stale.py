@@ -1,0 +1,282 @@
+"""What makes a notebook run again: anything that it kept or read and that was changed, by whomever."""
+
+import json
+import os
+import re
+import shutil
+import types
+
+import nbformat
+import pytest
+
+from hw1lib import files, kept, paths
+from hw1lib.chapters import style
+from hw1lib.data import groups, layout
+from hw1lib.errors import UserError
+from hw1lib.report import notebooks, render
+from hw1lib.workbook import Workbook
+from tests.conftest import write_problem1, write_problem2
+
+pytestmark = pytest.mark.slow
+HEAD = (
+    'profile = ""\ndata_root = ""\nout = ""\nsettings = {}',
+    "import os\nimport pandas as pd\nfrom hw1lib.chapters import style\nfrom hw1lib.workbook import Workbook\n"
+    "book = Workbook(profile, data_root, out, settings)",
+)
+ONE = (  # names in a loop, in a variable, in single quotes; and one that is commented out
+    'book.result("segment-colour")',
+    'for place in ("a", "b"):\n    book.keep(f"loop-{place}", place)',
+    'name = "table"\nbook.keep(name, pd.DataFrame({"n": [1]}))\n# book.keep("commented", "x")',
+    "book.keep('figure', style.timing({'a': 1.0}), caption='A caption.')",
+)
+SETTINGS = {"device": "cpu", "model_scale": 0.125}
+
+
+def write(name, *cells):
+    cells = [nbformat.v4.new_code_cell(source) for source in HEAD + cells]
+    cells[0].metadata["tags"] = ["parameters"]
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), paths.NOTEBOOKS / f"{name}.ipynb")
+
+
+def book_of(out, root, **settings):
+    return Workbook("smoke", root, out, SETTINGS | settings)
+
+
+def execute(out, root, *names, **settings):
+    given = {"profile": "smoke", "data_root": str(root), "out": str(out), "settings": SETTINGS | settings}
+    for name in names:
+        notebooks._execute(name, book_of(out, root, **settings), given)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two small notebooks, a data root, and a build folder in which they were executed."""
+    folder = tmp_path_factory.mktemp("stale")
+    root, out = folder / "data", folder / "out"
+    write_problem1(root / "p1_data")
+    write_problem2(root / "p2_data")
+    (folder / "notebooks").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "NOTEBOOKS", folder / "notebooks")
+        write("one", *ONE)
+        write("two", 'book.keep("other", "words")')
+        execute(out, root, "one", "two")
+    return types.SimpleNamespace(root=root, out=out, notebooks=folder / "notebooks")
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy of all of it, that a test may change."""
+    copy = types.SimpleNamespace(**{name: tmp_path / name for name in ("root", "out", "notebooks")})
+    for name, folder in vars(made).items():
+        shutil.copytree(folder, tmp_path / name)
+    monkeypatch.setattr(paths, "NOTEBOOKS", copy.notebooks)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", {"one": 0, "two": 0})
+    for name in ("STYLE", "ORIGINAL", "RECIPE"):
+        shutil.copy(getattr(paths, name), tmp_path / getattr(paths, name).name)
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
+    for name in ("one", "two"):  # the copy has another address, which is an input
+        stamp = copy.out / "notebooks" / f".{name}.json"
+        inputs = notebooks._inputs(copy.notebooks / f"{name}.ipynb", book_of(copy.out, copy.root))
+        files.write_json(stamp, files.read_json(stamp) | {"inputs": inputs})
+    return copy
+
+
+def why(place, name="one", **settings):
+    book = book_of(place.out, place.root, **settings)
+    return notebooks._stale(name, notebooks._inputs(place.notebooks / f"{name}.ipynb", book), book)
+
+
+def test_what_was_kept_is_recorded_however_its_name_is_written(place):
+    stamp = files.read_json(place.out / "notebooks" / ".one.json")
+    assert set(stamp["kept"]) == {"loop-a", "loop-b", "table", "figure"} == set(kept.entries(place.out, "one"))
+    entry = kept.entry(place.out, "figure")
+    assert entry["caption"] == "A caption." and set(entry["files"]) == {"figures/figure.png", "figures/figure.pdf"}
+    assert set(entry["steps"]) == {"segment-colour"} and why(place) is None and why(place, "two") is None
+
+
+def append(path, text=" "):
+    with open(path, "a") as file:
+        file.write(text)
+
+
+def keep(place, name, thing, notebook=""):
+    book = book_of(place.out, place.root)
+    book.notebook = notebook
+    book.keep(name, thing)
+
+
+def caption(place):
+    path = kept.path(place.out, "figure")
+    files.write_json(path, files.read_json(path) | {"caption": "Another."})
+
+
+CHANGES = {
+    "kept at a prompt, a figure": (lambda p: keep(p, "figure", style.timing({"a": 2.0})), "figure figure was changed"),
+    "kept at a prompt, a text": (lambda p: keep(p, "loop-b", "c"), "text loop-b was changed outside of the report"),
+    "kept by another notebook": (lambda p: keep(p, "loop-a", "a", "two"), "text loop-a was changed"),
+    "a number edited": (lambda p: append(p.out / "tables" / "table.csv", "2\n"), "table table was changed"),
+    "a text edited": (lambda p: append(p.out / "text" / "loop-a.md"), "text loop-a was changed"),
+    "a table's text edited": (lambda p: append(p.out / "text" / "table.md"), "table table was changed"),
+    "a caption edited": (caption, "figure figure was changed"),
+    "a figure deleted": (lambda p: (p.out / "figures" / "figure.pdf").unlink(), "figure figure was changed"),
+    "a figure painted over": (
+        lambda p: shutil.copy(p.out / "figures" / "figure.pdf", p.out / "figures" / "figure.png"), "figure figure was"),
+    "an entry deleted": (lambda p: kept.path(p.out, "table").unlink(), "table was changed"),
+    "an entry cut short": (lambda p: kept.path(p.out, "table").write_text("{"), "table was changed"),
+    "an entry that names other files": (
+        lambda p: files.write_json(kept.path(p.out, "table"), kept.entry(p.out, "table") | {"files": {"../x": "0"}}),
+        "table was changed"),
+    "an entry of another kind": (lambda p: kept.path(p.out, "table").write_text("[1]"), "table was changed"),
+    "its copy deleted": (lambda p: (p.out / "notebooks" / "one.ipynb").unlink(), "its executed copy is missing"),
+    "its copy edited": (lambda p: append(p.out / "notebooks" / "one.ipynb"), "its executed copy is missing or was"),
+    "its step deleted": (lambda p: shutil.rmtree(p.out / "steps" / "segment-colour"), "segment-colour, which has to"),
+    "the stamp damaged": (lambda p: (p.out / "notebooks" / ".one.json").write_text("{"), ""),
+    "an earlier version's stamp": (lambda p: (p.out / "notebooks" / ".one.json").write_text('{"source": 1}'), ""),
+    "the style sheet": (lambda p: append(paths.STYLE, "\n# x"), "figures.mplstyle changed"),
+    "the original's numbers": (lambda p: append(paths.ORIGINAL, "\n# x"), "original.toml changed"),
+    "the recipe": (lambda p: append(paths.RECIPE, "\n"), "recipe.csv changed"),
+    "no recipe": (lambda p: paths.RECIPE.unlink(), "recipe.csv changed"),
+    "a split": (lambda p: (p.root / layout.SPLIT).write_text("{}"), "split.json changed"),
+    "places": (lambda p: (p.root / groups.GROUPS).write_text("split,filename,group\n"), "groups.csv changed"),
+    "a module beside the notebooks": (lambda p: (p.notebooks / "mine.py").write_text("x = 1"), "mine.py changed"),
+    "a cell": (lambda p: write("one", *ONE, "1"), "the notebook changed"),
+    "a figure's size": ({"data.tile_limit": 3}, "a setting changed"),
+    "an image's size": ({"data.image_size": 16}, "a setting changed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_notebook_is_stale_when_what_it_kept_or_read_was_changed(place, change):
+    do, reason = CHANGES[change]
+    if callable(do):
+        do(place)
+    found = why(place, **(do if isinstance(do, dict) else {}))
+    assert found is not None and reason in found and (found == "") == (reason == "")
+
+
+def test_the_same_data_from_another_folder_is_another_input(place, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(place.root)
+    shutil.copytree(place.root, tmp_path / "moved")
+    assert why(types.SimpleNamespace(**vars(place) | {"root": tmp_path / "moved"})) == "the data folder changed"
+    assert why(types.SimpleNamespace(**vars(place) | {"root": tmp_path / "elsewhere"})) is None  # one folder
+
+
+def test_the_same_thing_kept_again_at_a_prompt_changes_nothing_and_another_is_announced(place, capsys):
+    keep(place, "loop-a", "a")
+    keep(place, "figure", style.timing({"a": 1.0}))
+    assert why(place) is None and capsys.readouterr().out == ""
+    keep(place, "mine", "my own")  # which no notebook keeps
+    assert why(place) is None and capsys.readouterr().out == ""
+    keep(place, "loop-a", "b")
+    assert "the next `make report` runs one again" in capsys.readouterr().out
+
+
+def test_what_a_prompt_changed_is_made_again_with_a_line_that_says_why(place, capsys):
+    keep(place, "loop-a", "nonsense")
+    capsys.readouterr()
+    execute(place.out, place.root, "one", "two")
+    said = capsys.readouterr().out
+    assert "one runs again: text loop-a was changed outside of the report" in said and "two: nothing to do" in said
+    assert (place.out / "text" / "loop-a.md").read_text() == "a\n" and why(place) is None
+
+
+def build(place):
+    """The report of the two notebooks: its text."""
+    run = {"seconds": {"a": 1.0}, "device_name": "", "host": "", "commit": ""}
+    for name, text in (("run.json", json.dumps(run)), ("metrics.json", "{}"), ("timings.csv", "")):
+        files.write_text(place.out / name, text)
+    notebooks.build(book_of(place.out, place.root))
+    return (place.out / "report.md").read_text()
+
+
+@pytest.fixture
+def template(place, monkeypatch):
+    """A function that writes the template: which names it includes."""
+    for name in ("page.typ", "style.css"):
+        shutil.copy(paths.REPORT / name, place.root.parent)
+    monkeypatch.setattr(paths, "TEMPLATE", place.root.parent / "report.md.j2")
+    monkeypatch.setattr(paths, "REPORT", place.root.parent / "report")
+    return lambda *names: paths.TEMPLATE.write_text("\n\n".join(f'{{{{ kept("{name}") }}}}' for name in names))
+
+
+def test_what_no_notebook_keeps_any_more_is_gone_from_report_figures_and_tables(place, template):
+    template("loop-a", "figure", "table")
+    assert "A caption." in build(place)
+    write("one", *ONE[:2])
+    execute(place.out, place.root, "one")
+    lost = ["figures/figure.png", "figures/figure.pdf", "tables/table.csv", "text/table.md", "kept/table.json"]
+    assert not [name for name in lost if (place.out / name).exists()]
+    with pytest.raises(UserError, match="includes 'figure', but no notebook kept it"):
+        build(place)
+    keep(place, "figure", style.timing({"a": 3.0}))  # nor does a prompt stand in
+    with pytest.raises(UserError, match="includes 'figure', but no notebook kept it"):
+        build(place)
+    template("loop-a")
+    assert build(place) == "a"
+    target = render.publish(place.out, "x")
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert found == {"README.md", "page.png", "figures/timing-steps.png", "tables/steps.csv", *render.NUMBERS}
+    assert render.export(place.out, [], ["pdf"], 100, place.out / "x")[0] == [place.out / "x" / "timing-steps.pdf"]
+    assert render.export(place.out, ["figure"], ["pdf"], 100, place.out / "x")[1] == ["figure"]
+
+
+@pytest.mark.parametrize("file", ["figures/figure.png", "tables/table.csv", "text/loop-a.md", "run.json", "report.md"])
+def test_what_was_changed_after_the_report_was_built_is_not_published(place, template, file):
+    template("loop-a", "figure", "table")
+    build(place)
+    render.publish(place.out, "x")
+    append(place.out / file)
+    with pytest.raises(UserError, match=f"{file} is not as the report in .* shows it. Run make report again"):
+        render.publish(place.out, "x")
+
+
+def test_two_notebooks_that_keep_one_name_are_an_error_until_one_is_renamed(place, template):
+    template("loop-a")
+    write("two", 'book.keep("table", "words")')
+    execute(place.out, place.root, "two")
+    with pytest.raises(UserError, match="Notebooks one and two both keep 'table'"):
+        build(place)
+    write("two", 'book.keep("words", "words")')
+    execute(place.out, place.root, "one", "two")
+    assert build(place) == "a"
+
+
+def test_a_notebook_whose_kernel_is_killed_has_not_ended_well(place):
+    write("one", *ONE[:2], "os._exit(0)", *ONE[2:])  # which looks like success from outside
+    with pytest.raises(UserError, match="kernel of notebook one died"):
+        execute(place.out, place.root, "one")
+    assert why(place) == "" and why(place, "two") is None
+
+
+DONE = {"cell_type": "code", "source": ["1"], "execution_count": 1, "metadata": {"papermill": {"status": "completed"}}}
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([DONE, DONE | {"source": [], "execution_count": None}, {"cell_type": "markdown", "source": ["x"]}], ""),
+        ([DONE, DONE | {"execution_count": None}], "code cell 2 of 2"),
+        ([DONE, DONE | {"metadata": {"papermill": {"status": "running"}}}], "code cell 2 of 2.*running"),
+        ([DONE | {"metadata": {}}, DONE], "code cell 1 of 2"),
+        ([], "no executed cell"),
+        (None, "no executed cell"),
+    ],
+)
+def test_a_killed_kernel_that_looks_like_success_is_noticed(tmp_path, cells, expected):
+    path = tmp_path / "one.ipynb"
+    path.write_text('{"cells": [' if cells is None else json.dumps({"cells": cells}))
+    found = notebooks._unfinished(path)
+    assert (found == "") == (expected == "") and re.search(expected, found)
+
+
+@pytest.mark.parametrize("text", ["", "{", "<html>", "[]"])
+def test_a_damaged_notebook_is_named(place, text):
+    (place.notebooks / "one.ipynb").write_text(text)
+    with pytest.raises(UserError, match="one.ipynb is not a notebook's JSON"):
+        why(place)
+
+
+def test_only_a_report_says_which_notebook_runs():
+    assert kept.NOTEBOOK not in os.environ and kept.notebook() == ""

@@ -1,0 +1,57 @@
+"""Why a step has to run: what `plan` says."""
+
+import json
+
+import pytest
+
+from hw1lib.steps import explain, store
+from tests.steps.test_run import make
+
+CONFIG = {
+    "step": "finetune-C",
+    "version": 1,
+    "settings": {"profile": {"seed": 0, "stages": ("1", "3")}, "finetune": {"lr": 1e-3, "epochs": 5}},
+    "data": {"train": "aa", "val": "bb"},
+    "upstream": {"pretrain": "0123"},
+}
+STORED = json.loads(json.dumps(CONFIG))  # it has no tuples
+FAR = STORED | {"version": 7, "data": {}, "upstream": {}, "settings": {}}
+
+
+def with_settings(**groups):
+    return {"settings": CONFIG["settings"] | groups}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"version": 2}, "its code computes something else now"),
+        ({"data": {"train": "aa", "val": "cc"}}, "the data changed (val)"),
+        ({"upstream": {"pretrain": "4567"}}, "pretrain is another"),
+        (with_settings(finetune={"lr": 5e-4, "epochs": 5}), "finetune.lr 0.001 → 0.0005"),
+        (with_settings(profile={"seed": 1, "stages": ("1",)}), "seed 0 → 1; stages ['1', '3'] → ['1']"),
+        (with_settings(finetune={"lr": 1e-3, "epochs": 5, "new": 1}), "finetune.new – → 1"),
+        (with_settings(finetune={"lr": 1e-3}), "finetune.epochs 5 → –"),
+        ({"data": {"train": "x", "val": "y"}}, "the data changed (train); the data changed (val)"),
+        ({}, "its results are gone"),
+    ],
+)
+def test_the_reason_is_what_differs_from_the_most_similar_result(changes, expected):
+    wanted = CONFIG | changes
+    assert explain.reason(wanted, [FAR, STORED]) == explain.reason(wanted, [STORED, FAR]) == expected
+
+
+def test_real_steps_have_their_reasons(course_data, tmp_path):
+    made = make(course_data, tmp_path)
+    folder = made.result("segment-colour").folder
+    assert made.why("segment-colour") == made.why("check-problem2") == ""
+    assert made.why("segment-lraspp") == "it never ran to its end"
+    other = make(course_data, tmp_path, seed=3)
+    assert other.why("segment-colour") == "seed 0 → 3" and other.why("check-problem2") == ""  # the same data
+    assert "the data changed (tiles_train)" in make(course_data, tmp_path, data__tile_limit=2).why("segment-colour")
+    (folder / "predictions.npy").unlink()
+    assert made.why("segment-colour") == "predictions.npy is missing"
+    begun = made.store.folder("pretrain", made.key("pretrain"))
+    begun.mkdir(parents=True)
+    (begun / store.CHECKPOINT).touch()
+    assert made.why("pretrain") == "it was interrupted; its checkpoint is there"
