@@ -21,8 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from benchmarks import bench
 from hw1lib import paths, profiles
-from hw1lib.data import layout
-from hw1lib.data.sample import build as sample
+from hw1lib.data import earth, layout
 from hw1lib.loops import device, finetune, pretrain, simple, train_segmenter
 from hw1lib.steps import store
 
@@ -88,7 +87,7 @@ def problem2(data, profile, folds):
 def main():
     tiny = bench.arguments(__doc__)
     device.set_up(CPU)
-    root, kept = sample.build(paths.EARTH), bench.OUT / "recipe.csv"
+    root, kept = earth.build(paths.EARTH), bench.OUT / "recipe.csv"
     rows = [] if tiny or not kept.exists() else pd.read_csv(kept, keep_default_na=False).to_dict("records")
     done = {(row["problem"], row["trial"]) for row in rows}
     for problem, trials in TRIALS.items():

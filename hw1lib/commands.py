@@ -106,9 +106,9 @@ def compare(arguments):
 
 
 def data_sample(arguments):
-    from hw1lib.data.sample import build as sample
+    from hw1lib.data import earth
 
-    print(f"The Earth sample is in {sample.build(source=arguments.source)}")
+    print(f"The Earth sample is in {earth.build(source=arguments.source)}")
 
 
 def data_info(arguments):
@@ -284,9 +284,9 @@ def figures(arguments):
 
 
 def _data_root(arguments):
-    from hw1lib.data.sample import build as sample
+    from hw1lib.data import earth
 
-    return Path(arguments.data_root).expanduser() if arguments.data_root else sample.build(paths.EARTH)
+    return Path(arguments.data_root).expanduser() if arguments.data_root else earth.build(paths.EARTH)
 
 
 def _parameters(arguments):

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from hw1lib import cpus, files, kept, paths, profiles, progress
 from hw1lib.chapters import phrases, style
-from hw1lib.data import layout
-from hw1lib.data.sample import build as sample
+from hw1lib.data import earth, layout
 from hw1lib.errors import UserError
 from hw1lib.loops import device, distributed
 from hw1lib.steps import requirements
@@ -45,7 +44,7 @@ class Workbook:
                 f"Profile {profile} is for the real course data. Say where it is: make report PROFILE={profile} "
                 "DATA=/path/to/hw1_data, or --data-root. data/README.md shows its layout."
             )
-        self.root = Path(data_root).expanduser().resolve() if data_root else sample.build()
+        self.root = Path(data_root).expanduser().resolve() if data_root else earth.build()
         self.is_sample = self.root.resolve() == paths.EARTH.resolve()  # also where somebody gave its path
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")

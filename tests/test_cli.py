@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from hw1lib import cli, commands, paths, profiles
-from hw1lib.data.sample import build as sample
+from hw1lib.data import earth
 from tests.conftest import picture, refused, run
 
 COMMON = ("--profile", "--data-root", "--out", "--seeds", "--device", "--set")
@@ -32,7 +32,7 @@ COMMANDS = {
 @pytest.fixture(autouse=True)
 def no_sample(monkeypatch):
     """No test here may build the Earth sample: a command that tries did not see its error."""
-    monkeypatch.setattr(sample, "build", None)
+    monkeypatch.setattr(earth, "build", None)
 
 
 # --- help

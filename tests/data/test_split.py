@@ -13,18 +13,18 @@ from PIL import Image
 from hw1lib import paths
 from hw1lib.chapters import ch00_data as chapter
 from hw1lib.data import csv_rows, groups, landcover, layout, split
-from hw1lib.data.sample import build as sample
-from hw1lib.data.sample import windows
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import hw1lib, one_paragraph, picture
+from tools import earth_sample as sample
+from tools import earth_windows as windows
 
 SCENE, TILE, SIDE = 3, 64, 128  # tiles along a scene, pixels of the Earth, pixels of a tile
 
 
 @pytest.fixture(scope="module")
 def earth():
-    return sample._read(*sample.fetch_wheels(paths.WHEELS))
+    return sample.read_rasters(*sample.fetch_wheels(paths.WHEELS))
 
 
 @pytest.fixture(scope="module")

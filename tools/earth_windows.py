@@ -1,8 +1,8 @@
-"""Which windows of the Earth the sample consists of: pure geometry and counting, no files.
+"""Choose the windows of the Earth sample: geometry and counting only, no files.
 
 The grid is the Blue Marble's: 2700 × 5400 pixels (plate carrée, 1/15° each), from 90° N 180° W.
-A window's place alone decides whether it is chosen, for which split, and in which order, so every
-build chooses the same.
+A window's position alone decides whether it is chosen, for which split and in which order, so every
+build chooses the same windows.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from hw1lib.data import landcover
 
-WATER = 0  # IGBP's number; the others are in data/README.md
+WATER = 0  # IGBP class number; data/README.md lists the others
 
 PER_DEGREE = 15  # image pixels
 TOP, BOTTOM = 12 * PER_DEGREE, 150 * PER_DEGREE  # 78° N to 60° S
 AMERICAS = 12 * PER_DEGREE, 150 * PER_DEGREE  # 168° W to 30° W, the Bering Strait to Brazil
 OLD_WORLD = 162 * PER_DEGREE, 360 * PER_DEGREE  # 18° W to 180°, Senegal to the date line
 
-# Problem 1: a class is one IGBP land cover, and the windows hold at least MAJORITY of it.
+# Problem 1: each class is one IGBP class, which covers at least MAJORITY of its windows.
 PATCH_CLASSES = {
     "EvergreenBroadleaf": 2,
     "MixedForest": 5,
@@ -33,7 +33,7 @@ PATCH_CLASSES = {
     "Barren": 16,
 }
 PATCH = 32
-MAJORITY, MOST_WATER = 0.6, 0.3
+MAJORITY, MAX_WATER = 0.6, 0.3
 POOL_STRIDE, POOL_CAP = 4, 800  # pool windows may overlap; the cap balances the classes
 OFFICE_STRIDE, OFFICE_CAP = 8, 60
 OFFICE_BLOCK, OFFICE_SHIFT = 320, (384, 192)  # a chessboard of training and validation blocks
@@ -45,13 +45,13 @@ OF_IGBP = (
 )
 COURSE_CLASS = np.array([landcover.CLASSES.index(name) for name in OF_IGBP.split()], dtype=np.uint8)
 TILE = 64
-LEAST_LAND, MOST_UNKNOWN = 0.3, 0.5
-TILE_PERIOD, TILE_SHIFT, TILE_BLOCK = (8, 12), (5, 4), 4  # in tiles: see tiles()
+MIN_LAND, MAX_UNKNOWN = 0.3, 0.5
+TILE_PERIOD, TILE_SHIFT, TILE_BLOCK = (8, 12), (5, 4), 4  # in tiles, see tiles()
 TILES = {"p2_data/train": 400, "p2_data/validation": 120}
 
 
 class Window(NamedTuple):
-    """A square of the grid, `size` pixels wide, and the file that it becomes."""
+    """A square of the grid, `size` pixels wide, and the file that shows it."""
 
     folder: str
     filename: str
@@ -66,40 +66,40 @@ class Window(NamedTuple):
 
 
 def pool(labels):
-    """Chooses the pre-training pool: the Americas, at most POOL_CAP windows a class.
+    """Choose the pre-training pool: the Americas, at most POOL_CAP windows per class.
 
     Args:
         labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
 
     Returns:
-        Windows, in an order and under names that do not tell their class.
+        Windows whose order and file names say nothing about their class.
     """
-    fitting = _uniform(labels, AMERICAS, POOL_STRIDE)
-    chosen = [(*place, label) for label, places in fitting.items() for place in _mixed(places)[:POOL_CAP]]
-    # Another hash than the one that chose: by that one, the rare classes would all come last.
+    candidates = _single_class(labels, AMERICAS, POOL_STRIDE)
+    chosen = [(*place, label) for label, places in candidates.items() for place in _shuffled(places)[:POOL_CAP]]
+    # Not the hash that chose the windows: sorted by that one, rare classes would all come last.
     return [
         Window("p1_data/mini/train", f"{i:08d}.jpg", top, left, PATCH, label)
-        for i, (top, left, label) in enumerate(_mixed(chosen, salt="order"))
+        for i, (top, left, label) in enumerate(_shuffled(chosen, salt="order"))
     ]
 
 
 def office(labels):
-    """Chooses the labelled windows: Africa, Eurasia and Australia, at most OFFICE_CAP a class.
+    """Choose the labelled windows: Africa, Eurasia and Australia, at most OFFICE_CAP per class and split.
 
-    A chessboard of blocks says which split a window belongs to. No two windows share a pixel, and
-    validation windows stay one window away from the edge of their block, so from all training.
+    Blocks belong to training or validation like the squares of a chessboard. No two windows share a pixel, and
+    validation windows keep one window of distance to the edge of their block, and so to all training windows.
 
     Args:
         labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
 
     Returns:
-        Windows of both splits, by class; a class's files are numbered through both.
+        Windows of both splits, by class; files of a class are numbered across both splits.
     """
-    fitting = _uniform(labels, OLD_WORLD, OFFICE_STRIDE)
+    candidates = _single_class(labels, OLD_WORLD, OFFICE_STRIDE)
     taken = np.zeros(labels.shape, dtype=bool)
-    chosen = {(split, label): [] for split in ("train", "val") for label in fitting}
-    for label in sorted(fitting, key=lambda label: len(fitting[label])):  # the rarest first
-        for top, left in fitting[label]:
+    chosen = {(split, label): [] for split in ("train", "val") for label in candidates}
+    for label in sorted(candidates, key=lambda label: len(candidates[label])):  # the rarest first
+        for top, left in candidates[label]:
             row, y = divmod(top + OFFICE_SHIFT[0], OFFICE_BLOCK)
             column, x = divmod(left + OFFICE_SHIFT[1], OFFICE_BLOCK)
             split = ("train", "val")[(row + column) % 2]
@@ -111,14 +111,14 @@ def office(labels):
                 chosen[split, label].append((top, left))
     windows = []
     for label, name in enumerate(PATCH_CLASSES):
-        places = [(split, *p) for split in ("train", "val") for p in _mixed(chosen[split, label])[:OFFICE_CAP]]
+        places = [(split, *p) for split in ("train", "val") for p in _shuffled(chosen[split, label])[:OFFICE_CAP]]
         for number, (split, top, left) in enumerate(places):
             windows.append(Window(f"p1_data/office/{split}", f"{name}{number:05d}.jpg", top, left, PATCH, label))
     return windows
 
 
 def tiles(labels):
-    """Chooses Problem 2's tiles on a grid of TILE pixels.
+    """Choose Problem 2's tiles on a grid of TILE pixels.
 
     Validation tiles come from blocks of 4 × 4 tiles, one in every 8 × 12 of them; the ring of
     tiles around a block belongs to neither split. Across the date line, which cuts a tile, the
@@ -128,8 +128,8 @@ def tiles(labels):
         labels: (2700, 5400) uint8 IGBP land cover on the image's grid.
 
     Returns:
-        Windows of both splits, without file endings, in a mixed order: the first few of a split
-        are as varied as all.
+        Windows of both splits, without file endings, shuffled: the first few of a split are as varied
+        as all of them.
     """
     places = {folder: [] for folder in TILES}
     for row, column in itertools.product(range(-(-TOP // TILE), BOTTOM // TILE), range(labels.shape[1] // TILE)):
@@ -137,17 +137,17 @@ def tiles(labels):
         inside = max(y, x) < TILE_BLOCK
         ring = not inside and all(z <= TILE_BLOCK or z == n - 1 for z, n in zip((y, x), TILE_PERIOD))
         top, left = row * TILE, column * TILE
-        if not ring and _is_telling(labels[top : top + TILE, left : left + TILE]):
+        if not ring and _is_informative(labels[top : top + TILE, left : left + TILE]):
             places["p2_data/validation" if inside else "p2_data/train"].append((top, left))
     return [
         Window(folder, f"{number:04d}", top, left, TILE)
-        for folder, found in places.items()
-        for number, (top, left) in enumerate(_mixed(found)[: TILES[folder]])
+        for folder, positions in places.items()
+        for number, (top, left) in enumerate(_shuffled(positions)[: TILES[folder]])
     ]
 
 
 def block(window):
-    """The block of the Earth that a window lies in, as text; near windows mostly share one."""
+    """Return the block of the Earth that a window lies in, as text; windows near each other mostly share one."""
     if window.folder.startswith("p2_data"):
         place, shift, period = (window.top // TILE, window.left // TILE), TILE_SHIFT, TILE_PERIOD
     else:
@@ -156,37 +156,36 @@ def block(window):
     return f"{window.folder.partition('/')[0]} {row} {column}"
 
 
-def _is_telling(labels):
-    """Whether a tile has enough land, little enough unknown, and two classes at least."""
+def _is_informative(labels):
+    """Return whether a tile has enough land, not too much unknown, and at least two classes."""
     pixels = np.bincount(COURSE_CLASS[labels].ravel(), minlength=len(landcover.CLASSES))
-    known = pixels[landcover.UNKNOWN] < MOST_UNKNOWN * labels.size
-    return np.mean(labels != WATER) > LEAST_LAND and known and np.count_nonzero(pixels[: landcover.UNKNOWN]) >= 2
+    known = pixels[landcover.UNKNOWN] < MAX_UNKNOWN * labels.size
+    return np.mean(labels != WATER) > MIN_LAND and known and np.count_nonzero(pixels[: landcover.UNKNOWN]) >= 2
 
 
-def _uniform(labels, longitudes, stride):
-    """All windows of PATCH pixels that one of PATCH_CLASSES fills, between two longitudes.
+def _single_class(labels, longitudes, stride):
+    """Find all windows of PATCH pixels between two longitudes that show mostly one of PATCH_CLASSES.
 
     Returns:
         {class number: [(top, left), …]} in reading order.
     """
     area = labels[TOP:BOTTOM, slice(*longitudes)]
-    dry = _count(area == WATER, stride) <= MOST_WATER * PATCH**2
-    fitting = {}
+    dry = _count(area == WATER, stride) <= MAX_WATER * PATCH**2
+    candidates = {}
     for label, igbp in enumerate(PATCH_CLASSES.values()):
         full = _count(area == igbp, stride) >= MAJORITY * PATCH**2
         places = np.argwhere(dry & full) * stride + (TOP, longitudes[0])
-        fitting[label] = [tuple(place) for place in places.tolist()]
-    return fitting
+        candidates[label] = [tuple(place) for place in places.tolist()]
+    return candidates
 
 
 def _count(mask, stride):
-    """How many pixels of (H, W) `mask` are True in each window of PATCH pixels, every `stride`."""
+    """Count the True pixels of (H, W) `mask` in each window of PATCH pixels, one window every `stride` pixels."""
     rows, columns = (side // stride for side in mask.shape)
     blocks = mask[: rows * stride, : columns * stride].reshape(rows, stride, columns, stride).sum(axis=(1, 3))
     return sliding_window_view(blocks, (PATCH // stride, PATCH // stride)).sum(axis=(2, 3))
 
 
-def _mixed(places, salt=""):
-    """Sorts by a hash of (top, left): looks random, and is the same everywhere and always."""
-
+def _shuffled(places, salt=""):
+    """Sort by a hash of (top, left): a shuffle that is the same on every machine."""
     return sorted(places, key=lambda place: hashlib.sha256(f"{salt}{place[0]},{place[1]}".encode()).digest())
