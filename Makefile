@@ -1,10 +1,11 @@
 # make report [PROFILE=demo] [DATA=/path/to/hw1_data] [OUT=…] [SEEDS=1] [SET="name=value …"]
 #             [DEVICE=auto] [CLUSTER=local:3 | tcp://host:8786 | my-cluster.yaml]
-# make plan [WORKERS=8] and the same
+# make plan [WORKERS=8] and the same variables
 # make check    make test    make test-processors    make test-cluster
 # make lab    make bench    make notebooks    make publish    make clean
 #
-# Every target sets up .venv first, if need be. Works from any folder and in one with spaces.
+# Every target except clean sets up .venv first if necessary. The current folder does not matter, and its path may
+# contain spaces.
 
 PROFILE ?= demo
 DATA ?=
@@ -15,12 +16,12 @@ DEVICE ?= auto
 CLUSTER ?=
 WORKERS ?=
 
-# A variable that nothing reads, such as profile=smoke or DATAROOT=…, would be ignored silently.
+# make would silently ignore a misspelt variable such as profile=smoke or DATAROOT=…
 known := PROFILE DATA OUT SEEDS SET DEVICE CLUSTER WORKERS PYTHON
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 unknown := $(filter-out $(known) HW1_% MAKE% SHELL,$(given))
-$(if $(strip $(unknown)),$(error The variable $(firstword $(unknown)) is not used. There are: $(known). \
-	Variables of the environment go first: NAME=value make report))
+$(if $(strip $(unknown)),$(error The variable $(firstword $(unknown)) is not used. Known variables: $(known). \
+	To set an environment variable, put it first: NAME=value make report))
 
 here := $(shell dirname "$(strip $(MAKEFILE_LIST))")
 python := "$(here)/.venv/bin/python"
@@ -36,18 +37,18 @@ report: setup
 plan: setup
 	@$(python) -m hw1lib plan $(if $(WORKERS),--workers "$(WORKERS)") $(options)
 
-# The quick lane for work: lint and unit tests, at most 90 seconds.
+# Lint and quick tests, at most 90 seconds.
 check: setup-dev lint
 	@cd "$(here)" && .venv/bin/python -m pytest -m "not slow"
 
 test: setup-dev lint
 	@cd "$(here)" && .venv/bin/python -m pytest
 
-# The tests on this processor and on each that it can emulate, with one, two and four threads: hours.
+# Runs the tests on this processor and on each one that it can emulate, with one, two and four threads; takes hours.
 test-processors: setup-dev
 	@cd "$(here)" && .venv/bin/python -m tools.processors
 
-# A smoke report on Slurm, which is started on this machine: as root, with Debian's slurm-wlm and munge.
+# Runs a smoke report on a Slurm that is started on this machine; needs root and Debian's slurm-wlm and munge.
 test-cluster: setup-dev
 	@cd "$(here)" && .venv/bin/python -m tools.slurm
 
@@ -60,16 +61,16 @@ lab: setup
 	@cd "$(here)" && .venv/bin/jupyter lab --ServerApp.ip=localhost --notebook-dir=notebooks \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Prints the benchmark tables, in about an hour, and writes them to report/build/bench. Nothing else should run meanwhile.
+# Prints the benchmark tables and writes them to report/build/bench; takes about an hour on an otherwise idle machine.
 bench: setup-dev
 	@cd "$(here)" && for part in networks pretraining segmentation frozen decoding growth augmentation; do \
 		.venv/bin/python -m benchmarks.$$part || exit 1; done
 
-# Runs the committed notebooks on the published demo (make publish first), and the smoke copies that nbval compares.
+# Runs the committed notebooks on the published demo (after make publish), and makes the smoke copies that nbval compares.
 notebooks: setup-dev
 	@cd "$(here)" && .venv/bin/python tests/notebooks/make.py
 
-# Copies the demo report into report/demo, as it is committed, with the picture of a page that README shows.
+# Copies the demo's report into report/demo, which is committed, with the picture of a page for the README.
 publish: setup
 	@$(python) -m hw1lib publish --profile demo
 
@@ -79,6 +80,6 @@ setup:
 setup-dev:
 	@"$(here)/setup.sh" dev
 
-# Removes results; data and .venv stay.
+# Deletes all results; keeps data and .venv.
 clean:
 	rm -rf "$(here)/report/build"

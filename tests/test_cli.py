@@ -179,22 +179,13 @@ def test_settings_end_where_a_word_has_no_equals_sign(words, form):
 
 
 def examples():
-    """Every command that a --help, the README or a document shows, with where."""
+    """Every command that a --help shows, with where; test_docs has those of the documents."""
     for command in ("", *COMMANDS, "data", "weights", "predict", "evaluate"):
         parser = cli._parser()
         for word in command.split():
             (kinds,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
             parser = kinds.choices[word]
         yield f"{command} --help", parser.epilog.replace("\\\n", " ").partition(":")[2].strip()
-    for path in (
-        paths.ROOT / "README.md",
-        *sorted((paths.ROOT / "docs").glob("*.md")),
-        paths.ROOT / "data" / "README.md",
-    ):
-        lines = [line.strip() for line in path.read_text().splitlines()] + re.findall(r"`([^`\n]+)`", path.read_text())
-        for line in lines:
-            if re.match(r"(HW1_\w+=\S+ )?(\.venv/bin/python -m hw1lib|make) [a-z]", line) and "…" not in line:
-                yield path.name, line.partition(" #")[0]
 
 
 EXAMPLES = sorted(set(examples()))
@@ -203,24 +194,16 @@ CHEAP = ("data info --data-root", "weights list", "weights check")
 
 @pytest.mark.parametrize(("where", "example"), EXAMPLES)
 def test_every_command_that_is_shown_can_be_typed(capsys, where, example):
-    """What costs little runs; of the rest the words are parsed, those of make after it has put them together."""
-    words = [word for word in shlex.split(example) if not word.startswith("HW1_")]
-    if words[0] == "make":
-        made = subprocess.run(["make", "-n", *words[1:]], cwd=paths.ROOT, capture_output=True, text=True)
-        assert made.returncode == 0, made.stderr
-        words = next((shlex.split(line) for line in made.stdout.splitlines() if "-m hw1lib" in line), [])
-    if words:
-        arguments = cli._parser().parse_args(cli._split_settings(words[3:]))
-        profiles.get(
-            getattr(arguments, "profile", "demo"), dict(s.split("=") for s in getattr(arguments, "settings", ()))
-        )
-        if example.partition("hw1lib ")[2].startswith(CHEAP) and paths.EARTH.is_dir():
-            assert run(capsys, *words[3:])[0] == 0
+    """What costs little runs; of the rest the words are parsed."""
+    words = shlex.split(example)[3:]
+    arguments = cli._parser().parse_args(cli._split_settings(words))
+    profiles.get(getattr(arguments, "profile", "demo"), dict(s.split("=") for s in getattr(arguments, "settings", ())))
+    if " ".join(words).startswith(CHEAP) and paths.EARTH.is_dir():
+        assert run(capsys, *words)[0] == 0
 
 
 def test_examples_are_found():
     assert len([where for where, _ in EXAMPLES if "--help" in where]) == len(COMMANDS) + 5
-    assert len([where for where, _ in EXAMPLES if where == "README.md"]) > 15
 
 
 VARIABLES = {"profile=smoke": "profile", "DATAROOT=/x": "DATAROOT", "Seeds=2": "Seeds", "PROFIL=smoke": "PROFIL"}

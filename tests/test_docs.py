@@ -1,11 +1,13 @@
-"""README and the other documents: their code runs, their commands parse, and the library keeps their rules."""
+"""Documents: their code runs, their commands parse, their links resolve, and the library keeps CONTRIBUTING's rules."""
 
 import ast
 import importlib
 import re
 import shlex
 import shutil
+import subprocess
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,86 +21,106 @@ from hw1lib.loops import pretrain
 from hw1lib.steps import graph, store
 from hw1lib.workbook import Workbook
 
-DOCUMENTS = [paths.ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")]
-DOCUMENTS += sorted((paths.ROOT / "docs").glob("*.md"))
-TEXT = {path.name if path.parent == paths.ROOT else path.stem: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"]
+DOCUMENTS += sorted(f"docs/{path.name}" for path in (paths.ROOT / "docs").glob("*.md"))
+TEXT = {name: (paths.ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 BLOCKS = [
-    (name, textwrap.dedent(code))
-    for name, text in TEXT.items()
-    for code in re.findall(r"(?ms)^ *```python\n(.*?)^ *```", text)
+    textwrap.dedent(code) for text in TEXT.values() for code in re.findall(r"(?ms)^ *```python\n(.*?)^ *```", text)
 ]
+COMMAND = re.compile(r"(?m)(?:^ *|`)((?:make|[^`\n]*-m hw1lib) [a-z][^`#\n]*)")
+COMMANDS = {line.strip() for text in TEXT.values() for line in COMMAND.findall(text.replace("\\\n", " "))}
+COMMANDS = sorted(command for command in COMMANDS if "…" not in command)
 
 
-def named(part):
-    """The one block of code with these words."""
-    (found,) = [code for _, code in BLOCKS if part in code]
-    return found
+def block(text):
+    """Return the only block of code that contains a text."""
+    (code,) = [code for code in BLOCKS if text in code]
+    return code
 
 
-def spans(part):
-    """Pieces of code within CONTRIBUTING's sentences that begin so."""
-    return [span for span in re.findall(r"`([^`\n]+)`", TEXT["CONTRIBUTING.md"]) if span.startswith(part)]
+def span(start):
+    """Return the only piece of inline code in CONTRIBUTING that starts with a text."""
+    (code,) = re.findall(rf"`({re.escape(start)}[^`\n]*)`", TEXT["CONTRIBUTING.md"])
+    return code
 
 
 def test_each_block_of_code_is_run_below():
-    assert len(BLOCKS) == 3 and named("finetuning.accuracies") and named("def learning_rate") and named("def rotation")
+    assert len(BLOCKS) == 3 and block("finetuning.accuracies") and block("def learning_rate") and block("def rotation")
 
 
 @pytest.mark.slow
-def test_the_readmes_cell_keeps_what_the_notebook_keeps(smoke_run, tmp_path):
+def test_the_cell_of_the_faq_keeps_what_the_notebook_keeps(smoke_run, tmp_path):
     out = tmp_path / "smoke"
     shutil.copytree(smoke_run, out)
-    for name in ("tables/finetune.csv", "figures/finetune_accuracy.png"):
+    names = ("tables/finetune.csv", "figures/finetune_accuracy.png")
+    for name in names:
         (out / name).unlink()
-    exec(named("finetuning.accuracies"), {"book": Workbook("smoke", out=out)})
-    for name in ("tables/finetune.csv", "figures/finetune_accuracy.png"):
-        assert (out / name).read_bytes() == (smoke_run / name).read_bytes()
+    exec(block("finetuning.accuracies"), {"book": Workbook("smoke", out=out)})
+    assert all((out / name).read_bytes() == (smoke_run / name).read_bytes() for name in names)
 
 
 def test_the_figure_that_contributing_adds_is_drawn_and_kept(course_data, tmp_path):
-    code = named("def learning_rate")
-    module = importlib.import_module(re.match(r"# (hw1lib/.*)\.py\n", code)[1].replace("/", "."))
-    names = dict(vars(module))
+    code = block("def learning_rate")
+    chapter = importlib.import_module(re.match(r"# (hw1lib/.*)\.py\n", code)[1].replace("/", "."))
+    names = dict(vars(chapter))
     exec(code, names)
     history = pd.DataFrame({"epoch": [1, 2], "lr": [0.1, 0.01]})
     assert isinstance(names["learning_rate"](history), Figure)
     book = Workbook("smoke", course_data, tmp_path / "out")
-    here = {"book": book, "pretrained": store.Result("pretrain", tmp_path), "pretraining": store}
-    (tmp_path / "history.csv").write_text(history.to_csv(index=False))
-    here["pretraining"] = type("chapter", (), {"learning_rate": staticmethod(names["learning_rate"])})
-    for cell in spans('book.keep("learning_rate"'):
-        exec(cell, here)
+    pretraining = SimpleNamespace(learning_rate=names["learning_rate"])
+    exec(span("book.keep("), {"book": book, "pretraining": pretraining, "pretrained": SimpleNamespace(history=history)})
     assert (book.out / "figures" / "learning_rate.png").is_file()
 
 
 def test_the_pretraining_that_contributing_adds_trains(course_data, tmp_path):
-    """Under the step and in the row that it says."""
+    """The step and the table row that CONTRIBUTING shows fit the function."""
     names = dict(vars(pretrain))
-    exec(named("def rotation"), names)
-    pretrain_module = type("loops", (), {"rotation": staticmethod(names["rotation"])})
-    (yielded,) = spans("yield Step(")
-    step = eval(yielded.removeprefix("yield "), {"Step": graph.Step, "pretrain": pretrain_module})
-    (row,) = spans("Row(")
-    row = eval(row, {"Row": variants.Row})
+    exec(block("def rotation"), names)
+    loops = SimpleNamespace(rotation=names["rotation"])
+    step = eval(span("yield Step(").removeprefix("yield "), {"Step": graph.Step, "pretrain": loops})
+    row = eval(span("Row("), {"Row": variants.Row})
     assert row.pretraining == step.name and row.step == "control-rotation"
     small = {"model_scale": 0.125, "pretrain.epochs": 1, "pretrain.batch_size": 4, "pretrain.precision": "float32"}
-    problem1 = layout.find(course_data, profiles.get("smoke").data).problem1
+    profile = profiles.get("smoke", small)
     folder = tmp_path / "run"
     folder.mkdir()
-    step.run(store.Draft(step.name, folder), problem1, profiles.get("smoke", small), torch.device("cpu"))
+    step.run(
+        store.Draft(step.name, folder), layout.find(course_data, profile.data).problem1, profile, torch.device("cpu")
+    )
     result = store.Result(step.name, folder)
     assert np.isfinite(result.metrics["loss"]) and "conv1.weight" in result.weights()
 
 
-@pytest.mark.parametrize("name", TEXT)
-def test_each_command_of_a_document_is_one(name):
-    """With names that stand for something, such as IMAGE_DIR, as they are."""
-    commands = re.findall(r"(?m)^(?:\w+=\S+ )?\.venv/bin/python -m hw1lib ([^#\n]*)", TEXT[name])
-    for command in commands:
-        words = shlex.split(command)
-        if "COMMAND" not in words:
-            assert cli._parser().parse_args(words).run
-    assert commands or name != "README.md"
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_parses(command):
+    """Placeholders such as IMAGE_DIR stand for themselves; make expands its own commands."""
+    if command.startswith("make"):
+        made = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=paths.ROOT, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        command = next((line for line in made.stdout.splitlines() if "-m hw1lib" in line), "")
+    words = shlex.split(command.partition("-m hw1lib")[2])
+    if words:
+        arguments = cli._parser().parse_args(cli._split_settings(words))
+        profile, settings = getattr(arguments, "profile", "demo"), getattr(arguments, "settings", [])
+        assert profiles.get(profile, dict(setting.split("=") for setting in settings))
+
+
+def test_documents_show_commands():
+    assert len(COMMANDS) > 30
+
+
+def anchors(text):
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", text)}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_between_documents_resolve(name):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT[name]):
+        file, _, anchor = target.partition("#")
+        path = (paths.ROOT / name).parent / file if file else paths.ROOT / name
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), target
 
 
 NEVER = {  # as CONTRIBUTING's table says

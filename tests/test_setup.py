@@ -45,7 +45,7 @@ def fails_with(done, *words):
     [
         ("python3", '[ "$1" = -V ] && echo Python 3.8.1; exit 1', "Python 3.8.1, but Python 3.11 or newer"),
         ("python3", 'case "$2" in *venv*) exit 1;; *) exit 0;; esac', "python3-venv"),
-        ("df", "echo head; echo /dev/sda 9 9 2097152 9% /", "2 GB are free, about 16 GB are needed"),
+        ("df", "echo head; echo /dev/sda 9 9 2097152 9% /", "2 GB are free, but the packages and the results need about 16 GB"),
     ],
 )
 def test_what_a_machine_lacks_is_named(clone, program, script, words):
@@ -69,4 +69,4 @@ def test_only_with_the_stamp_in_place_no_python_is_looked_for(clone):
     done = setup(clone, PYTHON="python9")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     stamp.unlink()
-    fails_with(setup(clone, PYTHON="python9"), "There is no python9", "PYTHON=")
+    fails_with(setup(clone, PYTHON="python9"), "python9 was not found", "PYTHON=")
