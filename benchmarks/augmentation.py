@@ -10,14 +10,14 @@ import time
 import torch
 from torchvision.transforms import v2
 
-from hw1lib import profiles
 from hw1lib.loops import augment
+from hw1lib.settings import Pretrain
 
 BATCH, ROUNDS = 128, 5
 
 
 def ours(size):
-    view, _ = augment.two_views(size, profiles.Pretrain(views="byol"), overhead=False)
+    view, _ = augment.two_views(size, Pretrain(views="byol"), overhead=False)
     return view
 
 

@@ -78,8 +78,8 @@ def problem2(data, profile, folds):
         dataclasses.replace(tiles, numbers=tuple(tiles.numbers[at] for at in rows), groups=tiles.groups[rows])
         for rows in (np.flatnonzero(~out), np.flatnonzero(out))
     )
-    shown = dataclasses.replace(profile.segmentation, stage_images=held.numbers[:1])
-    profile = dataclasses.replace(profile, segmentation=shown)
+    shown = profile.segmentation.model_copy(update={"stage_images": held.numbers[:1]})
+    profile = profile.model_copy(update={"segmentation": shown})
     found = run(train_segmenter.run, "segment-lraspp", layout.Problem2(kept, held), profile, CPU, name="lraspp").metrics
     return {"mIoU": found["miou_last"], "mIoU with TTA": found["tta"]["miou_last"]}
 

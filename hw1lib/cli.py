@@ -119,25 +119,26 @@ def _parser():
         **_example("report --profile smoke"),
     )  # fmt: skip
     kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = _common()
 
     only = _option("--only", choices=("problem1", "problem2"), help="one half of the homework alone")
     places = "workers that steps run on: local:N, tcp://host:8786 or my-cluster.yaml (docs/cluster.md)"
     cluster = _option("--cluster", metavar="WHERE", help=places)
     _command(
         kinds, "report", commands.report, "run what is not done, then build the report",
-        "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4", only, cluster, *COMMON,
+        "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4", only, cluster, *common,
     )  # fmt: skip
     many = _option(
         "--workers", type=_whole(1, 10_000), metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers"
     )
     _command(
         kinds, "plan", commands.plan, "the steps: done, to resume or to run and why, and how long",
-        "plan --profile smoke --seeds 3", many, *COMMON,
+        "plan --profile smoke --seeds 3", many, *common,
     )  # fmt: skip
     step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
-    _command(kinds, "run", commands.run, "one step without a notebook", "run finetune-C --profile smoke", step, *COMMON)
+    _command(kinds, "run", commands.run, "one step without a notebook", "run finetune-C --profile smoke", step, *common)
     _command(
-        kinds, "verify", commands.verify, "re-hash every result of a build folder", "verify --profile smoke", *COMMON
+        kinds, "verify", commands.verify, "re-hash every result of a build folder", "verify --profile smoke", *common
     )
     runs = _option("runs", nargs="+", metavar="RUN", help="build folders, or profiles that were run")
     _command(kinds, "compare", commands.compare, "two or more reports side by side", "compare smoke demo", runs)
@@ -183,7 +184,7 @@ def _parser():
         _option("csv", type=Path, metavar="CSV", help="with columns id and filename"),
         _option("image_dir", type=Path, metavar="IMAGE_DIR", help="folder of its images"),
         _option("out_csv", type=Path, metavar="OUT_CSV", help="id, filename, label"),
-        _option("--model", default="C", metavar="M", help=f"setting {settings} (default: C)"), *COMMON,
+        _option("--model", default="C", metavar="M", help=f"setting {settings} (default: C)"), *common,
     )  # fmt: skip
     _command(
         what, "segmentation", commands.predict_segmentation, "a mask for each image of a folder", example,
@@ -191,7 +192,7 @@ def _parser():
                 help="folder of images of any size; where there are NNNN_sat.jpg, these alone"),
         _option("out_dir", type=Path, metavar="OUT_DIR", help="folder for NNNN_mask.png in the course's colours"),
         _option("--model", metavar="M", help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)"),
-        _option("--tta", action="store_true", help="average over eight flips and turns of each image"), *COMMON,
+        _option("--tta", action="store_true", help="average over eight flips and turns of each image"), *common,
     )  # fmt: skip
 
     example = "evaluate segmentation report/build/demo/masks data/earth/p2_data/validation"
@@ -206,7 +207,7 @@ def _parser():
 
     _command(
         kinds, "publish", commands.publish, "copy a report as Markdown and PNG into report/<profile>",
-        "publish --profile demo", *COMMON,
+        "publish --profile demo", *common,
     )  # fmt: skip
     _command(
         kinds, "figures", commands.figures, "export figures as PDF, SVG or PNG",
@@ -214,7 +215,7 @@ def _parser():
         _option("names", nargs="*", metavar="NAME", help="default: all of them"),
         _option("--format", default="pdf", help="pdf, svg, png; more with commas"),
         _option("--dpi", type=_whole(10, 2400), default=300, help="of PNG (default: 300)"),
-        _option("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"), *COMMON,
+        _option("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"), *common,
     )  # fmt: skip
     return parser
 
@@ -254,13 +255,16 @@ def _command(kinds, name, run, text, example, *options):
         parser.options.update(names)
 
 
-COMMON = (
-    _option("--profile", default="demo", metavar="P",
-            help="\n".join(f"{p.name}: {p.about}" for p in profiles.PROFILES.values()) + " (default: demo)"),
-    _option("--data-root", default="", metavar="D", help="folder with p1_data/, p2_data/ (default: the Earth sample)"),
-    _option("--out", default="", metavar="O", help="build folder (default: report/build/<profile>)"),
-    _option("--seeds", type=int, metavar="N", help="repeat pre-training and fine-tuning with N seeds (default: 1)"),
-    _option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps or xpu (default: auto)"),
-    _option("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-            help="replace settings: pretrain.epochs=20, more after a space"),
-)  # fmt: skip
+def _common():
+    """Return the options of every command that reads a profile."""
+    known = "\n".join(f"{name}: {profiles.get(name).about}" for name in profiles.NAMES)
+    return (
+        _option("--profile", default="demo", metavar="P", help=f"{known}\nor the path of a TOML file (default: demo)"),
+        _option("--data-root", default="", metavar="D",
+                help="folder with p1_data/, p2_data/ (default: the Earth sample)"),
+        _option("--out", default="", metavar="O", help="build folder (default: report/build/<profile>)"),
+        _option("--seeds", type=int, metavar="N", help="repeat pre-training and fine-tuning with N seeds (default: 1)"),
+        _option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps or xpu (default: auto)"),
+        _option("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                help="replace settings: pretrain.epochs=20, more after a space"),
+    )  # fmt: skip

@@ -300,8 +300,9 @@ def _parameters(arguments):
     given = {"seeds": arguments.seeds, "device": arguments.device, "only": getattr(arguments, "only", None)}
     settings |= {name: value for name, value in given.items() if value is not None}
     profiles.get(arguments.profile, settings)  # wrong names end here, before anything starts
+    profile = arguments.profile if arguments.profile in profiles.NAMES else str(profiles.path(arguments.profile))
     root, out = (str(Path(p).expanduser().resolve()) if p else "" for p in (arguments.data_root, arguments.out))
-    return {"profile": arguments.profile, "data_root": root, "out": out, "settings": settings}
+    return {"profile": profile, "data_root": root, "out": out, "settings": settings}
 
 
 def _book(arguments):

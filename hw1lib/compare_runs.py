@@ -23,7 +23,7 @@ def compare(names):
     Raises:
         UserError: fewer than two different folders, or one without a report's metrics.json.
     """
-    folders = {name: (paths.BUILD / name if name in profiles.PROFILES else Path(name)) for name in names}
+    folders = {name: (paths.BUILD / name if name in profiles.NAMES else Path(name)) for name in names}
     if len({folder.resolve() for folder in folders.values()}) < max(2, len(names)):
         raise UserError(f"compare {' '.join(map(str, names))}: give two or more different reports.")
     reports = {str(name): _metrics(folder) for name, folder in folders.items()}

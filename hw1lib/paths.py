@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 NOTEBOOKS = ROOT / "notebooks"
+PROFILES = ROOT / "profiles"  # settings as TOML files
 
 DATA = ROOT / "data"
 WHEELS = DATA / "wheels"  # downloads from which the Earth sample is built

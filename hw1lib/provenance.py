@@ -21,9 +21,9 @@ def versions():
 
 
 def code(root):
-    """A hash of the library's source under a folder."""
+    """Return a hash of the library's source, and of the profiles, in a copy of this project at `root`."""
     source = hashlib.sha256()
-    for file in sorted((root / "hw1lib").rglob("*.py")):
+    for file in [*sorted((root / "hw1lib").rglob("*.py")), *sorted((root / "profiles").glob("*.toml"))]:
         source.update(file.read_bytes())
     return source.hexdigest()
 

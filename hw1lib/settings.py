@@ -1,147 +1,138 @@
-"""All settings: frozen dataclasses that pydantic holds to their types and ranges, and how one is replaced by name.
+"""All settings of a profile, with their types, ranges and defaults.
 
-Each step's key is a hash of the part of the settings that the step reads, so a changed setting
-runs exactly the steps that depend on it.
+The key of a step is a hash of the settings that the step reads, so changing a setting runs exactly the steps that
+depend on it.
 """
 
-import dataclasses
-from functools import partial
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from hw1lib.errors import UserError, did_you_mean
 
-FIXED = ("name", "about", "ours", "needs_data")  # no settings: they say what a profile is
-LARGEST = 2**53  # up to here JSON's numbers are whole ones for everybody
+DESCRIPTION = {"about", "ours", "needs_data"}  # with the name, the fields of a profile that are not settings
+MAX_EXACT = 2**53  # JSON readers that use floats hold larger whole numbers inexactly
 
-CONFIG = pydantic.ConfigDict(allow_inf_nan=False, str_strip_whitespace=True)
-group = partial(pydantic.dataclasses.dataclass, frozen=True, config=CONFIG)
-Limit = Annotated[int, Field(ge=0, le=LARGEST)]
+Limit = Annotated[int, Field(ge=0, le=MAX_EXACT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
-Processes = Annotated[int, Field(ge=1, le=1024)]
 Positive = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Separated = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Names = Annotated[tuple[str, ...], Separated, Field(min_length=1)]
 
 
-@group
-class Data:
-    """How much of the data is used, and at what size; a limit of 0 means all of it."""
+class Group(BaseModel):
+    """Settings that belong together; immutable, and checked when created."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_strip_whitespace=True)
+
+
+class Data(Group):
+    """How much of the data is used, and at what size; a limit of 0 means no limit."""
 
     image_size: int = Field(128, ge=8, le=4096)  # Problem 1: shorter side after resizing, then a square crop
-    overhead: bool = False  # seen from above: vertical flips and quarter turns change nothing
+    overhead: bool = False  # images seen from above: vertical flips and quarter turns are valid augmentations
     pool_limit: Limit = 0  # images of the pre-training pool
     office_limit: Limit = 0  # images of each Office split, evenly over the classes
     tile_limit: Limit = 0  # satellite tiles of each split
 
 
-@group
-class Optimization:
-    """What every training step has."""
+class Optimization(Group):
+    """Settings of every training step."""
 
     epochs: Count = 10
-    batch_size: int = Field(64, ge=2, le=LARGEST)
-    accumulate: Count = 1  # parts that a batch is worked on in, where memory is short; BatchNorm sees one part
-    processes: Processes = 1  # that share each batch: such a step starts torchrun by itself
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd: momentum 0.9
+    batch_size: int = Field(64, ge=2, le=MAX_EXACT)
+    accumulate: Count = 1  # micro-batches per batch, to save memory; BatchNorm sees one micro-batch at a time
+    processes: int = Field(1, ge=1, le=1024, exclude=True)  # that share each batch, started by torchrun
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd has momentum 0.9
     lr: float = Field(1e-3, gt=0, le=1e30)
-    weight_decay: Positive = 0.0  # adamw and sgd: not on biases and norms
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: nearly to zero
+    weight_decay: Positive = 0.0  # with adamw and sgd, not applied to biases and normalisation layers
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine decays to nearly zero
     warmup_epochs: Positive = 0.0
-    # auto: bfloat16 where the device is fast at it, float16 on GPUs without it, else float32
+    # auto: bfloat16 on devices that accelerate it, float16 on other GPUs, else float32
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False  # the loss through torch.compile: a minute at the start, quicker steps on a GPU
-    augmentation: Literal["batched", "original"] = "batched"  # drawn per image, or the original's own
+    compile: bool = False  # torch.compile the loss: a minute at the start, faster steps on a GPU
+    augmentation: Literal["batched", "original"] = "batched"  # original: the transforms of the original report
 
     @property
-    def at_a_time(self):
-        """How many images are worked on at a time."""
+    def micro_batch(self):
+        """Number of images in a micro-batch."""
         return max(2, self.batch_size // self.accumulate)
 
 
-@group
 class Pretrain(Optimization):
-    """BYOL on byol-pytorch's networks; the last four names are those of its constructor."""
+    """Self-supervised pre-training: BYOL; the last four are arguments of byol-pytorch's constructor."""
 
-    views: Literal["byol", "geometry"] = "byol"  # augment.VIEWS: Grill et al.'s; no change of colour
-    crop_scale: float = Field(0.2, ge=0.01, le=1)  # smallest share of the area in a view; BYOL: 0.08
-    one_pass: bool = True  # our forward, equal to the package's; False: the package's own
-    probe_every: Count = 1  # epochs between two looks of the probe; the last epoch always has one
-    hold_out: bool = True  # the k-NN probe's queries are kept out of training
-    use_momentum: bool = False  # False: SimSiam's way
-    moving_average_decay: Fraction = 0.99  # one_pass: raised to 1 along a cosine
+    views: Literal["byol", "geometry"] = "byol"  # as in Grill et al.; geometry leaves colours unchanged
+    crop_scale: float = Field(0.2, ge=0.01, le=1)  # smallest fraction of the area that a view shows; BYOL: 0.08
+    one_pass: bool = True  # both views in one forward pass, with the same loss; False: byol-pytorch's own forward
+    probe_every: Count = 1  # epochs between k-NN probes; the last epoch always has one
+    hold_out: bool = True  # keep the k-NN probe's queries out of training
+    use_momentum: bool = False  # False: no target network, as in SimSiam
+    moving_average_decay: Fraction = 0.99  # with one_pass, raised to 1 along a cosine
     projection_size: Width = 256
     projection_hidden_size: Width = 4096
 
 
-@group
 class Supervised(Optimization):
-    """Where the backbone of settings B and D comes from; training it is one of the ways.
+    """The supervised backbone of settings B and D: read from a file, or trained on the labelled pool.
 
-    auto is the data's pretrain_model_SL.pt where that is there, else the labelled pool. imagenet
-    are torchvision's weights, which the course forbids for pre-training: the report flags them.
+    Source "auto" is pretrain_model_SL.pt if the data has it, else "pool". Source "imagenet" means torchvision's
+    weights, which the course forbids for pre-training; the report says so.
     """
 
     source: Literal["auto", "file", "pool", "imagenet"] = "auto"
 
 
-@group
 class Finetune(Optimization):
-    """Fine-tuning on Office: one head and one schedule for all settings."""
+    """Fine-tuning on Office, with the same head and schedule in settings A–E."""
 
     hidden: Width = 256
     dropout: Fraction = 0.5
-    standardise: bool = True  # frozen settings: features to zero mean and unit deviation
-    augment_frozen: bool = False  # frozen settings: draw augmentation each epoch, as the seed did
+    standardise: bool = True  # frozen backbones: scale features to zero mean and unit standard deviation
+    augment_frozen: bool = False  # frozen backbones: draw new augmentations every epoch, as the original did
 
 
-@group
-class Controls:
-    """What the settings A–E must beat, beside the same head on weaker inputs."""
+class Controls(Group):
+    """Controls that settings A–E are compared with."""
 
     knn: Count = 5  # neighbours of the k-NN control
 
 
-@group
-class Embed:
-    """PCA and t-SNE of one setting's second-last layer."""
+class Embed(Group):
+    """PCA and t-SNE of the second-last layer of one setting."""
 
     setting: Literal["C", "A", "B", "D", "E"] = "C"
-    perplexity: float = Field(30.0, ge=1, le=LARGEST)
+    perplexity: float = Field(30.0, ge=1, le=MAX_EXACT)
 
 
-@group
 class Segment(Optimization):
-    """Training of one segmentation model."""
+    """Training of a segmentation model."""
 
     augmentation: Literal["batched", "none"] = "batched"
     pretrained: bool = False  # start from torchvision's ImageNet or COCO weights
-    norm_momentum: Fraction = 0.1  # BatchNorm; 0: torchvision's
-    crop: Limit = 0  # side of the training crops in pixels; 0: the whole tile
-    crop_scale: float = Field(1.0, ge=0.01, le=1)  # whole tiles: smallest share enlarged to fill it
-    enlarge: int = Field(1, ge=1, le=8)  # the network sees tiles enlarged so many times
-    jitter: Fraction = 0.2  # brightness, contrast, saturation; hue a tenth of it
-    loss: Literal["cross_entropy", "lovasz"] = "cross_entropy"  # Lovász-Softmax: added to cross-entropy
-    balance: Fraction = 0.0  # weight of a class: its frequency to the power of minus it
-    average: float = Field(0.0, ge=0, le=0.99999)  # decay of the weights' moving average; 0: none
-    tta: bool = False  # also score the mean over eight flips and turns of each tile
+    norm_momentum: Fraction = 0.1  # of BatchNorm; 0: torchvision's
+    crop: Limit = 0  # side of training crops in pixels; 0: whole tiles
+    crop_scale: float = Field(1.0, ge=0.01, le=1)  # for whole tiles: smallest fraction that is enlarged to fill a tile
+    enlarge: int = Field(1, ge=1, le=8)  # factor by which tiles are enlarged for the network
+    jitter: Fraction = 0.2  # of brightness, contrast and saturation; a tenth of it for hue
+    loss: Literal["cross_entropy", "lovasz"] = "cross_entropy"  # lovasz: cross-entropy + Lovász-Softmax
+    balance: Fraction = 0.0  # class weight = frequency ** -balance
+    average: float = Field(0.0, ge=0, le=0.99999)  # decay of the moving average of weights; 0: none
+    tta: bool = False  # also score the mean prediction over eight flips and turns
 
 
-@group
-class Segmentation:
-    """What is shown of Problem 2."""
+class Segmentation(Group):
+    """What the report shows of Problem 2."""
 
-    improved: Literal["deeplabv3", "lraspp", "fcn32s"] = "deeplabv3"  # shown in stages
+    improved: Literal["deeplabv3", "lraspp", "fcn32s"] = "deeplabv3"  # model shown in stages
     stage_images: Names = ("0013", "0062", "0104")
 
 
-@group
-class Everything:
-    """SAM's automatic mask generation, and the classical segmenters beside it."""
+class Everything(Group):
+    """SAM's everything mode and the classical segmenters; most names are those of SamAutomaticMaskGenerator."""
 
     images: Names = ("0001", "0002", "0003")
     points_per_side: int = Field(32, ge=1, le=256)
@@ -150,34 +141,33 @@ class Everything:
     stability_score_thresh: Fraction = 0.95
     box_nms_thresh: Fraction = 0.7
     stability_score_offset: Positive = 1.0
-    crop_n_layers: int = Field(0, ge=0, le=4)  # layer 1 has 4 crops, layer 2 has 16 …
+    crop_n_layers: int = Field(0, ge=0, le=4)  # layer 1 has 4 crops, layer 2 has 16, …
     crop_overlap_ratio: Fraction = 512 / 1500
     crop_n_points_downscale_factor: Count = 1
     crop_nms_thresh: Fraction = 0.7
-    min_mask_region_area: Limit = 0  # smaller islands go, smaller holes fill; 0: neither
-    segments: Limit = 0  # of the classical segmenters; 0: half the tile's side
-    refine: Literal["auto", "sam", "slic", "felzenszwalb"] = "auto"  # whose masks vote on all tiles
-    compare: bool = False  # let SLIC and Felzenszwalb vote on all tiles, too
+    min_mask_region_area: Limit = 0  # remove smaller islands and fill smaller holes; 0: neither
+    segments: Limit = 0  # number of superpixels of the classical segmenters; 0: half the side of a tile
+    refine: Literal["auto", "sam", "slic", "felzenszwalb"] = "auto"  # method whose masks vote on all tiles
+    compare: bool = False  # also let SLIC and Felzenszwalb vote on all tiles
 
 
-@group
-class Profile:
-    """One complete set of settings."""
+class Profile(Group):
+    """A complete set of settings, and what a report says about it."""
 
     name: str
     about: str
-    ours: tuple[str, ...] = ()  # choices where the original is silent, for the report
-    seed: int = Field(0, ge=0, le=2**31)  # t-SNE takes no larger ones
-    seeds: int = Field(1, ge=1, le=1000)  # Problem 1 is repeated with this many, from `seed` on
-    only: Literal["", "problem1", "problem2"] = ""  # look at one problem alone
-    device: str = "auto"  # auto, cpu, cuda …: where it runs, no part of what it computes
-    threads: int = Field(0, ge=0, le=1024)  # of a process on CPUs, as bits depend on them; 0: as many as torch takes
-    checkpoint_every: Positive = 60.0  # seconds between checkpoints of a training step
-    tf32: bool = True  # float32 products on a GPU's tensor cores: factors of 10 bits
-    cudnn_benchmark: bool = True  # cuDNN tries which algorithm is quickest; two runs then differ in rounding
-    model_scale: float = Field(1.0, ge=0.05, le=1)  # 1: real; less shrinks width and depth
-    zero_init_residual: bool = False  # every ResNet50 begins with its blocks as identity (Goyal et al. 2017)
-    needs_data: bool = False  # True: only for real course data, --data-root must be given
+    ours: tuple[str, ...] = ()  # choices that the original report leaves open; printed in the report
+    seed: int = Field(0, ge=0, le=2**31)  # the largest that t-SNE accepts
+    seeds: int = Field(1, ge=1, le=1000)  # number of seeds, from `seed` on
+    only: Literal["", "problem1", "problem2"] = Field("", exclude=True)  # run only one problem
+    device: str = "auto"  # auto, cpu, cuda, …; not part of the result
+    threads: int = Field(0, ge=0, le=1024, exclude=True)  # CPU threads of a process; 0: torch's default
+    checkpoint_every: Positive = 60.0  # seconds between checkpoints
+    tf32: bool = True  # multiply float32 on a GPU's tensor cores, with 10-bit mantissas
+    cudnn_benchmark: bool = True  # let cuDNN choose the fastest algorithm; runs then differ in rounding
+    model_scale: float = Field(1.0, ge=0.05, le=1)  # less than 1 shrinks the width and depth of networks
+    zero_init_residual: bool = False  # start every residual block as the identity (Goyal et al. 2017)
+    needs_data: bool = False  # whether --data-root must name the real course data
     data: Data = Data()
     pretrain: Pretrain = Pretrain()
     supervised: Supervised = Supervised()
@@ -191,60 +181,52 @@ class Profile:
     everything: Everything = Everything()
 
 
-def plain(profile):
-    """A profile as plain data for metrics.json: without where it runs and what is looked at."""
-    values = {field.name: getattr(profile, field.name) for field in dataclasses.fields(profile)} | {"device": None}
-    del values["only"], values["threads"]
-    return {name: counting(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+def flatten(profile):
+    """Return the settings of a profile as a dict from dotted name, such as "pretrain.epochs", to value."""
+    values = {}
+    for name, value in profile:
+        if isinstance(value, Group):
+            values |= {f"{name}.{inner}": setting for inner, setting in value}
+        elif name not in {"name", *DESCRIPTION}:
+            values[name] = value
+    return values
 
 
-def counting(group):
-    """What of a group of settings counts for its results, a dict: all but how many processes it runs on."""
-    return {name: value for name, value in dataclasses.asdict(group).items() if name != "processes"}
+def result_settings(part):
+    """Return the settings of a profile or group that affect the result, as a nested dict of plain data."""
+    values = part.model_dump()  # without the fields that are declared with exclude=True
+    return values | {"device": None} if isinstance(part, Profile) else values
 
 
-def leaves(part, above=""):
-    """(dotted name, value) of every setting of a profile or a group."""
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{above}{field.name}.")
-        elif field.name not in FIXED:
-            yield above + field.name, value
-
-
-def replaced(part, dotted, value, above=""):
-    """A group of settings with one of them replaced.
+def replace(profile, dotted, value):
+    """Return a profile with one setting replaced.
 
     Args:
-        part: dataclass, such as a Profile.
+        profile: Profile.
         dotted: name of the setting, such as pretrain.epochs.
-        value: new value; text is turned into the setting's own type.
-        above: the groups around `part`, such as "pretrain.".
+        value: new value; text is converted to the setting's type.
 
     Raises:
-        UserError: there is no such setting, or the value is of the wrong type or out of range.
+        UserError: there is no such setting, or the value has the wrong type or is out of range.
     """
-    name, dot, inside = dotted.partition(".")
-    known = [field.name for field in dataclasses.fields(part) if field.name not in FIXED]
-    current = getattr(part, name) if name in known else None
-    if dataclasses.is_dataclass(current):
-        return dataclasses.replace(part, **{name: replaced(current, inside, value, f"{above}{name}.")})
-    dotted = above + dotted
-    if name not in known or dot:
-        there_are = ", ".join(above + other for other in known)
-        similar = did_you_mean(dotted, [other for other, _ in leaves(Profile("", ""))])
-        raise UserError(f"There is no setting {dotted!r}; there are: {there_are}.{similar}")
+    known = flatten(profile)
+    group, _, name = dotted.rpartition(".")
+    if dotted not in known:
+        siblings = [other for other in known if other.startswith(f"{dotted.partition('.')[0]}.")]
+        choices = ", ".join(siblings or dict.fromkeys(other.partition(".")[0] for other in known))
+        raise UserError(f"There is no setting {dotted!r}; there are: {choices}.{did_you_mean(dotted, known)}")
 
+    part = assign(getattr(profile, group) if group else profile, name, value, dotted)
+    return profile.model_copy(update={group: part}) if group else part
+
+
+def assign(part, name, value, dotted=None):
+    """Return a profile or group with one field replaced and checked; `dotted` is the field's name in messages."""
     try:
-        if isinstance(value, int | float | str):  # pydantic takes true for 1
+        if isinstance(value, int | float | str):  # pydantic would take true for 1
             value = str(value).strip()
-        return dataclasses.replace(part, **{name: value})
-    except ValueError as error:  # pydantic's; and Python's own about whole numbers of thousands of digits
+        return type(part)(**dict(part) | {name: value})
+    except ValueError as error:  # pydantic's, or Python's own about integers of thousands of digits
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
-        if " than " in reason:  # pydantic names the limit that is passed, not both
-            allowed = pydantic.TypeAdapter(type(part)).json_schema()["properties"][name]
-            low = f"from {allowed['minimum']}" if "minimum" in allowed else f"above {allowed['exclusiveMinimum']}"
-            reason = f"its value should be {low} to {allowed['maximum']}"
-        given = f"{dotted}={value}" if isinstance(value, str) else dotted
+        given = f"{dotted or name}={value:.80}" if isinstance(value, str) else dotted or name
         raise UserError(f"Setting {given}: {reason.replace('Input', 'its value', 1)}.") from error

@@ -27,9 +27,9 @@ class Workbook:
     """One profile on one data root, with its build folder.
 
     Args:
-        profile: smoke, demo, seed or strong.
+        profile: smoke, demo, seed or strong, or the path of a TOML file.
         data_root: folder with p1_data/ and p2_data/; empty for the Earth sample.
-        out: build folder; empty for report/build/<profile>/.
+        out: build folder; empty for report/build/<profile>/, where a file's profile is its name without .toml.
         settings: dict of dotted settings that replace the profile's.
 
     Raises:
@@ -46,7 +46,7 @@ class Workbook:
             )
         self.root = Path(data_root).expanduser().resolve() if data_root else earth.build()
         self.is_sample = self.root.resolve() == paths.EARTH.resolve()  # also where somebody gave its path
-        self.out = Path(out).expanduser().resolve() if out else paths.BUILD / profile
+        self.out = Path(out).expanduser().resolve() if out else paths.BUILD / self.profile.name
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
         self.profile, self.warnings = requirements.fitted(self.profile, self.data, settings or ())
         self.device = distributed.own_device(device.choose(self.profile.device))

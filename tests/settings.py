@@ -1,21 +1,19 @@
-"""Every setting of a profile, and for each another value that is allowed."""
+"""For each setting of a profile, what is allowed and another value."""
 
 import functools
-
-import pydantic
 
 from hw1lib import profiles
 
 
 def allowed(dotted):
-    """What a setting may be, as its JSON schema has it: type, enum, minimum, maximum."""
+    """Return the JSON schema of a setting, with type, enum, minimum and maximum."""
     *groups, name = dotted.split(".")
     owner = functools.reduce(getattr, groups, profiles.get("demo"))
-    return pydantic.TypeAdapter(type(owner)).json_schema()["properties"][name]
+    return type(owner).model_json_schema()["properties"][name]
 
 
 def other(dotted, value):
-    """A value of the same type that is not `value`, inside what the field allows."""
+    """Return a value that differs from `value`, of the same type and allowed by the schema."""
     schema = allowed(dotted)
     if "enum" in schema:
         return next(choice for choice in schema["enum"] if choice != value)

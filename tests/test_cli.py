@@ -16,7 +16,7 @@ from hw1lib.data import earth
 from tests.conftest import picture, refused, run
 
 COMMON = ("--profile", "--data-root", "--out", "--seeds", "--device", "--set")
-COMMON += tuple(f"{name}:" for name in profiles.PROFILES)
+COMMON += tuple(f"{name}:" for name in profiles.NAMES)
 COMMANDS = {
     "report": (*COMMON, "--only"), "plan": COMMON, "run": (*COMMON, "STEP"), "verify": COMMON,
     "data sample": ("--from",), "data info": ("--data-root", "--json"), "data check": ("--data-root", "--json"),

@@ -26,7 +26,7 @@ from hw1lib.data import images as image_files
 from hw1lib.data.check import doctor, evidence
 from hw1lib.errors import UserError
 from hw1lib.metrics.statistics import wilson
-from hw1lib.settings import Data, leaves
+from hw1lib.settings import Data, flatten
 from tests.conftest import picture, write_labelled, write_problem1, write_problem2, write_tile
 from tests.settings import allowed
 
@@ -245,7 +245,7 @@ def test_a_harmed_image_is_an_image_or_refused_and_a_cut_one_is_never_another(fo
 
 # --- settings
 
-KNOWN = dict(leaves(profiles.get("demo")))
+KNOWN = flatten(profiles.get("demo"))
 STRANGE = [math.nan, math.inf, -math.inf, 10**400, 10**5000, "9" * 5000, "1e400"]
 STRANGE += ["adam", "sgd", "cosine", "true", "no", " 3 ", "0.5", "auto"]
 NUMBER = st.integers(-3, 300) | st.floats(-1, 2) | st.booleans()
@@ -258,7 +258,7 @@ GROUPS = st.sampled_from(("pretrain", "name", "data.", "__class__", "x" * 10000)
 
 @fuzz(max_examples=300)
 @hypothesis.given(
-    profile=st.sampled_from(sorted(profiles.PROFILES)) | st.text(max_size=6),
+    profile=st.sampled_from(sorted(profiles.NAMES)) | st.text(max_size=6),
     dotted=SETTINGS | LONGER | GROUPS | st.text(max_size=12),
     value=VALUES,
 )
@@ -268,8 +268,8 @@ def test_a_setting_is_within_its_range_or_refused(profile, dotted, value):
     found = outcome(profiles.get, profile, {dotted: value})
     if found is None:
         return
-    assert profile in profiles.PROFILES and dotted in KNOWN
-    after, before = dict(leaves(found)), dict(leaves(profiles.get(profile)))
+    assert profile in profiles.NAMES and dotted in KNOWN
+    after, before = flatten(found), flatten(profiles.get(profile))
     new, schema = after.pop(dotted), allowed(dotted)
     assert type(new) is type(KNOWN[dotted]) and new in schema.get("enum", (new,))
     if isinstance(new, (int, float)):

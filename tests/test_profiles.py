@@ -1,45 +1,37 @@
-"""Profiles: dotted replacement, its errors, and what the four profiles promise."""
+"""Profiles: the four that come with the project, profiles from files, and replaced settings."""
 
-import dataclasses
 import itertools
 import json
 import re
 
 import pytest
 
-from hw1lib import profiles, settings
+from hw1lib import paths, profiles, settings
 from hw1lib.errors import UserError
-from hw1lib.settings import leaves
+from hw1lib.settings import flatten
 from hw1lib.steps.store import key_of
+from hw1lib.workbook import Workbook
+from tests.conftest import refused, run
 from tests.settings import other
 
-DEMO = dict(leaves(profiles.get("demo")))
-SEGMENTERS = ("fcn32s", "lraspp", "deeplabv3")
-TRAININGS = ("pretrain", "supervised", "finetune", *SEGMENTERS)
+DEMO = flatten(profiles.get("demo"))
+TRAININGS = ("pretrain", "supervised", "finetune", "fcn32s", "lraspp", "deeplabv3")
 
 
 def as_text(value):
-    """As from --set; space around it is no part of it."""
+    """Return a value as text for --set, with spaces around it."""
     return ", ".join(value) if isinstance(value, tuple) else f" {value} "
 
 
-@pytest.mark.parametrize("name", profiles.PROFILES)
-def test_every_setting_survives_text(name):
-    """Also its type: a setting that is set to what it is must not give another key, and JSON tells 1 from 1.0."""
-    profile = profiles.get(name)
-    blank = settings.Profile(name, profile.about, ours=profile.ours, needs_data=profile.needs_data)
-    assert blank != profile  # so that the text had something to say
-    for dotted, value in leaves(profile):
-        blank = settings.replaced(blank, dotted, as_text(value))
-    assert blank == profile and repr(blank) == repr(profile)
+# --- replaced settings
 
 
 @pytest.mark.parametrize("dotted", DEMO)
 def test_replacing_one_setting_keeps_all_others(dotted):
     wanted = other(dotted, DEMO[dotted])
     after = profiles.get("demo", {dotted: as_text(wanted)})
-    assert dict(leaves(after)) == DEMO | {dotted: wanted}
-    assert dict(leaves(profiles.get("demo"))) == DEMO  # the profile itself stays
+    assert flatten(after) == DEMO | {dotted: wanted}
+    assert flatten(profiles.get("demo")) == DEMO
     assert repr(profiles.get("demo", {dotted: json.loads(json.dumps(wanted))})) == repr(after)
 
 
@@ -54,21 +46,16 @@ def test_a_name_that_is_no_setting_is_named(dotted):
     assert dotted in str(caught.value)
 
 
-def test_an_unknown_name_comes_with_its_neighbours():
+def test_an_unknown_name_comes_with_those_that_exist():
     with pytest.raises(UserError, match=r"finetune\.epochs\b.*finetune\.lr\b"):
         profiles.get("demo", {"finetune.learning_rate": 1})
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"'dmeo'.*smoke, demo, seed, strong.*\.toml.*Did you mean demo"):
         profiles.get("dmeo")
-    assert all(word in str(caught.value) for word in ("dmeo", *profiles.PROFILES))
-
-
-def test_settings_that_are_no_dict_are_refused():
-    """As papermill passes on what follows -p settings."""
-    with pytest.raises(UserError, match=r"\['seed'\] is no dict"):
+    with pytest.raises(UserError, match=r"\['seed'\] is no dict"):  # papermill's -p settings '[seed]'
         profiles.get("demo", ["seed"])
 
 
-WRONG = [  # values, and settings that can be none of them
+WRONG = [  # values, and settings that refuse them
     ([0], ["pretrain.epochs", "pretrain.crop_scale", "finetune.batch_size", "finetune.hidden", "controls.knn"]),
     ([0], ["embed.perplexity", "lraspp.crop_scale", "lraspp.enlarge", "data.image_size", "seeds", "model_scale"]),
     ([0], [f"everything.{n}" for n in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")]),
@@ -87,40 +74,104 @@ WRONG = [  # values, and settings that can be none of them
 
 
 @pytest.mark.parametrize(("values", "names"), WRONG)
-def test_a_value_that_can_mean_nothing_is_named(values, names):
-    """It would end in a traceback, some after minutes, or be taken for something else without a word."""
+def test_a_wrong_value_is_named(values, names):
     for dotted, value in itertools.product(names, values):
         with pytest.raises(UserError, match=re.escape(dotted)) as caught:
             profiles.get("demo", {dotted: value})
         assert "\n" not in str(caught.value)
 
 
-def test_the_plain_dump_says_neither_where_it_ran_nor_what_was_looked_at():
-    one, other = (profiles.get("demo", {"only": only, "device": d}) for only, d in (("", "cpu"), ("problem1", "cuda")))
-    assert settings.plain(one) == settings.plain(other)
-    assert settings.plain(one)["device"] is None and "only" not in settings.plain(one)
-    assert settings.plain(one)["pretrain"] | {"processes": 1} == dataclasses.asdict(one.pretrain)
+# --- profiles from files
+
+
+def write(folder, text, name="mine.toml"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_file_lists_what_differs_from_its_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'base = "smoke"\nseed = 3\n[pretrain]\nlr = 1\n[segmentation]\nstage_images = ["0001"]\n[embed]\n'
+    write(tmp_path, text)
+    changes = {"seed": 3, "pretrain.lr": 1.0, "segmentation.stage_images": ("0001",)}
+    profile = profiles.get("mine.toml", {"seeds": 2})
+    assert repr(flatten(profile)) == repr(flatten(profiles.get("smoke", changes)) | {"seeds": 2})
+    assert (profile.name, profile.about) == ("mine", "profile smoke, changed by mine.toml")
+    assert flatten(profiles.get(write(tmp_path, ""))) == flatten(settings.Profile(name="", about=""))
+
+
+@pytest.mark.parametrize("name", profiles.NAMES)
+def test_a_copy_of_a_profile_is_that_profile(name, tmp_path):
+    copy = write(tmp_path, (paths.PROFILES / f"{name}.toml").read_text(), f"{name}.toml")
+    assert repr(profiles.get(copy)) == repr(profiles.get(name))
+
+
+BROKEN = {
+    "[pretrain]\nepochs = 0": ["pretrain.epochs=0", "greater than or equal to 1"],
+    "[pretrain]\nepoch = 3": ["no setting 'pretrain.epoch'", "pretrain.epochs"],
+    "[pretrain]\nepochs = 2026-01-01": ["pretrain.epochs", "integer"],
+    "pretrain = 3": ["no setting 'pretrain'"],
+    'name = "x"': ["no setting 'name'"],
+    "ours = 3": ["ours=3", "tuple"],
+    "epochs = \nlr = 1": ["line 1", "profiles/demo.toml"],
+    'base = "dmeo"': ["base=dmeo", "smoke, demo, seed, strong"],
+    "\udcff": ["utf-8", "profiles/demo.toml"],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_what_is_wrong_with_a_file_is_named(tmp_path, content, capsys):
+    (tmp_path / "mine.toml").write_bytes(content.encode(errors="surrogateescape"))
+    text = refused(capsys, "plan", "--profile", tmp_path / "mine.toml")
+    assert [word for word in (str(tmp_path / "mine.toml"), *BROKEN[content]) if word not in text] == []
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "folder.toml", "a\0.toml"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(UserError, match=r"missing\.toml: No such file|folder\.toml: Is a dir|null"):
+        profiles.get(f"{tmp_path}/{name}")
+
+
+def test_a_profile_from_a_file_has_a_build_folder_and_runs_by_itself(course_data, tmp_path, monkeypatch, capsys):
+    """A step that runs elsewhere, as on a worker, needs no file: its command names a known profile."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+    file = write(tmp_path, 'base = "smoke"\n[finetune]\nepochs = 1\n')
+    book = Workbook(file, course_data)
+    assert book.out == tmp_path / "build" / "mine"
+    assert run(capsys, "run", "control-colour", "--profile", file, "--data-root", course_data)[0] == 0
+    assert book.steps.status("control-colour") == "done"
+    command = [word.replace("pretrain", "control-colour") for word in book.steps.command("pretrain")[2:4]]
+    assert run(capsys, *command, *book.steps.command("control-colour")[4:])[0] == 0
+    assert len(list(book.out.glob("steps/control-colour/*"))) == 1
+
+
+# --- what the four profiles promise
+
+
+def test_result_settings_leave_out_where_and_on_what_it_ran():
+    chosen = {"only": "problem1", "device": "cuda", "threads": 3, "pretrain.processes": 2}
+    one, two = profiles.get("demo"), profiles.get("demo", chosen)
+    assert settings.result_settings(one) == settings.result_settings(two)
+    assert settings.result_settings(one.pretrain) | {"processes": 1} == dict(one.pretrain)
 
 
 def test_no_setting_changes_unnoticed():
-    """Literals of all settings' names and values: a new default is another experiment, with other results."""
-    found = {name: key_of(settings.plain(profile)) for name, profile in profiles.PROFILES.items()}
-    keys = ("ac4d6054fe24e7f8", "d6aa2f69829398ea", "5e133156902cd9fd", "5826db9a14bcd9d4")
-    assert found == dict(zip(("smoke", "demo", "seed", "strong"), keys))
+    """Literals of all settings' names and values: another default is another experiment, with other results."""
+    keys = [key_of(settings.result_settings(profiles.get(name))) for name in profiles.NAMES]
+    assert keys == ["ac4d6054fe24e7f8", "d6aa2f69829398ea", "5e133156902cd9fd", "5826db9a14bcd9d4"]
 
 
-def test_seed_names_what_it_does_not_to_the_letter():
-    """Or where the original is silent; the report prints the list."""
-    said = "; ".join(profiles.get("seed").ours)
+def test_seed_names_what_the_original_leaves_open():
+    text = "; ".join(profiles.get("seed").ours)
     checkpoints = ("lowest loss", "last full batch")
     transforms = ("draws the same transforms", "never augmented", "eval mode")
     others = ("simplicial", "learning rates", "Adam for fine-tuning", "DeepLabV3", "SAM runs here", "TF32")
-    assert all(part in said for part in checkpoints + transforms + others)
+    assert all(part in text for part in checkpoints + transforms + others)
 
 
 def test_smoke_takes_the_demos_code_path_and_does_less():
-    """Only sizes differ: every choice by name or yes and no is the demo's."""
-    smoke = dict(leaves(profiles.get("smoke")))
+    smoke = flatten(profiles.get("smoke"))
     sizes = {"model_scale", "pretrain.projection_hidden_size", "embed.perplexity", "segmentation.stage_images"}
     sizes |= {"everything.points_per_side", "data.pool_limit", "data.office_limit", "data.tile_limit"}
     sizes |= {f"{step}.{what}" for step in TRAININGS for what in ("epochs", "batch_size")}

@@ -9,7 +9,7 @@ from hw1lib.chapters.ch00_data import spread
 from hw1lib.chapters.phrases import percent
 from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, image_grid
 from hw1lib.metrics.collapse import spectrum
-from hw1lib.settings import counting
+from hw1lib.settings import result_settings
 
 
 def views(images, *drawn):
@@ -41,7 +41,7 @@ def settings_table(here, seed, group):
     columns = {}
     for name, profile in (("this run", here), ("original", seed)):
         shared = {"image_size": profile.data.image_size, "zero_init_residual": profile.zero_init_residual}
-        values = shared | counting(getattr(profile, group))
+        values = shared | result_settings(getattr(profile, group))
         if values["augmentation"] == "original":  # its own transforms leave these unused
             values |= dict.fromkeys({"views", "crop_scale"} & set(values), "–")
         columns[name] = {key: str(value) for key, value in values.items()}

@@ -12,7 +12,7 @@ from hw1lib.metrics import iou as scores
 from hw1lib.metrics.statistics import bootstrap, mean_interval
 from hw1lib.models import segmenters
 from hw1lib.models.segmenters import SEGMENTERS
-from hw1lib.settings import counting
+from hw1lib.settings import result_settings
 
 COLUMNS = ["model", "miou", "miou_last", *SCORED, "pixel_accuracy", "parameters", "epoch"]
 VARIANTS = {"": "", "tta": ", TTA", "vote": ", vote"}
@@ -121,7 +121,7 @@ def readable(rows, between, original=None):
 
 def settings_table(settings):
     """Training settings of the models side by side: a dict from model to settings.Segment."""
-    columns = {SEGMENTERS[m].full: {k: str(v) for k, v in counting(s).items()} for m, s in settings.items()}
+    columns = {SEGMENTERS[m].full: {k: str(v) for k, v in result_settings(s).items()} for m, s in settings.items()}
     return pd.DataFrame(columns).rename_axis("setting").reset_index()
 
 

@@ -103,7 +103,7 @@ def _loss(module, inputs, labels):
 
 
 def _feature_batches(features, split, profile, device):
-    tensors, size = [features, torch.from_numpy(split.labels)], profile.finetune.at_a_time
+    tensors, size = [features, torch.from_numpy(split.labels)], profile.finetune.micro_batch
     return ArrayBatches(tensors, size, profile.seed, device, names=split.files)
 
 

@@ -88,7 +88,7 @@ def pool_batches(pool, profile, settings, device):
     """Batches of the pool's images, (B, 3, S, S) uint8, without labels; a part of it is not copied out of the whole."""
     whole = pool if pool.whole is None else pool.whole
     images = [inputs(whole, profile)]
-    return ArrayBatches(images, settings.at_a_time, profile.seed, device, names=whole.files, rows=pool.rows)
+    return ArrayBatches(images, settings.micro_batch, profile.seed, device, names=whole.files, rows=pool.rows)
 
 
 def loss(learner, images, settings):
@@ -150,12 +150,12 @@ def labelled_batches(split, profile, settings, device):
     def prepare(images, labels):
         return view(images), labels
 
-    return ArrayBatches(tensors, settings.at_a_time, profile.seed, device, prepare, split.files)
+    return ArrayBatches(tensors, settings.micro_batch, profile.seed, device, prepare, split.files)
 
 
 def _file_batches(split, profile, settings, device):
     size = profile.data.image_size
-    return FileBatches(split, size, augment.original(size), settings.at_a_time, profile.seed, device)
+    return FileBatches(split, size, augment.original(size), settings.micro_batch, profile.seed, device)
 
 
 def without_fc(backbone):

@@ -103,7 +103,7 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
 
     def classes(images):
         parts = []
-        for part in images.split(settings.at_a_time):
+        for part in images.split(settings.micro_batch):
             found = scores(network, augment.normalise(send(part, device)), settings.enlarge)
             best = found.index_select(1, seen).max(dim=1).indices  # argmax takes as long as the network, on CPUs
             parts.append(Arriving(numbers[best]))
@@ -179,7 +179,7 @@ def batches_of(images, masks, profile, settings, device, names=()):
         return augment.normalise(augment.recolour(images, table, recipe)), moved[:, 0].to(masks.dtype)
 
     tensors = [torch.from_numpy(images), torch.from_numpy(masks)]
-    return ArrayBatches(tensors, settings.at_a_time, profile.seed, device, prepare, names)
+    return ArrayBatches(tensors, settings.micro_batch, profile.seed, device, prepare, names)
 
 
 def colour(draft, problem2):

@@ -137,7 +137,7 @@ def _inputs(source, book):
     values = {
         "the notebook": cells,
         "the library": provenance.code(paths.ROOT),
-        "a setting": settings.plain(book.profile) | {"checkpoint_every": None},
+        "a setting": settings.result_settings(book.profile) | {"checkpoint_every": None},
         "the data folder": [str(book.root.resolve()), book.is_sample, book.has],
         "the device": str(book.device),
         "a package": provenance.versions(),
@@ -244,7 +244,7 @@ def write(book, started, ran=True):
     configs = {label: its.config(name) for label, its, name in book.planned()}
     metrics = {
         "profile": book.profile.name,
-        "settings": settings.plain(book.profile),
+        "settings": settings.result_settings(book.profile),
         "data": {split: found for config in configs.values() for split, found in config["data"].items()},
         "versions": {label: config["version"] for label, config in configs.items()},
         "steps": steps,

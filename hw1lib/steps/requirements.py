@@ -10,7 +10,7 @@ from PIL import Image
 from hw1lib.errors import UserError, remedy
 from hw1lib.loops import distributed, pretrain
 from hw1lib.models import pretrained, resnet, segmenters, weights
-from hw1lib.settings import replaced
+from hw1lib.settings import replace
 from hw1lib.variants import ROWS
 
 SHOWN = (("segmentation", "stage_images"), ("everything", "images"))  # settings that name validation tiles
@@ -41,7 +41,7 @@ def fitted(profile, data, explicit=()):
             instead[f"{name}.crop"] = 0, f"p2_data/train: by default {name}.crop is {crop}, more than the tiles have"
     for dotted, (value, text) in instead.items():
         if dotted not in explicit:
-            profile = replaced(profile, dotted, value)
+            profile = replace(profile, dotted, value)
             shown = ",".join(value) if value else "0 (whole tiles)"
             warnings.append(f"{text}. Used instead: {dotted}={shown}; to choose otherwise: --set {dotted}=…")
     return profile, warnings
@@ -165,7 +165,7 @@ def _processes(name, group, profile, data, device):
     processes = max(settings.processes, distributed.count())
     trained_on = {"pretrain": "pool", "supervised": "pool", "finetune": "train"}.get(group)
     images = len(getattr(data.problem1, trained_on) if trained_on else data.problem2.train)
-    at_a_time = min(settings.at_a_time, images - images // 10 if group == "pretrain" else images)
+    at_a_time = min(settings.micro_batch, images - images // 10 if group == "pretrain" else images)
     if at_a_time < 2 * processes > 2:
         yield (
             f"{name}: {at_a_time} images at a time do not go round {processes} processes, two each. Lower "

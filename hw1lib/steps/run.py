@@ -1,7 +1,6 @@
 """The steps of one profile on one data root: keys, states and results, and how a step is run."""
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import itertools
@@ -15,13 +14,12 @@ from functools import partial
 
 import torch
 
-from hw1lib import cpus, files, progress, provenance
+from hw1lib import cpus, files, profiles, progress, provenance
 from hw1lib.data import groups, hashes
 from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
 from hw1lib.loops import device, distributed, generate_masks
 from hw1lib.models import weights
-from hw1lib.profiles import PROFILES
-from hw1lib.settings import counting, leaves
+from hw1lib.settings import Group, flatten, result_settings
 from hw1lib.steps import explain, graph, requirements, store
 from hw1lib.steps.graph import check_of
 
@@ -53,7 +51,7 @@ class Steps:
 
     def of_seed(self, seed, watch=None):
         """The same steps with another seed; the data is not hashed again."""
-        profile = dataclasses.replace(self.profile, seed=seed)
+        profile = self.profile.model_copy(update={"seed": seed})
         other = Steps(profile, self.data, self.store, self.device, watch)
         other._fingerprints = self._fingerprints
         other.suffix = f", seed {seed}"
@@ -101,9 +99,9 @@ class Steps:
     def _setting(self, dotted):
         """One setting, or a group of them as a dict; what depends on the device is what it is on this one."""
         value = operator.attrgetter(dotted)(self.profile)
-        if not dataclasses.is_dataclass(value):
+        if not isinstance(value, Group):
             return value
-        values = counting(value)
+        values = result_settings(value)
         if "precision" in values:
             chosen = device.dtype(value.precision, self.device) or torch.float32
             values["precision"] = str(chosen).removeprefix("torch.")
@@ -199,10 +197,11 @@ class Steps:
 
     def command(self, name):
         """The arguments of `python` that run one step by itself, under the key that it has here: a list of words."""
-        words = ["-m", "hw1lib", "run", name, "--profile", self.profile.name, "--data-root", str(self.data.root)]
+        base = self.profile.name if self.profile.name in profiles.NAMES else "demo"
+        words = ["-m", "hw1lib", "run", name, "--profile", base, "--data-root", str(self.data.root)]
         words += ["--out", str(self.store.out), "--device", str(self.device)]
-        usual = dict(leaves(PROFILES[self.profile.name]))
-        changed = {name: value for name, value in leaves(self.profile) if value not in (None, usual[name])}
+        usual = flatten(profiles.get(base))
+        changed = {name: value for name, value in flatten(self.profile).items() if value != usual[name]}
         changed = {name: value for name, value in changed.items() if name not in ("device", "only")}
         for group in (dotted.removesuffix(".precision") for dotted in usual if dotted.endswith(".precision")):
             changed[f"{group}.precision"] = self._setting(group)["precision"]  # another processor may choose another

@@ -1,7 +1,5 @@
 """Pre-training: panels for what was measured, collapse said where the numbers say so, neighbours by brute force."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -92,7 +90,7 @@ def test_neighbours_stand_beside_their_query_and_their_classes_are_counted():
 
 def test_the_forward_pass_is_the_one_that_runs():
     def text(**changes):
-        return ch01_pretraining.forward(dataclasses.replace(SETTINGS, **changes))
+        return ch01_pretraining.forward(SETTINGS.model_copy(update=changes))
 
     assert "the package's own forward pass" in text(one_pass=False) and "our own" not in text(one_pass=False)
     averaged = text(one_pass=True, use_momentum=True, moving_average_decay=0.97)

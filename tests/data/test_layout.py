@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hw1lib import profiles
 from hw1lib.data import hashes, images, layout
 from hw1lib.data import split as splitting
 from hw1lib.data.check import doctor
 from hw1lib.errors import UserError
+from hw1lib.settings import Data
 from tests.conftest import OFFICE
 
 
 def find(root, only="", **limits):
-    return layout.find(root, profiles.Data(**limits), only)
+    return layout.find(root, Data(**limits), only)
 
 
 def by_file(split):

@@ -14,6 +14,7 @@ from hw1lib.data import images, layout
 from hw1lib.loops import augment, features, finetune, loop, pretrain
 from hw1lib.metrics.statistics import share
 from hw1lib.models import resnet
+from hw1lib.settings import Data
 from hw1lib.steps import store
 from tests import processes
 
@@ -25,7 +26,7 @@ STILL = {"finetune__lr": 1e-30, "finetune__epochs": 1, "finetune__weight_decay":
 
 @pytest.fixture
 def problem1(course_data):
-    return layout.find(course_data, profiles.Data()).problem1
+    return layout.find(course_data, Data()).problem1
 
 
 def profile(**changes):

@@ -17,6 +17,7 @@ from hw1lib.metrics import iou, partitions
 from hw1lib.models import sam as generator
 from hw1lib.models import superpixels as models
 from hw1lib.models import weights
+from hw1lib.settings import Data
 from hw1lib.steps import store
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ CLASSICAL = {"slic": models.slic, "felzenszwalb": models.felzenszwalb}
 
 @pytest.fixture
 def problem2(course_data):
-    return layout.find(course_data, profiles.Data()).problem2
+    return layout.find(course_data, Data()).problem2
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ class Line:
     def train(self, checkpoint=None, after_step=None, **chosen):
         """Three epochs of five steps, if not told otherwise."""
         chosen = settings(**{"epochs": 3, "optimizer": "sgd", "batch_size": 2} | chosen)
-        batches = ArrayBatches([self.rows], chosen.at_a_time, 3, CPU, names=self.names)
+        batches = ArrayBatches([self.rows], chosen.micro_batch, 3, CPU, names=self.names)
         more = dict(label="finetune-A", checkpoint=checkpoint, checkpoint_every=-1.0, after_step=after_step)
         return loop.train(self.module, self.loss, batches, chosen, CPU, **more)
 

@@ -16,6 +16,7 @@ from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.loops import finetune, pretrain, probe
 from hw1lib.models import byol, resnet
+from hw1lib.settings import Data
 from hw1lib.steps import store
 from tests.conftest import save_oddly, write_problem1
 
@@ -33,7 +34,7 @@ def profile(**changes):
 def only_pool(root, count=10, labelled=True):
     """Problem 1 without fine-tuning images: neither their splits nor their files are there."""
     write_problem1(root / "p1_data", pool=count)
-    found = layout.find(root, profiles.Data()).problem1
+    found = layout.find(root, Data()).problem1
     shutil.rmtree(root / "p1_data" / "office")
     pool = found.pool if labelled else layout.Split(found.pool.folder, found.pool.files)
     return dataclasses.replace(found, pool=pool, train=None, val=None)

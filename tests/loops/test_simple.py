@@ -7,6 +7,7 @@ import torch
 from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.loops import simple
+from hw1lib.settings import Data
 from hw1lib.steps import store
 
 
@@ -28,7 +29,7 @@ def test_measures_are_those_of_each_image_alone():
 
 
 def test_texture_is_chosen_where_it_tells_the_classes(course_data, tmp_path, monkeypatch):
-    problem1 = layout.find(course_data, profiles.Data()).problem1
+    problem1 = layout.find(course_data, Data()).problem1
     train, val = (
         layout.Split(part.folder, tuple(map(str, range(count))), textures(count, seed)[1], ("coarse", "fine"))
         for part, count, seed in ((problem1.train, 60, 0), (problem1.val, 30, 1))
@@ -58,7 +59,7 @@ TOO_FEW = {  # labels, places: whether folds can choose
 @pytest.mark.filterwarnings("ignore:The least populated class")
 def test_too_few_images_for_folds_still_give_a_result(course_data, tmp_path, monkeypatch, kind):
     labels, places, chosen = TOO_FEW[kind]
-    folder = layout.find(course_data, profiles.Data()).problem1.train.folder
+    folder = layout.find(course_data, Data()).problem1.train.folder
     labels = np.array(labels)
     groups = None if places is None else np.array(places)
     split = layout.Split(folder, tuple(map(str, labels)), labels, ("a", "b", "c")[: labels.max() + 1], groups=groups)
@@ -80,7 +81,7 @@ def test_folds_keep_a_place_together(course_data, tmp_path, monkeypatch):
     labels = random.permutation(np.arange(20) % 2)[place]
     pixels = random.integers(0, 256, (20, 3, 1, 1), dtype=np.uint8)[place].repeat(8, 2).repeat(8, 3)
     monkeypatch.setattr(images, "load", lambda split, size: pixels)
-    folder, scores = layout.find(course_data, profiles.Data()).problem1.train.folder, {}
+    folder, scores = layout.find(course_data, Data()).problem1.train.folder, {}
     for name, groups in (("places", place), ("images", None)):
         split = layout.Split(folder, tuple(map(str, range(400))), labels, ("a", "b"), groups=groups)
         draft = store.Draft("control-simple", tmp_path / name)

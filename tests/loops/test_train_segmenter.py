@@ -1,6 +1,5 @@
 """Segmentation: what is saved is what was measured, runs repeat and resume, colour is no model."""
 
-import dataclasses
 from unittest.mock import DEFAULT, Mock
 
 import numpy as np
@@ -299,7 +298,7 @@ def batch_of(pixels, masks, monkeypatch, **changes):
     recolour = Mock(side_effect=lambda images, table, recipe: images)
     monkeypatch.setattr(augment, "recolour", recolour)
     profile = profiles.get("demo")
-    settings = dataclasses.replace(profile.lraspp, **{"batch_size": len(pixels), **changes})
+    settings = profile.lraspp.model_copy(update={"batch_size": len(pixels), **changes})
     torch.manual_seed(0)
     batch = next(train_segmenter.batches_of(pixels, masks, profile, settings, CPU)(1))
     assert recolour.call_args.args[2] == augment.tile_recipe(settings)

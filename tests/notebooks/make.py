@@ -18,7 +18,7 @@ import pandas as pd
 from nbclient import NotebookClient
 
 from hw1lib import files, paths, profiles
-from hw1lib.settings import leaves
+from hw1lib.settings import flatten
 from hw1lib.workbook import Workbook
 
 COPIES = Path(__file__).parent
@@ -45,7 +45,7 @@ def smoke_copy(notebook):
 
 def published():
     """Return the settings of the published demo that are not profile demo's: a dict, as notebooks take them."""
-    now = dict(leaves(profiles.get("demo")))
+    now = flatten(profiles.get("demo"))
     then = pd.json_normalize(files.read_json(DEMO_REPORT / "metrics.json")["settings"]).iloc[0].to_dict()
     same_type = {name: type(value)(then[name]) for name, value in now.items() if then.get(name) is not None}
     return {name: value for name, value in same_type.items() if value != now[name]}

@@ -12,7 +12,7 @@ from hw1lib import profiles
 from hw1lib.data import layout
 from hw1lib.errors import UserError
 from hw1lib.models import pretrained, weights
-from hw1lib.settings import leaves
+from hw1lib.settings import flatten
 from hw1lib.steps import requirements
 from hw1lib.steps import run as steps
 from hw1lib.steps.store import Store
@@ -184,7 +184,7 @@ def test_default_tile_numbers_fall_back_to_the_first_tiles(tmp_path, capsys, num
     assert fitted.segmentation.stage_images == data.problem2.validation.numbers[:stages]
     assert fitted.everything.images == data.problem2.validation.numbers[:stages] and len(warnings) == 2
     others = {"segmentation.stage_images", "everything.images"}
-    assert {n: v for n, v in leaves(fitted) if n not in others} == {n: v for n, v in leaves(profile) if n not in others}
+    assert flatten(fitted) == flatten(profile) | {name: flatten(fitted)[name] for name in others}
     chosen = ",".join(fitted.everything.images)
     explicit = profiles.get("smoke", whole | dict.fromkeys(others, chosen))
     same = [steps.Steps(each, data, Store(tmp_path), CPU) for each in (fitted, explicit)]

@@ -12,7 +12,7 @@ from hw1lib.data import hashes, layout
 from hw1lib.errors import Diverged, UserError
 from hw1lib.metrics import projection
 from hw1lib.models import weights
-from hw1lib.settings import leaves
+from hw1lib.settings import flatten
 from hw1lib.steps import requirements, run, store
 from tests.conftest import everything_of
 from tests.settings import other
@@ -89,7 +89,7 @@ READ_BY = {
     **{
         name: set() for name in ("device", "threads", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark")
     },  # on a CPU
-    **{name: set() for name, _ in leaves(profiles.get("smoke")) if name.endswith(".processes")},
+    **{name: set() for name in flatten(profiles.get("smoke")) if name.endswith(".processes")},
     **{
         "data.image_size": PROBLEM1,
         "data.overhead": PROBLEM1 - {"control-simple"},
@@ -113,7 +113,7 @@ READ_BY = {
 def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
     """A forgotten one would load stale results; one too many would train anew for nothing."""
     before = keys(make(course_data), ALL | CHECKS)
-    for name, value in leaves(profiles.get("smoke")):
+    for name, value in flatten(profiles.get("smoke")).items():
         if name != "only":  # it says which steps there are
             value = 3 if name.endswith("_limit") else other(name, value)
             value = "float16" if name.endswith(".precision") else value  # no processor takes it by itself
@@ -406,6 +406,6 @@ def test_other_seeds_share_the_data_and_watch_for_themselves(course_data, tmp_pa
     before = keys(made)
     monkeypatch.setattr(hashes, "fingerprint", lambda split: pytest.fail("the data is hashed again"))
     other = made.of_seed(7, "watch")
-    assert other.profile == dataclasses.replace(made.profile, seed=7) and other.watch == "watch" != made.watch
+    assert other.profile == made.profile.model_copy(update={"seed": 7}) and other.watch == "watch" != made.watch
     assert set(keys(other).values()) & set(before.values()) == {before["control-simple"]}
     assert keys(made.of_seed(0)) == before
