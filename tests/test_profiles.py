@@ -107,7 +107,7 @@ def test_a_copy_of_a_profile_is_that_profile(name, tmp_path):
 
 
 BROKEN = {
-    "[pretrain]\nepochs = 0": ["pretrain.epochs=0", "greater than or equal to 1"],
+    "[pretrain]\nepochs = 0": ["pretrain.epochs=0", "from 1 to 1000000"],
     "[pretrain]\nepoch = 3": ["no setting 'pretrain.epoch'", "pretrain.epochs"],
     "[pretrain]\nepochs = 2026-01-01": ["pretrain.epochs", "integer"],
     "pretrain = 3": ["no setting 'pretrain'"],
