@@ -104,8 +104,8 @@ def test_a_step_that_is_killed_again_and_again_ends_as_if_it_never_was(smoke_run
 
 
 def kernels(process):
-    """The kernels that papermill has started: forked from a child of its process."""
-    return [kernel for server in psutil.Process(process.pid).children() for kernel in server.children()]
+    """Return the kernels that papermill has started."""
+    return [child for child in psutil.Process(process.pid).children() if "ipykernel_launcher" in child.cmdline()]
 
 
 AGAIN = ("pretrain", "finetune-C", "embed", "segment-fcn32s", "everything")  # what the killed run trains itself

@@ -1,4 +1,4 @@
-"""Runs the notebooks that have something to show anew, headless and in their order, then builds the report."""
+"""Execute the notebooks that are out of date, in order, and build the report."""
 
 import contextlib
 import datetime
@@ -21,11 +21,11 @@ from hw1lib.chapters import style
 from hw1lib.chapters.phrases import escape
 from hw1lib.data import groups, layout
 from hw1lib.errors import UserError, remedy
-from hw1lib.report import kernel, render
+from hw1lib.report import render
 from hw1lib.steps.graph import check_of
 from hw1lib.steps.store import key_of
 
-NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
+NOTEBOOKS = {  # in order, with the problem that each belongs to; 0: both
     "00_data": 0,
     "01_pretraining": 1,
     "02_finetuning": 1,
@@ -33,107 +33,110 @@ NOTEBOOKS = {  # in their order, with the problem that each belongs to; 0: both
     "04_segmentation": 2,
     "05_segment_anything": 2,
 }
+STAMP = {"inputs", "steps", "outputs", "kept"}
 
 
-def run(book, parameters, where=None):
-    """Runs what is not done, through the notebooks, and builds the report.
+def run(book, parameters, cluster=None):
+    """Run the steps and notebooks that are out of date and build the report.
 
     Args:
         book: workbook.Workbook.
-        parameters: what it was made of, a dict of profile, data_root, out and settings: each notebook's parameters.
-        where: the workers that steps run on, as of cluster.run_steps.run; None: here, in the notebooks.
+        parameters: what it was made from, as the notebooks' parameters: profile, data_root, out, settings.
+        cluster: the workers that run the steps, see cluster.run_steps.run; None runs them in the notebooks.
     """
     started = time.time()
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
     undone = _print_plan(book)
-    if undone and where:
+    if undone and cluster:
         from hw1lib.cluster import run_steps
 
-        run_steps.run(book, where)
-    if undone:
-        kernel.prepare()
+        run_steps.run(book, cluster)
 
     for name in _notebooks(book):
         _execute(name, book, parameters | {"out": str(book.out)})
         if NOTEBOOKS[name] == 0:
-            _print_weaknesses(book)
+            _print_data_warnings(book)
 
     write(book, started, ran=bool(undone))
     print(f"\nReport  {book.out / 'report.html'}\n        {book.out / 'report.pdf'}")
 
 
 def _notebooks(book):
-    """The notebooks of this report: those of the problems that its data holds."""
+    """Return the notebooks for the problems that the data holds."""
     return [name for name, problem in NOTEBOOKS.items() if problem == 0 or book.has[problem]]
 
 
 def _print_plan(book):
-    """How much is to run and, where something was done before, why; returns those reasons."""
+    """Print how many steps will run and, if any was done before, why; return the reasons."""
     reasons = {label: steps.why(name) for label, steps, name in book.planned()}
     undone = [f"{label}: {why}" for label, why in reasons.items() if why]
     print(f"Steps   {len(reasons)}: {len(reasons) - len(undone)} done, {len(undone)} to run")
-    for line in undone if len(undone) < len(reasons) else ():
-        _print_indented(line)
+    if len(undone) < len(reasons):
+        _print_indented(undone)
     return undone
 
 
-def _print_indented(text):
-    print(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    "))
+def _print_indented(lines):
+    for line in lines:
+        print(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
 
-def _print_weaknesses(book):
-    """What the check of the data found, before anything is trained on it."""
+def _print_data_warnings(book):
+    """Print what the data check found, before anything is trained."""
     for problem in (1, 2):
-        for warning in book.steps.result(check_of(problem)).metrics["warnings"] if book.has[problem] else ():
-            _print_indented(warning)
+        if book.has[problem]:
+            _print_indented(book.steps.result(check_of(problem)).metrics["warnings"])
 
 
 def _execute(name, book, parameters):
-    """Execute one notebook, unless nothing that it follows from and nothing that it kept has changed."""
+    """Execute one notebook, unless its inputs and everything it kept are unchanged."""
     source, target = (folder / f"{name}.ipynb" for folder in (paths.NOTEBOOKS, book.out / "notebooks"))
     inputs = _inputs(source, book)
-    why = _stale(name, inputs, book)
-    if why is None:
+    reason = _stale(name, inputs, book)
+    if reason is None:
         print(f"\n{name}: nothing to do")
         return
-    print(f"\n{name}{why and f' runs again: {why}'}")
+    print(f"\n{name}{reason and f' runs again: {reason}'}")
 
     started = time.time()
     target.parent.mkdir(parents=True, exist_ok=True)
-    _stamp(name, book).unlink(missing_ok=True)  # until it has run to its end, its copy shows nothing
+    stamp = _stamp(name, book)
+    stamp.unlink(missing_ok=True)  # without a stamp, a notebook counts as unfinished
     before = kept.entries(book.out, name)
     for thing in before:
         kept.path(book.out, thing).unlink()
-    with _naming_its_fault(name, target, book):
+    with _readable_errors(name, target, book):
         _papermill(name, source, target, parameters)
-    if unfinished := _unfinished(target):  # an output notebook alone proves nothing
-        raise UserError(f"Notebook {name} ended early: {unfinished}. Run the same command again.")
+    if not _completed(target):
+        raise UserError(f"Notebook {name} ended before its last cell. Run the same command again.")
 
-    things = kept.entries(book.out, name)
-    own, old = ({k: v for thing in some.values() for k, v in thing["files"].items()} for some in (things, before))
-    if changed := kept.changed(book.out, own):
+    entries = kept.entries(book.out, name)
+    outputs = kept.hashes(entries)
+    if changed := kept.changed(book.out, outputs):
         raise UserError(f"{book.out / changed[0]} changed while notebook {name} ran. Run the same command again.")
-    for file in old.keys() - own:  # which it keeps no longer
+    for file in kept.hashes(before).keys() - outputs:
         (book.out / file).unlink(missing_ok=True)
-    hashes = {thing: files.digest(kept.path(book.out, thing)) for thing in things}
-    files.write_json(_stamp(name, book), {"inputs": inputs, "copy": files.digest(target), "kept": hashes})
+    others = [target, *(kept.path(book.out, thing) for thing in entries)]
+    outputs |= {str(path.relative_to(book.out)): files.digest(path) for path in others}
+    steps = {label: key for entry in entries.values() for label, key in entry["steps"].items()}
+    files.write_json(stamp, {"inputs": inputs, "steps": steps, "outputs": outputs, "kept": list(entries)})
     print(f"{name}: {time.time() - started:.0f} s")
 
 
 def _stamp(name, book):
-    """The file that says what an executed notebook followed from and what it kept."""
+    """Return the path of a notebook's stamp: hashes of its inputs, step keys and outputs, and the names it kept."""
     return book.out / "notebooks" / f".{name}.json"
 
 
 def _inputs(source, book):
-    """Return hashes of all that a notebook follows from beside the steps that it shows, by what it is called."""
+    """Return a hash of each input of a notebook, except steps: dict from its name in messages to the hash."""
     read = [paths.STYLE, paths.ORIGINAL, paths.RECIPE, book.root / layout.SPLIT, book.root / groups.GROUPS]
-    read += sorted(source.parent.glob("*.py"))  # what notebooks may import from beside them
+    read += sorted(source.parent.glob("*.py"))  # modules that notebooks may import
     try:
         cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise UserError(f"{source} is not a notebook's JSON. Restore it: git checkout -- {source.name}") from error
+        raise UserError(f"{source} is not a valid notebook. Restore it: git checkout -- {source.name}") from error
     values = {
         "the notebook": cells,
         "the library": provenance.code(paths.ROOT),
@@ -142,42 +145,33 @@ def _inputs(source, book):
         "the device": str(book.device),
         "a package": provenance.versions(),
     }
-    return {path.name: files.digest(path) if path.is_file() else None for path in read} | {
-        what: key_of(value) for what, value in values.items()
-    }
+    hashes = {path.name: files.digest(path) if path.is_file() else None for path in read}
+    return hashes | {name: key_of(value) for name, value in values.items()}
 
 
 def _stale(name, inputs, book):
-    """Return why a notebook has to run, a phrase; "" where it never ran to its end, None where nothing changed."""
-    before = _read(_stamp(name, book))
-    try:
-        was, copy, things = (before[part] for part in ("inputs", "copy", "kept"))
-        for what in {**inputs, **was}:
-            if inputs.get(what) != was.get(what):
-                return f"{what} changed"
-        if kept.changed(book.out, {f"notebooks/{name}.ipynb": copy}):
-            return "its executed copy is missing or was changed"
-        done = {label: steps.key(step) for label, steps, step in book.planned() if steps.status(step) == "done"}
-        for thing, digest in things.items():
-            about = kept.entry(book.out, thing)
-            if not about or kept.changed(book.out, {f"kept/{thing}.json": digest} | about["files"]):
-                return f"{about['kind'] if about else 'what it kept as'} {thing} was changed outside of the report"
-            for label, key in about["steps"].items():
-                if done.get(label) != key:
-                    return f"{thing} shows step {label}, which {'is another' if label in done else 'has to run'}"
-    except (KeyError, TypeError, AttributeError):
+    """Return why a notebook has to run, as a phrase; "" if it never finished, None if nothing changed."""
+    stamp = _read(_stamp(name, book))
+    if not isinstance(stamp, dict) or set(stamp) != STAMP:
         return ""
+    for what in {**inputs, **stamp["inputs"]}:
+        if inputs.get(what) != stamp["inputs"].get(what):
+            return f"{what} changed"
+    if changed := kept.changed(book.out, stamp["outputs"]):
+        return f"{changed[0]} was changed or deleted since"
+    done = {label: steps.key(step) for label, steps, step in book.planned() if steps.status(step) == "done"}
+    for label, key in stamp["steps"].items():
+        if done.get(label) != key:
+            return f"it shows step {label}, which has to run"
+    return None
 
 
-def _unfinished(notebook):
-    """Return why an executed notebook did not run to its end, as when its kernel was killed; "" where it did."""
-    executed = _read(notebook) or {"cells": []}
-    code = [cell for cell in executed["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
-    for number, cell in enumerate(code, 1):
-        status = cell["metadata"].get("papermill", {}).get("status")
-        if not cell["execution_count"] or status != "completed":
-            return f"code cell {number} of {len(code)} was not executed ({status})"
-    return "" if code else f"{notebook} holds no executed cell"
+def _completed(path):
+    """Return whether every code cell of an executed notebook ran to its end."""
+    cells = (_read(path) or {"cells": []})["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+    states = [cell["execution_count"] and cell["metadata"].get("papermill", {}).get("status") for cell in code]
+    return bool(states) and set(states) == {"completed"}
 
 
 def _read(path):
@@ -186,17 +180,16 @@ def _read(path):
 
 
 def _papermill(name, source, target, parameters):
-    kernel.prepare()
+    """Execute a notebook; the steps' progress lines are printed, other output only goes into its copy."""
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it logs what cells show
-    os.environ[kept.NOTEBOOK] = name  # its kernel inherits it: what is kept there is kept for the report
+    os.environ[kept.NOTEBOOK] = name  # inherited by the kernel, which then keeps for the report
     try:
         with warnings.catch_warnings(), progress.Follower(_print_progress) as records:
             os.environ |= records.environment
-            warnings.simplefilter("ignore")  # papermill's own, about its dependencies
+            warnings.simplefilter("ignore")  # from papermill's dependencies
             papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                cwd=str(paths.NOTEBOOKS), kernel_manager_class=kernel.ForkedKernel,
-                extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
             )  # fmt: skip
     finally:
         os.environ.pop(progress.EVENTS, None)
@@ -208,8 +201,8 @@ def _print_progress(record):
 
 
 @contextlib.contextmanager
-def _naming_its_fault(name, target, book):
-    """Turns what papermill says of a notebook that stopped into one clear error."""
+def _readable_errors(name, target, book):
+    """Re-raise papermill's errors as a UserError with a remedy."""
     try:
         yield
     except PapermillExecutionError as error:
@@ -217,42 +210,42 @@ def _naming_its_fault(name, target, book):
             raise UserError(str(error.evalue)) from error
         if error.ename == KeyboardInterrupt.__name__:
             raise KeyboardInterrupt from error
-        if number := re.match(r"\[Errno (\d+)\]", str(error.evalue)):  # as OSErrors of system calls begin
+        if number := re.match(r"\[Errno (\d+)\]", str(error.evalue)):  # an OSError of a system call
             raise UserError(f"{name}: {error.evalue}. {remedy(OSError(int(number[1]), ''))}") from error
         raise UserError(
-            f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}. The executed "
-            f"copy {target} shows where. This is likely a fault of the workbook; what was finished before is kept."
+            f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}. See the executed "
+            f"copy {target}. This is probably a bug in the workbook; finished steps are kept."
         ) from error
     except DeadKernelError as error:
         helps = (steps.for_less_memory(step) for _, steps, step in book.planned() if steps.status(step) != "done")
         raise UserError(
-            f"The kernel of notebook {name} died, as it does when memory runs out or it is killed. Run the same "
-            "command again: finished steps are kept, half done ones go on from their last checkpoint. If it was "
-            f"memory: {next(helps, 'close other programs.')}"
+            f"The kernel of notebook {name} died: it ran out of memory or was killed. Run the same command again; "
+            "finished steps are kept, and an interrupted one resumes from its last checkpoint. If memory ran out: "
+            f"{next(helps, 'close other programs.')}"
         ) from error
 
 
 def write(book, started, ran=True):
-    """Writes metrics.json, run.json, timings.csv and the report.
+    """Write metrics.json, run.json, timings.csv and the report.
 
     Args:
-        started: when the call began, in seconds since 1970.
-        ran: whether it ran a step; else run.json keeps the seconds_total of the call that did.
+        book: workbook.Workbook whose steps are all done.
+        started: when this call began, in seconds since 1970.
+        ran: whether it ran a step; otherwise run.json keeps the seconds_total of the call that did.
     """
     done = {label: steps.result(name) for label, steps, name in book.planned()}
-    steps = {name: {"key": result.key, **result.metrics} for name, result in done.items()}
-    configs = {label: its.config(name) for label, its, name in book.planned()}
+    configs = {label: steps.config(name) for label, steps, name in book.planned()}
     metrics = {
         "profile": book.profile.name,
         "settings": settings.result_settings(book.profile),
-        "data": {split: found for config in configs.values() for split, found in config["data"].items()},
+        "data": {split: value for config in configs.values() for split, value in config["data"].items()},
         "versions": {label: config["version"] for label, config in configs.items()},
-        "steps": steps,
+        "steps": {label: {"key": result.key, **result.metrics} for label, result in done.items()},
     }
     files.write_json(book.out / "metrics.json", metrics)
     seconds = time.time() - started
     if not ran:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it may be damaged
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # run.json may be damaged
             seconds = files.read_json(book.out / "run.json")["seconds_total"]
     files.write_json(book.out / "run.json", _provenance(book, done, seconds))
     rows = [{"step": s} | {c: r.run[c] for c in ("seconds", "device", "started")} for s, r in done.items()]
@@ -261,21 +254,21 @@ def write(book, started, ran=True):
 
 
 def build(book):
-    """Write the report in its three forms; of how it ran they say what run.json says.
+    """Render the report from what the notebooks kept and from run.json.
 
     Raises:
-        UserError: two notebooks keep one name, or the template includes what none of this report's notebooks kept.
+        UserError: two notebooks kept the same name, or the template includes a name that none of them kept.
     """
     run = files.read_json(book.out / "run.json")
-    book.notebook = "the report"  # as which the next two are kept
-    book.keep("timing-steps", style.timing(run["seconds"]), caption="Seconds of each step.")
+    book.notebook = "the report"
+    book.keep("timing-steps", style.timing(run["seconds"]), caption="Run time of each step.")
     keys = [{"step": label, "key": steps.key(name)} for label, steps, name in book.planned()]
     book.keep("steps", pd.DataFrame(keys))
     keepers = dict.fromkeys(kept.entries(book.out, book.notebook), book.notebook)
     for notebook in _notebooks(book):
         for name in _read(_stamp(notebook, book))["kept"]:
             if name in keepers:
-                raise UserError(f"Notebooks {keepers[name]} and {notebook} both keep {name!r}: give one another name.")
+                raise UserError(f"Notebooks {keepers[name]} and {notebook} both keep {name!r}. Rename one of them.")
             keepers[name] = notebook
     run |= {name: escape(run[name]) for name in ("device_name", "host", "commit")}
     facts = {"profile": book.profile, "is_sample": book.is_sample, "has": book.has, "run": run}
@@ -283,9 +276,9 @@ def build(book):
 
 
 def _provenance(book, done, seconds):
-    """Where and how this report came about: what run.json holds."""
+    """Return the content of run.json: where, when and with what the report was made."""
     root = book.root.relative_to(paths.ROOT) if book.root.is_relative_to(paths.ROOT) else book.root
-    precisions = {label: result.run["precision"] for label, result in done.items()}  # the same for all seeds
+    precisions = {label: result.run["precision"] for label, result in done.items()}
     return {
         "profile": book.profile.name,
         "data_root": str(root),

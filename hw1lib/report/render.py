@@ -1,16 +1,13 @@
-"""From what the notebooks kept to the report: one template, for code hosts, for the browser and for paper.
+"""Render what the notebooks kept: one template becomes Markdown, HTML and PDF.
 
-The template only includes; nothing is computed here. pandoc turns Markdown into HTML and typst, typst sets
-the PDF; both come with Python packages and work offline.
+The template only includes; nothing is computed here. pandoc converts Markdown to HTML and typst, and typst sets the
+PDF. Both come with Python packages and work offline.
 """
 
-import contextlib
-import hashlib
 import io
 import json
 import re
 import shutil
-import tempfile
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -18,7 +15,7 @@ from pathlib import Path
 import jinja2
 import pypandoc
 import typst
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from hw1lib import files, kept, paths
 from hw1lib.chapters import style
@@ -28,19 +25,18 @@ from hw1lib.report.notes import MARKDOWN, note, read_text, unused
 
 ABOUT = {"title": "HW1", "name": "Student name", "id": "R00000000"}
 ABOUT_HINT = 'It holds three lines: title = "…", name = "…" and id = "…".'
-
-MANIFEST = "manifest.json"  # of a build folder: the SHA-256 of each file that belongs to its report
+MANIFEST = "manifest.json"  # in a build folder: the SHA-256 of each file that belongs to its report
 NUMBERS = ("metrics.json", "run.json", "timings.csv")
 PAGE, FIGURE = "page.png", "finetune_accuracy"  # of a published report: a picture of the page with this figure
 DPI = (10, 2400)
 
 
 class Kept:
-    """What notebooks kept for a report, by name; a template calls it. Figures are numbered as they come.
+    """Include what notebooks kept, by name; figures are numbered in the order of their inclusion.
 
     Args:
         out: build folder.
-        names: of what belongs to this report; other things may lie there from earlier ones.
+        names: what belongs to this report; the folder may hold more, from earlier reports.
     """
 
     def __init__(self, out, names):
@@ -49,18 +45,18 @@ class Kept:
         self.figures = 0
         for name, entry in self.entries.items():
             if not entry or kept.changed(out, entry["files"]):
-                raise UserError(f"{name!r} in {out} is not as its notebook kept it. Run make report again.")
+                raise UserError(f"{name!r} in {out} was changed after its notebook kept it. Run make report again.")
 
     def __call__(self, name):
-        """The Markdown of a kept figure, table or text.
+        """Return the Markdown of a figure, table or text.
 
         Raises:
             UserError: no notebook of this report kept it.
         """
         if name not in self.entries:
             raise UserError(
-                f"The report's template {paths.TEMPLATE} includes {name!r}, but no notebook kept it in {self.out}. "
-                f'Keep it in a cell, book.keep("{name}", …), or take it out of the template.'
+                f"The template {paths.TEMPLATE} includes {name!r}, but no notebook kept it in {self.out}. Keep it in a "
+                f'cell, book.keep("{name}", …), or remove it from the template.'
             )
         entry = self.entries[name]
         if entry["kind"] == "figure":
@@ -70,16 +66,16 @@ class Kept:
 
 
 def write(out, names, facts):
-    """Write report.md, report.html and report.pdf into a build folder, and a manifest of what belongs to them.
+    """Write report.md, report.html, report.pdf and the manifest into a build folder.
 
     Args:
-        out: the build folder, with what the notebooks kept.
-        names: of what they kept for this report.
-        facts: plain values for the template, such as profile and run.
+        out: the build folder.
+        names: what the notebooks kept for this report.
+        facts: further variables of the template, such as profile and run.
     """
     out, folder, given = Path(out), paths.TEMPLATE.parent, about()
     title = f"{given['title']} – {given['name']}"
-    questions = {}  # that the template has a place for, and the author's notes on them
+    questions = {}  # the template's questions, and the author's notes on them
     facts = facts | {"about": {key: escape(value) for key, value in given.items()}}
     facts["note"] = lambda question: questions.setdefault(question, note(question))
 
@@ -87,30 +83,28 @@ def write(out, names, facts):
     for sentence in unused(questions):
         print(sentence)
 
-    options = {"format": MARKDOWN, "verify_format": False}
-    wide = "--columns=10000"  # else pandoc gives long tables columns of equal width
     page = ["--standalone", "--embed-resources", "--section-divs", "--metadata=lang:en"]
     page += [f"--metadata=pagetitle:{title}", f"--resource-path={out}", f"--css={folder / 'style.css'}"]
-    html = pypandoc.convert_text(markdown(out, names, facts, "html"), "html5", **options, extra_args=[wide, *page])
-    files.write_text(out / "report.html", html)
+    files.write_text(out / "report.html", _pandoc(markdown(out, names, facts, "html"), "html5", *page))
 
-    body = pypandoc.convert_text(markdown(out, names, facts, "pdf"), "typst", **options, extra_args=[wide])
+    body = _pandoc(markdown(out, names, facts, "pdf"), "typst")
     body = re.sub(r'"figures/([\w-]+)\.png"', r'"figures/\1.pdf"', body)  # sharp at any size
     body = f"{_head()}\n#set document(title: {json.dumps(title, ensure_ascii=False)})\n{body}"
     with files.replacing(out / "report.pdf") as temporary:
-        temporary.write_bytes(_typeset(body, out / "figures"))
+        temporary.write_bytes(_compiler(body, out).compile(timestamp=0))
 
     seal(out, names)
 
 
 def seal(out, names):
-    """Write the manifest of a report: the SHA-256 of its text, its numbers and the files of what it includes."""
-    parts = ["report.md", *NUMBERS, *(file for name in names for file in kept.entry(out, name)["files"])]
-    files.write_json(out / MANIFEST, {part: files.digest(out / part) for part in sorted(parts)})
+    """Write the manifest: the SHA-256 of report.md, the numbers and the files of everything kept."""
+    hashes = kept.hashes({name: kept.entry(out, name) for name in names})
+    hashes |= {name: files.digest(out / name) for name in ("report.md", *NUMBERS)}
+    files.write_json(out / MANIFEST, dict(sorted(hashes.items())))
 
 
 def markdown(out, names, facts, target):
-    """Fill the template with facts; target is markdown, html or pdf: only appendices differ between them."""
+    """Return the filled template; `target` is markdown, html or pdf, which differ only in where appendices go."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(paths.TEMPLATE.parent), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -120,38 +114,32 @@ def markdown(out, names, facts, target):
         text = template.render(kept=Kept(out, names), target=target, **facts)
     except jinja2.TemplateError as error:
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UserError(f"The report's template {paths.TEMPLATE}{line} cannot be filled: {error.message}.") from error
+        raise UserError(f"The template {paths.TEMPLATE}{line} cannot be filled: {error.message}.") from error
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
+def _pandoc(text, target, *options):
+    """Convert the report's Markdown; without long lines pandoc would give wide tables columns of equal width."""
+    options = ["--columns=10000", *options]
+    return pypandoc.convert_text(text, target, format=MARKDOWN, verify_format=False, extra_args=options)
+
+
 def _head():
-    """The style of the report on paper, in typst's own language."""
+    """Return the PDF's style, in typst's language."""
     return (paths.TEMPLATE.parent / "page.typ").read_text(encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _typst(source, figures, ending="pdf"):
-    """Yield a file with typst's own text, beside the figures of that ending, and how it is compiled."""
-    with tempfile.TemporaryDirectory(dir=figures.parent) as folder:
-        unused = {"pdf", "png"} - {ending}
-        shutil.copytree(figures, Path(folder) / "figures", ignore=shutil.ignore_patterns("export", f"*.{unused.pop()}"))
-        path = Path(folder) / "report.typ"
-        path.write_text(source, encoding="utf-8")
-        foreign = max(source) >= "\u2e80"  # Chinese and the like, which typst's own fonts lack
-        yield str(path), {"ignore_system_fonts": not foreign}
-
-
-def _typeset(source, figures, **options):
-    """Compile typst's own text; it finds the figures in figures/."""
-    with _typst(source, figures) as (path, fonts):
-        return typst.compile(path, timestamp=0, **fonts, **options)
+def _compiler(source, folder):
+    """Return typst's compiler of some source whose figures lie in folder/figures."""
+    foreign = max(source) >= "\u2e80"  # Chinese and similar scripts, which typst's own fonts lack
+    return typst.Compiler(source.encode(), root=str(folder), ignore_system_fonts=not foreign)
 
 
 def about():
-    """Title, name and student ID, a dict, from report/about.toml; without that file, stand-ins.
+    """Return title, name and student ID, a dict, from report/about.toml; placeholders without that file.
 
     Raises:
-        UserError: the file cannot be read, or lacks one of them.
+        UserError: the file cannot be read, or one of them is missing or not text.
     """
     if not paths.ABOUT.exists():
         return dict(ABOUT)
@@ -159,19 +147,17 @@ def about():
         given = tomllib.loads(read_text(paths.ABOUT))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{paths.ABOUT} is not valid TOML: {error}. {ABOUT_HINT}") from error
-    if absent := [key for key in ABOUT if key not in given]:
-        raise UserError(f"{paths.ABOUT} lacks {', '.join(absent)}. {ABOUT_HINT}")
     for key in ABOUT:
-        if not isinstance(given[key], str | int) or isinstance(given[key], bool):
-            raise UserError(f"{paths.ABOUT}: {key} is {given[key]!r}, which is no text. {ABOUT_HINT}")
+        if type(given.get(key)) not in (str, int):
+            raise UserError(f"{paths.ABOUT}: {key} is missing or not text. {ABOUT_HINT}")
     return {key: " ".join(str(given[key]).split()) for key in ABOUT}
 
 
 def check():
-    """Look through the files that only the report needs, before anything is trained.
+    """Check the files that only the report needs, before anything is trained.
 
     Returns:
-        Sentences about what keeps the report from being written, and about what is not used.
+        Two lists of sentences: problems that prevent the report, and warnings.
     """
     problems, warnings = [], []
     parts = (paths.TEMPLATE, paths.TEMPLATE.with_name("style.css"), paths.TEMPLATE.with_name("page.typ"))
@@ -190,19 +176,19 @@ def check():
 
 
 def publish(out, name):
-    """Copy report.md, its figures and its numbers to report/<name>/, for a code host, with a picture of a page.
+    """Copy a report's Markdown, figures and numbers to report/<name>/, with a picture of one page.
 
     Returns:
         That folder.
 
     Raises:
-        UserError: there is no whole report, or a part of it was changed after it was built.
+        UserError: there is no report, or a part of it was changed after it was built.
     """
     source, target = Path(out), paths.REPORT / name
     manifest = _manifest(source)
     if changed := kept.changed(source, manifest):
-        raise UserError(f"{source / changed[0]} is not as the report in {source} shows it. Run make report again.")
-    part = target.with_name(f".{target.name}.part")  # the old one stays until the new is whole
+        raise UserError(f"{source / changed[0]} was changed after the report was built. Run make report again.")
+    part = target.with_name(f".{target.name}.part")  # replaces the old report only when it is complete
     shutil.rmtree(part, ignore_errors=True)
     for file in manifest:
         if not file.startswith("text/") and not file.endswith(".pdf"):
@@ -216,77 +202,61 @@ def publish(out, name):
 
 
 def _manifest(out):
-    """What belongs to the report in a build folder: SHA-256 by file name."""
+    """Return the manifest of the report in a build folder: SHA-256 by file name."""
     try:
         return files.read_json(out / MANIFEST)
     except (OSError, ValueError) as error:
-        raise UserError(f"There is no report in {out}. Make it first: make report.") from error
+        raise UserError(f"There is no report in {out}. Build it first: make report.") from error
 
 
 def page(folder):
-    """Draw a page of a published report: the one that shows FIGURE, else the first.
-
-    Returns:
-        A PNG whose text `report` is `shown(folder)`.
-    """
+    """Draw the page of a published report that shows FIGURE, or its first page; return a PNG."""
     text = re.sub("(?s)<details>.*?</details>", "", (folder / "README.md").read_text(encoding="utf-8"))
-    options = {"format": MARKDOWN, "verify_format": False, "extra_args": ["--columns=10000"]}
-    body = pypandoc.convert_text(text, "typst", **options)
-    pages = f'query(figure).filter(f => repr(f.body).contains("{FIGURE}.png")).map(f => f.location().page())'
-    source = f"{_head()}\n{body}\n#context [#metadata({pages}) <pages>]"
-    with _typst(source, folder / "figures", "png") as (path, fonts):
-        pictures = typst.compile(path, timestamp=0, format="png", ppi=84.0, **fonts)
-        (numbers,) = json.loads(typst.query(path, "<pages>", field="value", **fonts))
-    pictures = pictures if isinstance(pictures, list) else [pictures]
-    chunk = PngImagePlugin.PngInfo()
-    chunk.add_text("report", shown(folder))
-    with Image.open(io.BytesIO(pictures[numbers[0] - 1 if numbers else 0])) as picture, io.BytesIO() as file:
-        picture.convert("RGB").quantize(128).save(file, "png", pnginfo=chunk, optimize=True)
+    numbers = f'query(figure).filter(f => repr(f.body).contains("{FIGURE}.png")).map(f => f.location().page())'
+    source = f"{_head()}\n{_pandoc(text, 'typst')}\n#context [#metadata({numbers}) <pages>]"
+    shown = json.loads(_compiler(source, folder).query("<pages>", field="value", one=True)) or [1]
+    pages = _compiler(source, folder).compile(format="png", ppi=84.0)
+    with Image.open(io.BytesIO(pages[shown[0] - 1] if isinstance(pages, list) else pages)) as picture:
+        file = io.BytesIO()
+        picture.convert("RGB").quantize(128).save(file, "png", optimize=True)
         return file.getvalue()
 
 
-def shown(folder):
-    """A hash of what a published report shows: its text and its figures."""
-    read = [folder / "README.md", *sorted((folder / "figures").glob("*.png"))]
-    return hashlib.sha256(" ".join(map(files.digest, read)).encode()).hexdigest()
-
-
 def export(out, names, formats, dpi, into):
-    """Write figures of a report in other formats, from their PDFs.
+    """Write figures in other formats, from their PDFs.
 
     Args:
         out: build folder.
-        names: of kept figures; empty for all of the report.
+        names: of kept figures; empty for all figures of the report.
         formats: of png, pdf, svg.
-        dpi: of PNG.
+        dpi: resolution of PNG.
         into: folder.
 
     Returns:
-        The written paths, and the names of those that the report does not show, or not so.
+        The written paths, and the names of figures that the report does not show in this version.
     """
     out, (low, high) = Path(out), DPI
     if not low <= dpi <= high:
         raise UserError(f"--dpi {dpi}: give a whole number from {low} to {high}.")
-    if odd := [kind for kind in formats or [""] if kind not in style.METADATA]:
-        raise UserError(f"--format {','.join(formats)}: {odd[0]!r} is no format; choose of pdf, svg and png.")
+    if unknown := [kind for kind in formats or [""] if kind not in style.METADATA]:
+        raise UserError(f"--format {','.join(formats)}: {unknown[0]!r} is no format. Choose from pdf, svg and png.")
     manifest = _manifest(out)
-    shown = [Path(file).stem for file in manifest if file.startswith("figures/") and file.endswith(".pdf")]
-    kinds = {name: entry["kind"] for name, entry in kept.entries(out).items()}
-    known = [name for name in kinds if kinds[name] == "figure" and (out / f"figures/{name}.pdf").is_file()]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"There is no figure {unknown[0]!r} in {out}; there are: {', '.join(known) or 'none'}.")
+    names = names or [Path(f).stem for f in manifest if f.startswith("figures/") and f.endswith(".pdf")]
+    known = [name for name, entry in kept.entries(out).items() if entry["kind"] == "figure"]
+    if unknown := [name for name in names if name not in known or not (out / f"figures/{name}.pdf").is_file()]:
+        raise UserError(f"There is no figure {unknown[0]!r} in {out}. It has {', '.join(known) or 'none'}.")
     written, others = [], []
-    for name in names or shown:
+    for name in names:
         file = f"figures/{name}.pdf"
         if file not in manifest or kept.changed(out, {file: manifest[file]}):
             others.append(name)
-        page = f'#set page(width: auto, height: auto, margin: 0pt)\n#image("{file}")'
+        source = f'#set page(width: auto, height: auto, margin: 0pt)\n#image("{file}")'
         for kind in dict.fromkeys(formats):
             path = into / f"{name}.{kind}"
             with files.replacing(path) as temporary:
                 if kind == "pdf":
                     shutil.copy(out / file, temporary)
                 else:
-                    temporary.write_bytes(_typeset(page, out / "figures", format=kind, ppi=float(dpi)))
+                    temporary.write_bytes(_compiler(source, out).compile(format=kind, ppi=float(dpi)))
             written.append(path)
     return written, others

@@ -15,6 +15,9 @@ NOTES = {
     "inline html": "a <b onclick=alert(1)>b</b> <img src=x onerror=alert(1)>",
     "raw html": "```{=html}\n<script>alert(1)</script>\n```",
     "inline raw html": "`<script>alert(1)</script>`{=html}",
+    "raw html in odd fences": "```=html\n<script>alert(1)</script>\n```\n\n~~~ {=html}\n<script>alert(1)</script>\n~~~\n\n"
+                              "```html {onclick=alert(1)} {=html}\n<script>alert(1)</script>\n```",
+    "link title": '[x](https://example.com "onclick=alert(1) <b onclick=alert(1)> {onclick=alert(1)}")',
     "raw typst": '```{=typst}\n#panic("ran")\n```',
     "inline raw typst": '`#panic("ran")`{=typst}',
     "script link": "[x](javascript:alert(1)) [y](JaVaScRiPt:alert(1)) <javascript:alert(1)>",
@@ -59,7 +62,7 @@ def test_nothing_in_a_note_acts(written, name):
     assert page.words.startswith("The author’s note. before") and "after" in page.words
     assert "The next paragraph." in page.words
     assert page.elements[-1][0] == "p" or "footnote" in name
-    paper = re.sub("(?s)```.*?```", "", converted(text, "typst"))
+    paper = re.sub(r"(?s)(`+).*?\1", "", converted(text, "typst"))
     assert not re.search(r"(?<![\\`])#(image|include|panic|read)", paper)
 
 
@@ -80,12 +83,12 @@ def test_a_note_that_is_no_utf8_is_named(written, content):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("problem1_2.md", "words", "its name is none of problem1-1.md, problem2-1.md"),
-        ("Problem1-1.md", "words", "its name is none of"),
-        ("problem1-1.MD", "words", "its name is none of"),
-        ("problem1-1.txt", "words", "its name is none of"),
-        ("problem1-1", "words", "its name is none of"),
-        ("problem3-1.md", "words", "its name is none of"),
+        ("problem1_2.md", "words", "Rename it to one of problem1-1.md, problem2-1.md"),
+        ("Problem1-1.md", "words", "Rename it to one of"),
+        ("problem1-1.MD", "words", "Rename it to one of"),
+        ("problem1-1.txt", "words", "Rename it to one of"),
+        ("problem1-1", "words", "Rename it to one of"),
+        ("problem3-1.md", "words", "Rename it to one of"),
         ("problem2-1.md", "", "is empty"),
         ("problem2-1.md", " \n\t\n", "is empty"),
         ("problem2-1.md", "\ufeff", "is empty"),
