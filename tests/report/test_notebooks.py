@@ -206,6 +206,6 @@ def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_da
 )
 def test_what_stops_a_notebook_is_named_with_its_own_remedy(tmp_path, name, text, words):
     """Disk space only where it is short."""
-    with pytest.raises(UserError, match=words) as caught, notebooks._naming_its_fault("00_data", tmp_path, None):
+    with pytest.raises(UserError, match=words) as caught, notebooks._readable_errors("00_data", tmp_path, None):
         raise PapermillExecutionError(0, 3, "", name, text, [])
     assert text in str(caught.value) and ("disk space" in str(caught.value)) == ("No space" in text)
