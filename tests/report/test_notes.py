@@ -15,7 +15,8 @@ NOTES = {
     "inline html": "a <b onclick=alert(1)>b</b> <img src=x onerror=alert(1)>",
     "raw html": "```{=html}\n<script>alert(1)</script>\n```",
     "inline raw html": "`<script>alert(1)</script>`{=html}",
-    "raw html in odd fences": "```=html\n<script>alert(1)</script>\n```\n\n~~~ {=html}\n<script>alert(1)</script>\n~~~\n\n"
+    "raw html in odd fences": "```=html\n<script>alert(1)</script>\n```\n\n"
+                              "~~~ {=html}\n<script>alert(1)</script>\n~~~\n\n"
                               "```html {onclick=alert(1)} {=html}\n<script>alert(1)</script>\n```",
     "link title": '[x](https://example.com "onclick=alert(1) <b onclick=alert(1)> {onclick=alert(1)}")',
     "raw typst": '```{=typst}\n#panic("ran")\n```',

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hw1lib import files, kept, paths
-from hw1lib.chapters import ch00_data, phrases, style
+from hw1lib.chapters import ch00_data, phrases
 from hw1lib.errors import UserError
 from hw1lib.report import render
 from hw1lib.workbook import Workbook
@@ -93,7 +93,7 @@ def test_what_is_not_as_it_was_kept_is_named_with_its_remedy(tmp_path, lost, tex
     (tmp_path / lost).unlink()
     if text:
         (tmp_path / lost).write_text(text)
-    with pytest.raises(UserError, match=f"'{Path(lost).stem}' in .* was changed after its notebook kept it. Run make report"):
+    with pytest.raises(UserError, match=f"'{Path(lost).stem}' in .* was changed after its notebook kept it. Run"):
         render.Kept(tmp_path, ["one", "said"])
     with pytest.raises(UserError, match=r"report.md.j2 includes 'two'.*book.keep"):
         render.Kept(tmp_path, [])("two")

@@ -1,8 +1,6 @@
 """What makes a notebook run again: anything that it kept or read and that was changed, by whomever."""
 
 import json
-import os
-import re
 import shutil
 import types
 
