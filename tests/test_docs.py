@@ -102,7 +102,14 @@ def test_each_command_parses(command):
     if words:
         arguments = cli._parser().parse_args(cli._split_settings(words))
         profile, settings = getattr(arguments, "profile", "demo"), getattr(arguments, "settings", [])
-        assert profiles.get(profile, dict(setting.split("=") for setting in settings))
+        assert profiles.get("demo" if profile == "my.toml" else profile, dict(s.split("=") for s in settings))
+
+
+def test_the_profile_of_the_settings_page_is_one(tmp_path):
+    (text,) = re.findall(r"(?ms)^```toml\n(.*?)^```", TEXT["docs/settings.md"])
+    (tmp_path / "my.toml").write_text(text)
+    profile = profiles.get(tmp_path / "my.toml")
+    assert (profile.name, profile.pretrain.epochs, profile.segmentation.improved) == ("my", 12, "deeplabv3")
 
 
 def test_documents_show_commands():
