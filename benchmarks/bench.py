@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from hw1lib import cpus, files, paths
-from hw1lib.chapters import phrases
+from hw1lib.chapters import tables
 from hw1lib.loops import distributed, loop
 from hw1lib.provenance import device_name
 
@@ -75,7 +75,7 @@ def training_steps(module, loss, batches, settings):
 def keep(name, title, rows):
     """Prints a table and writes it, with the machine, to report/build/bench/."""
     table = pd.DataFrame(rows)
-    text = f"## {title}\n\n{phrases.markdown(table)}\n"
+    text = f"## {title}\n\n{tables.markdown(table)}\n"
     print(f"\n{text}", flush=True)
     files.write_text(OUT / f"{name}.csv", table.to_csv(index=False))
     files.write_text(OUT / f"{name}.md", f"{text}\n{machine()}\n")

@@ -13,7 +13,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from hw1lib import cpus, files, kept, paths, profiles, progress
-from hw1lib.chapters import phrases, style
+from hw1lib.chapters import style, tables
 from hw1lib.data import earth, layout
 from hw1lib.errors import UserError
 from hw1lib.loops import device, distributed
@@ -116,7 +116,7 @@ class Workbook:
             for ending in ("pdf", "png"):
                 style.save(thing, self.out / "figures" / f"{name}.{ending}")
         elif isinstance(thing, pd.DataFrame):
-            kind, text = "table", phrases.markdown(thing if shown is None else shown)
+            kind, text = "table", tables.markdown(thing if shown is None else shown)
             table = thing.to_csv(index=False, float_format="%.6f")  # fractions with six digits
             files.write_text(self.out / "tables" / f"{name}.csv", table)
         elif isinstance(thing, str):

@@ -1,140 +1,108 @@
-"""Notebook 02: five settings and their controls; tables and pictures. What N images can show is in comparisons.py."""
+"""Notebook 02: tables and figures of the five settings and their controls; `significance` has the tests."""
 
 import numpy as np
 import pandas as pd
 import seaborn
 
-from hw1lib.chapters import original
-from hw1lib.chapters.ch00_data import some
-from hw1lib.chapters.phrases import ends, percent
+from hw1lib.chapters.phrases import percent
 from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, image_grid, show, training_curves
+from hw1lib.data import images as image_files
 from hw1lib.variants import ROWS, SETTINGS
 
 COLOURS = dict(zip(SETTINGS, (PALETTE[7], PALETTE[0], PALETTE[2], PALETTE[9], PALETTE[1]), strict=True))
 COLUMNS = ["setting", "pretraining", "finetuning", "accuracy", "correct", "total", "ci_low", "ci_high", "epoch"]
-ORIGIN = {  # where the supervised backbone comes from
+ORIGIN = {  # of the supervised backbone
     "file": "supervised (the data's file)",
     "pool": "supervised (trained here)",
     "imagenet": "supervised (ImageNet weights, which the course forbids)",
 }
 
 
-# --- numbers
+# --- tables
 
 
 def accuracies(metrics, source):
-    """The table of settings and controls.
+    """Return the table of settings and controls, with the columns of tables/finetune.csv.
 
     Args:
-        metrics: dict from row, A … E or a control, to the metrics of its step.
-        source: file, pool or imagenet: where the supervised backbone of B and D comes from.
+        metrics: dict from setting or control to the metrics of its step.
+        source: origin of the supervised backbone of B and D: file, pool or imagenet.
 
     Returns:
-        DataFrame with the columns of tables/finetune.csv. `accuracy` and `epoch` are those of the best epoch, which
-        validation chose; `accuracy_last`, `correct` and the 95 % interval those of the last one. The interval is nan
-        where all validation images show one place.
+        DataFrame; `accuracy` and `epoch` are those of the best epoch, selected on validation; `accuracy_last`,
+        `correct` and the 95 % interval those of the last epoch. The interval is nan where all validation images show
+        one place.
     """
     origins = {None: "none (random weights)", "pretrain": "self-supervised", "pretrain-supervised": ORIGIN[source]}
     rows = []
     for name, values in metrics.items():
         low, high = values["interval_last"]
-        row = ROWS[name]
-        pretraining = "none" if name in ("colour", "simple") else origins.get(row.pretraining, row.pretraining)
-        about = {"setting": name, "pretraining": pretraining, "finetuning": values.get("model", row.trained)}
-        rows.append(about | values | {"correct": values["correct_last"], "ci_low": low, "ci_high": high})
+        pretraining = "none" if name in ("colour", "simple") else origins[ROWS[name].pretraining]
+        columns = {"setting": name, "pretraining": pretraining, "finetuning": values.get("model", ROWS[name].trained)}
+        rows.append(columns | values | {"correct": values["correct_last"], "ci_low": low, "ci_high": high})
     return pd.DataFrame(rows)[[*COLUMNS, "accuracy_last"]].astype({"ci_low": float, "ci_high": float})
 
 
 def readable(table, published=None):
-    """The table of accuracies for reading: the last epoch with its interval, then the best one.
+    """Return the table of accuracies for the report: the last epoch with its interval, then the best epoch.
 
     Args:
-        table: as of `accuracies`.
-        published: dict from setting to the original's accuracy, where it compares.
+        table: table returned by `accuracies`.
+        published: dict from setting to the original's accuracy, where it is comparable.
     """
-    shown = table[["setting", "pretraining", "finetuning", "accuracy_last"]]
-    shown = shown.rename(columns={"pretraining": "pre-training", "finetuning": "trained"})
-    intervals = [ends(low, high, "–", ".1f") for low, high in zip(100 * table["ci_low"], 100 * table["ci_high"])]
-    correct = [f"{c} / {t}" for c, t in zip(table["correct"], table["total"])]
-    best = [f"{percent(share)} (epoch {at})" if at else "–" for share, at in zip(table["accuracy"], table["epoch"])]
-    shown = shown.assign(**{"95 % interval": intervals, "correct": correct, "best epoch": best})
+    shown = table[["setting", "pretraining", "finetuning", "accuracy_last", "ci_low", "ci_high"]].copy()
+    shown["correct"] = [f"{correct} / {total}" for correct, total in zip(table["correct"], table["total"])]
+    best = zip(table["accuracy"], table["epoch"])
+    shown["best epoch"] = [f"{percent(accuracy)} (epoch {epoch})" if epoch else "–" for accuracy, epoch in best]
     if published:
         shown["original"] = [percent(published[s]) if s in published else None for s in table["setting"]]
     return shown
 
 
-def accuracies_of_seeds(metrics):
-    """Accuracy of each row for each seed, the columns of tables/finetune_seeds.csv.
+def accuracies_by_seed(metrics):
+    """Return the accuracies by setting and seed, with the columns of tables/finetune_seeds.csv.
 
     Args:
-        metrics: dict from seed to a dict from row to the metrics of its step.
+        metrics: dict from seed to a dict from setting or control to the metrics of its step.
     """
-    rows = [
-        {"setting": row, "seed": seed, **values} for seed, found in metrics.items() for row, values in found.items()
-    ]
+    rows = [{"setting": s, "seed": seed} | values for seed, runs in metrics.items() for s, values in runs.items()]
     table = pd.DataFrame(rows)[["setting", "seed", "accuracy", "accuracy_last"]]
     return table.sort_values("setting", key=lambda names: names.map(list(ROWS).index), kind="stable")
 
 
-def over_seeds(table):
-    """Mean ± sample standard deviation over the seeds of each row, for reading; `table` as of `accuracies_of_seeds`.
+def mean_over_seeds(table):
+    """Return mean ± sample standard deviation over seeds; no deviation where all values agree.
 
-    What does not depend on the seed has no deviation.
+    Args:
+        table: table returned by `accuracies_by_seed`.
     """
 
-    def spread(values):
+    def summary(values):
         deviation = f" ± {100 * values.std():.1f}" if values.nunique() > 1 else ""
         return f"{100 * values.mean():.1f}{deviation} %"
 
-    columns = {"seeds": ("seed", "size"), "best epoch": ("accuracy", spread), "last epoch": ("accuracy_last", spread)}
+    columns = {"seeds": ("seed", "size"), "best epoch": ("accuracy", summary), "last epoch": ("accuracy_last", summary)}
     return table.groupby("setting", sort=False).agg(**columns).reset_index()
 
 
-def learning(models):
-    """Which parameters learn, counted from the modules: a dict from setting to classifier.Classifier."""
+def trainable_parameters(models):
+    """Return the number of trainable parameters, from a dict from setting to resnet.Classifier."""
     rows = []
     for name, model in models.items():
         parts = {"backbone": model.backbone, "head": model.head}
         counts = {k: sum(p.numel() for p in part.parameters() if p.requires_grad) for k, part in parts.items()}
-        total = sum(p.numel() for p in model.parameters())
-        rows.append({"setting": name, **counts, "learn": percent(sum(counts.values()) / total)})
-    table = pd.DataFrame(rows)
-    return table.assign(**{part: table[part].map("{:,}".format) for part in ("backbone", "head")})
+        share = sum(counts.values()) / sum(p.numel() for p in model.parameters())
+        rows.append({"setting": name} | {k: f"{v:,}" for k, v in counts.items()} | {"learn": percent(share)})
+    return pd.DataFrame(rows)
 
 
-def defects(alike, metrics, history, before, after):
-    """Return the original recipe's known defects, and which of them this run contains, each checked on what ran.
-
-    Whether the original states them or they are assumed stands in report/original.toml.
+def confused_classes(matrix, pairs, classes):
+    """Return how often the most confused pairs of classes are taken for each other.
 
     Args:
-        alike: two views, (3, S, S) each, that one batch drew of two copies of an image.
-        metrics, history: those of step pretrain.
-        before: state dict of the pre-trained backbone.
-        after: state dict of the classifier.Classifier of setting E, whose backbone is the same one, frozen.
-    """
-    statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
-    drifted = any((before[name] != after[f"backbone.{name}"]).any() for name in statistics)
-    lowest = metrics["loss"] != history["loss"].iloc[-1]
-    known = {
-        "one draw of augmentation for a whole batch": (alike[0] == alike[1]).all(),
-        "the checkpoint of the lowest self-supervised loss is kept, which rewards collapse": lowest,
-        "frozen backbones in training mode: BatchNorm statistics drift": drifted,
-        "frozen features are not standardised": not after["head.mean"].any(),
-    }
-    words = original.numbers()["defects"]
-    stated = [f"yes ({'stated' if words[name] else 'assumed'})" for name in known]
-    occurs = ["yes" if holds else "no" for holds in known.values()]
-    return pd.DataFrame({"defect": list(known), "original": stated, "this run": occurs})
-
-
-def confused(matrix, pairs, classes):
-    """The most confused pairs of classes as a table.
-
-    Args:
-        matrix: (C, C) confusion matrix, a row a true class.
-        pairs: list of (i, j), as of metrics.confused_pairs.
-        classes: their names.
+        matrix: (C, C) confusion matrix, one row per true class.
+        pairs: list of (i, j), as returned by iou.confused_pairs.
+        classes: names of the classes.
     """
     rows = []
     for i, j in pairs:
@@ -143,19 +111,19 @@ def confused(matrix, pairs, classes):
     return pd.DataFrame(rows, columns=["classes", "taken for the second", "taken for the first"])
 
 
-# --- pictures
+# --- figures
 
 
 def accuracy_bars(table):
-    """Accuracy at the last epoch of settings and controls with 95 % intervals; `table` as of `accuracies`."""
+    """Draw the accuracies of the last epoch with 95 % intervals, from the table returned by `accuracies`."""
     figure, (axis,) = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
-    for place, row in enumerate(table.itertuples()):
-        axis.barh(place, row.accuracy_last, color=COLOURS.get(row.setting, MUTED), alpha=0.85)
-        axis.hlines(place, row.ci_low, row.ci_high, color=INK, linewidth=1.5)
-        axis.plot(row.accuracy, place, "D", color="white", markeredgecolor=MUTED, markersize=4)
-    axis.hlines([], 0, 0, color=INK, label="its 95 % interval")
-    axis.plot([], [], "D", color="white", markeredgecolor=MUTED, label="best epoch, chosen on validation")
-    axis.set_yticks(range(len(table)), table["setting"])
+    rows = range(len(table))
+    colours = [COLOURS.get(setting, MUTED) for setting in table["setting"]]
+    axis.barh(rows, table["accuracy_last"], color=colours, alpha=0.85)
+    axis.hlines(rows, table["ci_low"], table["ci_high"], color=INK, linewidth=1.5, label="95 % interval")
+    diamonds = {"color": "white", "markeredgecolor": MUTED, "markersize": 4}
+    axis.plot(table["accuracy"], rows, "D", label="best epoch, selected on validation", **diamonds)
+    axis.set_yticks(rows, table["setting"])
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.set_xlabel("validation accuracy (bar: last epoch)")
@@ -165,7 +133,11 @@ def accuracy_bars(table):
 
 
 def curves(histories):
-    """Training loss and validation accuracy, from a dict from setting to DataFrame with epoch, loss and accuracy."""
+    """Draw training loss and validation accuracy.
+
+    Args:
+        histories: dict from setting to DataFrame with epoch, loss and accuracy.
+    """
     lines = {s: {"color": COLOURS[s], "label": s, "linestyle": "--" if ROWS[s].frozen else "-"} for s in histories}
     figure, axis = training_curves(histories, "accuracy", lines, "{x:.0%}")
     axis.legend(title="dashed: frozen", ncols=2, fontsize=8, title_fontsize=8)
@@ -173,11 +145,12 @@ def curves(histories):
 
 
 def confusion(matrix, classes, title=""):
-    """A confusion matrix, each row as the frequencies of what its true class is taken for.
+    """Draw a confusion matrix, each row divided by its sum.
 
     Args:
-        matrix: (C, C) counts, a row a true class.
-        classes: their names.
+        matrix: (C, C) counts, one row per true class.
+        classes: names of the classes.
+        title: title of the figure.
     """
     figure, (axis,) = canvas(1, 1, (5.2, 4.4))
     frequencies = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -192,21 +165,21 @@ def confusion(matrix, classes, title=""):
 
 
 def confused_images(split, predicted, pairs, size, columns=8):
-    """Images of the most confused pairs of classes, a row for each direction.
+    """Draw images of the most confused pairs of classes, one row per direction.
 
     Args:
         split: layout.Split of the N validation images.
         predicted: (N,) predicted classes.
         pairs: list of (i, j).
         size: side of the images in pixels.
-        columns: images in a row at most.
+        columns: maximum number of images per row.
     """
     rows = {}
-    for truth, taken in (direction for pair in pairs for direction in (pair, pair[::-1])):
-        chosen = np.flatnonzero((split.labels == truth) & (predicted == taken))
+    for true, taken in (direction for pair in pairs for direction in (pair, pair[::-1])):
+        chosen = np.flatnonzero((split.labels == true) & (predicted == taken))
         if len(chosen):
-            name = f"{split.classes[truth]}\ntaken for {split.classes[taken]}: {len(chosen)}"
-            rows[name] = some(split, chosen[:columns], size)
+            label = f"{split.classes[true]}\ntaken for {split.classes[taken]}: {len(chosen)}"
+            rows[label] = _load(split, chosen[:columns], size)
     if rows:
         return image_grid(rows, columns, (7.2, 0.66 * len(rows)), title_size=7)
     figure, (axis,) = canvas(1, 1, (6.4, 0.6))
@@ -216,11 +189,16 @@ def confused_images(split, predicted, pairs, size, columns=8):
 
 
 def mistakes(split, predicted, size, page=1, columns=6):
-    """A page of misclassified images: what each is, and what it was taken for; arguments as of `confused_images`."""
+    """Draw one page of misclassified images, each with its true and its predicted class; arguments as above."""
     wrong = np.flatnonzero(split.labels != predicted)[2 * columns * (page - 1) : 2 * columns * page]
     figure, axes = canvas(2, columns, (7.2, 3))
     for axis in axes:
         bare(axis)
-    for axis, place, image in zip(axes, wrong, some(split, wrong, size)):
-        show(axis, image, f"{split.classes[split.labels[place]]}\n→ {split.classes[predicted[place]]}", 7)
+    for axis, index, image in zip(axes, wrong, _load(split, wrong, size)):
+        show(axis, image, f"{split.classes[split.labels[index]]}\n→ {split.classes[predicted[index]]}", 7)
     return figure
+
+
+def _load(split, rows, size):
+    """Return some images of a split: a list of (size, size, 3) uint8."""
+    return list(image_files.load(split.part(rows), size).transpose(0, 2, 3, 1))

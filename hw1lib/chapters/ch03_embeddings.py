@@ -1,4 +1,4 @@
-"""Notebook 03: what fine-tuning does to the representation, as pictures and as numbers."""
+"""Notebook 03: what fine-tuning does to the representation, in figures and measures."""
 
 import itertools
 
@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import seaborn
 
-from hw1lib.chapters.phrases import capital, percent
+from hw1lib.chapters.phrases import percent
 from hw1lib.chapters.style import PALETTE, canvas
 
 MARKERS = "osD^vP*X<>hdp"
 
 
-def planes(points, labels, classes):
-    """Points in the plane, a panel each, in a frame that they fill; one colour and marker for each class.
+def scatter(points, labels, classes):
+    """Draw points in the plane, one panel per set, with a colour and marker for each class.
 
-    The outermost points, one in a hundred along each axis, are moved to the edge of the rest.
+    Along each axis, the outermost 0.5 % on either side are moved to the edge of the rest.
 
     Args:
         points: dict from a panel's title to (N, 2) coordinates.
@@ -26,70 +26,77 @@ def planes(points, labels, classes):
     figure, axes = canvas(1, len(points), (7.2, 3.9 if few else 5.6))
     colours = PALETTE if few else seaborn.husl_palette(len(classes), s=0.85, l=0.55).as_hex()
     for axis, (title, xy) in zip(axes, points.items(), strict=True):
-        xy = np.clip(xy, *np.quantile(xy, (0.005, 0.995), axis=0))  # so that a stray point does not shrink the rest
-        # Neighbours on the colour circle differ in their marker.
-        for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):
+        xy = np.clip(xy, *np.quantile(xy, (0.005, 0.995), axis=0))  # outliers would shrink the rest
+        for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):  # similar colours differ in marker
             axis.scatter(
                 *xy[labels == number].T, s=14 if few else 7, marker=marker, color=colours[number], linewidths=0,
                 alpha=0.8, label=classes[number],
             )  # fmt: skip
         axis.set(title=title, xticks=[], yticks=[])
-    handles, names = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="outside lower center", fontsize=8 if few else 4.5, markerscale=1.6,
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8 if few else 4.5, markerscale=1.6,
         ncols=4 if few else 11, handletextpad=0.2,
     )  # fmt: skip
     return figure
 
 
-def explained(variances, most=30):
-    """How much of the variance the first components hold together.
+def explained_variance(variances, limit=30):
+    """Draw the cumulative explained variance of principal components.
 
     Args:
-        variances: dict from a name to the (D,) variances of its principal components, largest first.
-        most: components that are shown.
+        variances: dict from a name to the (D,) variances of its components, largest first.
+        limit: maximum number of components.
     """
     figure, (axis,) = canvas(1, 1, (5.6, 2.6))
     for name, values in variances.items():
-        held = np.cumsum(values) / np.sum(values)
-        axis.plot(np.arange(1, len(held) + 1)[:most], held[:most], marker="o", markersize=3, label=name)
-    axis.set(xlabel="principal components", ylabel="variance that they hold", ylim=(0, 1))
+        shares = (np.cumsum(values) / np.sum(values))[:limit]
+        axis.plot(np.arange(1, len(shares) + 1), shares, marker="o", markersize=3, label=name)
+    axis.set(xlabel="principal components", ylabel="explained variance", ylim=(0, 1))
     axis.yaxis.set_major_formatter("{x:.0%}")
     axis.legend()
     return figure
 
 
 def table(metrics):
-    """The measures of the first and the last epoch; `metrics` are those of step embed."""
+    """Return the measures of the first and the last epoch; `metrics` are those of step embed."""
     measures = ("silhouette", "purity", "trustworthiness")
-    rows = [{"measure": m} | {e: metrics[f"{m}_{e}"] for e in ("first", "last")} for m in measures]
+    rows = [{"measure": m} | {epoch: metrics[f"{m}_{epoch}"] for epoch in ("first", "last")} for m in measures]
     return pd.DataFrame(rows).assign(by_chance=[None, metrics["purity_chance"], None])
 
 
 def in_words(metrics, setting):
-    """Whether classes are denser and more separate at the last epoch than at the first; `metrics` of step embed."""
+    """Return a paragraph on whether classes are better separated after the last epoch than after the first.
+
+    Args:
+        metrics: those of step embed; None for what was not measured.
+        setting: the setting whose activations were embedded.
+    """
+    sentences = []
     first, last = metrics["silhouette_first"], metrics["silhouette_last"]
-    pure, purer = metrics["purity_first"], metrics["purity_last"]
-    trust, variance = [metrics[f"trustworthiness_{epoch}"] for epoch in ("first", "last")], metrics["pca_variance"]
-    parts = ["The silhouette was not measured: it needs two classes, and one of them with two images."]
-    if None not in (first, last):
-        denser = "denser and further apart" if last > first else "not denser or further apart"
-        parts = [
-            f"From the first to the last epoch of setting {setting} the mean silhouette of the activations goes from "
-            f"{first:.3f} to {last:.3f}: the classes are {denser}."
-        ]
-    if None in (pure, purer, *trust):
-        parts.append("There are too few images to look at nearest neighbours.")
-    else:
-        neighbours = "more" if purer > pure else "fewer" if purer < pure else "as many"
-        parts.append(
-            f"{capital(neighbours)} of an image's nearest neighbours belong to its own class ({percent(purer)} after "
-            f"{percent(pure)}; {percent(metrics['purity_chance'])} by chance)."
+    if None in (first, last):
+        sentences.append(
+            "The silhouette was not measured, as it needs two classes, one of them with at least two images."
         )
-    held = "none" if variance is None else percent(variance)
-    text = f"PCA, fitted to both epochs together, holds in two axes {held} of the variance; t-SNE, laid out for both"
-    kept = (
-        "" if None in trust else "keeps neighbourhoods with a trustworthiness of {:.3f} and {:.3f}, but ".format(*trust)
+    else:
+        change = "rises" if last > first else "falls" if last < first else "stays the same"
+        verdict = "denser and better separated" if last > first else "not denser or better separated"
+        sentences.append(
+            f"From the first to the last epoch of setting {setting}, the mean silhouette of the activations {change} "
+            f"({first:.3f} to {last:.3f}): the classes are {verdict}."
+        )
+    purity = metrics["purity_first"], metrics["purity_last"]
+    trust = metrics["trustworthiness_first"], metrics["trustworthiness_last"]
+    if None in (*purity, *trust):
+        sentences.append("Nearest neighbours were not measured, as there are too few images.")
+    else:
+        sentences.append(
+            f"The share of nearest neighbours of the same class goes from {percent(purity[0])} to {percent(purity[1])} "
+            f"({percent(metrics['purity_chance'])} by chance). t-SNE preserves neighbourhoods with a trustworthiness "
+            f"of {trust[0]:.3f} and {trust[1]:.3f}."
+        )
+    variance = metrics["pca_variance"]
+    sentences.append(
+        f"PCA, fitted to both epochs together, explains {'none' if variance is None else percent(variance)} of the "
+        "variance in two dimensions. Distances between clusters in t-SNE have no meaning."
     )
-    says = "its distances between clusters mean nothing" if kept else "says nothing of distances between clusters"
-    return " ".join([*parts, f"{text} together from there, {kept}{says}."])
+    return " ".join(sentences)

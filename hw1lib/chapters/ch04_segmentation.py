@@ -1,175 +1,172 @@
-"""Notebook 04: from scores to IoU to mIoU, where the errors lie, and three stages of training."""
+"""Notebook 04: IoU and mIoU of the models, where their errors lie, and three stages of training.
+
+Models, variants and the control are named as in tables/segmentation.csv: fcn32s, lraspp+tta, lraspp+vote, colour.
+"""
 
 import numpy as np
 import pandas as pd
 
-from hw1lib.chapters.ch00_data import land_cover
-from hw1lib.chapters.phrases import capital, ends, fraction, listed
-from hw1lib.chapters.style import INK, MUTED, canvas, training_curves
+from hw1lib.chapters.phrases import capital, change, comparison, confidence, fraction, interval, listed
+from hw1lib.chapters.significance import ONE_SEED
+from hw1lib.chapters.style import INK, MUTED, canvas, land_cover, training_curves
 from hw1lib.data import landcover
 from hw1lib.data.landcover import SCORED
 from hw1lib.metrics import iou as scores
 from hw1lib.metrics.statistics import bootstrap, mean_interval
 from hw1lib.models import segmenters
 from hw1lib.models.segmenters import SEGMENTERS
-from hw1lib.settings import result_settings
 
 COLUMNS = ["model", "miou", "miou_last", *SCORED, "pixel_accuracy", "parameters", "epoch"]
-VARIANTS = {"": "", "tta": ", TTA", "vote": ", vote"}
 
 
-# --- numbers
+def full_name(name):
+    """Return the name in the report of a model, a variant such as lraspp+tta, or the control."""
+    model, _, variant = name.partition("+")
+    if model == "colour":
+        return "colour look-up (control)"
+    return SEGMENTERS[model].full + {"": "", "tta": ", TTA", "vote": ", vote"}[variant]
 
 
-def variants(metrics, colour):
-    """The numbers of each model and of its test-time augmentation, where it was asked for.
+# --- tables
+
+
+def variants(metrics, colour, voted=None):
+    """Return the metrics of each model, of its variants and of the colour control, by name.
 
     Args:
-        metrics: dict from model to the metrics of its step.
+        metrics: dict from model to the metrics of its step; `tta` in them becomes a variant.
         colour: metrics of the colour control.
-
-    Returns:
-        Dict from (model, variant) to numbers; variant is "" or tta.
+        voted: dict from a variant such as lraspp+vote to its metrics.
     """
-    found = {}
+    rows = {}
     for model, values in metrics.items():
-        found[model, ""] = values
+        rows[model] = values
         if "tta" in values:
-            found[model, "tta"] = values["tta"]
-    return found | {("colour", ""): colour}
+            rows[f"{model}+tta"] = values["tta"]
+    return rows | (voted or {}) | {"colour": colour}
 
 
 def table(rows):
-    """The table of models, their variants and the colour control.
-
-    Args:
-        rows: dict from (model, variant) to numbers, as of `variants`; variant is "", tta or vote.
-
-    Returns:
-        DataFrame with the columns of tables/segmentation.csv.
-    """
-    found = [{"model": f"{m}+{v}" if v else m} | values | values["iou"] for (m, v), values in rows.items()]
-    frame = pd.DataFrame(found).reindex(columns=COLUMNS)
-    frame["parameters"] = [segmenters.parameters(model) if model in SEGMENTERS else None for model, _ in rows]
+    """Return the table of models, with the columns of tables/segmentation.csv; `rows` as returned by `variants`."""
+    frame = pd.DataFrame([{"model": name} | values | values["iou"] for name, values in rows.items()])
+    frame = frame.reindex(columns=COLUMNS)
+    models = [name.partition("+")[0] for name in rows]
+    frame["parameters"] = [segmenters.parameters(model) if model in SEGMENTERS else None for model in models]
     return frame.astype({"parameters": "Int64"} | dict.fromkeys(SCORED, "float64"))
 
 
-def spread(predictions, masks, groups=None):
-    """How far each mIoU, and each difference of two, would move with other tiles: 95 % intervals of a bootstrap.
+def intervals(predictions, masks, groups=None):
+    """Return 95 % bootstrap intervals of all mIoUs and their differences.
 
     Args:
-        predictions: dict from (model, variant) to (N, H, W) classes of the validation tiles at the last epoch.
+        predictions: dict from name to (N, H, W) classes of the validation tiles at the last epoch.
         masks: (N, H, W) true classes.
-        groups: (N,) which tiles are of one place, and are drawn together; None: each by itself.
+        groups: (N,) place of each tile; tiles of one place are drawn together. None: all different.
 
     Returns:
-        Dict from (model, variant), and from pairs of them (the first minus the second), to (low, high).
+        Dict from name, and from pairs of names (the first minus the second), to (low, high).
     """
-    counts = {name: [scores.confusion(*tile) for tile in zip(masks, found)] for name, found in predictions.items()}
-    return bootstrap({name: np.array(each) for name, each in counts.items()}, scores.miou, groups)
+    counts = {name: [scores.confusion(*tile) for tile in zip(masks, classes)] for name, classes in predictions.items()}
+    return bootstrap({name: np.array(matrices) for name, matrices in counts.items()}, scores.miou, groups)
 
 
-def differences(rows, between):
-    """The differences of mIoUs that the text speaks of, as tables/segmentation_differences.csv.
+def differences(table, intervals):
+    """Return the differences of mIoUs at the last epoch, with the columns of tables/segmentation_differences.csv.
 
     Args:
-        rows: dict from (model, variant) to numbers, as of `table`.
-        between: as of `spread`.
+        table: table returned by `table`.
+        intervals: as returned by `intervals`.
+
+    Returns:
+        DataFrame with columns first, second, change (first minus second), low and high: models with each other, models
+        with the control, and variants with their models.
     """
-    models = [name for name in rows if not name[1] and name[0] != "colour"]
-    pairs = [(one, two) for place, one in enumerate(models) for two in models[:place]]
-    pairs += [(model, ("colour", "")) for model in models]
-    pairs += [(name, (name[0], "")) for name in rows if name[1]]
-    found = []
-    for one, two in pairs:
-        gap, (low, high) = rows[one]["miou_last"] - rows[two]["miou_last"], between[one, two]
-        found.append({"first": "+".join(filter(None, one)), "second": two[0], "change": gap, "low": low, "high": high})
-    return pd.DataFrame(found)
+    last = dict(zip(table["model"], table["miou_last"]))
+    models = [name for name in last if name in SEGMENTERS]
+    pairs = [(later, earlier) for later in models for earlier in models[: models.index(later)]]
+    pairs += [(model, "colour") for model in models]
+    pairs += [(name, name.partition("+")[0]) for name in last if "+" in name]
+    rows = [(first, second, last[first] - last[second], *intervals[first, second]) for first, second in pairs]
+    return pd.DataFrame(rows, columns=["first", "second", "change", "low", "high"])
 
 
-def differences_readable(table):
-    """The same for reading."""
-    shown = {heading: table[side].map(called) for heading, side in (("model", "first"), ("against", "second"))}
-    intervals = [ends(low, high, "…") for low, high in zip(table["low"], table["high"])]
-    return pd.DataFrame(shown | {"difference": table["change"].map("{:+.3f}".format), "95 % interval": intervals})
+def readable_differences(differences):
+    """Return the table of differences with names as in the report."""
+    return differences.assign(**{side: differences[side].map(full_name) for side in ("first", "second")})
 
 
-def called(name):
-    """The full name of a model, a variant such as lraspp+tta or the control."""
-    model, _, variant = name.partition("+")
-    full = {name: about.full for name, about in SEGMENTERS.items()} | {"colour": "colour look-up (control)"}
-    return full[model] + VARIANTS[variant]
-
-
-def readable(rows, between, original=None):
-    """The same for reading: names in words, intervals, and the ceiling of the output stride beside each model.
+def readable(rows, intervals, original=None):
+    """Return the table of models for the report, with intervals and the ceiling of the output stride.
 
     Args:
-        rows: as of `table`.
-        between: as of `spread`.
-        original: dict from model to the original's mIoU, where it compares.
+        rows: as returned by `variants`.
+        intervals: as returned by `intervals`.
+        original: dict from model to the original's mIoU, where it is comparable.
     """
     shown = table(rows).drop(columns="parameters")
+    shown["model"] = shown["model"].map(full_name)
+    after = shown.columns.get_loc("miou_last") + 1
+    shown.insert(
+        after, "ceiling", [values.get("ceiling") if name in SEGMENTERS else None for name, values in rows.items()]
+    )
+    shown.insert(after, "95 % interval", [interval(*intervals[name]) for name in rows])
     if original:
-        shown.insert(1, "original", [fraction(original[m]) if m in original else None for m in shown["model"]])
-    ceilings = [None if variant else values.get("ceiling") for (_, variant), values in rows.items()]
-    shown.insert(shown.columns.get_loc("miou_last") + 1, "ceiling", ceilings)
-    intervals = [ends(*between[name], "–", ".3f") for name in rows]
-    shown.insert(shown.columns.get_loc("miou_last") + 1, "95 % interval", intervals)
-    return shown.assign(model=shown["model"].map(called))
+        shown.insert(1, "original", [fraction(original[name]) if name in original else None for name in rows])
+    return shown
 
 
-def settings_table(settings):
-    """Training settings of the models side by side: a dict from model to settings.Segment."""
-    columns = {SEGMENTERS[m].full: {k: str(v) for k, v in result_settings(s).items()} for m, s in settings.items()}
-    return pd.DataFrame(columns).rename_axis("setting").reset_index()
+def by_seed(metrics, model):
+    """Return the mIoU of a model by seed, with the columns of tables/segmentation_seeds.csv.
+
+    Args:
+        metrics: dict from seed to the metrics of its step.
+        model: name of the model.
+    """
+    rows = [(model, seed, values["miou"], values["miou_last"]) for seed, values in metrics.items()]
+    return pd.DataFrame(rows, columns=["model", "seed", "miou", "miou_last"])
 
 
-# --- pictures
+# --- figures
 
 
 def curves(histories, control):
-    """Training loss and validation mIoU of the models.
+    """Draw training loss and validation mIoU.
 
     Args:
         histories: dict from model to DataFrame with epoch, loss and miou.
         control: mIoU of the colour look-up table.
     """
-    about = {model: SEGMENTERS[model] for model in histories}
-    lines = {m: {"color": a.colour, "label": a.full, "marker": "o", "markersize": 3} for m, a in about.items()}
+    drawn = {model: SEGMENTERS[model] for model in histories}
+    lines = {m: {"color": s.colour, "label": s.full, "marker": "o", "markersize": 3} for m, s in drawn.items()}
     figure, axis = training_curves(histories, "miou", lines, "{x:.2f}")
-    axis.axhline(control, color=MUTED, linestyle=":", linewidth=1.2)
-    axis.annotate(
-        "colours alone", (1, control), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", fontsize=7, color=MUTED,
-    )  # fmt: skip
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    return figure
-
-
-def class_iou(values):
-    """IoU of each class by model, the colour control as a line: a dict from model or colour to {class: IoU or None}."""
-    figure, (axis,) = canvas(1, 1, (6.8, 2.6))
-    models = [model for model in values if model in SEGMENTERS]
-    classes = [c for c in SCORED if any(found[c] is not None for found in values.values())]
-    wide = 0.8 / len(models)
-    for place, model in enumerate(models):
-        at = np.arange(len(classes)) + (place - (len(models) - 1) / 2) * wide
-        ious, about = [values[model][c] for c in classes], SEGMENTERS[model]
-        bars = axis.bar(at, [iou or 0 for iou in ious], wide * 0.92, color=about.colour, label=about.full)
-        axis.bar_label(bars, ["–" if iou is None else f"{iou:.2f}" for iou in ious], fontsize=6)
-    for x, name in enumerate(classes):
-        label = "colours alone" if x == 0 else None
-        axis.hlines(values["colour"][name] or 0, x - 0.45, x + 0.45, color=INK, linestyle=":", label=label)
-    axis.set_xticks(range(len(classes)), classes)
-    axis.set(ylabel="IoU", ylim=(0, 1))
-    axis.grid(axis="x", visible=False)
+    axis.axhline(control, color=MUTED, linestyle=":", linewidth=1.2, label=full_name("colour"))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5)
     return figure
 
 
+def class_iou(values):
+    """Draw the IoU of each class as bars per model, and as a line for the control.
+
+    Args:
+        values: dict from model or colour to {class: IoU or None}; classes without any IoU are left out.
+    """
+    frame = pd.DataFrame(values, dtype=float).dropna(how="all")
+    control = frame.pop("colour").fillna(0)
+    figure, (axis,) = canvas(1, 1, (6.8, 2.6))
+    colours = [SEGMENTERS[model].colour for model in frame]
+    frame.rename(columns=full_name).plot.bar(ax=axis, color=colours, width=0.8, rot=0, legend=False)
+    for bars, model in zip(axis.containers, frame):
+        axis.bar_label(bars, ["–" if iou != iou else f"{iou:.2f}" for iou in frame[model]], fontsize=6)
+    centres = np.arange(len(control))
+    axis.hlines(control, centres - 0.45, centres + 0.45, color=INK, linestyle=":", label=full_name("colour"))
+    axis.set(ylabel="IoU", ylim=(0, 1))
+    axis.grid(axis="x", visible=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7.5)
+    return figure
+
+
 def errors(image, truth, predicted):
-    """Where the errors lie on a tile: right pixels pale, wrong ones in the colour of what they were taken for.
+    """Draw where the errors lie on a tile: wrong pixels in the colour of the predicted class, all others pale.
 
     Args:
         image: (3, H, W) uint8.
@@ -177,133 +174,106 @@ def errors(image, truth, predicted):
     """
     scored = truth != landcover.UNKNOWN
     wrong = scored & (truth != predicted)
-    where = np.full((*truth.shape, 3), 235, dtype=np.uint8)
-    where[wrong] = landcover.encode(predicted)[wrong]
-    where[~scored] = 160
-    part = f"errors: {wrong.sum() / max(scored.sum(), 1):.0%} of the pixels"
-    pictures = [image.transpose(1, 2, 0), truth, predicted, where]
-    return land_cover(["image", "labels", "prediction", part], [pictures], (7.2, 2.3))
+    picture = np.full((*truth.shape, 3), 235, dtype=np.uint8)
+    picture[wrong] = landcover.encode(predicted)[wrong]
+    picture[~scored] = 160
+    share = f"errors: {wrong.sum() / max(scored.sum(), 1):.0%} of the pixels"
+    pictures = [image.transpose(1, 2, 0), truth, predicted, picture]
+    return land_cover(["image", "labels", "prediction", share], [pictures], (7.2, 2.3))
 
 
 def stages(rows, at):
-    """Predicted masks of a few tiles at three stages of training, and the labels.
+    """Draw the predicted masks of a few tiles at three stages of training, beside the labels.
 
     Args:
         rows: dict from a tile's number to a dict of image (3, H, W), truth and, by stage, masks of (H, W) classes.
         at: dict from stage to epoch.
     """
-    titles = ["image", *(f"{stage} (epoch {epoch})" for stage, epoch in at.items()), "truth"]
-    pictures = []
-    for parts in rows.values():
-        pictures.append([parts["image"].transpose(1, 2, 0), *(parts[stage] for stage in at), parts["truth"]])
-    figure = land_cover(titles, pictures, (7, 7 / len(titles) * len(rows) + 0.6), names=rows)
-
-    for axes, parts in zip(np.reshape(figure.axes, (len(rows), -1)), rows.values()):
-        for axis, stage in zip(axes[1:], at):
-            axis.set_xlabel(f"mIoU {tile_miou(parts['truth'], parts[stage]):.2f}", fontsize=7)
-    return figure
+    titles = ["image", *(f"{stage} (epoch {epoch})" for stage, epoch in at.items()), "labels"]
+    pictures, captions = [], []
+    for tile in rows.values():
+        pictures.append([tile["image"].transpose(1, 2, 0), *(tile[stage] for stage in at), tile["truth"]])
+        captions += ["", *(f"mIoU {_tile_miou(tile, stage):.2f}" for stage in at), ""]
+    return land_cover(titles, pictures, (7, 7 / len(titles) * len(rows) + 0.6), rows, captions)
 
 
-def tile_miou(truth, predicted):
-    """mIoU of one tile, (H, W) classes both."""
-    return scores.miou(scores.confusion(truth, predicted))
+def _tile_miou(tile, stage):
+    return scores.miou(scores.confusion(tile["truth"], tile[stage]))
 
 
 # --- sentences
 
 
-def in_words(rows, improved, between):
-    """Which model is best at its last epoch, by how much, and what is hard for it.
+def ranked(table):
+    """Return the models in `table`, the table returned by `table`, by descending mIoU of the last epoch."""
+    models = table[table["model"].isin(SEGMENTERS)]
+    return models.sort_values(["miou_last", "model"], ascending=[False, True])["model"].tolist()
+
+
+def in_words(table, differences, intervals, improved):
+    """Return a paragraph on the best model at its last epoch, and on the models beside each other and the control.
 
     Args:
-        rows: dict from (model, variant) to numbers, as of `variants`.
-        improved: the improved model's name.
-        between: as of `spread`.
+        table, differences, intervals: as returned by the functions of these names.
+        improved: name of the improved model.
     """
-    last = {model: values["miou_last"] for (model, variant), values in rows.items() if not variant}
-    control = last.pop("colour")
-    best, second, *_ = order = sorted(last, key=lambda m: (-last[m], m))
+    last = dict(zip(table["model"], table["miou_last"]))
+    signed = {}
+    for row in differences.itertuples():
+        signed[row.first, row.second] = row.change, row.low, row.high
+        signed[row.second, row.first] = -row.change, -row.high, -row.low
 
-    def beside(one, two, name):
-        return against(last[one] - rows[two, ""]["miou_last"], between[(one, ""), (two, "")], name)
+    def compared(first, second, name=None):
+        return comparison(*signed[first, second], name or full_name(second))
 
-    names = {model: SEGMENTERS[model].full for model in order}
-    around = ends(*between[best, ""], form=".3f")
-    text = f"At the last epoch {names[best]} has the highest mIoU, {last[best]:.3f} ({around}); it "
-    text += f"{beside(best, second, names[second])}."
+    best, second, *_ = order = ranked(table)
+    lead = f"{last[best]:.3f} ({confidence(*intervals[best])}); it {compared(best, second)}"
+    text = f"At the last epoch {full_name(best)} has the highest mIoU, {lead}."
     if improved != "fcn32s" and {improved, "fcn32s"} != {best, second}:
-        text += f" The improved model, {names[improved]}, {beside(improved, 'fcn32s', names['fcn32s'])}."
-    text += f" A look-up table of colours alone reaches {control:.3f}: "
-    text += "; ".join(f"{names[model]} {beside(model, 'colour', 'it')}" for model in order) + "."
-    for model in (m for m in order if (m, "tta") in rows):
-        change = moved(rows[model, "tta"]["miou_last"] - last[model], between[(model, "tta"), (model, "")])
-        text += f" Averaged over eight flips and turns of each tile (TTA), {names[model]} {change}."
-    return f"{text} {hardest(rows[best, '']['iou_last'], names[best])}"
-
-
-def against(gap, interval, other):
-    """is 0.012 above B (0.003 to 0.020), or cannot be told from B where the interval of the difference holds zero."""
-    low, high = interval
-    if not (low > 0 or high < 0):
-        return f"cannot be told from {other} on these tiles ({gap:+.3f}, {ends(low, high)})"
-    low, high = sorted((abs(low), abs(high)))
-    return f"is {abs(gap):.3f} {'above' if gap > 0 else 'below'} {other} ({low:.3f} to {high:.3f})"
-
-
-def moved(change, interval):
-    """gains 0.012 mIoU (0.003 to 0.020), or moves by so much, where the interval of the change holds zero."""
-    low, high = interval
-    if not (low > 0 or high < 0):
-        return f"moves by {change:+.3f} mIoU ({ends(low, high)}), which these tiles cannot tell from zero"
-    low, high = sorted((abs(low), abs(high)))
-    return f"{'gains' if change > 0 else 'loses'} {abs(change):.3f} mIoU ({low:.3f} to {high:.3f})"
-
-
-def of_seeds(metrics, model):
-    """The mIoU of a model for each seed, as tables/segmentation_seeds.csv.
-
-    Args:
-        metrics: dict from seed to the metrics of its step.
-        model: its name.
-    """
-    rows = [(model, seed, found["miou"], found["miou_last"]) for seed, found in metrics.items()]
-    return pd.DataFrame(rows, columns=["model", "seed", "miou", "miou_last"])
-
-
-def seeds(table):
-    """How far the improved model's mIoU moves from seed to seed; `table` as of `of_seeds`."""
-    last = table["miou_last"]
-    name = called(table["model"].iloc[0])
-    if len(last) == 1:
-        return (
-            f"{name} was trained with one seed: how far its mIoU would move with another start was not measured; "
-            "`--seeds 3` trains it with two more."
-        )
-    low, high = mean_interval(last)
-    around = ends(low, high, form=".3f", without="none, as all seeds agree")
-    return (
-        f"Trained with {len(last)} seeds, {name} reaches a mIoU of {last.mean():.3f} at the last epoch on average "
-        f"(95 % t interval: {around}), from {last.min():.3f} to {last.max():.3f}."
-    )
+        text += f" The improved model, {full_name(improved)}, {compared(improved, 'fcn32s')}."
+    clauses = [f"{full_name(model)} {compared(model, 'colour', 'it')}" for model in order]
+    text += f" A colour look-up table, the control, reaches {last['colour']:.3f}: {'; '.join(clauses)}."
+    for model in order:
+        if f"{model}+tta" in last:
+            text += (
+                " Test-time augmentation (TTA), the average over eight flips and rotations, changes the mIoU of "
+                f"{full_name(model)} by {change(*signed[f'{model}+tta', model])}."
+            )
+    return text
 
 
 def hardest(iou, name):
-    """The class with the lowest IoU, and the classes that do not occur."""
-    measured = {c: v for c, v in iou.items() if v is not None}
+    """Return a sentence on the class with the lowest IoU, and on the classes that do not occur.
+
+    Args:
+        iou: dict from class to IoU, or None where the class is in neither labels nor predictions.
+        name: name of the model.
+    """
+    measured = {c: value for c, value in iou.items() if value is not None}
     worst = min(measured, key=measured.get)
     text = f"The hardest class for {name} is {worst} (IoU {measured[worst]:.3f})."
     absent = [c for c in SCORED if c not in measured]
     if absent:
-        occur, are = ("occurs", "is") if len(absent) == 1 else ("occur", "are")
-        text += (
-            f" {capital(listed(absent))} {occur} neither in these labels nor in its predictions and {are} left out of "
-            "its mean."
-        )
+        occurs = "occurs in neither the labels nor its predictions and is"
+        plural = "occur in neither the labels nor its predictions and are"
+        text += f" {capital(listed(absent))} {occurs if len(absent) == 1 else plural} left out of the mean."
     return text
 
 
+def seeds(table):
+    """Return a sentence on the variation of the improved model's mIoU between seeds; `table` as of `by_seed`."""
+    last = table["miou_last"]
+    if len(last) == 1:
+        return ONE_SEED
+    spread = confidence(*mean_interval(last), missing="no interval, as all seeds agree")
+    return (
+        f"On average over {len(last)} seeds, {full_name(table['model'].iloc[0])} reaches an mIoU of {last.mean():.3f} "
+        f"({spread}) at the last epoch, with values from {last.min():.3f} to {last.max():.3f}."
+    )
+
+
 def stages_in_words(rows, at, name):
-    """The mean of the shown tiles' mIoU at each stage; `rows` and `at` as of `stages`."""
-    values = {stage: np.mean([tile_miou(parts["truth"], parts[stage]) for parts in rows.values()]) for stage in at}
-    path = ", ".join(f"{value:.3f} ({stage})" for stage, value in values.items())
-    return f"Over these images, too few for an interval, the mean mIoU of {name} is {path}."
+    """Return a sentence on the mean mIoU of the shown tiles at each stage; `rows` and `at` as in `stages`."""
+    means = {stage: np.mean([_tile_miou(tile, stage) for tile in rows.values()]) for stage in at}
+    path = listed(f"{value:.3f} ({stage})" for stage, value in means.items())
+    return f"On these {len(rows)} tiles, too few for an interval, the mean mIoU of {name} is {path}."

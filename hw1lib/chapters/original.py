@@ -1,4 +1,4 @@
-"""The original report's numbers, to stand beside ours where they compare."""
+"""The original report: its numbers where they are comparable, its settings, and the defects of its recipe."""
 
 import functools
 import tomllib
@@ -6,51 +6,110 @@ import tomllib
 import pandas as pd
 
 from hw1lib import paths
+from hw1lib.chapters.tables import settings_table as side_by_side
 from hw1lib.data import layout
+from hw1lib.settings import result_settings
 
 
 @functools.cache
 def numbers():
-    """The original report's numbers and the course's baselines, from report/original.toml."""
+    """Return the content of report/original.toml: the original's results, baselines, stated settings and defects."""
     return tomllib.loads(paths.ORIGINAL.read_text(encoding="utf-8"))
 
 
 def beside(data, problem):
-    """The original's accuracies (problem 1) or mIoUs (2) where this data has the course's counts, else nothing: a dict.
+    """Return the original's accuracies (problem 1) or mIoUs (2) if the data has the course's counts, else {}.
 
     Args:
         data: layout.Layout.
         problem: 1 or 2.
     """
     original = numbers()[f"problem{problem}"]
-    counts = original["course_data"]
+    course = original["course_data"]
     if problem == 1:
-        here = len(data.problem1.val), len(data.problem1.classes)
-        return original["accuracy"] if here == (counts["validation"], counts["classes"]) else {}
-    dealt_anew = (data.root / layout.SPLIT).is_file()
-    return original["miou"] if len(data.problem2.validation) == counts["validation"] and not dealt_anew else {}
+        counts = len(data.problem1.val), len(data.problem1.classes)
+        return original["accuracy"] if counts == (course["validation"], course["classes"]) else {}
+    resplit = (data.root / layout.SPLIT).is_file()
+    return original["miou"] if len(data.problem2.validation) == course["validation"] and not resplit else {}
 
 
-def compare(data, problem, things, baselines, form):
-    """Whether the original's numbers may stand beside ours: a sentence.
+def compare(data, problem, images, baselines, form):
+    """Return a sentence on whether the original's numbers are comparable.
 
     Args:
         data: layout.Layout.
         problem: 1 or 2.
-        things: what was validated on, such as tiles.
-        baselines: what the course's baselines are called.
+        images: what validation consists of: "images" or "tiles".
+        baselines: name of the course's baselines.
         form: function from a baseline to text.
     """
     if not beside(data, problem):
-        return f"These {things} are not the course's, so the original's numbers, listed at the end, do not compare."
+        return (
+            f"These {images} are not the course's, so the results are not comparable with the original report's, which "
+            "are listed at the end."
+        )
     baseline = numbers()[f"problem{problem}"]["baseline"]
     return (
-        f"The column *original* holds the original report's numbers on the same validation {things}; the course's "
+        f"The column *original* shows the original report's results on the same validation {images}; the course's "
         f"{baselines} are {form(baseline['simple'])} (simple) and {form(baseline['strong'])} (strong)."
     )
 
 
 def table(problem, column, value, names=None):
-    """The original's numbers as a DataFrame with two columns; `names` says how its rows are called."""
-    found = numbers()[f"problem{problem}"][value]
-    return pd.DataFrame([{column: (names or {}).get(name, name), value: number} for name, number in found.items()])
+    """Return the original's numbers as a DataFrame with two columns.
+
+    Args:
+        problem: 1 or 2.
+        column: heading of the settings or models.
+        value: accuracy or miou.
+        names: dict from a row to its name in the report.
+    """
+    rows = numbers()[f"problem{problem}"][value].items()
+    return pd.DataFrame([((names or {}).get(name, name), number) for name, number in rows], columns=[column, value])
+
+
+def settings_table(profile, seed, group):
+    """Return the settings of this run beside the original's; those that its report does not state are marked.
+
+    Args:
+        profile: settings.Profile of this run.
+        seed: settings.Profile of the original.
+        group: pretrain or finetune.
+    """
+    columns = {}
+    for heading, source in (("this run", profile), ("original", seed)):
+        shared = {"image_size": source.data.image_size, "zero_init_residual": source.zero_init_residual}
+        columns[heading] = shared | result_settings(getattr(source, group))
+        if columns[heading]["augmentation"] == "original":  # its own transforms leave these unused
+            columns[heading] |= dict.fromkeys({"views", "crop_scale"} & set(columns[heading]), "–")
+    assumed = {k: v for k, v in columns["original"].items() if k not in numbers()["stated"][group] and v != "–"}
+    columns["original"] |= {name: f"{value} (assumed)" for name, value in assumed.items()}
+    return side_by_side(columns)
+
+
+def defects(views, metrics, history, before, after):
+    """Return the known defects of the original recipe, and which of them this run has, each checked on its results.
+
+    Args:
+        views: two views, (3, S, S) each, that one batch drew of two copies of an image.
+        metrics, history: those of step pretrain.
+        before: state dict of the pre-trained backbone.
+        after: state dict of setting E's resnet.Classifier, whose frozen backbone is the same one.
+    """
+    statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
+    occurs = {
+        "one draw of augmentation for a whole batch": (views[0] == views[1]).all(),
+        "the checkpoint of the lowest self-supervised loss is kept, which rewards collapse": (
+            metrics["loss"] != history["loss"].iloc[-1]
+        ),
+        "frozen backbones in training mode: BatchNorm statistics drift": any(
+            (before[name] != after[f"backbone.{name}"]).any() for name in statistics
+        ),
+        "frozen features are not standardised": not after["head.mean"].any(),
+    }
+    quotes = numbers()["defects"]  # empty where the original's report does not show the defect
+    rows = [
+        (name, f"yes ({'stated' if quotes[name] else 'assumed'})", "yes" if here else "no")
+        for name, here in occurs.items()
+    ]
+    return pd.DataFrame(rows, columns=["defect", "original", "this run"])

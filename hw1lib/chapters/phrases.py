@@ -1,12 +1,8 @@
-"""How numbers and tables are written out for a reader: percent, p-values, lists, Markdown."""
+"""Numbers, intervals, comparisons and lists as text for report sentences."""
 
 import re
 
-import pandas as pd
-
-from hw1lib.data.landcover import SCORED
-
-LEVEL = 0.05  # of all tests
+LEVEL = 0.05  # significance level of all tests
 
 
 def percent(value):
@@ -25,13 +21,13 @@ def points(value):
 
 
 def p_value(p):
-    """p = 0.042, or p < 0.001."""
+    """0.042 -> p = 0.042; 0.0004 -> p < 0.001."""
     number = p_number(p)
     return f"p {number}" if number.startswith("<") else f"p = {number}"
 
 
 def p_number(p):
-    """Three digits, and more where three would hide on which side of the level it is."""
+    """A p-value with three digits, or more where rounding would move it across LEVEL."""
     if p < 0.001:
         return "< 0.001"
     digits = 3
@@ -40,9 +36,47 @@ def p_number(p):
     return f"{p:.{digits}f}"
 
 
-def ends(low, high, between="to", form="+.3f", without="no interval from one place"):
-    """An interval such as -0.003 to +0.020; `without` where there is none (nan)."""
-    return f"{low:{form}} {between} {high:{form}}" if low == low else without
+def number(value, form):
+    """A formatted number with a typographic minus sign."""
+    return f"{value:{form}}".replace("-", "−")
+
+
+def interval(low, high, form=".3f", missing="no interval: one place"):
+    """An interval such as "−0.003 to 0.020"; `missing` where its ends are nan."""
+    return f"{number(low, form)} to {number(high, form)}" if low == low else missing
+
+
+def confidence(low, high, form=".3f", missing="no interval: one place"):
+    """The same with its level: "95 % interval −0.003 to 0.020"."""
+    return f"95 % interval {interval(low, high, form)}" if low == low else missing
+
+
+def comparison(difference, low, high, other, form=".3f", unit="", missing="no interval: one place"):
+    """Verb phrase such as "is 1.2 points above B (95 % interval −4.9 to 7.2), which is not significant".
+
+    Args:
+        difference: subject minus `other`; below zero it is given as "below", with its interval reversed.
+        low, high: 95 % interval of the difference. Where it is nan, nothing is said about significance.
+        other: what the subject is compared with.
+        form: format of the numbers.
+        unit: text after the difference, such as " points".
+        missing: text in place of an interval that is nan.
+    """
+    if difference < 0:
+        low, high = -high, -low
+    size = f"{abs(difference):{form}}{unit} {'below' if difference < 0 else 'above'} {other}"
+    size = f"level with {other}" if difference == 0 else size
+    return f"is {size} ({confidence(low, high, form, missing)}){verdict(low, high)}"
+
+
+def change(difference, low, high, form="+.3f"):
+    """A signed change, such as "+0.006 (95 % interval +0.002 to +0.008)"; arguments as in `comparison`."""
+    return f"{number(difference, form)} ({confidence(low, high, form)}){verdict(low, high)}"
+
+
+def verdict(low, high):
+    """The end of a clause about a difference: empty unless its interval includes zero."""
+    return ", which is not significant" if low <= 0 <= high else ""
 
 
 def listed(items):
@@ -52,12 +86,12 @@ def listed(items):
 
 
 def capital(text):
-    """The text with a capital first letter."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital first letter; "k-NN" stays as it is."""
+    return text if text.startswith("k-NN") else text[:1].upper() + text[1:]
 
 
 def escape(text):
-    """Makes any text harmless inside Markdown: no markup, no HTML, no curly quotes, one line."""
+    """Text as one line of Markdown that shows its characters as they are: no markup, HTML or curly quotes."""
     special = r"""[\\`*_{}\[\]<>#|~^$@&'"]|(?<=-)-|(?<=\.)\."""  # the last two: -- and ...
     return re.sub(special, r"\\\g<0>", " ".join(str(text).split()))
 
@@ -65,27 +99,3 @@ def escape(text):
 def code(text):
     """Text as a block of code in Markdown."""
     return f"```\n{text}\n```"
-
-
-FRACTIONS = ("miou", "miou_last", "ceiling", "model_miou", "pixel_accuracy", "first", "last", "by_chance", *SCORED)
-FRACTIONS += ("coverage", "asa", "oracle_miou", "vote_miou", "boundary_recall", "boundary_precision")
-FORMATS = dict.fromkeys(("accuracy", "accuracy_last"), percent) | dict.fromkeys(FRACTIONS, fraction)
-FORMATS |= {"parameters": "{:,}".format, "seconds": "{:.1f}".format}
-HEADINGS = {"asa": "ASA", "oracle_miou": "oracle mIoU", "vote_miou": "vote mIoU", "miou": "mIoU"}
-HEADINGS |= dict.fromkeys(("accuracy_last", "miou_last"), "last epoch")
-
-
-def markdown(table):
-    """A DataFrame as a pipe table: numbers as FORMATS says of their column, what is missing as –."""
-    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table]
-    heading = _line(HEADINGS.get(column, column.replace("_", " ")) for column in table)
-    lines = [heading, _line("---:" if right else ":---" for right in numeric)]
-    for row in table.itertuples(index=False):
-        cells = zip(table, row, strict=True)
-        forms = ((str if isinstance(value, str) else FORMATS.get(column, str), value) for column, value in cells)
-        lines.append(_line("–" if pd.isna(value) else escape(form(value)) for form, value in forms))
-    return "\n".join(lines)
-
-
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"

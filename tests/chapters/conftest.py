@@ -1,4 +1,4 @@
-"""All tests of chapters draw in the house style."""
+"""All tests of chapters draw in the report's style."""
 
 import matplotlib
 import pytest
@@ -7,7 +7,7 @@ from hw1lib.chapters import style
 
 
 @pytest.fixture(autouse=True)
-def house_style():
+def report_style():
     with matplotlib.rc_context():
         style.use()
         yield

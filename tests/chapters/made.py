@@ -1,17 +1,14 @@
-"""Small results for the tests of the chapters, and what must hold of every figure and every page."""
+"""Small data for the tests of the chapters, and checks of every figure and every page."""
 
 import html.parser
 import io
-import types
 
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot
 from PIL import Image
 
 from hw1lib.chapters import style
 from hw1lib.data import layout
-from hw1lib.models.segmenters import SEGMENTERS
 
 NASTY = (
     "<script>alert(1)</script>", "a|b", "*x*", "[l](javascript:1)", "$x$", "_u_", "`c`", "<img src=x onerror=alert(1)>",
@@ -19,7 +16,6 @@ NASTY = (
     "[a]{onclick=alert(1)}", "<a@b.cc>", "https://example.com/x", ":::", "%", "{{ 1 / 0 }}", "{% raw %}",
     "'q' \"r\" -- ...", '#read("x")', "1. one", "- item", "^[note]", "[^1]", ":smile:", "\\(x\\)", "| --- |", "漢 é",
 )  # fmt: skip
-FULL = {name: about.full for name, about in SEGMENTERS.items()}
 
 
 def classes(count):
@@ -37,15 +33,8 @@ def land(height=24, width=None, seed=0):
     return patches.repeat(height // 3, 0).repeat((width or height) // 3, 1)
 
 
-def history(epochs, **columns):
-    random = np.random.default_rng(0)
-    names = ("loss", "deviation", "accuracy", "miou", "effective_rank", "lr")
-    table = {name: random.random(epochs) for name in names}
-    return pd.DataFrame({"epoch": np.arange(1, epochs + 1), **table, **columns})
-
-
 def split(folder, labels, names):
-    """A layout.Split of written images: number n is plain gray of value n."""
+    """Write a layout.Split whose image n is plain gray of value n."""
     files = tuple(f"{number:03d}.png" for number in range(len(labels)))
     for number, file in enumerate(files):
         Image.new("RGB", (9, 6), (number,) * 3).save(folder / file)
@@ -53,40 +42,21 @@ def split(folder, labels, names):
 
 
 def counted(labels, names):
-    """A layout.Split without files."""
+    """Return a layout.Split without files."""
     return layout.Split(None, ("",) * len(labels), np.array(labels), tuple(names))
 
 
-def result(metrics, **arrays):
-    """What store.Result is, from plain values."""
-    return types.SimpleNamespace(metrics=metrics, array=arrays.__getitem__)
-
-
 def assert_drawn(figure, wide=7.2):
-    """Not an empty sheet, not wider than the page's text, out of pyplot's hands."""
+    """Assert that a figure is not empty, fits the page and is unknown to pyplot."""
     pixels = pyplot.imread(io.BytesIO(style.png(figure, dpi=40)))
     assert min(pixels.shape[:2]) > 20 and pixels[..., :3].std() > 0.01
     assert figure.get_figwidth() <= wide
     assert not pyplot.get_fignums()
 
 
-def panels(figure):
-    """The visible axes by title."""
-    return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
-
-
 def pictures(figure):
-    """The images that are shown, in the order of their axes."""
+    """Return the images of a figure in the order of its axes."""
     return [np.asarray(axis.images[0].get_array()) for axis in figure.axes if axis.images]
-
-
-def numbers(figure):
-    """The same as the numbers that `split` gave them."""
-    return [int(picture[0, 0, 0]) for picture in pictures(figure)]
-
-
-def texts(found):
-    return [text.get_text() for text in found]
 
 
 ACTIVE = {"script", "iframe", "object", "embed", "form", "base", "link", "svg", "a", "img"}
@@ -94,7 +64,7 @@ PLACES = ("https://", "http://", "mailto:", "#")
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would make of a page: its elements, the text that it shows, its title."""
+    """An HTML page as a browser parses it: elements, visible text, title."""
 
     def __init__(self, text):
         super().__init__()
@@ -118,7 +88,7 @@ class Page(html.parser.HTMLParser):
         return [tag for tag, _ in self.elements]
 
     def assert_harmless(self, also=("a", "img")):
-        """Nothing runs, nothing is fetched from elsewhere, and links lead where links may."""
+        """Assert that nothing runs, nothing is fetched from elsewhere, and links have harmless targets."""
         for tag, attributes in self.elements:
             assert tag not in ACTIVE - set(also), (tag, attributes)
             assert attributes.get("http-equiv") is None

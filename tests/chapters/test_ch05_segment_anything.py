@@ -1,19 +1,16 @@
-"""Everything masks: pictures of the real arrays, tables and sentences that follow the numbers."""
+"""Chapter 5: everything masks as stored and drawn, tables and sentences that follow the numbers."""
 
-import itertools
 import re
+import types
 
 import numpy as np
 import pytest
 
-from hw1lib.chapters import ch05_segment_anything, phrases
+from hw1lib.chapters import ch05_segment_anything, tables
 from hw1lib.data import layout
 from hw1lib.data.landcover import PALETTE
-from tests.chapters.made import assert_drawn, land, pictures, result
-from tests.chapters.test_ch04_segmentation import assert_moved
+from tests.chapters.made import assert_drawn, image, land, pictures
 from tests.conftest import write_tile
-
-HALF = 0.01  # of all intervals
 
 
 def measured(vote=0.4, number="0001", method="slic", **changes):
@@ -23,35 +20,27 @@ def measured(vote=0.4, number="0001", method="slic", **changes):
     }  # fmt: skip
 
 
-def metrics(rows=(), sam=None, model=0.5, **refined):
+def metrics(rows=(), sam=None, model=0.5, half=0.01, **refined):
     values = {m: {"miou": v, "segments": 10.4 + i} for i, (m, v) in enumerate(refined.items())}
-    for found in values.values():
-        found["change"] = [found["miou"] - model - HALF, found["miou"] - model + HALF]
-    return {"rows": list(rows), "sam": sam, "model_miou": model, "refined": values, "refine": next(iter(values), None)}
-
-
-# --- tables (to the byte: test_published)
+    for vote in values.values():
+        vote["change"] = [vote["miou"] - model - half, vote["miou"] - model + half]
+    return {"rows": list(rows), "sam": sam, "model_miou": model, "refined": values}
 
 
 @pytest.mark.parametrize("sam", [None, "sam_vit_b.pth"])
-def test_without_sam_its_rows_are_there_and_empty(sam):
+def test_without_sam_its_rows_are_empty(sam):
     table = ch05_segment_anything.table(metrics([measured(), measured(number="0002")], sam), ["0001", "0002"])
-    shown = phrases.markdown(ch05_segment_anything.readable(table)).splitlines()[2:]
-    assert shown[-1].startswith("| SLIC | 0002 | 64 | 1.000 | 0.800 |") and shown[-1].endswith("| – |")
-    assert len(shown) == (2 if sam else 4) and (sam or shown[0] == "| SAM | 0001 | not measured |" + " – |" * 6)
+    lines = tables.markdown(ch05_segment_anything.readable(table)).splitlines()[2:]
+    assert lines[-1].startswith("| SLIC | 0002 | 64 | 1.000 | 0.800 |") and lines[-1].endswith("| – |")
+    assert len(lines) == (2 if sam else 4) and (sam or lines[0] == "| SAM | 0001 |" + " – |" * 7)
 
 
-def test_the_refinement_is_printed_with_its_signs():
+def test_changes_are_printed_with_their_signs():
     table = ch05_segment_anything.refinement(metrics(model=0.45, felzenszwalb=0.47, slic=0.43))
-    shown = ch05_segment_anything.refinement_readable(table)
-    assert shown.values.tolist() == [
-        ["Felzenszwalb", "10", "0.450", "0.470", "+0.020", "+0.010 … +0.030"],
-        ["SLIC", "11", "0.450", "0.430", "-0.020", "-0.030 … -0.010"],
-    ]  # fmt: skip
-    assert "segments an image" in shown and "mIoU of the model" in shown
-
-
-# --- pictures
+    assert tables.markdown(ch05_segment_anything.readable(table)).splitlines()[2:] == [
+        "| Felzenszwalb | 10 | 0.450 | 0.470 | +0.020 | +0.010 to +0.030 |",
+        "| SLIC | 11 | 0.450 | 0.430 | −0.020 | −0.030 to −0.010 |",
+    ]
 
 
 def test_cut_outs_are_the_largest_masks_on_white():
@@ -67,9 +56,9 @@ def test_cut_outs_are_the_largest_masks_on_white():
 
 
 @pytest.mark.parametrize("methods", [["slic"], ["sam", "slic", "felzenszwalb"]])
-def test_masks_show_the_model_then_each_method_then_the_truth(tmp_path, methods):
-    """From the stored arrays to the pixels, in the order that was asked for; what no mask covers is not painted."""
-    tiles, asked, arrays, rows = layout.Tiles(tmp_path, ("0001", "0002", "0003")), ["0003", "0001"], {}, []
+def test_masks_are_drawn_from_the_stored_arrays(tmp_path, methods):
+    """In the order that was asked for; pixels without a mask keep the image."""
+    tiles, asked, arrays = layout.Tiles(tmp_path, ("0001", "0002", "0003")), ["0003", "0001"], {}
     predictions = np.stack([land(24, 30, seed=40 + place) for place in range(3)])
     for place, number in enumerate(tiles.numbers):
         write_tile(tmp_path, number, land(24, 30, seed=place))
@@ -77,61 +66,47 @@ def test_masks_show_the_model_then_each_method_then_the_truth(tmp_path, methods)
             labels, key = land(24, 30, seed=9 * place + at), f"{method}_{number}"
             arrays[f"{key}_masks"] = np.packbits(np.stack([labels == c for c in range(6)]), axis=-1)
             arrays |= {f"{key}_labels": labels.astype(np.int32), f"{key}_vote": land(24, 30, seed=70 + 9 * place + at)}
-            rows.append(measured(number=number, method=method, masks=7 + 3 * place + at))
-    found = ch05_segment_anything.gather(result({"rows": rows}, **arrays), tiles, asked, methods, predictions)
-    for number, method in itertools.product(asked, methods):
-        labels = arrays[f"{method}_{number}_labels"]
-        assert np.array_equal(found[number][method]["labels"], np.where(labels < 6, labels, -1))
-
-    names = {method: ch05_segment_anything.METHODS[method] for method in methods}
-    figure, count = ch05_segment_anything.masks_figure(found, names), 3 + 2 * len(methods)
+    result = types.SimpleNamespace(array=arrays.__getitem__)
+    for number in asked:
+        labels, masks = ch05_segment_anything.load_masks(result, "slic", number)
+        stored = arrays[f"slic_{number}_labels"]
+        assert np.array_equal(labels, np.where(stored < 6, stored, -1)) and masks.shape == (6, 24, 30)
+    figure, count = ch05_segment_anything.masks_figure(result, tiles, asked, methods, predictions), 3 + 2 * len(methods)
     for row, number in enumerate(asked):
-        line, place = np.s_[row * count : (row + 1) * count], int(number) - 1
-        axes, shown = figure.axes[line], pictures(figure)[line]
-        votes = [arrays[f"{method}_{number}_vote"] for method in methods]
-        expected = [predictions[place], *votes, land(24, 30, seed=place)]
-        assert np.array_equal(np.stack([*shown[1:-1:2], shown[-1]]), PALETTE[np.stack(expected)])
-        assert axes[0].get_ylabel() == number
-        masks = [f"{7 + 3 * place + at} masks" for at in range(len(methods))]
-        assert [axis.get_xlabel() for axis in axes[2:-1:2]] == masks
-    between = [text for name in names.values() for text in (name, "its vote")]
-    assert [axis.get_title() for axis in figure.axes] == ["image", "model", *between, "truth"] + [""] * count
+        _, model, *pairs, truth = pictures(figure)[row * count : (row + 1) * count]
+        place = int(number) - 1
+        expected = [predictions[place], *(arrays[f"{m}_{number}_vote"] for m in methods), land(24, 30, seed=place)]
+        assert np.array_equal([model, *pairs[1::2], truth], PALETTE[np.stack(expected)])
     assert_drawn(figure)
+    points, masks = np.array([[1, 2], [3, 4]]), masks[masks.any(axis=(1, 2))]
+    assert_drawn(ch05_segment_anything.method_figure(image(24, 30), points, points, labels, masks, "SLIC"))
 
 
-# --- sentences
-
-CHANGES = (-0.2, -0.0006, -0.0003, 0.0, 0.0003, 0.0006, 0.2)
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_the_vote_is_given_beside_the_model_on_the_mean(change):
-    """Of a few images, so nothing is said of gains. One without known pixels, whose ASA is None, is left out."""
-    rows = [measured(0.4 + change, masks=10), measured(0.6 + change, "0002", masks=20, asa=None)]
-    text = ch05_segment_anything.in_words(metrics(rows, "sam.pth"))
-    assert text.startswith("SLIC finds 15 masks an image on average") and "80.0 % of the pixels" in text
-    assert f"{0.5 + change:.3f} instead of 0.500." in text
-    text = ch05_segment_anything.in_words(metrics([rows[1]], "sam.pth"))
-    assert "nan" not in text and "no shown image has a pixel of a known class" in text
-
-
-def test_each_method_has_its_own_sentence_and_missing_weights_are_said():
+def test_each_method_has_a_sentence_and_missing_weights_have_one():
     rows = [measured(0.6, masks=10), measured(0.4, method="sam", masks=99)]
     text = ch05_segment_anything.in_words(metrics(rows, "sam.pth"))
-    assert re.match("SLIC finds 10 masks.*0.600 instead of.*SAM finds 99 masks.*0.400 instead of", text)
+    assert re.match("SLIC finds 10 masks.*an mIoU of 0.600 .*SAM finds 99 masks.*an mIoU of 0.400 ", text)
     text = ch05_segment_anything.in_words(metrics(rows[:1]))
     assert text.startswith("**SAM was not measured**") and "weights fetch sam_vit_b" in text
 
 
-@pytest.mark.parametrize("changes", [*itertools.product(CHANGES, CHANGES[::3])])
-def test_the_vote_gains_exactly_where_a_number_rises(changes):
-    """The row vote is the chosen method's."""
-    found = metrics(felzenszwalb=0.5 + changes[0], slic=0.5 + changes[1])
-    text = ch05_segment_anything.refinement_in_words(found, "LRASPP", 257)
-    claims = re.findall(r"with (\w+) \((\d+) segments an image\) it (.*?(?:zero|\d\)))(?=[;.])", text)
-    assert [claim[:2] for claim in claims] == [("Felzenszwalb", "10"), ("SLIC", "11")]
-    for (_, _, said), change in zip(claims, changes):
-        assert_moved(said, change, HALF)
-    assert "all 257 validation tiles" in text and "LRASPP's prediction" in text
-    chosen = ch05_segment_anything.refinement_in_words(found | {"refine": "slic"}, "LRASPP", 3)
-    assert "is that of Felzenszwalb" in text and "is that of SLIC" in chosen
+def test_an_image_without_known_pixels_has_no_asa():
+    rows = [measured(masks=10), measured(0.6, "0002", masks=20, asa=None)]
+    text = ch05_segment_anything.in_words(metrics(rows, "sam.pth"))
+    assert "finds 15 masks" in text and "80.0 % on the pixel accuracy" in text and "mIoU of 0.500 with" in text
+    text = ch05_segment_anything.in_words(metrics([rows[1]], "sam.pth"))
+    assert "nan" not in text and "no shown image has a pixel of a known class" in text
+
+
+@pytest.mark.parametrize("changes", [(-0.2, 0.2), (-0.0006, 0.0), (0.0006, -0.2)])
+def test_the_vote_is_a_signed_change_that_is_significant_only_without_zero(changes):
+    table = ch05_segment_anything.refinement(metrics(felzenszwalb=0.5 + changes[0], slic=0.5 + changes[1]))
+    text = ch05_segment_anything.refinement_in_words(table, "slic", "LRASPP", 257)
+    clauses = re.findall(
+        r"with (\w+) \((\d+) segments per image\) by (\S+) \(95 % interval (.*?)\)(, which|[;.])", text
+    )
+    assert [clause[:2] for clause in clauses] == [("Felzenszwalb", "10"), ("SLIC", "11")]
+    for (_, _, size, _, end), change in zip(clauses, changes):
+        assert float(size.replace("−", "-")) == pytest.approx(change, abs=0.00051)
+        assert (end == ", which") == (abs(change) < 0.01)
+    assert "all 257 validation tiles" in text and "uses SLIC" in text

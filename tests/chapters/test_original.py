@@ -1,61 +1,74 @@
-"""The original's numbers stand beside ours only where the data has the course's counts."""
+"""The original report: numbers only where they are comparable, settings in its own words, defects by the results."""
 
 import types
 
+import pandas as pd
 import pytest
+import torch
 
 from hw1lib import profiles
-from hw1lib.chapters import ch01_pretraining, original, phrases
+from hw1lib.chapters import original, phrases
 from hw1lib.data import layout
+from hw1lib.models import resnet
+
+SEED = profiles.get("seed")
 
 
 @pytest.mark.parametrize(
     ("images", "classes", "tiles", "same"),
     [(406, 65, 0, {1}), (405, 65, 0, ()), (406, 64, 0, ()), (1, 1, 257, {2}), (1, 1, 256, ())],
 )
-def test_numbers_stand_beside_ours_where_the_counts_are_the_courses(images, classes, tiles, same, tmp_path):
-    """But not where the course's tiles were dealt out anew."""
+def test_numbers_are_comparable_where_the_data_has_the_courses_counts(images, classes, tiles, same, tmp_path):
+    """But not where the course's tiles were split again."""
     one = types.SimpleNamespace(val=range(images), classes=range(classes))
-    found = types.SimpleNamespace(root=tmp_path, problem1=one, problem2=types.SimpleNamespace(validation=range(tiles)))
+    data = types.SimpleNamespace(root=tmp_path, problem1=one, problem2=types.SimpleNamespace(validation=range(tiles)))
     for problem, names, value, baselines in (
         (1, "A B C D E", 0.4113, "36.0 % (simple) and 40.0 % (strong)"),
         (2, "fcn32s deeplabv3", 0.717, "69.0 % (simple) and 73.0 % (strong)"),
     ):
-        beside = original.beside(found, problem)
-        text = original.compare(found, problem, "images", "baselines", phrases.percent)
-        assert ("do not compare" not in text) == (baselines in text) == (problem in same)
+        beside = original.beside(data, problem)
+        text = original.compare(data, problem, "images", "baselines", phrases.percent)
+        assert ("not comparable" not in text) == (baselines in text) == (problem in same)
         assert " ".join(beside) == names * (problem in same) and (value in beside.values() or problem not in same)
     (tmp_path / layout.SPLIT).touch()
-    assert not original.beside(found, 2)
+    assert not original.beside(data, 2)
 
 
-def test_the_table_names_its_rows():
+def test_the_table_has_the_names_of_the_report():
     table = original.table(2, "model", "miou", {"fcn32s": "FCN"})
     assert table.to_dict("list") == {"model": ["FCN", "deeplabv3"], "miou": [0.6867, 0.717]}
 
 
-SEED = profiles.get("seed")
-
-
 @pytest.mark.parametrize("group", original.numbers()["stated"])
-def test_what_the_original_states_is_what_profile_seed_sets_and_in_its_words(group):
+def test_stated_settings_are_those_of_profile_seed_in_the_originals_words(group):
     for name, fact in original.numbers()["stated"][group].items():
         assert getattr(SEED.data if name == "image_size" else getattr(SEED, group), name) == fact["value"], name
         if fact["value"] != "original":  # its transforms, whose words are a list
             assert str(fact["value"]).lower() in fact["words"].lower().replace("(", " "), name
 
 
-@pytest.mark.parametrize(
-    ("group", "stated", "assumed"),
-    [("pretrain", {"lr": "0.001", "epochs": "10", "image_size": "128"}, {"schedule": "constant", "accumulate": "1"}),
-     ("finetune", {"lr": "0.0001", "dropout": "0.5"}, {"optimizer": "adam", "image_size": "128"})],
-)  # fmt: skip
-def test_a_table_of_settings_marks_what_the_original_does_not_state(group, stated, assumed):
-    """And nothing of this run's own settings."""
-    table = ch01_pretraining.settings_table(profiles.get("demo"), SEED, group).set_index("setting")
-    facts = original.numbers()["stated"][group]
+@pytest.mark.parametrize("group", ["pretrain", "finetune"])
+def test_settings_that_the_original_does_not_state_are_marked(group):
+    table = original.settings_table(profiles.get("demo"), SEED, group).set_index("setting")
+    stated = original.numbers()["stated"][group]
     for name, value in table["original"].items():
-        assert value.endswith(" (assumed)") == (name not in facts and value != "–"), name
-    assert all(table.loc[name, "original"] == value for name, value in stated.items())
-    assert all(table.loc[name, "original"] == f"{value} (assumed)" for name, value in assumed.items())
-    assert not table["this run"].str.contains("assumed").any() and set(facts) <= set(table.index)
+        assert value.endswith(" (assumed)") == (name not in stated and value != "–"), name
+    assert not table["this run"].str.contains("assumed").any() and set(stated) <= set(table.index)
+
+
+@pytest.mark.parametrize("defect", [None, 0, 1, 2, 3])
+def test_each_defect_is_found_in_the_results(defect):
+    backbone = torch.nn.BatchNorm1d(4)
+    frozen = resnet.Classifier(backbone, resnet.Head(2, inputs=4, hidden=5), True)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    if defect == 2:
+        backbone.running_var += 1
+    if defect != 3:
+        frozen.head.mean += 1
+    views = [torch.zeros(3, 2, 2), torch.full((3, 2, 2), float(defect != 0))]
+    metrics, history = {"loss": 0.5 if defect == 1 else 0.25}, pd.DataFrame({"loss": [0.5, 0.25]})
+    table = original.defects(views, metrics, history, before, frozen.state_dict())
+    quotes = original.numbers()["defects"]
+    assert list(table["original"]) == [f"yes ({'stated' if quotes[name] else 'assumed'})" for name in table["defect"]]
+    assert set(table["defect"]) == set(quotes)
+    assert [n for n, here in enumerate(table["this run"]) if here == "yes"] == [n for n in range(4) if n == defect]

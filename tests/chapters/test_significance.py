@@ -1,4 +1,4 @@
-"""What N images can show: whatever the results, no sentence may contradict them."""
+"""Sentences about differences: whatever the results, none may contradict the tests."""
 
 import itertools
 import re
@@ -13,147 +13,132 @@ from hw1lib.metrics.statistics import holm, mcnemar
 from hw1lib.variants import ROWS
 
 NAMES = (*ROWS, "knn-random")
-BEHIND = ("C", "E", "knn")  # rows that rest on self-supervised pre-training
-OPPOSITE = {"better": "worse", "worse": "better", "no difference": "no difference"}
-of_many_results = pytest.mark.parametrize("seed", range(12))
+SELF_SUPERVISED = ("C", "E", "knn")
+NOT = "which is not significant"
+many_results = pytest.mark.parametrize("seed", range(12))
 collapsed_or_not = pytest.mark.parametrize("collapsed", [False, True])
 
 
 def results(seed, collapsed=False, images=60):
-    """What each row got right: from poor to good, some rows nearly alike; those of BEHIND are often the best."""
+    """Hits from poor to good, some rows nearly alike; the self-supervised ones are often the best."""
     random = np.random.default_rng(seed)
     base = random.random(images) < random.uniform(0.1, 0.9)
     right = {}
     for row in NAMES:
         flips = random.random(images) < random.choice([0.0, 0.02, 0.1, 0.5])
         right[row] = np.where(flips, random.random(images) < random.uniform(0, 1), base)
-        right[row] |= (row in BEHIND) & (random.random(images) < 0.3)
-    return pd.DataFrame({row: hit for row, hit in right.items() if not (collapsed and row in BEHIND)})
-
-
-def verdict(text):
-    (word,) = re.findall("better|worse|no difference", text)
-    return word
+        right[row] |= (row in SELF_SUPERVISED) & (random.random(images) < 0.3)
+    return pd.DataFrame({row: hit for row, hit in right.items() if not (collapsed and row in SELF_SUPERVISED)})
 
 
 def expected(one, two, right):
-    """The verdict that the test supports among all that the text makes, the gap in percentage points, and p."""
+    """The difference in percentage points and its p-value, adjusted for all comparisons of the report."""
     family = [*map(set, itertools.combinations("ABCDE", 2)), {"knn", "knn-random"}]
     family += [{"E", control} for control in ("random", "colour", "simple")]
     family = [pair for pair in family if pair <= set(right)]
     p = holm([mcnemar(*(right[name].to_numpy() for name in pair)) for pair in family])[family.index({one, two})]
-    gap = 100 * (right[one].mean() - right[two].mean())
-    return "no difference" if p >= 0.05 else "better" if gap > 0 else "worse", gap, phrases.p_value(p)
+    return 100 * (right[one].mean() - right[two].mean()), p
 
 
-def test_hits_are_the_right_answers_of_rows_that_may_be_compared():
+def assert_agrees(text, difference, p):
+    """A sentence has the direction and the size of a difference, and claims significance only below the level."""
+    if difference == 0:
+        assert "same accuracy" in text and "significant" not in text
+        return
+    assert f"{abs(difference):.1f} percentage points {'above' if difference > 0 else 'below'} " in text
+    assert (NOT in text) == (p >= phrases.LEVEL) and f"({phrases.p_value(p)})" in text
+
+
+def test_hits_leave_out_what_depends_on_collapsed_pretraining():
     labels, predictions = np.arange(50) % 3, {row: np.full(50, n % 3) for n, row in enumerate(NAMES)}
     right, left = (significance.hits(predictions, labels, collapsed) for collapsed in (False, True))
-    assert list(right) == list(NAMES) and list(left) == [row for row in NAMES if row not in BEHIND]
-    assert all(np.array_equal(found[row], predictions[row] == labels) for found in (right, left) for row in found)
+    assert list(right) == list(NAMES) and list(left) == [row for row in NAMES if row not in SELF_SUPERVISED]
+    assert all(np.array_equal(table[row], predictions[row] == labels) for table in (right, left) for row in table)
 
 
-def test_the_table_behind_a_test_counts_every_image_once():
+def test_the_contingency_table_counts_every_image_once():
     one, two = (results(1)[row].to_numpy() for row in "AB")
-    table = significance.two_by_two(one, two, ("A", "B")).set_index("").loc[["A right", "A wrong"]]
+    table = significance.contingency(one, two, ("A", "B")).set_index("")
     counts = [[(mine & other).sum() for other in (two, ~two)] for mine in (one, ~one)]
-    assert table[["B right", "B wrong"]].values.tolist() == counts
+    assert table.loc[["A right", "A wrong"], ["B right", "B wrong"]].values.tolist() == counts
 
 
-@pytest.mark.slow
 @collapsed_or_not
-@of_many_results
-def test_every_pair_is_tested_once_and_better_is_said_only_where_the_test_supports_it(seed, collapsed):
+@many_results
+def test_every_comparison_agrees_with_its_test(seed, collapsed):
     right = results(seed, collapsed)
-    tests = significance.tested(right)
-    assert len(tests) == (4 if collapsed else 14) - collapsed
-    for (one, two, gap, p, _), shown in zip(tests.itertuples(index=False), significance.readable(tests).itertuples()):
-        assert gap == right[one].mean() - right[two].mean() and p == mcnemar(right[one], right[two])
-        word, gap, p = expected(one, two, right)
-        text = significance.compare(one, two, right)
-        assert verdict(text) == word == OPPOSITE[verdict(significance.compare(two, one, right))]
-        assert shown[-1] == p.removeprefix("p ").removeprefix("= ") and f"{p})" in text
-        assert float(shown[3]) == pytest.approx(gap, abs=0.051)
-        assert f"by {abs(gap):.1f} percentage points" in text if word != "no difference" else "60 images" in text
-        assert f"etting {one} ({phrases.percent(right[one].mean())})" in text
-        assert f"etting {two} ({phrases.percent(right[two].mean())})" in text
+    tests = significance.mcnemar_tests(right)
+    assert len(tests) == (3 if collapsed else 14)
+    for one, two, *_ in tests.itertuples(index=False):
+        difference, p = expected(one, two, right)
+        assert_agrees(significance.compare(one, two, tests), difference, p)
+        assert_agrees(significance.compare(two, one, tests), -difference, p)
 
 
-@pytest.mark.parametrize("pair", [("C", "A"), ("B", "C"), ("C", "E"), ("E", "random")])
-def test_a_collapsed_setting_is_not_compared(pair):
-    """Neither better nor worse nor level: no number is said at all."""
-    text = significance.compare(*pair, results(0, collapsed=True))
-    assert "are not compared" in text and text.endswith("has collapsed.")
-    assert not re.search(r"better|worse|difference|\d", text)
-    behind = re.search("behind (.*) has collapsed", text).group(1)
-    assert set(re.findall(r"setting ([A-E])", behind)) == set(pair) & set(BEHIND)
-
-
-@of_many_results
-def test_pretraining_and_controls_say_what_each_pair_says(seed):
-    right, left = results(seed), results(seed, collapsed=True)
-    pairs = (("B", "A"), ("C", "A"), ("C", "B"))
-    assert significance.pretraining(right) == " ".join(significance.compare(*pair, right) for pair in pairs)
-    text = significance.pretraining(left)
-    assert significance.compare("B", "A", left) in text and text.count("are not compared") == 2
-    text = significance.controls(right)
-    found = re.findall(r" is (better|worse) than |(no difference)|(p [<=] [\d.]+\d)", text)
+@many_results
+def test_paragraphs_are_made_of_comparisons(seed):
+    right = results(seed)
+    tests = significance.mcnemar_tests(right)
+    sentences = re.split(r"(?<=[.]) (?=[A-Zk])", significance.pretraining(tests))
+    for sentence, pair in zip(sentences, (("B", "A"), ("C", "A"), ("C", "B")), strict=True):
+        assert_agrees(sentence, *expected(*pair, right))
     stronger = max("colour", "simple", key=lambda control: right[control].sum())
-    pairs = (("E", "random"), ("E", stronger), ("knn", "knn-random"))
-    said = [expected(*pair, right) for pair in pairs]
-    assert ["".join(groups) for groups in found] == [part for word, _, p in said for part in (word, p)]
-    text = significance.controls(left)
-    assert text.count("are not compared") == 3 and not re.search(r"\d", text)
+    sentences = re.split(r"(?<=[.]) (?=[A-Zk])", significance.controls(tests))
+    for sentence, pair in zip(sentences, (("E", "random"), ("E", stronger), ("knn", "knn-random")), strict=True):
+        assert_agrees(sentence, *expected(*pair, right))
+
+
+def test_nothing_is_compared_with_collapsed_pretraining():
+    """No number is given at all."""
+    tests = significance.mcnemar_tests(results(0, collapsed=True))
+    for text in (significance.compare("C", "A", tests), significance.controls(tests)):
+        assert "are not compared" in text and not re.search(r"above|below|significant|\d", text)
+    assert significance.pretraining(tests).count("are not compared") == 2
+    assert "E and C are not compared" in significance.domains(tests, "here", "there")
 
 
 @collapsed_or_not
-@of_many_results
+@many_results
 def test_the_ranking_is_that_of_the_accuracies(seed, collapsed):
-    """Of the settings alone; and who rests on pre-training that collapsed takes no part, however good."""
-    right = results(seed, collapsed).assign(random=True)  # controls are never ranked
-    text, order = significance.ranking(right), significance.ranked(right)
+    """Controls, and settings whose pre-training collapsed, are not ranked, however good they are."""
+    right = results(seed, collapsed).assign(random=True)
+    text, order = significance.ranking(significance.mcnemar_tests(right), right), significance.ranked(right)
     assert order == sorted("ABD" if collapsed else "ABCDE", key=lambda s: (-right[s].sum(), s))
     best, second = order[:2]
-    lead = expected(best, second, right)[1]
-    ahead = f"{lead:.1f} percentage points ahead of" if lead else "level with"
-    assert f"setting {best} has the highest validation accuracy, {100 * right[best].mean():.1f} %, {ahead} " in text
+    lead, _ = expected(best, second, right)
+    ahead = f"{lead:.1f} percentage points above" if lead else "level with"
+    assert f"setting {best} has the highest accuracy, {100 * right[best].mean():.1f} % of 60 validation images" in text
     assert f"{ahead} setting {second}; the order is {', '.join(order)}." in text
-    assert ("C and E rest on pre-training that collapsed and take no part." in text) == collapsed
-    same = [s for s in order[1:] if expected(best, s, right)[0] == "no difference"]
-    named = re.search(r"60 images cannot tell it from (.*?) \(", text)
-    assert (re.findall(r"\b[A-E]\b", named.group(1)) if named else []) == same
-    assert ("tells it from each of the others" in text) == (not same)
+    assert ("Settings C and E are not ranked" in text) == collapsed
+    for words, significant in (
+        ("not significantly better than ", False),
+        ("(?<!not )significantly better than ", True),
+    ):
+        named = re.search(rf"{words}(.*?)(?: but|\s\()", text)
+        group = [s for s in order[1:] if (expected(best, s, right)[1] < phrases.LEVEL) == significant]
+        assert (re.findall(r"\b[A-E]\b", named[1]) if named else []) == group
 
 
-@pytest.mark.parametrize("seed", range(30))
+@many_results
 def test_domains_say_what_freezing_does(seed):
-    def parts(right):
-        text = significance.domains(right, "the Americas", "elsewhere")
-        return re.split(r"(?<=[.]) (?=Freezing|The frozen|The self)", text)
-
     right = results(seed)
-    whole, left = parts(right), parts(results(seed, collapsed=True))
-    for part, frozen, free in zip(whole, "DE", "BC", strict=True):
-        word, gap, p = expected(free, frozen, right)
-        said = {
-            "no difference": ("changes nothing", "no sign"),
-            "better": (f"costs {gap:.1f} percentage points", "do not carry"),
-            "worse": (f"even {-gap:.1f} percentage points better",),
-        }
-        assert all(text in part for text in (*said[word], "the Americas", "elsewhere", p))
-        assert re.findall(r"\b[B-E]\b", part)[0] == frozen
-    assert left[1:] == ["The self-supervised pre-training has collapsed, so E and C say nothing."]
+    text = significance.domains(significance.mcnemar_tests(right), "the Americas", "elsewhere")
+    for sentence, frozen, tuned in zip(text.split(" Freezing "), "DE", "BC", strict=True):
+        difference, p = expected(frozen, tuned, right)
+        assert f"{'costs' if difference < 0 else 'gains'} {abs(difference):.1f} percentage points" in sentence
+        assert (NOT in sentence) == ("no evidence" in sentence) == (p >= phrases.LEVEL)
+        assert ("have to be adapted" in sentence) == (p >= phrases.LEVEL or difference < 0)
 
 
 @pytest.mark.parametrize("images", [1, 4])
-def test_places_are_kept_together_in_every_test(images):
-    """Each image shown four times, as so many images of one place: nothing more is known than before."""
-    right = results(3)
-    places = np.arange(60).repeat(images)
+def test_images_of_one_place_are_kept_together_in_every_test(images):
+    """Each image shown four times, as so many images of one place: the evidence stays the same."""
+    right, places = results(3), np.arange(60).repeat(images)
     answers = {row: np.repeat(~hit, images) for row, hit in right.items()}
-    found = significance.hits(answers, np.zeros(60 * images, bool), places=places)
-    assert significance.tested(found)["p"].tolist() == pytest.approx(significance.tested(right)["p"].tolist())
-    assert ("240 images of 60 places" in significance.ranking(found) + significance.controls(found)) == (images == 4)
+    grouped = significance.hits(answers, np.zeros(60 * images, bool), places=places)
+    tests = significance.mcnemar_tests(grouped)
+    assert tests["p"].tolist() == pytest.approx(significance.mcnemar_tests(right)["p"].tolist())
+    assert ("240 validation images of 60 places" in significance.ranking(tests, grouped)) == (images == 4)
 
 
 # --- seeds
@@ -161,37 +146,38 @@ def test_places_are_kept_together_in_every_test(images):
 
 def by_seed(values):
     """A table as tables/finetune_seeds.csv from {row: last accuracies by seed}."""
-    rows = [(row, seed, 0.99, value) for row, found in values.items() for seed, value in enumerate(found)]
+    rows = [(row, seed, 0.99, value) for row, column in values.items() for seed, value in enumerate(column)]
     return pd.DataFrame(rows, columns=["setting", "seed", "accuracy", "accuracy_last"])
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-@pytest.mark.parametrize("seed", range(12))
-def test_what_seeds_say_is_what_the_table_says(count, seed):
-    """Means with Student's interval; the order of the table's rows is all one."""
+@pytest.mark.parametrize("seed", range(6))
+def test_mean_differences_over_seeds_have_students_interval(count, seed):
     random = np.random.default_rng(seed)
     values = {row: random.integers(0, 407, count) / 406 for row in ROWS}
-    if seed == 0:
-        values |= {"C": values["A"]}  # all equal
     text = significance.seeds(by_seed(values).sample(frac=1, random_state=0))
-    assert f"Over {count} seeds" in text and "nan" not in text
-    for one, two in (("C", "A"), ("E", "random"), ("E", "simple")):
-        change = 100 * (values[one] - values[two])
-        if not np.ptp(change):
-            assert f"{one} − {two} is +0.0 points (no interval, as all seeds agree), not told from zero" in text
-            continue
-        found = re.search(rf"{one} − {two} is (\S+) points \((\S+) to (\S+)\), ([^.;]*)", text).groups()
+    assert f"over {count} seeds" in text and "nan" not in text
+    for one, two in (("C", "A"), ("E", r"control \*random\*"), ("E", r"control \*simple\*")):
+        change = 100 * (values[one] - values[two.split("*")[1].rstrip("\\") if "*" in two else two])
+        pattern = rf"{one} is (\S+) points (above|below) {two} \(95 % interval (\S+) to (\S+)\)(, which)?"
+        size, word, low, high, verdict = re.search(pattern, text).groups()
         half = stats.t.ppf(0.975, count - 1) * change.std(ddof=1) / count**0.5
-        ends = change.mean() + np.array([0, -half, half])
-        assert [float(number) for number in found[:3]] == pytest.approx(ends, abs=0.051) and found[0][0] in "+-"
-        told = "above zero" if ends[1] > 0 else "below zero" if ends[2] < 0 else "not told from zero"
-        assert found[3] == told
+        sign = 1 if word == "above" else -1
+        numbers = [float(number.replace("−", "-")) for number in (size, low, high)]
+        assert numbers == pytest.approx(sign * change.mean() + np.array([0, -half, half]), abs=0.051)
+        assert bool(verdict) == (abs(change.mean()) <= half)
 
 
-def test_a_collapsed_seed_takes_no_part():
-    """Its numbers may be the best of all; none of them counts, and the text says so."""
+def test_seeds_that_agree_have_no_interval_and_one_seed_no_comparison():
+    values = {row: np.array([0.4, 0.5, 0.45]) for row in ROWS}
+    text = significance.seeds(by_seed(values))
+    assert "C is level with A (no interval, as all seeds agree)" in text and "significant" not in text
+    assert significance.seeds(by_seed({row: [0.5] for row in ROWS})) == significance.ONE_SEED
+
+
+def test_a_seed_whose_pretraining_collapsed_is_left_out():
     values = {row: np.array([0.4, 0.5, 0.45]) for row in ROWS} | {"C": np.array([0.9, 0.5, 0.45])}
     text = significance.seeds(by_seed(values), collapsed=[0])
-    assert "Over 2 seeds" in text and "C − A is +0.0 points" in text and text.endswith("pre-training: seed 0.")
+    assert "over 2 seeds" in text and "C is level with A" in text and "collapsed with seed 0, left out." in text
     text = significance.seeds(by_seed(values), collapsed=[0, 2])
-    assert "Too few of the 3 seeds" in text and "seed 0 and seed 2." in text and "points" not in text
+    assert "Too few of the 3 seeds" in text and "seed 0 and seed 2" in text and "points" not in text

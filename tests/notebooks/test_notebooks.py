@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from hw1lib import files, paths
-from hw1lib.chapters import phrases
+from hw1lib.chapters import tables
 from hw1lib.report import notebooks
 from tests.notebooks import make
 
@@ -96,7 +96,7 @@ PUBLISHED = [
 def test_it_shows_the_published_report(path):
     """Each table and text that it keeps is that of report/demo, not of another run: else make notebooks."""
     text = (make.DEMO_REPORT / "README.md").read_text()
-    tables = [phrases.markdown(pd.read_csv(table)) for table in (make.DEMO_REPORT / "tables").glob("*.csv")]
+    tables = [tables.markdown(pd.read_csv(table)) for table in (make.DEMO_REPORT / "tables").glob("*.csv")]
     outputs = [output.get("data", {}) for cell in cells(path) for output in cell.outputs]
     kept = [data["text/markdown"].strip("\n") for data in outputs if "text/markdown" in data]
     assert kept and [shown for shown in kept if shown not in text and shown not in tables] == []

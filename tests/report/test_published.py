@@ -25,13 +25,12 @@ def test_published_tables_are_made_again_to_the_byte():
     }
     segmented = {name: steps[f"segment-{name}"] for name in SEGMENTERS}
     masks = steps["everything"]
-    rows = ch04_segmentation.variants(segmented, steps["segment-colour"])
-    control = {("colour", ""): rows.pop(("colour", ""))}
     vote = masks["refined"][masks["refine"]] | {"epoch": settings["lraspp"]["epochs"]}
+    rows = ch04_segmentation.variants(segmented, steps["segment-colour"], {"lraspp+vote": vote})
     made = {
         "finetune": ch02_finetuning.accuracies(tuned[0], steps["pretrain-supervised"]["source"]),
-        "finetune_seeds": ch02_finetuning.accuracies_of_seeds(tuned),
-        "segmentation": ch04_segmentation.table(rows | {("lraspp", "vote"): vote} | control),
+        "finetune_seeds": ch02_finetuning.accuracies_by_seed(tuned),
+        "segmentation": ch04_segmentation.table(rows),
         "networks": architectures.table(128, {name: settings[name]["enlarge"] for name in SEGMENTERS}, segmented),
         "everything": ch05_segment_anything.table(masks, settings["everything"]["images"]),
         "refinement": ch05_segment_anything.refinement(masks),
