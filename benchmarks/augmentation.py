@@ -31,7 +31,7 @@ def torchvision(size):
             v2.RandomGrayscale(0.2),
             v2.GaussianBlur(2 * radius + 1, (0.1, 2.0)),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(augment.MEAN, augment.DEVIATION),
+            v2.Normalize(augment.MEAN, augment.STD),
         ]
     )
     return lambda images: torch.stack([one(image) for image in images])
@@ -47,7 +47,7 @@ def kornia(size):
         k.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
         k.RandomGrayscale(p=0.2),
         k.RandomGaussianBlur((2 * radius + 1,) * 2, (0.1, 2.0), p=1.0),
-        k.Normalize(torch.tensor(augment.MEAN), torch.tensor(augment.DEVIATION)),
+        k.Normalize(torch.tensor(augment.MEAN), torch.tensor(augment.STD)),
         same_on_batch=False,
     )
     return lambda images: draw(images.float() / 255)

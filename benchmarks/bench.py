@@ -66,7 +66,7 @@ def row(found, ours="ours", per=1):
 
 def training_steps(module, loss, batches, settings):
     """The steps of a training as `make report` takes them, on the CPU and without end: yields after each."""
-    loss = distributed.wrapped(module, loss, torch.device("cpu"))
+    loss = distributed.data_parallel(module, loss, torch.device("cpu"))
     optimizer, scaler = loop.make_optimizer(module, settings), torch.amp.GradScaler(enabled=False)
     for epoch in itertools.count(1):
         yield from loop.train_one_epoch(loss, batches, optimizer, scaler, settings, torch.device("cpu"), epoch)

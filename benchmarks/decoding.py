@@ -79,7 +79,7 @@ def memory(pool, tiles):
 
     def tiles_of(decoded):
         arrays = images.load_tiles(dataclasses.replace(tiles, decoded=decoded))
-        next(iter(train_segmenter.batches_of(*arrays, profile, profile.lraspp, CPU)(1)))
+        next(iter(train_segmenter.training_batches(*arrays, profile, profile.lraspp, CPU)(1)))
 
     with tempfile.TemporaryDirectory() as folder:
         yield {"process": "imports alone", "MB": round(bench.alone(int)[1])}

@@ -26,7 +26,7 @@ from torchvision.models import resnet50
 from benchmarks import bench
 from hw1lib import profiles
 from hw1lib.data.layout import Split
-from hw1lib.loops import augment, device, pretrain
+from hw1lib.loops import augment, device, features, pretrain
 from hw1lib.models import byol
 
 CPU, SIDE, BATCH = torch.device("cpu"), 128, 64
@@ -129,7 +129,7 @@ def ours(split, side, batch, momentum):
     changes = {"pretrain.use_momentum": momentum, "pretrain.batch_size": batch, "data.image_size": side}
     profile = profiles.get("strong", changes)
     settings = profile.pretrain
-    backbone = pretrain.initial(profile).to(memory_format=torch.channels_last)
+    backbone = features.initial_backbone(profile).to(memory_format=torch.channels_last)
     learner = byol.learner(backbone, side, settings, pretrain.views(profile))
     batches = pretrain.pool_batches(split, profile, settings, CPU)
     for _ in bench.training_steps(learner, lambda *batch: pretrain.loss(*batch, settings), batches, settings):
@@ -141,7 +141,7 @@ def ours(split, side, batch, momentum):
 def flops_per_image(side, momentum):
     """Floating-point operations of one image's step, without what is not a product."""
     profile = profiles.get("strong", {"pretrain.use_momentum": momentum})
-    learner = byol.learner(pretrain.initial(profile), side, profile.pretrain, (nn.Identity(), nn.Identity()))
+    learner = byol.learner(features.initial_backbone(profile), side, profile.pretrain, (nn.Identity(), nn.Identity()))
     with FlopCounterMode(display=False) as counter:
         byol.loss(learner, torch.randn(2, 3, side, side)).backward()
     return counter.get_total_flops() / 2

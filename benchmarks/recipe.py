@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from benchmarks import bench
 from hw1lib import paths, profiles
 from hw1lib.data import earth, layout
-from hw1lib.loops import device, finetune, pretrain, simple, train_segmenter
+from hw1lib.loops import controls, device, finetune, pretrain, train_segmenter
 from hw1lib.steps import store
 
 CPU = torch.device("cpu")
@@ -98,11 +98,11 @@ def main():
             profile = profiles.get("smoke" if tiny else "demo", settings)
             with tempfile.TemporaryDirectory() as run.folder:
                 data = layout.find(root, profile.data, decoded=Path(run.folder) / "decoded")
-                scores = {1: problem1, 2: problem2}[problem](data, profile, 2 if tiny else simple.FOLDS)
+                scores = {1: problem1, 2: problem2}[problem](data, profile, 2 if tiny else controls.FOLDS)
             changed = ", ".join(f"{setting} = {value}" for setting, value in settings.items())
             for of, score in scores.items():
                 cells = {"problem": problem, "trial": name, "settings": changed, "of": of, "score": round(score, 4)}
-                rows.append(cells | {"folds": 1 if problem == 2 else simple.FOLDS, "seeds": 1})
+                rows.append(cells | {"folds": 1 if problem == 2 else controls.FOLDS, "seeds": 1})
             rows[-1]["minutes"] = round((time.time() - started) / 60, 1)
             bench.keep(
                 "recipe_tiny" if tiny else "recipe", "Trials of the demo's recipe on folds of training blocks", rows

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import bench
 from hw1lib import paths, profiles
 from hw1lib.cluster import run_steps, schedule
-from hw1lib.loops import distributed, losses, pretrain
+from hw1lib.loops import distributed, features, losses, pretrain
 from hw1lib.loops.device import autocast
 from hw1lib.models import byol, resnet, segmenters
 from hw1lib.steps import graph
@@ -70,7 +70,7 @@ def communication(name, side, steps):
     torch.manual_seed(0)
     profile = profiles.get("demo", {"data.image_size": side, "pretrain.precision": "float32"})
     if name == "BYOL":
-        module = byol.learner(pretrain.initial(profile), side, profile.pretrain, pretrain.views(profile))
+        module = byol.learner(features.initial_backbone(profile), side, profile.pretrain, pretrain.views(profile))
         batch = [torch.zeros(8, 3, side, side, dtype=torch.uint8)]
 
         def loss(learner, images):
@@ -81,9 +81,9 @@ def communication(name, side, steps):
 
         def loss(network, images, masks):
             scores = segmenters.scores(network, images)
-            return losses.segmentation(*(distributed.joined(part, 16) for part in (scores, masks)), "lovasz")
+            return losses.segmentation(*(distributed.all_gather(part, 16) for part in (scores, masks)), "lovasz")
 
-    stepped = distributed.wrapped(module, loss, CPU)
+    stepped = distributed.data_parallel(module, loss, CPU)
     sent, spent, reduce = [0], [0.0], dist.all_reduce
 
     def counted(tensor, *arguments, **options):
@@ -97,10 +97,9 @@ def communication(name, side, steps):
     taken = {True: [], False: []}
     for step in range(2 * steps + 2):
         together = bool(step % 2)
-        distributed.seed(step)
-        distributed.part(16, note=True)
+        distributed.begin_step(step, 16)
         sent[0], spent[0], started = 0, 0.0, time.perf_counter()
-        with distributed.apart(stepped, not together), autocast("float32", CPU):
+        with distributed.no_sync(stepped, not together), autocast("float32", CPU):
             stepped(*batch).backward()
         if step > 1:
             taken[together].append((time.perf_counter() - started, spent[0], sent[0]))

@@ -22,6 +22,7 @@ from benchmarks import bench
 from hw1lib import profiles
 from hw1lib.data.landcover import UNKNOWN
 from hw1lib.loops import augment, device, losses, train_segmenter
+from hw1lib.metrics import iou
 from hw1lib.models import segmenters
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ class Plain(Dataset):
         flips = (
             [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), v2.ColorJitter(0.2, 0.2, 0.2, 0.02)] if train else []
         )
-        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.DEVIATION)]
+        scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(augment.MEAN, augment.STD)]
         self.image_and_mask = v2.Compose(flips or [v2.Identity()])
         self.scale = v2.Compose(scale)
 
@@ -86,7 +87,7 @@ def plain_validation(network, images, masks, batch):
 
 
 def our_training(network, images, masks, profile, settings):
-    batches = train_segmenter.batches_of(images, masks, profile, settings, CPU)
+    batches = train_segmenter.training_batches(images, masks, profile, settings, CPU)
     network.train()
 
     def loss(network, tiles, labels):
@@ -99,7 +100,7 @@ def our_validation(network, images, masks, settings):
     network.eval()
     with torch.no_grad(), device.autocast(settings.precision, CPU):
         predicted = train_segmenter.predict(network, images, CPU, settings)
-    return train_segmenter.scored(1, masks, predicted)
+    return iou.history_row(1, masks, predicted)
 
 
 def forward_alone(network, batch, side, precision):

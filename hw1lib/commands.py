@@ -77,7 +77,7 @@ def _print_paragraphs(texts):
 def run(arguments):
     from hw1lib.loops import distributed
 
-    with distributed.group():
+    with distributed.process_group():
         book, first = _book(arguments), not distributed.rank()
         _print_paragraphs(book.warnings if first else ())
         result = book.result(arguments.step)

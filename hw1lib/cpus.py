@@ -1,10 +1,10 @@
-"""The CPUs that this process may use: how many, for threads and worker processes, and which of their instructions."""
+"""The CPUs that this process may use: their number, and their instruction sets."""
 
 import math
 import os
 from pathlib import Path
 
-ONEDNN = {  # oneDNN's instruction sets for x86-64, each with the CPU flag that it needs beyond the one before
+ONEDNN = {  # oneDNN's instruction sets for x86-64 in ascending order, with the CPU flag that each adds
     "SSE41": "sse4_1",
     "AVX": "avx",
     "AVX2": "avx2",
@@ -22,12 +22,12 @@ ONEDNN = {  # oneDNN's instruction sets for x86-64, each with the CPU flag that 
 def available(threads=True, system=Path("/")):
     """Return how many CPUs this process may use, at least 1.
 
-    The smallest of the CPUs it is bound to (taskset, Slurm), its control group's quota (containers, Slurm), and
-    OMP_NUM_THREADS, which batch systems, Dask and torchrun set for the processes they start.
+    The minimum of its CPU affinity (taskset, Slurm), the quotas of its control groups (containers, Slurm) and
+    OMP_NUM_THREADS, which batch systems, Dask and torchrun set for the processes that they start.
 
     Args:
         threads: whether OMP_NUM_THREADS counts.
-        system: root of the file system that control groups are read from.
+        system: root of the file system with the control groups.
     """
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     limits += [math.ceil(quota) for quota in _quotas(system)]
@@ -36,36 +36,34 @@ def available(threads=True, system=Path("/")):
     return max(1, min(limits))
 
 
-def share(of, **given):
-    """Return the CPUs of each of `of` processes or threads that share those available, at least 1."""
-    return max(1, available(**given) // of)
+def share(processes, **options):
+    """Return the CPUs for each of several processes or threads, at least 1; options are those of `available`."""
+    return max(1, available(**options) // processes)
 
 
 def instruction_sets():
-    """The instruction sets in use by ATen, such as "AVX2", and by oneDNN, one of ONEDNN.
+    """Return the instruction sets in use by ATen, such as "AVX2", and by oneDNN, a key of ONEDNN or "" (not x86-64).
 
-    These are the CPU's best, unless ATEN_CPU_CAPABILITY or ONEDNN_MAX_CPU_ISA limits them, which emulates another CPU.
-
-    Returns:
-        (ATen's, oneDNN's); oneDNN's is "" on other CPUs than x86-64.
+    These are the best that the CPU has, unless ATEN_CPU_CAPABILITY or ONEDNN_MAX_CPU_ISA limits them to emulate
+    another CPU.
     """
     import torch
 
     flags, names = torch.cpu.get_capabilities(), list(ONEDNN)
     limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    allowed = names[: names.index(limit) + 1] if limit in names else names  # oneDNN ignores names it does not know
+    allowed = names[: names.index(limit) + 1] if limit in names else names  # oneDNN ignores unknown names
     usable = [name for name in allowed if flags.get(ONEDNN[name])]
     return torch.backends.cpu.get_cpu_capability(), usable[-1] if usable else ""
 
 
 def fast_bfloat16():
-    """Whether the instruction sets in use can multiply bfloat16 numbers: AVX512-BF16 or AMX."""
+    """Whether the instruction sets in use multiply bfloat16 numbers: AVX512-BF16 or AMX."""
     (aten, onednn), names = instruction_sets(), list(ONEDNN)
     return aten == "AVX512" and onednn in names[names.index("AVX512_CORE_BF16") :]
 
 
 def _quotas(system):
-    """CPU quotas of the control groups around this process, version 1 or 2, as numbers of CPUs."""
+    """Yield the CPU quotas of the control groups of this process (version 1 or 2), as numbers of CPUs."""
     try:
         entries = [line.split(":", 2) for line in (system / "proc/self/cgroup").read_text().splitlines()]
     except (OSError, ValueError):
@@ -81,13 +79,13 @@ def _quotas(system):
 
 
 def _quota(folder):
-    """The quota of one control group; nothing where it has none, or none that makes sense."""
+    """Yield the quota of one control group, if it has a valid one."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text().split()
         else:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if int(quota) > 0 and int(period) > 0:  # "max" is no number
+        if int(quota) > 0 and int(period) > 0:  # int fails for "max"
             yield int(quota) / int(period)
     except (OSError, ValueError):
         return

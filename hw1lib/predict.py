@@ -269,7 +269,7 @@ def score_segmentation(predicted_dir, true_dir):
     if not matrix[: landcover.UNKNOWN].any():
         text = f"No mask of {true_dir} shows a class: all of its pixels are unknown, so there is no mIoU."
         raise UserError(f"{text} Use the course's colours, such as cyan (0, 255, 255) for urban.")
-    found = {"miou": iou.miou(matrix), "iou": train_segmenter.by_class(matrix)}
+    found = {"miou": iou.miou(matrix), "iou": iou.iou_by_class(matrix)}
     return counts | found | {"pixel_accuracy": iou.pixel_accuracy(matrix)} | inexact, problems
 
 

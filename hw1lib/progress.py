@@ -1,7 +1,7 @@
-"""Progress of steps: printed for people, and passed as records to the process that started this one.
+"""Progress of steps: lines for people, and records for the parent process.
 
-A parent names a file in the variable HW1_EVENTS, to which each record is appended as one line of JSON. It never reads
-what a child prints, so no library's output can be taken for progress.
+A parent names a file in the environment variable HW1_EVENTS, and its children append each record to it as a line of
+JSON. The parent never parses what a child prints, so the output of other libraries cannot be mistaken for progress.
 """
 
 import contextlib
@@ -15,22 +15,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 EVENTS = "HW1_EVENTS"
-POLL = 0.1  # seconds
-muted = False  # in all but the first of several processes on one step
+POLL_INTERVAL = 0.1  # seconds
+SHORT_NAMES = {"effective_rank": "rank"}  # lines should fit 80 columns
+muted = False  # True in ranks above 0
 
 
 def epoch(label, row, epochs):
-    """Report a finished epoch of training.
+    """Report a finished epoch.
 
     Args:
-        label: name of the step, with its seed where that is not the report's own.
-        row: dict of epoch (from 1), loss and other numbers; floats are shown.
-        epochs: number of epochs of the whole training.
+        label: name of the step, with the seed if it is not the report's own.
+        row: dict of epoch (from 1), loss and other values; floats are printed.
+        epochs: number of epochs of the training.
     """
-    short = {"effective_rank": "rank"}  # a line has 80 columns
-    numbers = {short.get(name, name): value for name, value in row.items() if isinstance(value, float)}
-    shown = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-    line = f"{label}  epoch {row['epoch']}/{epochs}  {shown}"
+    numbers = {SHORT_NAMES.get(name, name): value for name, value in row.items() if isinstance(value, float)}
+    values = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items())
+    line = f"{label}  epoch {row['epoch']}/{epochs}  {values}"
     emit({"label": label, "line": line, "epoch": row["epoch"], "epochs": epochs, "numbers": numbers})
 
 
@@ -40,36 +40,36 @@ def say(label, text, separator=": "):
 
 
 def error(text):
-    """Report the error that this process ends with."""
+    """Report the error that ends this process."""
     show(f"\nhw1lib: {text}", "stderr")
     _record({"error": text})
 
 
 def emit(record):
-    """Print the line of a record, and pass the record on to the parent, if it follows."""
+    """Print the line of a record, and pass the record on to the parent process."""
     if not muted:
         show(record["line"])
         _record(record)
 
 
 def relabel(record, label):
-    """Return a record under the label that its step has in this process."""
+    """Return a record with another label for its step."""
     return record | {"label": label, "line": label + record["line"].removeprefix(record["label"])}
 
 
 def show(line, stream="stdout"):
-    """Print a line past any progress bar; one that cannot be written is dropped."""
+    """Print a line above any progress bar; ignore a stream that cannot be written to."""
     try:
         if getattr(sys, stream) is not None:
             tqdm.write(line, file=getattr(sys, stream))
-    except BrokenPipeError:  # as after `| head`: nothing more can be printed
+    except BrokenPipeError:  # for example after `| head`: nothing can be printed any more
         setattr(sys, stream, None)
     except (OSError, ValueError):  # a full disk, a closed stream
         pass
 
 
 def bar(items, label, total, done=0, unit="it"):
-    """Wrap an iterable in a progress bar, which only a terminal shows."""
+    """Wrap an iterable in a progress bar, which is shown in terminals only."""
     hidden = muted or sys.stderr is None or sys.stderr.closed
     return tqdm(items, label, total, initial=done, leave=False, ncols=80, unit=unit, disable=hidden or None)
 
@@ -87,8 +87,8 @@ class Follower:
         on_record: function(record), called in a thread of its own.
 
     Attributes:
-        environment: the variables that the child needs.
-        error: after the block, the error that the child ended with; empty if it reported none.
+        environment: variables to set for the child.
+        error: after the block, the error that the child reported, or "".
     """
 
     def __init__(self, on_record):
@@ -114,13 +114,11 @@ class Follower:
         with open(self._path, "rb") as file:
             rest, last = b"", False
             while not last:
-                last = self._ended.wait(POLL)
+                last = self._ended.wait(POLL_INTERVAL)
                 *lines, rest = (rest + file.read()).split(b"\n")
                 for line in lines:
-                    self._pass_on(json.loads(line))
-
-    def _pass_on(self, record):
-        if "error" in record:
-            self.error = self.error or record["error"]
-        else:
-            self._on_record(record)
+                    record = json.loads(line)
+                    if "error" in record:
+                        self.error = self.error or record["error"]
+                    else:
+                        self._on_record(record)

@@ -49,7 +49,7 @@ class Workbook:
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / self.profile.name
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
         self.profile, self.warnings = requirements.fitted(self.profile, self.data, settings or ())
-        self.device = distributed.own_device(device.choose(self.profile.device))
+        self.device = distributed.local_device(device.choose(self.profile.device))
         threads = self.profile.threads or min(torch.get_num_threads(), cpus.available())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from hw1lib import cpus, paths, processes, provenance
+from hw1lib import cpus, paths, processes, progress, provenance
 from hw1lib.cluster import schedule
 from hw1lib.cluster.display import Board, images_of
 from hw1lib.cluster.workers import connect
@@ -215,7 +215,8 @@ def work(label, words, threads, devices, mine, *after):
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         try:
             log = functools.partial(_log, worker, topic, event)
-            code, failure = processes.run(words, log, environment, folder=mine["places"][-1])
+            with progress.Follower(log) as records:
+                code, output = processes.run(words, environment | records.environment, cwd=mine["places"][-1])
         except OSError as error:
             raise Failed(label, f"worker {place}: {error}") from error
     if code == -signal.SIGTERM:
@@ -225,7 +226,7 @@ def work(label, words, threads, devices, mine, *after):
     if code < 0:
         raise Failed(label, f"it was ended by {signal.Signals(-code).name}; memory may have run out.")
     if code:
-        raise Failed(label, failure[-2000:])
+        raise Failed(label, (records.error or output)[-2000:])
     return label
 
 

@@ -1,7 +1,7 @@
-"""Where batches come from: arrays in memory, or images through torchvision transforms one by one.
+"""Shuffled training batches, of arrays in memory or of image files.
 
-Both are functions of the epoch and of the step to begin with. The order follows from (seed, epoch), everything
-that is drawn in a step from (seed, epoch, step), so a resumed run sees what an uninterrupted one would have seen.
+Batches are functions of (epoch, batches to skip). Their order depends on (seed, epoch), all random draws of a step on
+(seed, epoch, step), so a resumed training sees what an uninterrupted one would have seen.
 """
 
 import shutil
@@ -10,24 +10,23 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hw1lib import cpus
-from hw1lib.data import images as image_files
 from hw1lib.loops import distributed
-from hw1lib.loops.device import fits, send
-from hw1lib.loops.loop import seed_everything
+from hw1lib.loops.device import fits, to_device
+from hw1lib.loops.seeds import seed_everything
 
-SHARED = "/dev/shm"
-PREFETCH = 2  # batches that each of torch's loading processes prepares
+SHARED_MEMORY = "/dev/shm"
+PREFETCH = 2  # batches that each worker of a DataLoader prepares: torch's default
 
 
 class _Shuffled:
-    """The order of each epoch.
+    """Shuffle rows anew in each epoch.
 
     Args:
-        rows: whole numbers, what there is to choose from.
-        batch_size: images a batch; what is left at the end of an epoch is dropped unless it is
-            all there is, as BatchNorm wants full batches.
-        seed: of the order.
-        names: of the files behind the rows.
+        rows: the row numbers to draw from.
+        batch_size: rows in each batch. Rows left over at the end of an epoch are dropped, as BatchNorm needs full
+            batches; if there are fewer rows than that, all of them are one batch.
+        seed: seed of the order.
+        names: file names of all rows, or ().
     """
 
     def __init__(self, rows, batch_size, seed, names):
@@ -40,32 +39,31 @@ class _Shuffled:
         return len(self.rows) // self.batch_size
 
     def order(self, epoch):
-        """The rows of each batch, (steps, batch size)."""
+        """Return the rows of each batch, (batches, batch size)."""
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         order = torch.randperm(len(self.rows), generator=generator)
         return self.rows[order[: len(self) * self.batch_size]].view(-1, self.batch_size)
 
-    def begin(self, epoch, step):
-        """Seeds what is drawn in a step, and says how large its batch is."""
-        distributed.seed(seed_everything(self.seed, epoch, step))
-        distributed.part(self.batch_size, note=True)
+    def begin_step(self, epoch, step):
+        """Seed all random draws of a step."""
+        distributed.begin_step(seed_everything(self.seed, epoch, step), self.batch_size)
 
     def files(self, epoch, step):
-        """Names of the files in a batch; steps count from 1."""
+        """Return the file names of a batch, counted from 1; [] where they are not known."""
         return [self.names[row] for row in self.order(epoch)[step - 1].tolist()] if self.names else []
 
 
 class ArrayBatches(_Shuffled):
-    """Shuffled batches of tensors that are in memory already, or mapped into it.
+    """Shuffled batches of tensors in memory, which may be memory-mapped.
 
-    A device with room keeps all of them; else each batch is copied ahead, while the one before is worked on.
+    They are kept on a device that has room for them; else each batch is copied while the one before is in use.
 
     Args:
         tensors: tensors of one length, such as uint8 images and labels.
         batch_size, seed, names: see `_Shuffled`.
-        device: where batches are moved.
-        prepare: function of a batch's tensors, such as augmentation; its result is the batch.
-        rows: which rows of the tensors are used; None: all.
+        device: torch device of the batches.
+        prepare: function of a batch's tensors that returns the batch, such as augmentation.
+        rows: the rows of the tensors to use; None for all.
     """
 
     def __init__(self, tensors, batch_size, seed, device, prepare=None, names=(), rows=None):
@@ -76,65 +74,72 @@ class ArrayBatches(_Shuffled):
         self.prepare = prepare or (lambda *batch: batch)
 
     def __call__(self, epoch, start=0):
-        order = self.order(epoch)[start:, distributed.part(self.batch_size)]
-        parts = list(send(order, self.device) if self.resident else order)
-        ahead = self._taken(parts[0]) if parts else None
-        for step, following in enumerate([*parts[1:], None], start + 1):
-            batch, ahead = ahead, None if following is None else self._taken(following)
-            self.begin(epoch, step)
+        order = self.order(epoch)[start:, distributed.shard(self.batch_size)]
+        shards = list(to_device(order, self.device) if self.resident else order)
+        ahead = self._fetch(shards[0]) if shards else None
+        for step, following in enumerate([*shards[1:], None], start + 1):
+            batch, ahead = ahead, None if following is None else self._fetch(following)
+            self.begin_step(epoch, step)
             yield self.prepare(*batch)
 
-    def _taken(self, rows):
+    def _fetch(self, rows):
         batch = [tensor[rows] for tensor in self.tensors]
-        return batch if self.resident else [send(tensor, self.device) for tensor in batch]
+        return batch if self.resident else [to_device(tensor, self.device) for tensor in batch]
 
 
 class FileBatches(_Shuffled):
-    """Shuffled batches of images, each through a transform of PIL images, its draws from (seed, epoch, its place).
+    """Shuffled batches of images and labels, where torchvision transforms each image by itself.
 
     Args:
-        workers: processes that load images; they change no image. None: as many as CPUs and shared memory allow.
+        images: images.Resized of the split.
+        split: layout.Split; where it has no labels, they are -1.
+        transform: function of a PIL image; its draws depend on the seed, the epoch and the image's place in it.
+        batch_size, seed: see `_Shuffled`.
+        device: torch device of the batches.
+        workers: processes that load images, which do not change the result; None: as `worker_count` allows.
     """
 
-    def __init__(self, split, size, transform, batch_size, seed, device, workers=None):
+    def __init__(self, images, split, transform, batch_size, seed, device, workers=None):
         super().__init__(range(len(split)), batch_size, seed, split.files)
-        self.images = _Images(image_files.Resized(split, size), split.labels, transform, seed)
+        self.images = _TransformedImages(images, split.labels, transform, seed)
         self.device = device
         self.workers = workers
         if workers is None:
-            rows = -(-self.batch_size // distributed.count())
-            self.workers = loaders(device, bytes_ahead=PREFETCH * rows * 3 * size**2 * 4)
+            rows, side = -(-self.batch_size // distributed.world_size()), int(images.shapes.min())
+            self.workers = worker_count(device, PREFETCH * rows * 3 * side**2 * 4)
 
     def __call__(self, epoch, start=0):
         places = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
-        mine = distributed.part(self.batch_size)
-        parts = zip(places[start:, mine].tolist(), self.order(epoch)[start:, mine].tolist())
-        order = [[(epoch, *both) for both in zip(*part)] for part in parts]
-        how = dict(num_workers=self.workers, pin_memory=self.device.type == "cuda")
-        how |= {"prefetch_factor": PREFETCH} if self.workers else {}
-        for step, (images, labels) in enumerate(DataLoader(self.images, batch_sampler=order, **how), start + 1):
-            self.begin(epoch, step)
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        shard = distributed.shard(self.batch_size)
+        shards = zip(places[start:, shard].tolist(), self.order(epoch)[start:, shard].tolist())
+        keys = [[(epoch, place, row) for place, row in zip(*pair)] for pair in shards]
+        pin = self.device.type == "cuda"
+        loader = DataLoader(self.images, batch_sampler=keys, num_workers=self.workers, pin_memory=pin)
+        for step, batch in enumerate(loader, start + 1):
+            self.begin_step(epoch, step)
+            yield [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
 
-def loaders(device, bytes_ahead, shared=SHARED):
-    """Return how many processes load images for this one: a GPU's share of the CPUs, few beside a network on the CPU.
+def worker_count(device, bytes_ahead, shared_memory=SHARED_MEMORY):
+    """Return how many processes load images for this one: all its CPUs for a GPU, but few beside training on the CPU.
 
     Args:
-        device: torch device that the network trains on.
-        bytes_ahead: shared memory that each of them may fill.
-        shared: folder of the shared memory; containers often have little.
+        device: torch device of the network.
+        bytes_ahead: shared memory that each worker may fill.
+        shared_memory: folder of the shared memory, which is often small in containers.
     """
-    several = distributed.local_count() > 1  # torchrun sets OMP_NUM_THREADS to 1
-    share = cpus.share(distributed.local_count(), threads=not several)
+    processes = distributed.local_world_size()
+    share = cpus.share(processes, threads=processes == 1)  # torchrun sets OMP_NUM_THREADS to 1
     count = min(share - 1, 2) if device.type == "cpu" else min(share, 16)
     try:
-        return min(count, int(shutil.disk_usage(shared).free / 2 / distributed.local_count() / bytes_ahead))
+        return min(count, int(shutil.disk_usage(shared_memory).free / 2 / processes / bytes_ahead))
     except OSError:  # systems without such a folder share memory in another way
         return count
 
 
-class _Images(Dataset):
+class _TransformedImages(Dataset):
+    """Transformed images and labels by (epoch, place in the epoch, row)."""
+
     def __init__(self, images, labels, transform, seed):
         self.images = images
         self.labels = labels
@@ -144,8 +149,8 @@ class _Images(Dataset):
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, where):
-        epoch, place, row = where
+    def __getitem__(self, key):
+        epoch, place, row = key
         label = -1 if self.labels is None else int(self.labels[row])
-        seed_everything(self.seed, epoch, place, 1)  # 1: of an image, not of a step
+        seed_everything(self.seed, epoch, place, 1)  # the fourth number tells an image from a step
         return self.transform(self.images[row]), label

@@ -1,4 +1,4 @@
-"""Where networks run, in which precision, and how tensors get there and back without anybody waiting."""
+"""Devices, precision, and copies between CPU and device that do not block."""
 
 import ctypes
 import re
@@ -12,7 +12,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 def choose(name="auto"):
-    """Choose a torch device by name: auto, cpu, mps, cuda, cuda:N or xpu; auto takes a GPU if there is one.
+    """Return the torch device called auto, cpu, mps, cuda, cuda:N or xpu; auto is a GPU if there is one.
 
     Raises:
         UserError: there is no such device, or this machine does not have it.
@@ -26,23 +26,24 @@ def choose(name="auto"):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        numbered = [f"{gpu.type}:{number}" for number in range(torch.accelerator.device_count())] if gpu else []
-        available = ["auto", "cpu", *([gpu.type] if gpu else []), *numbered]
-        similar = "" if name.partition(":")[0] in DEVICES else did_you_mean(name, DEVICES)
-        similar = " NVIDIA's and AMD's GPUs are called cuda." if "gpu" in name.lower() else similar
+        available = ["auto", "cpu"]
+        if gpu:
+            available += [gpu.type, *(f"{gpu.type}:{number}" for number in range(torch.accelerator.device_count()))]
+        hint = "" if name.partition(":")[0] in DEVICES else did_you_mean(name, DEVICES)
+        hint = " NVIDIA's and AMD's GPUs are called cuda." if "gpu" in name.lower() else hint
         raise UserError(
-            f"--device {name} cannot be used: this machine has {', '.join(available)}.{similar} Leave it out, or give "
+            f"--device {name} cannot be used: this machine has {', '.join(available)}.{hint} Leave it out, or give "
             "--device cpu."
         ) from error
     return device
 
 
 def dtype(precision, device):
-    """The type that autocast uses, or None for plain float32.
+    """Return the dtype for autocast, or None for plain float32.
 
-    `auto` takes bfloat16 where the device has instructions for it: CPUs with AMX or AVX512-BF16, unless environment
-    variables switch these off (`cpus.instruction_sets`), and GPUs from Ampere on. Other x86-64 CPUs would be slower in
-    it than in float32, Arm is not measured: both stay in float32. Older GPUs (T4, V100, RTX 20xx) take float16.
+    `auto` is bfloat16 where the device has instructions for it: GPUs from Ampere on, and CPUs with AMX or AVX512-BF16
+    unless environment variables switch these off (`cpus.instruction_sets`). Older GPUs (T4, V100, RTX 20xx) use
+    float16. Other x86-64 CPUs are slower in bfloat16 than in float32, and Arm was not measured: both use float32.
     """
     if precision != "auto":
         return None if precision == "float32" else getattr(torch, precision)
@@ -53,36 +54,36 @@ def dtype(precision, device):
 
 
 def autocast(precision, device):
-    """The context in which networks run: that of `dtype`, where it names one."""
+    """Return the autocast context of `dtype`; autocast is off where that is None."""
     chosen = dtype(precision, device)
-    return exact(device) if chosen is None else torch.autocast(device.type, chosen)
+    return no_autocast(device) if chosen is None else torch.autocast(device.type, chosen)
 
 
-def exact(device):
-    """The context in which everything is computed in the type that it has, inside of `autocast`, too."""
-    kind = "cpu" if device.type == "meta" else device.type  # meta tensors, shapes without values, know no autocast
-    return torch.autocast(kind, enabled=False)
+def no_autocast(device):
+    """Return a context without autocast, also inside `autocast`."""
+    device_type = "cpu" if device.type == "meta" else device.type  # autocast does not support meta
+    return torch.autocast(device_type, enabled=False)
 
 
 def set_up(device, tf32=True, benchmark=True):
-    """Settings of the whole process.
+    """Configure torch for this process.
 
     Args:
-        tf32: float32 products and convolutions on a GPU's tensor cores, which round factors to 10 bits.
-        benchmark: let cuDNN try which of its algorithms is quickest for each shape; runs then differ in rounding.
+        tf32: compute float32 products and convolutions on a GPU's tensor cores, which round factors to 10 bits.
+        benchmark: let cuDNN choose the fastest algorithm for each shape; repeated runs then differ by rounding.
     """
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = benchmark
     if device.type == "cpu":
-        _keep_memory()
+        _keep_freed_memory()
 
 
-def _keep_memory():
-    """Asks the C library to keep freed memory for the next step instead of giving it back.
+def _keep_freed_memory():
+    """Make malloc keep freed memory for the next step instead of returning it to the system.
 
-    Networks of hundreds of millions of parameters otherwise spend most of a CPU step on fresh
-    pages: 2.3 to 2.8 times slower for VGG16-FCN32s. Does nothing where there is no mallopt.
+    Networks with hundreds of millions of parameters otherwise spend most of a CPU step on page faults: VGG16-FCN32s
+    is 2.3 to 2.8 times slower. Does nothing where the C library has no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -91,35 +92,32 @@ def _keep_memory():
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def send(tensor, device):
-    """A CPU tensor on the device. The copy is only ordered, from pinned memory, so that nobody waits for it."""
+def to_device(tensor, device):
+    """Copy a CPU tensor to the device without blocking; for CUDA through pinned memory."""
     if device.type == "cpu":
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-class Arriving:
-    """A copy of a tensor on its way to the CPU: ordered when made, waited for when asked for.
-
-    Args:
-        tensor: on any device.
-    """
+class AsyncCopy:
+    """A non-blocking copy of a tensor to the CPU, started here; `get()` waits for it."""
 
     def __init__(self, tensor):
         self._copy = tensor.to("cpu", non_blocking=True)
-        self._there = None
+        self._done = None
         if tensor.device.type != "cpu":
-            self._there = torch.Event(tensor.device)
-            self._there.record()
+            self._done = torch.Event(tensor.device)
+            self._done.record()
 
     def get(self):
-        if self._there is not None:
-            self._there.synchronize()
+        """Return the CPU tensor once it has arrived."""
+        if self._done is not None:
+            self._done.synchronize()
         return self._copy
 
 
 def fits(tensors, device):
-    """Whether a device other than the CPU has room to keep these CPU tensors: a third of its free memory."""
+    """Whether these CPU tensors take at most a third of a GPU's free memory; False for a CPU."""
     module = None if device.type == "cpu" else torch.get_device_module(device)
     if not hasattr(module, "mem_get_info"):
         return False

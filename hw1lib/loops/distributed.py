@@ -1,9 +1,10 @@
-"""One step on many processes: each has its part of every batch, and all of them compute what one would.
+"""Data-parallel training that computes what a single process would.
 
-torchrun starts the processes; without it there is one, and nothing in here does anything. Batches and draws are those
-of the global batch, BatchNorm looks at all of it, and the loss is its mean, so that learning rate and batch size mean
-what they mean in one process. Sums are rounded in another order: the same number of processes gives the same bits,
-another one the same up to rounding.
+torchrun starts the processes. Without it there is one, and the functions of this module do nothing special.
+
+Batches, random draws and BatchNorm's statistics are those of the global batch, and the loss is its mean, so learning
+rate and batch size keep their meaning. Sums are rounded in another order: the same number of processes gives the same
+bits, another number the same results up to rounding.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import datetime
 import os
 import re
 import warnings
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,26 +24,38 @@ from torch.nn.parallel import DistributedDataParallel
 from hw1lib import processes, progress
 from hw1lib.errors import UserError
 
-PATIENCE = datetime.timedelta(days=1)  # longest wait for what one process does alone, such as a step without training
-CONNECT = datetime.timedelta(minutes=10)  # longest wait for the other processes to start
-GRACE = datetime.timedelta(seconds=10)  # for the first process to report an error that others see, too
-FAILED = "hw1lib/failed"  # key of the store: rank of the process that reports the error
-LOST = re.compile("gloo|NCCL|c10d|[Cc]onnection|Broken pipe")  # what torch says when a process is gone
-common = torch.Generator()  # of draws that all processes share, such as augmentation of the global batch
-_batch = None  # size of the global batch that is worked on
-_alone = False
-_store = None  # torchrun's, of this attempt
-_talk = None  # group over the CPU that plain data and barriers go through; None: this process has not joined
+CONNECT_TIMEOUT = datetime.timedelta(minutes=10)  # for the other processes to start
+CONTROL_TIMEOUT = datetime.timedelta(days=1)  # for what rank 0 does alone, such as a step without training
+ERROR_GRACE = datetime.timedelta(seconds=10)  # for rank 0 to report an error that the other ranks see, too
+ERROR_KEY = "hw1lib/failed"  # in the store: the rank that reports the error
+LOST_PEER = re.compile("gloo|NCCL|c10d|[Cc]onnection|Broken pipe")  # in torch's errors when a process is gone
+
+
+@dataclass
+class _State:
+    """What this process knows of the process group and of the current step."""
+
+    store: Any = None  # torchrun's key-value store
+    control_group: Any = None  # gloo group for plain data and barriers; None: no group was joined
+    single_process: bool = False
+    batch_size: int = 0  # of the current global batch
+    generator: torch.Generator = field(default_factory=torch.Generator)  # for draws that all ranks share
+
+
+_state = _State()
+
+
+# --- the process group
 
 
 @contextlib.contextmanager
-def group():
-    """Work with the processes that torchrun started for one step; without torchrun there is just this one.
+def process_group():
+    """Join torchrun's processes for one step; without torchrun, do nothing.
 
-    The processes leave together. An error of one ends all of them, and is raised in one of them alone.
+    All ranks leave together. An error in one rank ends all of them and is raised in one rank only.
 
     Raises:
-        SystemExit: another process raises the error.
+        SystemExit: another rank raises the error.
     """
     if not processes.under_torchrun():
         yield
@@ -48,29 +63,30 @@ def group():
     _join()
     try:
         yield
-        wait()  # who left earlier would break off what the others still say
+        barrier()  # a rank that left earlier would break the connections of the others
     except Exception as error:
-        if not _is_first_to_fail(error):
+        if not _reports_error(error):
             raise SystemExit(1) from error
-        if _is_lost(error):
+        if _lost_peer(error):
             raise UserError(
                 "Another process of this step ended without an error message; memory may have run out. Run the same "
-                "command again: the step goes on from its last checkpoint."
+                "command again: the step resumes from its last checkpoint."
             ) from error
         raise
     finally:
-        _leave()
+        _state.store = _state.control_group = None
+        progress.muted = False
+        dist.destroy_process_group()
 
 
 def _join():
-    global _store, _talk
-    warnings.filterwarnings("ignore", "Grad strides do not match")  # strides of one entry say nothing
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # harmless: strides of dimensions of size 1
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=CONNECT))
-        _store = dist.PrefixStore(_attempt(), store)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))
+        _state.store = dist.PrefixStore(_attempt(), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=_store, rank=rank, world_size=world)
-        _talk = dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, store=_state.store, rank=rank, world_size=world_size)
+        _state.control_group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         address = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
@@ -80,42 +96,12 @@ def _join():
     progress.muted = rank > 0
 
 
-def _leave():
-    global _store, _talk
-    _store = _talk = None
-    progress.muted = False
-    dist.destroy_process_group()
-
-
-def _is_lost(error):
-    return isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
-
-
-def _is_first_to_fail(error):
-    """Whether this process is the one to report its error; the first process is preferred, others wait for it."""
-    try:
-        if rank() or _is_lost(error):
-            with contextlib.suppress(dist.DistStoreError):  # nobody failed before
-                _store.wait([FAILED], GRACE)
-        return _store.compare_set(FAILED, "", str(rank())) == str(rank()).encode()
-    except RuntimeError:  # the store is gone, and with it the process or agent that kept it
-        return rank() == 0
-
-
-def own_device(device):
-    """Return this process's device: of several processes on GPUs, each has one."""
-    if device.type == "cuda" and _talk is not None:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    return device
-
-
 def _attempt():
-    """Names what processes tell each other first: torchrun's store still has the addresses of those that died.
+    """Return a key prefix for this start of the processes: torchrun's store still holds addresses of dead ones.
 
     Raises:
-        UserError: torchrun's restarts would meet at such an address, as agents of several machines count them each by
-            itself (pytorch#135712).
+        UserError: torchrun may restart processes on several machines, whose agents count restarts separately
+            (pytorch#135712), so that they would meet at a dead address.
     """
     environment = os.environ
     if environment.get("GROUP_WORLD_SIZE", "1") == "1":
@@ -123,159 +109,197 @@ def _attempt():
     if environment["TORCHELASTIC_USE_AGENT_STORE"] == "True" and environment["TORCHELASTIC_MAX_RESTARTS"] != "0":
         raise UserError(
             "torchrun --max-restarts on several machines needs export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of "
-            "them: otherwise processes that start again may wait for those that died."
+            "them: otherwise restarted processes may wait for dead ones."
         )
     return "0"
 
 
-def count():
-    """How many processes work on this step."""
-    return 1 if _alone or _talk is None else dist.get_world_size()
+def _lost_peer(error):
+    return isinstance(error, RuntimeError) and bool(LOST_PEER.search(str(error)))
+
+
+def _reports_error(error):
+    """Whether this rank is the one to report its error. The others give rank 0 time to be the first."""
+    try:
+        if rank() or _lost_peer(error):
+            with contextlib.suppress(dist.DistStoreError):  # no rank has failed before
+                _state.store.wait([ERROR_KEY], ERROR_GRACE)
+        return _state.store.compare_set(ERROR_KEY, "", str(rank())) == str(rank()).encode()
+    except RuntimeError:  # the process that held the store is gone
+        return rank() == 0
+
+
+def world_size():
+    """Return the number of processes that work on this step."""
+    return 1 if _state.single_process or _state.control_group is None else dist.get_world_size()
 
 
 def rank():
-    """Which of them this one is, from 0; the first one writes results and reports progress."""
-    return 0 if _talk is None else dist.get_rank()
+    """Return this process's rank; rank 0 writes results and reports progress."""
+    return 0 if _state.control_group is None else dist.get_rank()
 
 
-def local_count():
-    """How many of them run on this machine."""
-    return 1 if _talk is None else int(os.environ["LOCAL_WORLD_SIZE"])
+def local_world_size():
+    """Return the number of processes on this machine."""
+    return 1 if _state.control_group is None else int(os.environ["LOCAL_WORLD_SIZE"])
 
 
-def agreed(value):
-    """What the first process says, plain data."""
-    if count() == 1:
+def local_device(device):
+    """Return this rank's own GPU in a process group, else `device`."""
+    if device.type == "cuda" and _state.control_group is not None:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+# --- control
+
+
+def broadcast(value):
+    """Return rank 0's `value`, plain data, in all ranks."""
+    if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=_talk)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_state.control_group)
+    return values[0]
 
 
-def wait():
-    """Until all processes are here."""
-    if count() > 1:
-        dist.barrier(group=_talk)
+def barrier():
+    """Wait until all ranks are at this point."""
+    if world_size() > 1:
+        dist.barrier(group=_state.control_group)
 
 
 @contextlib.contextmanager
-def first():
-    """Let the first process run the block before the others do.
+def rank0_first():
+    """Run the block in rank 0 first, then in the other ranks.
 
     Raises:
-        SystemExit: in the others, where the block failed in the first process, which reports it.
+        SystemExit: in the other ranks, if the block failed in rank 0, which reports the error.
     """
     if rank():
-        if agreed(None):
+        if broadcast(None):
             raise SystemExit(1)
         yield
         return
     try:
         yield
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # they may be gone
-            agreed("failed")
+        with contextlib.suppress(RuntimeError):  # the others may be gone
+            broadcast("failed")
         raise
-    agreed(None)
+    broadcast(None)
 
 
 @contextlib.contextmanager
-def alone():
-    """What is in here, the first process does by itself."""
-    global _alone
-    before, _alone = _alone, True
+def single_process():
+    """Make the functions of this module act as without a process group, for what one rank does alone."""
+    before, _state.single_process = _state.single_process, True
     try:
         yield
     finally:
-        _alone = before
+        _state.single_process = before
 
 
-def part(total, note=False):
-    """This process's slice of so many rows.
+# --- batches and random draws
 
-    Args:
-        note: the rows are a batch, whose draws `draw` makes from now on.
+
+def begin_step(seed, batch_size):
+    """Seed one training step, and note the size of its global batch for `rand` and `batch_fraction`.
+
+    The ranks share the draws of `rand`; what each draws from torch's global generator, such as dropout, differs.
+    With one process, nothing is seeded here: both come from the global generator.
     """
-    global _batch
-    if note:
-        _batch = total
-    processes = count()
-    mine = rank() if processes > 1 else 0
-    return slice(total * mine // processes, total * (mine + 1) // processes)
+    _state.batch_size = batch_size
+    if world_size() > 1:
+        _state.generator.manual_seed(seed)
+        torch.manual_seed(seed + rank())
 
 
-def seed(number):
-    """Seeds what processes draw together, and what each draws by itself, such as dropout; one process: both are one."""
-    if count() > 1:
-        common.manual_seed(number)
-        torch.manual_seed(number + rank())
+def share_seed():
+    """Seed torch's global generator alike in all ranks, for code that draws once for a whole batch."""
+    if world_size() > 1:
+        torch.manual_seed(_state.generator.initial_seed())
 
 
-def total(number):
-    """The sum of a scalar tensor over all processes."""
-    return number if count() == 1 else _Sum.apply(number)
-
-
-def share(rows):
-    """Which part of the batch so many rows are."""
-    return 1 if count() == 1 else rows / _batch
-
-
-def draw(rows, columns):
-    """Uniform random numbers for this process's part of the batch, (rows, columns), cut out of those of the whole."""
-    if count() == 1:
+def rand(rows, columns):
+    """Return uniform random numbers, (rows, columns): this rank's columns of those for the global batch."""
+    if world_size() == 1:
         return torch.rand(rows, columns)
-    return torch.rand(rows, _batch, generator=common)[:, part(_batch)]
+    return torch.rand(rows, _state.batch_size, generator=_state.generator)[:, shard(_state.batch_size)]
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+def shard(total):
+    """Return this rank's slice of `total` rows."""
+    size = world_size()
+    index = rank() if size > 1 else 0
+    return slice(total * index // size, total * (index + 1) // size)
+
+
+def batch_fraction(rows):
+    """Return the fraction of the global batch that `rows` rows are."""
+    return 1 if world_size() == 1 else rows / _state.batch_size
+
+
+# --- differentiable collectives
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all ranks. torch.distributed.nn has the same function, deprecated."""
 
     @staticmethod
-    def forward(context, values):
-        values = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(values)
-        return values
+    def forward(context, tensor):
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(tensor)
+        return tensor
 
     @staticmethod
     def backward(context, gradient):
-        return _Sum.apply(gradient)
+        return _AllReduce.apply(gradient)
 
 
-def joined(mine, total):
-    """The rows of all processes in their order, (n, …) -> (total, …); gradients go back to whose they are."""
-    if count() == 1:
-        return mine
-    whole = torch.zeros(total, *mine.shape[1:], dtype=mine.dtype, device=mine.device)
-    return _Sum.apply(torch.cat([whole[: part(total).start], mine, whole[part(total).stop :]]))
+def all_reduce(tensor):
+    """Return the sum of a tensor over all ranks; gradients are summed, too."""
+    return tensor if world_size() == 1 else _AllReduce.apply(tensor)
 
 
-def sharded(function, rows):
-    """function(rows), (N, …) -> (N, …), each process for its part of the rows."""
-    if len(rows) < count():
+def all_gather(rows, total):
+    """Concatenate the shards of all ranks, (n, …) -> (total, …); gradients flow back to each shard's rank."""
+    if world_size() == 1:
+        return rows
+    zeros, own = rows.new_zeros(total, *rows.shape[1:]), shard(total)
+    return _AllReduce.apply(torch.cat([zeros[: own.start], rows, zeros[own.stop :]]))
+
+
+def map_shards(function, rows):
+    """Return function(rows), (N, …) -> (N, …), where each rank computes its shard."""
+    if len(rows) < world_size():
         return function(rows)
-    return joined(function(rows[part(len(rows))]), len(rows))
+    return all_gather(function(rows[shard(len(rows))]), len(rows))
 
 
-def wrapped(module, loss, device):
-    """loss(module, *batch) as a function of this process's part of a batch: the mean over all of it, everywhere.
+# --- training
 
-    Its gradients are those of the global batch: DistributedDataParallel averages them. BatchNorm of `module` is made to
-    look at the global batch.
+
+def data_parallel(module, loss, device):
+    """Return loss(module, *batch) as a module of this rank's shard of a batch.
+
+    Its value is the mean over the global batch in every rank, and so are its gradients, which DistributedDataParallel
+    averages. BatchNorm layers of `module` are converted to use the global batch.
     """
-    if count() == 1:
-        return _Loss(module, loss)
-    synchronise(module, device)
-    return DistributedDataParallel(_Loss(module, loss), forward_sync_buffers=False)
+    if world_size() == 1:
+        return _LossModule(module, loss)
+    sync_batchnorm(module, device)
+    return DistributedDataParallel(_LossModule(module, loss), forward_sync_buffers=False)
 
 
-def apart(loss, yes):
-    """For the loss of a part of a step: where more of them follow, processes keep its gradients to themselves."""
-    return loss.no_sync() if yes and isinstance(loss, DistributedDataParallel) else contextlib.nullcontext()
+def no_sync(loss, enabled):
+    """Return a context in which ranks keep the gradients of `loss` local: for all micro-batches but the last."""
+    return loss.no_sync() if enabled and isinstance(loss, DistributedDataParallel) else contextlib.nullcontext()
 
 
-class _Loss(nn.Module):
-    """DistributedDataParallel sees only a module's own call."""
+class _LossModule(nn.Module):
+    """A loss with its network, as DistributedDataParallel wraps a module's forward pass only."""
 
     def __init__(self, module, loss):
         super().__init__()
@@ -283,49 +307,46 @@ class _Loss(nn.Module):
 
     def forward(self, *batch):
         value = self.loss(self.module, *batch)
-        if count() == 1:
+        if world_size() == 1:
             return value
-        rows = len(batch[0])
-        return _Sum.apply(value * rows) / _batch
+        return _AllReduce.apply(value * len(batch[0])) / _state.batch_size
 
 
-def synchronise(module, device):
-    """Lets each BatchNorm of a module look at the global batch: torch's own way, or `Norm`, as that refuses CPUs."""
+def sync_batchnorm(module, device):
+    """Convert the BatchNorm layers of a module to SyncBatchNorm; on CPUs, which torch's does not support, to ours."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return
-    for norm in module.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.__class__ = Norm
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.__class__ = CPUSyncBatchNorm
 
 
-class Norm(_BatchNorm):
-    """BatchNorm over the global batch, in two passes: mean, then the mean square of what is left."""
+class CPUSyncBatchNorm(_BatchNorm):
+    """BatchNorm over the global batch in two passes: the mean, then the mean of squared deviations."""
 
-    def _check_input_dim(self, values):
-        pass  # maps and vectors both
+    def _check_input_dim(self, inputs):
+        pass  # both (B, C) and (B, C, H, W)
 
-    def forward(self, values):
-        if not self.training or count() == 1:
-            return super().forward(values)
-        over = [0, *range(2, values.ndim)]
-        shape = [1, -1] + [1] * (values.ndim - 2)
-        wide = values.float()
-        size = wide.new_tensor([values.numel() / values.shape[1]])
-        sums, total = _Sum.apply(torch.cat([wide.sum(over), size])).split([values.shape[1], 1])
+    def forward(self, inputs):
+        if not self.training or world_size() == 1:
+            return super().forward(inputs)
+        channels, dims, shape = inputs.shape[1], [0, *range(2, inputs.ndim)], [1, -1] + [1] * (inputs.ndim - 2)
+        values = inputs.float()
+        size = values.new_tensor([inputs.numel() / channels])
+        sums, total = _AllReduce.apply(torch.cat([values.sum(dims), size])).split([channels, 1])
         mean = sums / total
-        centred = wide - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(over)) / total
+        centred = values - mean.view(shape)
+        variance = _AllReduce.apply(centred.square().sum(dims)) / total
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(variance * total / (total - 1), share)
+                momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * total / (total - 1), momentum)
         scale = (variance + self.eps).rsqrt()
         if self.affine:
-            scale = scale * self.weight
-            centred = centred * scale.view(shape) + self.bias.view(shape)
+            outputs = centred * (scale * self.weight).view(shape) + self.bias.view(shape)
         else:
-            centred = centred * scale.view(shape)
-        return centred.to(values.dtype)
+            outputs = centred * scale.view(shape)
+        return outputs.to(inputs.dtype)

@@ -1,4 +1,4 @@
-"""Frozen features, and what can be told from them without training."""
+"""Frozen backbones: their features, and classification without training."""
 
 import contextlib
 import math
@@ -8,73 +8,82 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from hw1lib.loops import augment, distributed
-from hw1lib.loops.device import autocast, send
+from hw1lib.loops import distributed
+from hw1lib.loops.device import autocast, to_device
+from hw1lib.loops.normalisation import normalise
+from hw1lib.loops.seeds import seed_everything
 from hw1lib.models import resnet
+
+
+def initial_backbone(profile, pretrained=None):
+    """Return the ResNet50 that a training starts from, on the CPU.
+
+    Args:
+        profile: settings.Profile; its seed determines the random weights.
+        pretrained: store.Result of a pre-training, whose weights are loaded; its last layer, fc, stays random.
+    """
+    seed_everything(profile.seed, 0)
+    backbone = resnet.backbone(profile.model_scale, profile.zero_init_residual)
+    if pretrained is not None:
+        backbone.load_state_dict(pretrained.weights(), strict=False)
+    return backbone
 
 
 @torch.no_grad()
 def extract(backbone, images, device, batch=256):
-    """Features in eval mode and float32, without augmentation.
+    """Return features in eval mode and float32, without augmentation: (N, 3, S, S) uint8 -> (N, 2048) on the CPU."""
 
-    Args:
-        images: (N, 3, S, S) uint8 tensor.
-
-    Returns:
-        (N, 2048) float32 on the CPU.
-    """
-
-    def part(images):
-        parts = (augment.normalise(send(part, device)) for part in images.split(batch))
+    def extract_shard(images):
+        parts = (normalise(to_device(part, device)) for part in images.split(batch))
         return torch.cat([resnet.features(backbone, part).cpu() for part in parts])
 
     with _mode(backbone, training=False), autocast("float32", device):
-        return distributed.sharded(part, images)
-
-
-@contextlib.contextmanager
-def _mode(backbone, training):
-    """Switch to training or evaluation mode, and back when the block ends, however it does."""
-    before = backbone.training
-    try:
-        yield backbone.train(training)
-    finally:
-        backbone.train(before)
+        return distributed.map_shards(extract_shard, images)
 
 
 @torch.no_grad()
 def calibrate(backbone, images, device, batch=256):
-    """Sets BatchNorm's statistics by one pass over some images, the mean over its batches; returns the backbone.
+    """Set BatchNorm's running statistics to their mean over batches of some images; return the backbone.
 
-    A random network's are 0 and 1 otherwise, which fit no layer: an unfair control. Images often lie class by class,
-    so batches are drawn, in a fixed order; they are of nearly one size, as each counts alike.
+    A random network's statistics are 0 and 1, which makes it an unfairly weak control. As images are often sorted by
+    class, batches are drawn at random with a fixed seed. They have nearly equal sizes, as each has the same weight.
 
     Args:
-        images: (N, 3, S, S) uint8 tensor, without augmentation.
+        images: (N, 3, S, S) uint8.
     """
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    momentum = [norm.momentum for norm in norms]
+    layers = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [layer.momentum for layer in layers]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     try:
         with _mode(backbone, training=True), autocast("float32", device):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # torch's way to ask for the mean
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a cumulative mean
             for rows in order.tensor_split(math.ceil(len(images) / batch)):
-                resnet.features(backbone, augment.normalise(send(images[rows], device)))
+                resnet.features(backbone, normalise(to_device(images[rows], device)))
     finally:
-        for norm, usual in zip(norms, momentum):
-            norm.momentum = usual
+        for layer, value in zip(layers, momentum):
+            layer.momentum = value
     return backbone
 
 
+@contextlib.contextmanager
+def _mode(module, training):
+    """Switch a module to training or evaluation mode for the block."""
+    before = module.training
+    try:
+        yield module.train(training)
+    finally:
+        module.train(before)
+
+
 def nearest_class(bank, labels, queries, neighbours):
-    """k-NN by cosine: the commonest class of the nearest; ties go to the lower class.
+    """Classify by k-NN with cosine similarity: the most common class of the neighbours; ties go to the lower class.
 
     Args:
-        bank: (N, D) features with labels (N,), whole numbers.
+        bank: (N, D) features with integer labels, (N,).
         queries: (M, D) features.
-        neighbours: k; lowered to N where there are fewer.
+        neighbours: k; N is used if it is smaller.
 
     Returns:
         (M,) predicted classes.
@@ -85,6 +94,6 @@ def nearest_class(bank, labels, queries, neighbours):
 
 
 def colour_statistics(images):
-    """Mean and standard deviation of each channel, in [0, 1]: (N, 3, S, S) uint8 tensor -> (N, 6) float32."""
+    """Return mean and standard deviation of each channel, in [0, 1]: (N, 3, S, S) uint8 -> (N, 6) float32."""
     pixels = images.float().flatten(2) / 255
     return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)

@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from hw1lib import cpus, progress
 from hw1lib.data import images as image_files
-from hw1lib.loops import train_segmenter
 from hw1lib.metrics import iou, partitions
 from hw1lib.metrics.statistics import bootstrap
 from hw1lib.models import sam, superpixels, weights
@@ -41,9 +40,9 @@ def run(draft, problem2, profile, predictions, sam_path, device):
     refined = {}
     for method in dict.fromkeys((chosen, *(CLASSICAL if settings.compare else ()))):
         voted, count = _refine(method, images, predictions, network, settings)
-        row = train_segmenter.scored(0, masks, voted)
+        row = iou.history_row(0, masks, voted)
         change = _change(masks, predictions, voted, tiles.groups)
-        refined[method] = train_segmenter.summary([row]) | {"segments": count, "change": change}
+        refined[method] = iou.summarise([row]) | {"segments": count, "change": change}
         progress.say(draft.label, f"all tiles  {method}  mIoU after the vote {row['miou']:.3f}", "  ")
         if method == chosen:
             draft.array("predictions_vote", voted)

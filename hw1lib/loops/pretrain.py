@@ -1,4 +1,4 @@
-"""Pre-training of the backbone: self-supervised (BYOL) and supervised (labels of the pool)."""
+"""Pre-training of the backbone: self-supervised (BYOL), or supervised with the labels of the pool."""
 
 import copy
 
@@ -8,74 +8,90 @@ from torch import nn
 
 from hw1lib import progress
 from hw1lib.data import images as image_files
+from hw1lib.errors import UserError
 from hw1lib.loops import augment, distributed, features, loop
 from hw1lib.loops.batches import ArrayBatches, FileBatches
-from hw1lib.loops.device import exact
-from hw1lib.loops.probe import FEWEST, probe_of
+from hw1lib.loops.checkpoint import train_options
+from hw1lib.loops.device import no_autocast
 from hw1lib.metrics import collapse
 from hw1lib.models import byol, pretrained, resnet
 
+BANK_SIZE = 2000  # pool images whose features the probe measures, and among which it finds neighbours
+QUERIES = 500  # pool images that the k-NN probe classifies, at most a tenth of the pool
+NEIGHBOURS = 20
+MIN_IMAGES = 10  # of a pool with a k-NN probe; with fewer, the effective rank cannot show a collapse
+
+
+# --- self-supervised
+
 
 def self_supervised(draft, problem1, profile, device):
-    """Step `pretrain`: BYOL on the unlabelled pool; keeps the last backbone, not the best loss."""
+    """Run step `pretrain`: BYOL on the unlabelled pool. The result is the last epoch's backbone.
+
+    Args:
+        draft: store.Draft of the step.
+        problem1: layout.Problem1.
+        profile: settings.Profile.
+        device: torch device.
+    """
     settings, size = profile.pretrain, profile.data.image_size
-    pool = problem1.pool
-    probe, rest = probe_of(pool, size, device)
-    pool = rest if settings.hold_out else pool
-    backbone = initial(profile).to(device, memory_format=torch.channels_last)
-    before = probe(features.calibrate(copy.deepcopy(backbone), probe.images, device))
-    make = _file_batches if settings.augmentation == "original" else pool_batches
-    batches = make(pool, profile, settings, device)
+    probe = Probe(problem1.pool, size, device)
+    pool = probe.rest if settings.hold_out else problem1.pool
+    backbone = features.initial_backbone(profile).to(device, memory_format=torch.channels_last)
+    before = distributed.broadcast(draft.earlier_metrics().get("before"))  # a resumed step does not probe again
+    if before is None:
+        before = probe(features.calibrate(copy.deepcopy(backbone), probe.images, device))
+        draft.metrics({"before": before})
+    if settings.augmentation == "original":
+        batches = _file_batches(pool, profile, settings, device)
+    else:
+        batches = pool_batches(pool, profile, settings, device)
     learner = byol.learner(backbone, size, settings, views(profile)).to(device)
 
-    def follow(done):
+    def update_target(epoch, step, steps):
         if settings.one_pass:
+            done = (epoch - 1 + step / steps) / settings.epochs
             byol.follow(learner, byol.decay(settings.moving_average_decay, done))
         else:
             learner.update_moving_average()
-
-    def step_loss(learner, images, *_):
-        return loss(learner, images, settings)
 
     def evaluate(epoch):
         due = epoch % settings.probe_every == 0 or epoch == settings.epochs
         return probe(backbone) if due else {}
 
-    after, step = follow if settings.use_momentum else None, loop.for_step(draft, profile)
-    history = loop.train(learner, step_loss, batches, settings, device, evaluate=evaluate, after_step=after, **step)
+    history = loop.train(
+        learner,
+        lambda learner, images, *_: loss(learner, images, settings),
+        batches,
+        settings,
+        device,
+        evaluate=evaluate,
+        after_step=update_target if settings.use_momentum else None,
+        **train_options(draft, profile),
+    )
     draft.weights(without_fc(backbone))
     draft.history(history)
-    queries = len(probe.held_out) if probe.asks else 0
-    collapsed = len(probe.bank) >= FEWEST - 1 and collapse.collapsed(history[-1])
+    queries = len(probe.held_out) if probe.held_out else 0
+    collapsed = len(probe.bank) >= MIN_IMAGES - 1 and collapse.collapsed(history[-1])
     if collapsed:
-        progress.say(
-            draft.label,
-            "collapsed: the backbone says nearly the same of every image. Another "
-            "learning rate may help, or --set pretrain.use_momentum=true",
-            separator="  ",
-        )
-    found = {"source": "byol", "images": len(pool), "queries": queries, "before": before, "collapsed": collapsed}
-    draft.metrics(found | history[-1])
-
-
-def initial(profile):
-    """The backbone that every training starts from, and the random control: random weights, by the profile's seed."""
-    loop.seed_everything(profile.seed, 0)
-    return resnet.backbone(profile.model_scale, profile.zero_init_residual)
+        text = "collapsed: the backbone maps all images to nearly the same features. Try another learning rate, or"
+        progress.say(draft.label, f"{text} --set pretrain.use_momentum=true", separator="  ")
+    summary = {"source": "byol", "images": len(pool), "queries": queries, "before": before, "collapsed": collapsed}
+    draft.metrics(summary | history[-1])
 
 
 def views(profile):
-    """The two modules that draw the views of each image, or None where the package draws its own."""
+    """Return the two modules that draw views of images; None where byol-pytorch draws its own."""
     if profile.pretrain.augmentation == "original":
         return None
     return augment.two_views(profile.data.image_size, profile.pretrain, profile.data.overhead)
 
 
 def inputs(pool, profile):
-    """The images of a layout.Split as the learner takes them.
+    """Return the images of a layout.Split as inputs of the learner.
 
     Returns:
-        (N, 3, S, S) uint8; where the original's transforms run first, float32, normalised.
+        (N, 3, S, S) uint8; or float32, normalised, after the original report's transforms.
     """
     size = profile.data.image_size
     if profile.pretrain.augmentation == "original":
@@ -85,24 +101,76 @@ def inputs(pool, profile):
 
 
 def pool_batches(pool, profile, settings, device):
-    """Batches of the pool's images, (B, 3, S, S) uint8, without labels; a part of it is not copied out of the whole."""
+    """Return batches of the pool's images, (B, 3, S, S) uint8; a part of the pool is not copied out of the whole."""
     whole = pool if pool.whole is None else pool.whole
     images = [inputs(whole, profile)]
     return ArrayBatches(images, settings.micro_batch, profile.seed, device, names=whole.files, rows=pool.rows)
 
 
+def _file_batches(split, profile, settings, device):
+    size = profile.data.image_size
+    images, transform = image_files.Resized(split, size), augment.original(size)
+    return FileBatches(images, split, transform, settings.micro_batch, profile.seed, device)
+
+
 def loss(learner, images, settings):
-    """What pre-training minimises: our forward pass or the package's own, in [0, 8]."""
-    if settings.augmentation == "original" and distributed.count() > 1:
-        torch.manual_seed(distributed.common.initial_seed())  # the package draws once for all of the batch
+    """Return the loss of pre-training, in [0, 8]: by our forward pass, or by byol-pytorch's."""
+    if settings.augmentation == "original":
+        distributed.share_seed()  # byol-pytorch draws one augmentation for the whole batch
     return byol.loss(learner, images) if settings.one_pass else learner(images)
 
 
+class Probe:
+    """Measure whether pre-training learns: k-NN accuracy inside the pool, and the spread of the features.
+
+    Office images are not used. Without labels, or in a pool of fewer than MIN_IMAGES, there is no k-NN probe.
+
+    Args:
+        pool: layout.Split.
+        size: side of the images in pixels.
+        device: torch device of the backbones.
+
+    Attributes:
+        held_out: layout.Split of the images that the k-NN probe classifies, or None.
+        rest: layout.Split of the other images of the pool.
+        bank: layout.Split of the images whose features are measured, part of `rest`.
+    """
+
+    def __init__(self, pool, size, device):
+        self.device, labelled = device, pool.labelled()
+        self.held_out, self.rest, bank = None, pool, pool
+        if labelled is not None and len(labelled) >= MIN_IMAGES:
+            self.held_out = labelled.take(min(QUERIES, len(labelled) // 10))
+            self.rest = pool.without(self.held_out)
+            self.queries, bank = torch.from_numpy(image_files.load(self.held_out, size)), self.rest.labelled()
+        self.bank = bank.take(BANK_SIZE)
+        self.images = torch.from_numpy(image_files.load(self.bank, size))
+
+    def __call__(self, backbone):
+        """Return a dict with deviation, effective_rank and, where there are labels, knn (accuracy in [0, 1])."""
+        bank = features.extract(backbone, self.images, self.device)
+        if not bank.isfinite().all():
+            raise UserError(
+                "pretrain: the backbone's features are not finite any more: the training has diverged. Lower the "
+                "learning rate, --set pretrain.lr=…"
+            )
+        spread = collapse.deviation(bank.numpy())
+        numbers = {"deviation": spread, "effective_rank": collapse.effective_rank(bank.numpy())}
+        if self.held_out:
+            queries = features.extract(backbone, self.queries, self.device)
+            predicted = features.nearest_class(bank, self.bank.labels, queries, NEIGHBOURS)
+            numbers["knn"] = float((predicted == self.held_out.labels).mean())
+        return numbers
+
+
+# --- supervised
+
+
 def supervised(draft, problem1, profile, device):
-    """Step `pretrain-supervised`: the backbone of B and D, from where the profile says."""
+    """Run step `pretrain-supervised`: the backbone of settings B and D, from a file, ImageNet or the pool's labels."""
     source, file = supervised_source(profile, problem1), problem1.supervised_backbone
     if source == "pool":
-        _supervised_on_pool(draft, problem1.pool, profile, device)
+        _train_on_labels(draft, problem1.pool.labelled(), profile, device)
         return
     if source == "file":
         state, name = pretrained.load_backbone(file), file.name
@@ -114,50 +182,36 @@ def supervised(draft, problem1, profile, device):
 
 
 def supervised_source(profile, problem1):
-    """Where the backbone of B and D comes from: file, pool or imagenet."""
+    """Return where the backbone of settings B and D comes from: file, pool or imagenet."""
     if profile.supervised.source != "auto":
         return profile.supervised.source
     return "file" if problem1.supervised_backbone is not None and profile.model_scale == 1 else "pool"
 
 
-def _supervised_on_pool(draft, pool, profile, device):
-    settings, pool = profile.supervised, pool.labelled()
-    backbone = initial(profile)
+def _train_on_labels(draft, pool, profile, device):
+    settings, size = profile.supervised, profile.data.image_size
+    backbone = features.initial_backbone(profile)
     backbone.fc = nn.Linear(resnet.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
 
-    def loss(backbone, images, labels):
-        found = resnet.features(backbone, images)
-        with exact(device):
-            return F.cross_entropy(backbone.fc(found.float()), labels)
+    def cross_entropy(backbone, images, labels):
+        embeddings = resnet.features(backbone, images)
+        with no_autocast(device):
+            return F.cross_entropy(backbone.fc(embeddings.float()), labels)
 
-    batches = labelled_batches(pool, profile, settings, device)
-    history = loop.train(backbone, loss, batches, settings, device, **loop.for_step(draft, profile))
+    if settings.augmentation == "original":
+        batches = _file_batches(pool, profile, settings, device)
+    else:
+        view = augment.Views(size, augment.CLASSIFY, profile.data.overhead)
+        tensors = [torch.from_numpy(image_files.load(pool, size)), torch.from_numpy(pool.labels)]
+        options = (settings.micro_batch, profile.seed, device)
+        batches = ArrayBatches(tensors, *options, lambda images, labels: (view(images), labels), pool.files)
+    history = loop.train(backbone, cross_entropy, batches, settings, device, **train_options(draft, profile))
     draft.weights(without_fc(backbone))
     draft.history(history)
     draft.metrics({"source": "pool", "images": len(pool), "classes": len(pool.classes)})
 
 
-def labelled_batches(split, profile, settings, device):
-    """Augmented training batches of a labelled split: (B, 3, S, S) normalised images and (B,) labels."""
-    if settings.augmentation == "original":
-        return _file_batches(split, profile, settings, device)
-
-    size = profile.data.image_size
-    view = augment.Views(size, augment.CLASSIFY, profile.data.overhead)
-    tensors = [torch.from_numpy(image_files.load(split, size)), torch.from_numpy(split.labels)]
-
-    def prepare(images, labels):
-        return view(images), labels
-
-    return ArrayBatches(tensors, settings.micro_batch, profile.seed, device, prepare, split.files)
-
-
-def _file_batches(split, profile, settings, device):
-    size = profile.data.image_size
-    return FileBatches(split, size, augment.original(size), settings.micro_batch, profile.seed, device)
-
-
 def without_fc(backbone):
-    """A ResNet's state without its last layer, which no setting uses."""
-    return {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc.")}
+    """Return a ResNet's state without its last layer, which no setting uses."""
+    return {name: value for name, value in backbone.state_dict().items() if not name.startswith("fc.")}

@@ -93,3 +93,35 @@ def ceiling(masks, stride):
     best = np.where(votes.any(axis=0), votes.argmax(axis=0), UNKNOWN)
     best = best.repeat(stride, axis=1).repeat(stride, axis=2)[:, :height, :width]
     return miou(confusion(masks, best))
+
+
+def iou_by_class(matrix):
+    """Return {class: IoU} of a confusion matrix; None for a class that has no IoU."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(CLASSES, iou(matrix))}
+
+
+def history_row(epoch, truth, predicted):
+    """Return one epoch of a segmentation's history: epoch, mIoU and confusion matrix of (N, H, W) classes."""
+    matrix = confusion(truth, predicted)
+    return {"epoch": epoch, "miou": miou(matrix), "confusion": matrix.tolist()}
+
+
+def summarise(history):
+    """Return the metrics of the best and the last epoch of a segmentation's history, as plain numbers.
+
+    Args:
+        history: list of `history_row`.
+    """
+    scores = [row["miou"] for row in history]
+    best = int(np.nanargmax(scores))
+    matrix, last = (np.array(history[index]["confusion"]) for index in (best, -1))
+    return {
+        "miou": scores[best],
+        "miou_last": scores[-1],
+        "epoch": history[best]["epoch"],
+        "iou": iou_by_class(matrix),
+        "iou_last": iou_by_class(last),
+        "pixel_accuracy": pixel_accuracy(matrix),
+        "confusion": history[best]["confusion"],
+        "confusion_last": history[-1]["confusion"],
+    }

@@ -10,7 +10,7 @@ from functools import partial
 
 from hw1lib.data.check import findings
 from hw1lib.errors import UserError
-from hw1lib.loops import finetune, generate_masks, pretrain, simple, train_segmenter
+from hw1lib.loops import controls, finetune, generate_masks, pretrain, train_segmenter
 from hw1lib.metrics import projection
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
@@ -58,11 +58,11 @@ def steps(profile, root):
     for row in ROWS.values():
         upstream = (row.pretraining,) if row.pretraining else ()
         if row.name == "colour":
-            yield Step(row.step, 1, ("finetune",), office, upstream, finetune.colour, 4)
+            yield Step(row.step, 1, ("finetune",), office, upstream, controls.colour, 4)
         elif row.name == "simple":
-            yield Step(row.step, 1, ("data.image_size",), office, upstream, simple.run, trains=False)
+            yield Step(row.step, 1, ("data.image_size",), office, upstream, controls.simple, trains=False)
         elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, finetune.knn, 7)
+            yield Step(row.step, 1, ("controls",), office, upstream, controls.knn, 7)
         else:
             work = partial(finetune.run, setting=row.name)
             yield Step(row.step, 1, ("finetune",), office, upstream, work, 7, parallel=not row.frozen)

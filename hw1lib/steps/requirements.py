@@ -162,7 +162,7 @@ def _everything(profile, problem2):
 def _processes(name, group, profile, data, device):
     """Whether each process gets a part of every batch, and a GPU."""
     settings = getattr(profile, group)
-    processes = max(settings.processes, distributed.count())
+    processes = max(settings.processes, distributed.world_size())
     trained_on = {"pretrain": "pool", "supervised": "pool", "finetune": "train"}.get(group)
     images = len(getattr(data.problem1, trained_on) if trained_on else data.problem2.train)
     at_a_time = min(settings.micro_batch, images - images // 10 if group == "pretrain" else images)

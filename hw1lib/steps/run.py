@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from hw1lib import cpus, files, profiles, progress, provenance
+from hw1lib import cpus, files, processes, profiles, progress, provenance
 from hw1lib.data import groups, hashes
 from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
 from hw1lib.loops import device, distributed, generate_masks
@@ -169,7 +169,7 @@ class Steps:
             UserError: the data has errors, the training fails, memory or disk space runs out.
         """
         step, key = self.step(name), self.key(name)
-        if distributed.agreed(distributed.rank() == 0 and self.store.done(name, key)):
+        if distributed.broadcast(distributed.rank() == 0 and self.store.done(name, key)):
             return self.store.result(name, key)
 
         if name not in self._checked:
@@ -178,13 +178,13 @@ class Steps:
         if (check := check_of(step.problem)) != name:
             self.result(check)
         upstream = [self.result(other) for other in step.upstream]
-        processes = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
-        if processes > 1 and distributed.count() == 1:
-            self._start_torchrun(name, processes)
+        count = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
+        if count > 1 and distributed.world_size() == 1:
+            self._start_torchrun(name, count)
         elif step.parallel:
             self._claim(step, key, upstream)
         else:
-            with distributed.first(), distributed.alone():
+            with distributed.rank0_first(), distributed.single_process():
                 if not distributed.rank():
                     self._claim(step, key, upstream)
         return self.store.result(name, key)
@@ -208,19 +208,20 @@ class Steps:
         values = (",".join(value) if isinstance(value, tuple) else value for value in changed.values())
         return [*words, "--set", *map("{}={}".format, changed, values)]
 
-    def _start_torchrun(self, name, processes):
+    def _start_torchrun(self, name, count):
         """Run a step on several processes of this machine, and report their progress as this process's own."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         words = [sys.executable, *torchrun, *self.command(name)]
-        threads = {"OMP_NUM_THREADS": str(cpus.share(processes))}  # torchrun's own default is 1
+        threads = {"OMP_NUM_THREADS": str(cpus.share(count))}  # torchrun's own default is 1
 
         def report(record):
             progress.emit(progress.relabel(record, self.label(name)))
 
         ending = signal.SIGTERM  # at which torchrun ends its processes
-        code, failure = processes.run(words, report, threads | os.environ, ending, tail=5)
+        with progress.Follower(report) as records:
+            code, output = processes.run(words, threads | os.environ | records.environment, ending, tail=5)
         if code:
-            raise UserError(f"{name}, on {processes} processes: {failure}")
+            raise UserError(f"{name}, on {count} processes: {records.error or output}")
 
     def _claim(self, step, key, upstream):
         with self.store.claimed(step.name, key, self.config(step.name)) as draft:
@@ -291,6 +292,6 @@ class Steps:
         return {
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
             "seconds": round(time.time() - started, 3),
-            "processes": distributed.count(),
+            "processes": distributed.world_size(),
             **provenance.process(self.device),
         }

@@ -24,12 +24,13 @@ import safetensors.torch
 from hw1lib import files, progress
 from hw1lib.errors import UserError
 from hw1lib.loops import distributed
-from hw1lib.loops.checkpoint import UNREADABLE
 from hw1lib.steps import lock
 
 DONE = "done.json"
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.json"
+UNREADABLE = "unreadable"  # folder of a checkpoint that could not be read, with its arrays
 
 # Unfinished attempts, of other settings, too, stay within these bounds; beyond them the oldest goes first.
 ATTEMPT_DAYS = 30
@@ -57,7 +58,7 @@ class Result:
     @property
     def metrics(self):
         """The step's numbers, a dict."""
-        return self._read("metrics.json")
+        return self._read(METRICS)
 
     @property
     def history(self):
@@ -97,7 +98,14 @@ class Draft:
         self.watch = None  # function(history), called after each epoch
 
     def metrics(self, data):
-        files.write_json(self.folder / "metrics.json", data)
+        files.write_json(self.folder / METRICS, data)
+
+    def earlier_metrics(self):
+        """Return what an attempt that this one resumes has saved as metrics, a dict; {} where there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(data := files.read_json(self.folder / METRICS), dict):
+                return data
+        return {}
 
     def history(self, rows):
         """Saves the plain numbers of each epoch; nested values belong into metrics."""
@@ -108,6 +116,27 @@ class Draft:
         with files.replacing(self.folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             # NumPy's own way to write into a file does not notice a full disk.
             np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
+
+    def arrays(self):
+        """Return {file name: SHA-256} of the arrays saved so far."""
+        return {path.name: files.digest(path) for path in sorted(self.folder.glob("*.npy"))}
+
+    def keep_arrays(self, names):
+        """Delete all other arrays, such as those of an epoch that is trained again."""
+        for path in self.folder.glob("*.npy"):
+            if path.name not in names:
+                path.unlink()
+
+    def set_aside(self, reason):
+        """Move a checkpoint that cannot be used, and the arrays, into the folder UNREADABLE; replace an earlier one."""
+        folder = self.folder / UNREADABLE
+        with files.naming(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for path in (self.checkpoint, *self.folder.glob("*.npy")):
+                path.rename(folder / path.name)
+        text = f"{self.checkpoint} cannot be used ({reason}). It is kept in {folder}, and the step starts anew."
+        progress.say(self.label, str(UserError(text)))
 
     def weights(self, module):
         """Saves a module's state, or a dict of tensors, as safetensors."""
@@ -123,7 +152,7 @@ class Onlooker(Draft):
     def _nothing(self, *_):
         pass
 
-    metrics = history = array = weights = _nothing
+    metrics = history = array = weights = keep_arrays = set_aside = _nothing
 
 
 class Store:
@@ -191,26 +220,26 @@ class Store:
             config: what the step follows from, with groups settings and settings.profile.
         """
         folder = self.folder(step, key)
-        if distributed.count() > 1 and distributed.rank():
-            yield Onlooker(step, folder) if distributed.agreed(None) else None
-            distributed.wait()
+        if distributed.world_size() > 1 and distributed.rank():
+            yield Onlooker(step, folder) if distributed.broadcast(None) else None
+            distributed.barrier()
             return
         with lock.held(folder, step):
             if self.done(step, key):
-                distributed.agreed(False)
+                distributed.broadcast(False)
                 yield None
-                distributed.wait()
+                distributed.barrier()
                 return
             with lock.naming(folder):
                 self._clear(step, folder)
             files.write_json(folder / CONFIG, config)
             draft = Draft(step, folder)
-            distributed.agreed(True)
+            distributed.broadcast(True)
             yield draft
             results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
             files.write_json(folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
             draft.checkpoint.unlink(missing_ok=True)
-        distributed.wait()
+        distributed.barrier()
 
     def _clear(self, step, folder):
         """Delete stale files from a step's folder and its neighbours, then what makes too many unfinished attempts."""
@@ -219,7 +248,7 @@ class Store:
             progress.say(step, f"{'; '.join(_damage(folder))}. The step is run again.")
             (folder / DONE).unlink()  # first of all: without it nothing else counts
         elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
-            keep = [CHECKPOINT, *(path.name for path in folder.glob("[!.]*.npy"))]
+            keep = [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
         _empty(folder, keep)
         for other in folder.parent.iterdir():
             if other != folder and other.is_dir():

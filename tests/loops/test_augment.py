@@ -194,7 +194,7 @@ def test_a_crop_is_what_torchvision_would_cut_out():
 
 def test_normalise_is_torchvisions_and_denormalise_undoes_it():
     pixels = (batch(4) * 255).to(torch.uint8)
-    theirs = reference.normalize(pixels / 255, augment.MEAN, augment.DEVIATION)
+    theirs = reference.normalize(pixels / 255, augment.MEAN, augment.STD)
     torch.testing.assert_close(augment.normalise(pixels), theirs)
     torch.testing.assert_close(augment.normalise(pixels / 255), theirs)
     torch.testing.assert_close(augment.denormalise(theirs), pixels / 255, atol=1e-6, rtol=0)

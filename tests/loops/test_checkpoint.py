@@ -1,10 +1,10 @@
-"""Checkpoints: what they hold, that they hold nothing else, and that all of it comes back."""
+"""Checkpoints: they restore everything, contain no code, and are never half trusted."""
 
 import os
 import pickle
 import random
 import zipfile
-from pathlib import Path
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -13,14 +13,17 @@ from torch import nn
 
 from hw1lib import files
 from hw1lib.errors import UserError
-from hw1lib.loops.checkpoint import Checkpoint, Progress
+from hw1lib.loops.checkpoint import Checkpoint
+from hw1lib.steps.store import Draft
 from tests.test_files import full_disk, names
 
-CPU = torch.device("cpu")
+ROWS = [{"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True}]
+ROWS += [{"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"}]
+POINT = ROWS, 3, torch.tensor(1 / 3)
 
 
-def trained(seed=0):
-    """A module, its optimizer and scaler after a step, so that all have a state."""
+def training(seed=0):
+    """A module, its optimizer and its scaler after one step, so that each has a state."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
     optimizer = torch.optim.Adam(module.parameters(), 0.1 + seed)
@@ -31,195 +34,158 @@ def trained(seed=0):
     return module, optimizer, scaler
 
 
-def make(path, seed=0, every=0.0):
-    return Checkpoint(path, *trained(seed), CPU, every)
-
-
-def state_of(checkpoint):
-    return [dict(checkpoint.module.state_dict()), checkpoint.optimizer.state_dict(), checkpoint.scaler.state_dict()]
-
-
-def progress():
-    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "confusion": [[1, 2], [3, 4]], "best": True}]
-    return Progress([*rows, {"epoch": 2, "loss": 1e-300, "note": None, "name": "≤"}], 3, torch.tensor(1 / 3))
+def restore(folder, seed=0, every=0.0):
+    """A checkpoint in a step's folder, and what it restored into a training with other weights, by default none."""
+    parts, checkpoint = training(seed), Checkpoint(Draft("pretrain", folder), every)
+    return checkpoint, parts, checkpoint.restore(*parts)
 
 
 def same(one, two):
-    """Whether two nested states are equal to the bit."""
+    """Whether two nested states are bit-identical."""
     if isinstance(one, torch.Tensor):
         return one.dtype == two.dtype and torch.equal(one, two)
     if isinstance(one, dict):
         return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, (list, tuple)):
+    if isinstance(one, list | tuple):
         return len(one) == len(two) and all(map(same, one, two))
     return one == two
 
 
-# --- saving and loading
-
-
-def test_what_was_saved_is_plain_data_and_is_what_is_loaded(tmp_path):
-    """Each takes the place of the one before; saving does not change what goes on."""
-    (tmp_path / "stage_early.npy").write_bytes(b"an epoch's")
-    (tmp_path / ".stage_late.npy.x1").write_bytes(b"half of it")
-    path = tmp_path / "checkpoint.pt"
-    saved, other, now = make(path), make(path, seed=1), progress()
-    saved.save(Progress([], 1, torch.tensor(0.0)))
-    saved.save(now)
-    assert same(vars(now), vars(progress()))
-    state = torch.load(path, weights_only=True)
-    assert state.keys() == {"format", "module", "optimizer", "scaler", "progress", "beside"}
-    assert state["beside"] == {"stage_early.npy": files.digest(tmp_path / "stage_early.npy")}
-    assert same(vars(other.load()), vars(progress()))
-    assert same(state_of(other), state_of(saved))
-
-
-# --- what is not trusted
+def states(parts):
+    return [part.state_dict() for part in parts]
 
 
 @pytest.fixture
 def path(tmp_path):
-    """A checkpoint, and a result that it goes with."""
+    """A checkpoint that was saved with an array beside it."""
+    checkpoint, *_ = restore(tmp_path)
     (tmp_path / "stage_early.npy").write_bytes(b"as written")
-    make(tmp_path / "checkpoint.pt").save(progress())
+    checkpoint.save([], 1, torch.tensor(0.0))
+    checkpoint.save(*POINT)
     return tmp_path / "checkpoint.pt"
 
 
-def refused(path, capsys):
-    """Load what must not be loaded: it is moved aside, with the results beside it; return the message."""
-    other = make(path, seed=1)
-    before = {found.name: found.read_bytes() for found in path.parent.iterdir() if found.is_file()}
-    assert other.load() == Progress([]) and same(state_of(other), state_of(make(path, seed=1)))
-    assert names(path.parent) == ["unreadable"]  # in place of those of the time before
-    assert {found.name: found.read_bytes() for found in (path.parent / "unreadable").iterdir()} == before
-    message = capsys.readouterr().out
-    assert message.startswith(f"checkpoint: {path} cannot be used (") and message.count("\n") == 1
-    assert f"kept in {path.parent / 'unreadable'}," in message and "beginning" in message
-    return message
+def test_a_checkpoint_restores_all_states_from_plain_data(path):
+    state = torch.load(path, weights_only=True)
+    assert state.keys() == {"format", "module", "optimizer", "scaler", "progress", "beside"}
+    assert state["beside"] == {"stage_early.npy": files.digest(path.parent / "stage_early.npy")}
+    _, parts, point = restore(path.parent, seed=1)
+    assert same(point, POINT) and same(states(parts), states(training(0)))
+
+
+# --- damage
 
 
 class Code:
-    """Unpickled, it would make a folder."""
+    """When unpickled, it makes a folder."""
 
     def __reduce__(self):
         return os.mkdir, ("made",)
 
 
-@pytest.mark.parametrize("place", ["module", "optimizer", "progress", "beside", "more", "a plain pickle"])
-def test_code_in_a_checkpoint_is_not_run(tmp_path, path, monkeypatch, capsys, place):
-    monkeypatch.chdir(tmp_path)
-    if place == "a plain pickle":
-        path.write_bytes(pickle.dumps(Code()))
-    else:
-        torch.save(torch.load(path, weights_only=True) | {place: Code()}, path)
-    refused(path, capsys)
+def edit(path, part, value):
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {part: value}, path)
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip(path):
-    """One bit in the middle of the weights, which torch itself would not notice."""
-    whole = bytearray(path.read_bytes())
+def flip_a_bit_of_the_weights(path):
+    content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-    whole[largest.header_offset + largest.file_size] ^= 1
-    path.write_bytes(whole)
+    content[largest.header_offset + largest.file_size] ^= 1
+    path.write_bytes(content)
 
 
-def widen(path):
-    state = torch.load(path, weights_only=True)
-    state["module"]["0.weight"] = torch.zeros(5, 4)
-    torch.save(state, path)
+DAMAGE = [
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), ""),
+    (lambda path: path.write_text("none"), ""),
+    (lambda path: path.write_bytes(pickle.dumps(Code())), ""),
+    (flip_a_bit_of_the_weights, "it is damaged"),
+    (lambda path: edit(path, "module", {"0.weight": torch.zeros(5, 4)}), "it is of another network"),
+    (lambda path: (path.parent / "stage_early.npy").write_text("x"), "stage_early.npy was altered or is missing"),
+    (lambda path: (path.parent / "stage_early.npy").unlink(), "stage_early.npy was altered or is missing"),
+]
+PARTS = {"format": [1, None], "module": [[], {"0.weight": 1}, Code()], "progress": [{}, {"odd": 1}, None, Code()]}
+PARTS |= {"optimizer": [{}, {"state": {}, "param_groups": []}], "scaler": [None, {"scale": 1.0}, 3]}
+PARTS |= {"beside": [None, {"gone.npy": "0"}], "more": [Code()]}
+INVALID = [(partial(edit, part=part, value=value), "") for part, values in PARTS.items() for value in values]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [(cut, ""), (lambda path: path.write_text("none"), ""), (flip, "it is damaged"), (widen, "it is of another net")],
-)
-def test_a_damaged_checkpoint_is_never_half_trusted(path, capsys, change, reason):
-    change(path)
-    assert f"({reason}" in refused(path, capsys)
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE + INVALID)
+def test_a_damaged_checkpoint_is_set_aside_and_its_code_is_not_run(path, monkeypatch, capsys, damage, reason):
+    """The training starts anew; one line says why and where the checkpoint and its arrays are kept."""
+    monkeypatch.chdir(path.parent)
+    damage(path)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    for name in ("first", "second"):  # the second replaces the first
+        _, parts, point = restore(path.parent, seed=1)
+        assert point == ([], 0, None) and same(states(parts), states(training(1))), name
+        kept = path.parent / "unreadable"
+        assert names(path.parent) == ["unreadable"]
+        assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+        message = capsys.readouterr().out
+        assert message.startswith(f"pretrain: {path} cannot be used ({reason}") and message.count("\n") == 1
+        assert f"kept in {kept}," in message and "starts anew" in message
+        for file, content in before.items():
+            (path.parent / file).write_bytes(content)
 
 
-ODD = {"format": [1], "module": [[], {"0.weight": 1}], "optimizer": [{}, {"state": {}, "param_groups": []}]}
-ODD |= {
-    "progress": [{}, {"odd": 1}, None],
-    "beside": [None, {"gone.npy": "0"}],
-    "scaler": [None, {"scale": 1.0}, 3],
-}  # each part of a checkpoint
+def test_arrays_of_an_epoch_that_is_trained_again_are_deleted(path):
+    """Rounding on another GPU would differ from what the next checkpoint vouches for."""
+    (path.parent / "predictions.npy").write_bytes(b"of the interrupted epoch")
+    assert restore(path.parent)[2][1] == 3
+    assert names(path.parent) == ["checkpoint.pt", "stage_early.npy"]
+    path.unlink()
+    restore(path.parent)
+    assert names(path.parent) == []
 
 
-@pytest.mark.parametrize("part", ODD)
-def test_a_checkpoint_that_lacks_a_part_or_has_an_odd_one_is_not_used(path, capsys, part):
-    state = torch.load(path, weights_only=True)
-    for odd in ({k: v for k, v in state.items() if k != part}, *(state | {part: odd} for odd in ODD[part])):
-        torch.save(odd, path)
-        refused(path, capsys)
+@pytest.mark.slow
+def test_random_damage_leads_to_a_restored_or_a_new_training(path):
+    """Flipped bits, overwritten bytes, missing ends, damage in the archive's directory."""
+    whole, rng, steps = path.read_bytes(), random.Random(0), set()
+    for number in range(300):
+        start = len(whole) - 300 if number % 4 == 0 else 0  # the archive's directory, or anywhere
+        at, count = rng.randrange(start, len(whole)), rng.randrange(1, 200)
+        noise = rng.choice([b"", bytes([whole[at] ^ 1]), rng.randbytes(count)])
+        path.write_bytes(whole[:at] + noise + whole[at + len(noise) :] if noise else whole[:at])
         (path.parent / "stage_early.npy").write_bytes(b"as written")
+        steps.add(restore(path.parent, seed=1)[2][1])
+    assert steps == {0, 3}
 
 
-@pytest.mark.parametrize("change", [None, Path.unlink, lambda path: path.write_text("x")])
-def test_only_the_results_that_it_goes_with_stay_beside_it(tmp_path, path, capsys, change):
-    """Others are made again: with a GPU's other rounding the next checkpoint would contradict them."""
-    (tmp_path / "predictions.npy").write_bytes(b"of the epoch that was interrupted")
-    if change is None:
-        assert make(path).load().step == 3 and names(tmp_path) == ["checkpoint.pt", "stage_early.npy"]
-    else:
-        change(tmp_path / "stage_early.npy")
-        assert "stage_early.npy was altered or is missing" in refused(path, capsys)
-
-
-def test_whatever_is_damaged_the_training_goes_on_or_starts_anew(path):
-    """Bits flipped, bytes overwritten, ends cut off anywhere, which zipfile meets with errors of many kinds."""
-    whole, chance, other, outcomes = path.read_bytes(), random.Random(0), make(path, seed=1), set()
-    for _ in range(300):
-        content, at, count = bytearray(whole), chance.randrange(len(whole)), chance.randrange(1, 200)
-        kind = chance.choice(["flip", "overwrite", "cut", "directory"])
-        at = chance.randrange(len(whole) - 300, len(whole)) if kind == "directory" else at
-        content[at : None if kind == "cut" else at + count] = {
-            "flip": bytes([content[at] ^ 1]) + content[at + 1 : at + count],
-            "cut": b"",
-        }.get(kind, chance.randbytes(min(count, len(content) - at)))
-        path.write_bytes(content)
-        (path.parent / "stage_early.npy").write_bytes(b"as written")
-        outcomes.add(other.load().step)
-    assert outcomes <= {0, 3} and 0 in outcomes
-
-
-BEYOND = [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError(), TypeError("a new argument of torch")]
-BEYOND += [AttributeError("our bug"), ImportError("torch"), NameError("x"), PermissionError(13, "denied")]
-BEYOND += [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyboardInterrupt()]
+OTHER_CAUSES = [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError(), TypeError("new torch argument")]
+OTHER_CAUSES += [AttributeError("our bug"), ImportError("torch"), NameError("x"), PermissionError(13, "denied")]
+OTHER_CAUSES += [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyboardInterrupt()]
 
 
 @pytest.mark.parametrize("place", ["torch.load", "torch.optim.Adam.load_state_dict"])
-@pytest.mark.parametrize("error", BEYOND, ids=repr)
-def test_what_is_no_fault_of_the_file_is_raised_and_leaves_it_alone(path, monkeypatch, error, place):
+@pytest.mark.parametrize("error", OTHER_CAUSES, ids=repr)
+def test_errors_with_another_cause_leave_the_file_alone(path, monkeypatch, error, place):
     before = path.read_bytes()
     monkeypatch.setattr(place, Mock(side_effect=error))
     with pytest.raises(type(error)):
-        make(path).load()
+        restore(path.parent)
     assert path.read_bytes() == before and names(path.parent) == ["checkpoint.pt", "stage_early.npy"]
 
 
 @pytest.mark.parametrize("lacking", [1, 100, 10_000])
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, path, lacking):
-    refusal = pytest.raises(UserError, match=r"(?s)checkpoint\.pt could not be written.*disk space")
-    with refusal as caught, full_disk(path.stat().st_size - lacking):
-        make(path).save(progress())
-    assert "\n" not in str(caught.value)
-    assert names(tmp_path) == ["checkpoint.pt", "stage_early.npy"] and make(path).load().step == 3
+def test_a_full_disk_keeps_the_checkpoint_before(path, lacking):
+    checkpoint, *_ = restore(path.parent)
+    refusal = pytest.raises(UserError, match=r"checkpoint\.pt could not be written.*disk space")
+    with refusal, full_disk(path.stat().st_size - lacking):
+        checkpoint.save(*POINT)
+    assert names(path.parent) == ["checkpoint.pt", "stage_early.npy"] and restore(path.parent)[2][1] == 3
 
 
-def test_slow_disks_are_written_to_less_often(tmp_path, monkeypatch):
-    """No more than a twentieth of the time: after 10 s of writing 200 s go by; inside an epoch ten intervals do."""
+def test_writing_takes_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    """After a write of 10 s, 200 s pass; inside an epoch, ten intervals do."""
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    saved = make(tmp_path / "checkpoint.pt", every=60)
+    checkpoint, *_ = restore(tmp_path, every=60)
     clock[0] = 60
     monkeypatch.setattr(torch, "save", lambda *_: clock.__setitem__(0, 70))
-    assert saved.due()
-    saved.save(Progress([]))
+    assert checkpoint.due()
+    checkpoint.save([])
     for clock[0], end, inside in ((70, 0, 0), (269, 0, 0), (270, 1, 0), (669, 1, 0), (670, 1, 1)):
-        assert (saved.due(), saved.due(inside=True)) == (end, inside)
+        assert (checkpoint.due(), checkpoint.due(mid_epoch=True)) == (end, inside)

@@ -1,4 +1,4 @@
-"""Only `hw1lib run` joins the processes of torchrun, and an error in one of them ends all, reported once."""
+"""Only `hw1lib run` joins torchrun's processes, and an error in one of them ends all and is reported once."""
 
 import contextlib
 import datetime
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,89 +19,100 @@ import torch
 from hw1lib import paths
 from hw1lib.errors import UserError
 from hw1lib.loops import distributed
+from hw1lib.processes import under_torchrun
 from hw1lib.steps.store import Store
+from tests import processes
 from tests.conftest import one_paragraph, refused, run
-from tests.processes import free_port
 
 COMPLETE = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4",
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "job",
 }  # fmt: skip
-BATCH = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "OMPI_COMM_WORLD_SIZE": "4", "PMI_RANK": "1"}
+BATCH_SYSTEM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "4", "PMI_RANK": "1"}
 SUBSETS = [names for count in range(len(COMPLETE)) for names in itertools.combinations(COMPLETE, count)]
-ODD = [{"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "many"}, {"RANK": ""}, {"RANK": "4"}, {"WORLD_SIZE": "-4"},
-       {"LOCAL_RANK": "²"}, {"TORCHELASTIC_RUN_ID": ""}, {"LOCAL_WORLD_SIZE": "1"}]  # fmt: skip
+INVALID = [{"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "many"}, {"RANK": ""}, {"RANK": "4"}, {"WORLD_SIZE": "-4"},
+           {"LOCAL_RANK": "²"}, {"TORCHELASTIC_RUN_ID": ""}, {"LOCAL_WORLD_SIZE": "1"}]  # fmt: skip
 
 
 @pytest.fixture
-def variables(monkeypatch):
-    """Sets variables of torchrun and batch systems, and no others of them."""
+def set_variables(monkeypatch):
+    """A function that sets variables of torchrun and batch systems, and removes the others."""
 
-    def put(given):
-        for name in (*COMPLETE, *BATCH):
+    def set_variables(values):
+        for name in (*COMPLETE, *BATCH_SYSTEM):
             monkeypatch.delenv(name, raising=False)
-        for name, value in given.items():
+        for name, value in values.items():
             monkeypatch.setenv(name, value)
 
-    return put
+    return set_variables
 
 
-@pytest.mark.slow
-def test_what_a_batch_system_exports_makes_nobody_wait(capsys, course_data, tmp_path, variables):
-    """Each subset of torchrun's variables but the whole, and whole ones with values that make no sense."""
-    words = ("run", "check-problem2", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
-    cases = [{name: COMPLETE[name] for name in names} for names in SUBSETS] + [COMPLETE | odd for odd in ODD]
-    for given in cases:
-        variables(BATCH | given)
-        assert run(capsys, *words)[0] == 0, given
-    assert len(cases) == 127 + len(ODD)
+def test_only_complete_and_valid_variables_are_torchruns(set_variables):
+    """A batch system may export some of them, as may a shell inside a job."""
+    for values in [{name: COMPLETE[name] for name in names} for names in SUBSETS] + [COMPLETE | v for v in INVALID]:
+        set_variables(BATCH_SYSTEM | values)
+        assert not under_torchrun(), values
+    set_variables(COMPLETE)
+    assert under_torchrun()
 
 
-def test_a_workbook_joins_nobody(course_data, tmp_path, variables):
-    """As in JupyterLab inside of a job; what torch's own group is used for is not its business."""
-    from hw1lib.workbook import Workbook  # not at the top: the processes below would import it, too
+def test_a_workbook_joins_no_process_group(course_data, tmp_path, set_variables):
+    """As for JupyterLab inside a job; a process group of the user's own is ignored."""
+    from hw1lib.workbook import Workbook  # not above: the processes below would import it, too
 
-    variables(BATCH | COMPLETE)
+    set_variables(BATCH_SYSTEM | COMPLETE)
     book = Workbook("smoke", course_data, tmp_path / "out")
-    assert book.result("check-problem2").metrics["warnings"] is not None and distributed.count() == 1
+    assert book.result("check-problem2").metrics["warnings"] is not None and distributed.world_size() == 1
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        assert (distributed.count(), distributed.rank(), distributed.agreed(3)) == (1, 0, 3)
+        assert (distributed.world_size(), distributed.rank(), distributed.broadcast(3)) == (1, 0, 3)
     finally:
         torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("words", [("report",), ("plan",), ("data", "check"), ("predict", "segmentation", "a", "b")])
-def test_other_commands_under_torchrun_say_so_once(capsys, monkeypatch, variables, words):
-    variables(COMPLETE | {"RANK": "0", "LOCAL_RANK": "0"})
+def test_other_commands_refuse_torchrun_once(capsys, monkeypatch, set_variables, words):
+    """Rank 0 reports the error; the others wait a moment and end without a word."""
+    set_variables(COMPLETE | {"RANK": "0", "LOCAL_RANK": "0"})
     assert f"Start `hw1lib {words[0]}` without it" in refused(capsys, *words)
-    slept = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    variables(COMPLETE)
-    assert run(capsys, *words) == (1, "", "") and slept
+    sleep = Mock()
+    monkeypatch.setattr(time, "sleep", sleep)
+    set_variables(COMPLETE)
+    assert run(capsys, *words) == (1, "", "") and sleep.called
 
 
-def test_processes_that_cannot_be_reached_are_one_paragraph(capsys, monkeypatch, course_data, tmp_path, variables):
-    """As where a whole set of variables was left behind by another job."""
-    monkeypatch.setattr(distributed, "CONNECT", datetime.timedelta(seconds=1))
+@pytest.mark.slow
+def test_processes_that_cannot_be_reached_are_a_clear_error(capsys, course_data, tmp_path, set_variables, monkeypatch):
+    monkeypatch.setattr(distributed, "CONNECT_TIMEOUT", datetime.timedelta(seconds=1))
     words = ("run", "check-problem2", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
     for address in ({}, {"MASTER_PORT": "http"}, {"MASTER_ADDR": "none.invalid"}):
-        variables(COMPLETE | address)
+        set_variables(COMPLETE | address)
         assert "other processes of torchrun cannot be reached" in refused(capsys, *words)
 
 
-# --- errors of one process
+def test_restarts_on_several_machines_need_stores_of_their_own(monkeypatch):
+    """Each agent counts restarts by itself; on one machine the count separates the attempts."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert distributed._attempt() == "2"
+    for name, value in {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
+        monkeypatch.setenv(name, value)
+    assert distributed._attempt() == "0"
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UserError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        distributed._attempt()
 
 
-# What processes are in when some of them fail: blocks, the ranks that fail, and how.
+# --- errors
+
+
 FULL = UserError("The disk is full.")
-PLACES = {
-    "first": ([distributed.first], [0], FULL),
-    "first, second process": ([distributed.first], [1], FULL),
-    "by itself": ([distributed.first, distributed.alone, distributed.first], [0], FULL),
-    "before the claim": (["file"], [], FULL),  # the folder of steps cannot be made
-    "the claim": (["one"], [0], FULL),
-    "the claim, second process": (["two"], [1], FULL),
+PLACES = {  # nested blocks (functions, or folders of stores), the ranks that fail in the innermost, and their error
+    "rank 0 first": ([distributed.rank0_first], [0], FULL),
+    "rank 0 first, rank 1 fails": ([distributed.rank0_first], [1], FULL),
+    "a single process": ([distributed.rank0_first, distributed.single_process, distributed.rank0_first], [0], FULL),
+    "before the claim": (["file"], [], FULL),  # its folder cannot be made
+    "the claim, rank 1 fails": (["store"], [1], FULL),
     "a sum": ([], [2], FULL),
     "all": ([], [0, 1, 2], FULL),
     "a bug": ([], [0], ZeroDivisionError()),
@@ -109,32 +121,29 @@ PLACES = {
 
 
 def fail(place, folder):
-    """Fails in some of three processes, while the others wait for them or work with them."""
+    """Fail in some of three ranks, while the others wait for them or work with them."""
     blocks, ranks, error = PLACES[place]
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(
-                Store(folder / block).claimed("pretrain", "key", {}) if isinstance(block, str) else block()
-            )
+            context = Store(folder / block).claimed("pretrain", "key", {}) if isinstance(block, str) else block()
+            stack.enter_context(context)
         if distributed.rank() in ranks:
             if error is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise error
-    distributed.total(torch.ones(()))
+    distributed.all_reduce(torch.ones(()))
 
 
-def attempt(rank, ports, folder):
-    """What each place ends with in one of the processes: the error, its text and the seconds that it took."""
-    distributed.GRACE = datetime.timedelta(seconds=3)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "tests"}
+def fail_everywhere(rank, ports, folder):
+    """Save how each of PLACES ends in one rank: the type and text of the error, and the seconds until then."""
+    distributed.ERROR_GRACE = datetime.timedelta(seconds=3)
     outcomes = {}
     for place, port in zip(PLACES, ports):
-        os.environ["MASTER_PORT"] = str(port)
+        processes.join(rank, 3, port)
         outcomes[place] = "went on", "", 0.0
         started = time.monotonic()
         try:
-            with distributed.group():
+            with distributed.process_group():
                 started = time.monotonic()
                 fail(place, folder)
         except BaseException as error:
@@ -146,21 +155,20 @@ def attempt(rank, ports, folder):
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outcomes")
     (folder / "file").touch()
-    spawn, ports = multiprocessing.get_context("spawn"), [free_port() for _ in PLACES]
-    started = [spawn.Process(target=attempt, args=(rank, ports, folder)) for rank in range(3)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=300)
+    spawn, ports = multiprocessing.get_context("spawn"), [processes.free_port() for _ in PLACES]
+    children = [spawn.Process(target=fail_everywhere, args=(rank, ports, folder)) for rank in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=300)
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            child.kill()
     return [pickle.loads((folder / f"outcomes_{rank}").read_bytes()) for rank in range(3)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-def test_an_error_in_one_process_ends_all_and_is_reported_once(outcomes, place):
-    """Wherever the others wait, and also where they are not restarted by torchrun."""
+def test_an_error_in_one_rank_ends_all_and_is_reported_once(outcomes, place):
     ends = [outcome[place] for rank, outcome in enumerate(outcomes) if (place, rank) != ("killed", 1)]
     assert all(seconds < 30 for *_, seconds in ends), ends
     reported = [(name, text) for name, text, _ in ends if name != "SystemExit"]
@@ -174,11 +182,10 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(outcomes, place):
 
 
 @pytest.mark.slow
-def test_torchrun_report_is_one_sentence(tmp_path):
-    """And its processes end at once."""
+def test_torchrun_prints_the_error_once(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hw1lib"]
     words = [*torchrun, "report", "--profile", "smoke", "--out", str(tmp_path)]
     done = subprocess.run(words, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
-    said = re.findall("^hw1lib: .*$", done.stderr, re.MULTILINE)
-    assert done.returncode == 1 and len(said) == 1 and "without it" in one_paragraph(said[0])
+    messages = re.findall("^hw1lib: .*$", done.stderr, re.MULTILINE)
+    assert done.returncode == 1 and len(messages) == 1 and "without it" in one_paragraph(messages[0])
     assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path
     def project(*words):
         return {"plane": words[0] + words[1]}, {"words": [np.ravel(word).tolist() for word in words]}
 
-    for name in ("pretrain.self_supervised", "pretrain.supervised", "finetune.run", "finetune.knn", "finetune.colour"):
+    for name in ("pretrain.self_supervised", "pretrain.supervised", "finetune.run", "controls.knn", "controls.colour"):
         monkeypatch.setattr(f"hw1lib.loops.{name}", loop)
     for name in ("segment", "everything"):
         monkeypatch.setattr(f"hw1lib.loops.{name}.run", loop)
