@@ -1,4 +1,4 @@
-"""The least data that trains: every notebook of Problem 1 runs, and what cannot be measured is said, never nan."""
+"""The smallest data that trains: all notebooks of Problem 1 run, and what cannot be measured is never "nan"."""
 
 import json
 
@@ -12,7 +12,7 @@ NOTEBOOKS = ("00_data", "01_pretraining", "02_finetuning", "03_embeddings")
 
 
 def run_cells(notebook, **parameters):
-    """Runs a notebook's code in this process, without a kernel."""
+    """Run a notebook's code in this process."""
     names = {}
     for cell in json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":
@@ -23,7 +23,7 @@ def run_cells(notebook, **parameters):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_one_image_a_class_two_in_the_pool_and_one_place(tmp_path):
-    """With labels that are names, in the pool, too."""
+    """All labels are text."""
     root, out = tmp_path / "data", tmp_path / "out"
     write_problem1(root / "p1_data", pool=2, train=1, val=1)
     write_labelled(root / "p1_data/mini/train.csv", [("00001.jpg", "n01532829"), ("00002.jpg", "n02091244")])
@@ -42,25 +42,25 @@ def test_one_image_a_class_two_in_the_pool_and_one_place(tmp_path):
     assert "3 images of one place" in (out / "text" / "ranking.md").read_text()
 
 
-FEW = {  # pool, train and val images; what is said
+TOO_FEW = {  # numbers of pool, train and val images, and the error
     "one image in the pool": ((1, 2, 2), "mini/train: 1 in use, but training needs two images"),
     "no image in the pool": ((0, 2, 2), "has no *.jpg files"),
-    "none of validation": ((4, 2, 0), "val.csv has no rows"),
+    "no validation image": ((4, 2, 0), "val.csv has no rows"),
     "one class": ((4, 2, 2), "all images are of one class, 5"),
-    "one image, by a limit": ((4, 2, 2), "office/train: 1 in use, but training needs images of two"),
+    "one image by a limit": ((4, 2, 2), "office/train: 1 in use, but training needs images of two"),
 }
 
 
-@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("case", TOO_FEW)
 @pytest.mark.parametrize("command", [("plan",), ("run", "embed"), ("run", "control-simple")])
-def test_less_is_one_sentence_before_anything_trains(tmp_path, capsys, kind, command):
-    (pool, train, val), words = FEW[kind]
+def test_less_data_is_a_clear_error_before_anything_trains(tmp_path, capsys, case, command):
+    (pool, train, val), message = TOO_FEW[case]
     write_problem1(tmp_path / "p1_data", pool, train, val)
-    if kind == "one class":
+    if case == "one class":
         for split in ("train", "val"):
             table = tmp_path / f"p1_data/office/{split}.csv"
             write_labelled(table, [(path.name, 5) for path in table.with_suffix("").iterdir()])
-    limit = ["--set", "data.office_limit=1"] if "limit" in kind else []
-    where = ["--profile", "smoke", "--device", "cpu", "--data-root", tmp_path, "--out", tmp_path / "out", *limit]
-    assert words in refused(capsys, *command, *where)
+    limit = ["--set", "data.office_limit=1"] if "limit" in case else []
+    options = ["--profile", "smoke", "--device", "cpu", "--data-root", tmp_path, "--out", tmp_path / "out", *limit]
+    assert message in refused(capsys, *command, *options)
     assert not list(tmp_path.rglob("checkpoint.pt")) and not list(tmp_path.rglob("done.json"))

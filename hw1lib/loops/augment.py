@@ -236,14 +236,6 @@ def blur(images, sigma, radius):
 
 def original(size):
     """Return the original report's transforms of one PIL image, unchanged."""
-    return transforms.Compose(
-        [
-            transforms.Resize(size),
-            transforms.RandomCrop(size),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomVerticalFlip(),
-            transforms.TrivialAugmentWide(),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=MEAN, std=STD),
-        ]
-    )
+    crop = [transforms.Resize(size), transforms.RandomCrop(size)]
+    change = [transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), transforms.TrivialAugmentWide()]
+    return transforms.Compose(crop + change + [transforms.ToTensor(), transforms.Normalize(MEAN, STD)])

@@ -68,8 +68,8 @@ def colour(draft, problem1, profile, device):
     batches = ArrayBatches(tensors, settings.micro_batch, profile.seed, device, names=train.files)
     labels, epochs = problem1.val.labels, settings.epochs
     evaluate = classification.evaluation(draft, head, lambda inputs: inputs, inputs, labels, epochs, device)
-    loss, options = classification.cross_entropy, train_options(draft, profile)
-    history = loop.train(head, loss, batches, settings, device, evaluate=evaluate, **options)
+    options = train_options(draft, profile) | {"evaluate": evaluate}
+    history = loop.train(head, classification.cross_entropy, batches, settings, device, **options)
     classification.save_results(draft, history, problem1.val)
 
 

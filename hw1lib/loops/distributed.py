@@ -65,9 +65,10 @@ def process_group():
         yield
         barrier()  # a rank that left earlier would break the connections of the others
     except Exception as error:
-        if not _reports_error(error):
+        lost_peer = isinstance(error, RuntimeError) and bool(LOST_PEER.search(str(error)))
+        if not _reports_error(lost_peer):
             raise SystemExit(1) from error
-        if _lost_peer(error):
+        if lost_peer:
             raise UserError(
                 "Another process of this step ended without an error message; memory may have run out. Run the same "
                 "command again: the step resumes from its last checkpoint."
@@ -114,14 +115,10 @@ def _attempt():
     return "0"
 
 
-def _lost_peer(error):
-    return isinstance(error, RuntimeError) and bool(LOST_PEER.search(str(error)))
-
-
-def _reports_error(error):
+def _reports_error(lost_peer):
     """Whether this rank is the one to report its error. The others give rank 0 time to be the first."""
     try:
-        if rank() or _lost_peer(error):
+        if rank() or lost_peer:
             with contextlib.suppress(dist.DistStoreError):  # no rank has failed before
                 _state.store.wait([ERROR_KEY], ERROR_GRACE)
         return _state.store.compare_set(ERROR_KEY, "", str(rank())) == str(rank()).encode()

@@ -49,7 +49,7 @@ def run(draft, problem1, profile, device, pretrained=None, *, setting):
         return inputs if frozen else model.features(augment.normalise(inputs))
 
     evaluate = classification.evaluation(draft, head, embed, inputs, problem1.val.labels, settings.epochs, device)
-    loss, options = classification.cross_entropy, train_options(draft, profile)
-    history = loop.train(module, loss, batches, settings, device, evaluate=evaluate, **options)
+    options = train_options(draft, profile) | {"evaluate": evaluate}
+    history = loop.train(module, classification.cross_entropy, batches, settings, device, **options)
     draft.weights(model)
     classification.save_results(draft, history, problem1.val)

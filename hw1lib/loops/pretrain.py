@@ -48,6 +48,9 @@ def self_supervised(draft, problem1, profile, device):
         batches = pool_batches(pool, profile, settings, device)
     learner = byol.learner(backbone, size, settings, views(profile)).to(device)
 
+    def batch_loss(learner, images, *_):  # batches of files have labels
+        return loss(learner, images, settings)
+
     def update_target(epoch, step, steps):
         if settings.one_pass:
             done = (epoch - 1 + step / steps) / settings.epochs
@@ -59,16 +62,10 @@ def self_supervised(draft, problem1, profile, device):
         due = epoch % settings.probe_every == 0 or epoch == settings.epochs
         return probe(backbone) if due else {}
 
-    history = loop.train(
-        learner,
-        lambda learner, images, *_: loss(learner, images, settings),
-        batches,
-        settings,
-        device,
-        evaluate=evaluate,
-        after_step=update_target if settings.use_momentum else None,
-        **train_options(draft, profile),
-    )
+    options = train_options(draft, profile) | {"evaluate": evaluate}
+    if settings.use_momentum:
+        options["after_step"] = update_target
+    history = loop.train(learner, batch_loss, batches, settings, device, **options)
     draft.weights(without_fc(backbone))
     draft.history(history)
     queries = len(probe.held_out) if probe.held_out else 0

@@ -65,16 +65,10 @@ def run(draft, problem2, profile, device, *, name):
                 row["tta"] = iou.history_row(epoch, val_masks, predicted)
         return row
 
-    history = loop.train(
-        network,
-        loss,
-        batches,
-        settings,
-        device,
-        evaluate=evaluate,
-        after_step=update_average if settings.average else None,
-        **train_options(draft, profile),
-    )
+    options = train_options(draft, profile) | {"evaluate": evaluate}
+    if settings.average:
+        options["after_step"] = update_average
+    history = loop.train(network, loss, batches, settings, device, **options)
     draft.weights(network.average if settings.average else network)
     draft.history(history)
     ceiling = iou.ceiling(val_masks, segmenters.stride(name, settings.enlarge))

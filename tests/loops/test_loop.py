@@ -116,37 +116,6 @@ def test_a_run_may_be_stopped_again_and_again_and_is_not_trained_again_when_fini
     assert_same(fit(weights_seed=99, folder=tmp_path, stop=lambda *_: pytest.fail("trained")), whole)
 
 
-EVERYWHERE = [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]  # (finished epochs, steps of the next)
-
-
-@pytest.mark.parametrize(
-    ("every", "step_seconds", "expected"),
-    [
-        (1e6, 1, [(3, 0)]),
-        (0, 1, EVERYWHERE),
-        (60, 40, [(1, 0), (2, 0), (3, 0)]),  # epochs of 80 s
-        (60, 20, [(2, 0), (3, 0)]),  # epochs of 40 s
-        (60, 700, EVERYWHERE),  # epochs of 1,400 s
-    ],
-)
-def test_checkpoints_are_saved_at_ends_of_epochs_and_inside_of_long_ones(
-    tmp_path, monkeypatch, every, step_seconds, expected
-):
-    clock, places, save = [0.0], [], Checkpoint.save
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-
-    def pass_time(*_):
-        clock[0] += step_seconds
-
-    def noting_save(self, history, step=0, *arguments, **options):
-        places.append((len(history), step))
-        save(self, history, step, *arguments, **options)
-
-    monkeypatch.setattr(Checkpoint, "save", noting_save)
-    fit(settings(epochs=3), folder=tmp_path, every=every, stop=pass_time)
-    assert places == expected
-
-
 def test_all_draws_depend_on_the_seed_alone():
     """Of Python, NumPy and torch, in each of four epochs."""
 

@@ -211,27 +211,6 @@ def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(tmp_path, proble
     assert twice == whole
 
 
-@pytest.mark.parametrize(
-    ("loss", "balance", "enlarge"), [("cross_entropy", 0.0, 1), ("cross_entropy", 0.5, 2), ("lovasz", 0.3, 2)]
-)
-def test_a_run_uses_the_loss_the_class_weights_and_the_size_that_are_set(
-    tmp_path, problem2, loss, balance, enlarge, monkeypatch
-):
-    """Tiles are enlarged in training and in validation."""
-    segmentation, scores = Mock(side_effect=losses.segmentation), Mock(side_effect=segmenters.scores)
-    monkeypatch.setattr(losses, "segmentation", segmentation)
-    monkeypatch.setattr(segmenters, "scores", scores)
-    changes = {"loss": loss, "balance": balance, "enlarge": enlarge, "epochs": 1}
-    run(tmp_path / "run", problem2, **{f"lraspp__{key}": value for key, value in changes.items()})
-    _, masks = images.load_tiles(problem2.train)
-    for batch_scores, _, kind, weights in (call.args for call in segmentation.call_args_list):
-        assert batch_scores.shape == (2, 7, 16, 16) and kind == loss
-        assert torch.equal(weights, losses.class_weights(masks, balance))
-    # Two steps; two batches of validation tiles, first once and then in eight symmetries.
-    shapes = [(tuple(call.args[1].shape[2:]), call.args[2]) for call in scores.call_args_list]
-    assert shapes == 2 * [((16, 16), enlarge)] + 18 * [((32, 32), enlarge)]
-
-
 @pytest.mark.parametrize(("name", "crop"), [("lraspp", 0), ("lraspp", 16), ("fcn32s", 32)])
 def test_tiles_that_are_not_square_are_trained_on(tmp_path, name, crop):
     oblong = tiles(tmp_path / "tiles", width=48)
@@ -282,17 +261,6 @@ def test_augmented_masks_fit_their_images(tmp_path, width, crop, scale, monkeypa
     wrong = (augment.denormalise(batch) - colours[warped.long()].movedim(-1, 1)).abs().amax(1) > 0.02
     inner = F.max_pool2d(warped.float(), 5, 1) == -F.max_pool2d(-warped.float(), 5, 1)
     assert wrong.float().mean() < 0.4 and inner.any() and not wrong[:, 2:-2, 2:-2][inner].any()
-
-
-@pytest.mark.parametrize(
-    ("width", "crop", "scale", "different"), [(32, 0, 1.0, 8), (48, 0, 1.0, 4), (32, 0, 0.4, 40), (48, 16, 1.0, 40)]
-)
-def test_each_image_of_a_batch_has_its_own_draw(width, crop, scale, different, monkeypatch):
-    """Of one tile forty times, there are all symmetries, or forty crops."""
-    tile, masks = pixels(1, width=width).repeat(40, 0), np.zeros((40, 32, width), np.uint8)
-    flat = first_batch(tile, masks, monkeypatch, crop=crop, crop_scale=scale)[0].flatten(1)
-    same = torch.cdist(flat, flat) < 1e-2 * flat.shape[1] ** 0.5
-    assert len(torch.unique(same, dim=0)) == different
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 48), (48, 32)])
