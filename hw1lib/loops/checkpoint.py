@@ -27,8 +27,8 @@ class Checkpoint:
 
     Args:
         draft: store.Draft of the step; the checkpoint lies in its folder and vouches for the arrays there.
-        every: seconds between checkpoints at the ends of epochs, ten times as many inside an epoch; more where
-            writing would take more than MAX_WRITE_FRACTION of the time. 0 saves at every opportunity.
+        every: seconds between checkpoints at the ends of epochs; MID_EPOCH_FACTOR times as long inside an epoch, and
+            longer if writing would take more than MAX_WRITE_FRACTION of the time. 0 saves at every opportunity.
     """
 
     def __init__(self, draft, every):
