@@ -1,6 +1,7 @@
 """Notebook 01: views, training curves, collapse, and nearest neighbours in feature space."""
 
 import numpy as np
+import pandas as pd
 import torch
 
 from hw1lib.chapters.phrases import percent
@@ -24,6 +25,36 @@ def _pictures(images):
     if images.dtype != torch.uint8:
         images = (images * 255).round().to(torch.uint8)
     return list(images.permute(0, 2, 3, 1).numpy())
+
+
+def augmentations(*views):
+    """Return the augmentations that views draw for each image: a DataFrame with probabilities and strengths.
+
+    Args:
+        views: augment.Views that differ in probabilities only. Of other transforms, such as the original's, the table
+            has the printed form.
+    """
+    if not all(hasattr(view, "recipe") for view in views):
+        return pd.DataFrame({"augmentation": [str(step) for step in getattr(views[0], "transforms", views[0])]})
+    recipe = views[0].recipe
+    jitter = zip(("brightness", "contrast", "saturation", "hue"), recipe.jitter)
+    aspect = f"aspect ratio {1 / recipe.aspect:.2f} to {recipe.aspect:.2f}"
+    strengths = {
+        "random resized crop": f"area {recipe.crop_scale:g} to 1, {aspect}",
+        "horizontal flip": "–",
+        "rotation": "90, 180 or 270 degrees",
+        "colour jitter": ", ".join(f"{name} {strength:g}" for name, strength in jitter),
+        "grayscale": "–",
+        "Gaussian blur": "standard deviation 0.1 to 2 pixels",
+        "solarisation": "values above 0.5 are inverted",
+    }
+    table = {"augmentation": list(strengths)}
+    for number, view in enumerate(views, start=1):
+        own = view.recipe
+        turn = 0.75 if own.overhead else 0
+        chances = (1, 0.5, turn, own.jitter_p, own.grayscale_p, own.blur_p, own.solarize_p)
+        table[f"probability in view {number}" if len(views) > 1 else "probability"] = [f"{p:g}" for p in chances]
+    return pd.DataFrame(table | {"strength": list(strengths.values())})
 
 
 def curves(history, before, supervised=None):

@@ -96,6 +96,11 @@ def escape(text):
     return re.sub(special, r"\\\g<0>", " ".join(str(text).split()))
 
 
+def folded(title, markdown):
+    """Markdown that is hidden below its title until a reader unfolds it, except on paper."""
+    return f"<details><summary>{title}</summary>\n\n{markdown}\n\n</details>"
+
+
 def code(text):
     """Text as a block of code in Markdown."""
     return f"```\n{text}\n```"

@@ -67,6 +67,20 @@ def calibrate(backbone, images, device, batch=256):
     return backbone
 
 
+def before_and_after(images, profile, pretrained, device):
+    """Return the features of some images before and after pre-training: two (N, 2048) float32 tensors.
+
+    Args:
+        images: (N, 3, S, S) uint8 tensor.
+        profile: settings.Profile.
+        pretrained: store.Result of step pretrain.
+        device: torch device.
+    """
+    before = calibrate(initial_backbone(profile).to(device), images, device)
+    after = initial_backbone(profile, pretrained).to(device)
+    return extract(before, images, device), extract(after, images, device)
+
+
 @contextlib.contextmanager
 def _mode(module, training):
     """Switch a module to training or evaluation mode for the block."""

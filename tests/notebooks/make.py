@@ -1,9 +1,10 @@
 """Execute the notebooks: the committed ones on the published demo, and the smoke copies that nbval compares.
 
-`make notebooks` calls it. The committed ones load what `make publish` published, with its settings, such as its
-number of seeds, though their own parameters stay the plain demo's; so they show what the report shows. A smoke copy
-has the same cells, with profile smoke and with each *Try it* as a cell of its own below its text, so that the tests
-run those, too. It runs on one thread, as tests do: bits depend on it.
+    python -m tests.notebooks.make [smoke | demo] [NAME …]     both parts and all notebooks without arguments
+
+The committed notebooks load what `make publish` published, with its settings (such as the number of seeds). They show
+what the report shows; their own parameters stay the plain demo's. A smoke copy has the same cells, with profile smoke,
+and runs each *Try it* as a cell below its text. It runs on one thread, as tests do, because results depend on it.
 """
 
 import filecmp
@@ -27,7 +28,7 @@ DEMO, SMOKE = 'profile = "demo"', 'profile = "smoke"'
 
 
 def smoke_copy(notebook):
-    """The cells of a committed notebook as tests run them, without outputs."""
+    """Return the cells of a committed notebook as tests run them, without outputs."""
     cells = []
     for cell in notebook.cells:
         cell = nbformat.from_dict({k: v for k, v in cell.items() if k in ("id", "cell_type", "source", "metadata")})
@@ -38,64 +39,62 @@ def smoke_copy(notebook):
         cells.append(cell)
         if cell.source.startswith("**Try it.**"):
             (code,) = re.findall(r"```python\n(.*?)\n```", cell.source, re.S)
-            more = nbformat.v4.new_code_cell(code, id=f"{cell.id}-run", metadata={"tags": ["try-it"]})
-            cells.append(more)
+            cells.append(nbformat.v4.new_code_cell(code, id=f"{cell.id}-run", metadata={"tags": ["try-it"]}))
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
-def published():
-    """Return the settings of the published demo that are not profile demo's: a dict, as notebooks take them."""
-    now = flatten(profiles.get("demo"))
-    then = pd.json_normalize(files.read_json(DEMO_REPORT / "metrics.json")["settings"]).iloc[0].to_dict()
-    same_type = {name: type(value)(then[name]) for name, value in now.items() if then.get(name) is not None}
-    return {name: value for name, value in same_type.items() if value != now[name]}
+def published_settings():
+    """Return the settings of the published demo that differ from profile demo, as notebooks take them."""
+    current = flatten(profiles.get("demo"))
+    published = pd.json_normalize(files.read_json(DEMO_REPORT / "metrics.json")["settings"]).iloc[0].to_dict()
+    typed = {k: type(value)(published[k]) for k, value in current.items() if published.get(k) is not None}
+    return {name: value for name, value in typed.items() if value != current[name]}
 
 
 def execute_published(notebook):
-    """Run a committed notebook in place on the published results; what it keeps goes to a folder of its own."""
+    """Execute a committed notebook in place on the published results; it keeps into a temporary folder."""
     build = paths.BUILD / "demo"
     if not filecmp.cmp(build / "metrics.json", DEMO_REPORT / "metrics.json", shallow=False):
-        sys.exit(
-            f"{build} does not hold the report that is published in {DEMO_REPORT}: run make publish, then this again."
-        )
+        sys.exit(f"{build} does not hold the report published in {DEMO_REPORT}. Run make publish, then this again.")
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     source = parameters.source
     with tempfile.TemporaryDirectory() as out:
         for name in ("steps", "decoded"):
             (Path(out) / name).symlink_to(build / name)
-        undone = [label for label, steps, name in Workbook("demo", out=out, settings=published()).planned()
-                  if steps.status(name) != "done"]  # fmt: skip
-        if undone:
-            sys.exit(f"{build} lacks {', '.join(undone)} as the code is now: run make report and make publish again.")
-        parameters.source = source.replace('out = ""', f"out = {out!r}").replace("{}", repr(published()))
+        planned = Workbook("demo", out=out, settings=published_settings()).planned()
+        if undone := [label for label, steps, name in planned if steps.status(name) != "done"]:
+            sys.exit(f"{build} lacks {', '.join(undone)}. Run make report and make publish, then this again.")
+        parameters.source = source.replace('out = ""', f"out = {out!r}").replace("{}", repr(published_settings()))
         execute(notebook)
     parameters.source = source
     return notebook
 
 
 def execute(notebook, **variables):
-    """Runs a notebook in place, from their folder, with more environment variables; no times are noted."""
-    where = {"metadata": {"path": paths.NOTEBOOKS}}
-    quiet = ["--IPKernelApp.log_level=40"]
+    """Execute a notebook in place, without recording times; `variables` are added to its environment."""
     NotebookClient(
-        notebook, timeout=None, kernel_name="python3", record_timing=False, resources=where, extra_arguments=quiet
-    ).execute(env=os.environ | variables)
+        notebook, timeout=None, kernel_name="python3", record_timing=False,
+        resources={"metadata": {"path": paths.NOTEBOOKS}}, extra_arguments=["--IPKernelApp.log_level=40"],
+    ).execute(env=os.environ | variables)  # fmt: skip
     for cell in notebook.cells:
         cell.get("metadata", {}).pop("execution", None)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     return notebook
 
 
-def main(*names):
-    """Executes the notebooks whose names begin so; all without any name."""
+def main(*arguments):
+    """Execute the parts and notebooks that the arguments name; a name may be the beginning of a file name."""
     os.environ["PYTHONWARNINGS"] = "ignore"
+    parts = [argument for argument in arguments if argument in ("smoke", "demo")] or ["smoke", "demo"]
+    names = tuple(argument for argument in arguments if argument not in parts) or ""
     for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
-        if names and not path.name.startswith(names):
-            continue
-        print(path.name, flush=True)
-        source = nbformat.read(path, as_version=4)
-        nbformat.write(execute(smoke_copy(source), OMP_NUM_THREADS="1"), COPIES / path.name)
-        nbformat.write(execute_published(source), path)
+        if path.name.startswith(names):
+            print(path.name, flush=True)
+            source = nbformat.read(path, as_version=4)
+            if "smoke" in parts:
+                nbformat.write(execute(smoke_copy(source), OMP_NUM_THREADS="1"), COPIES / path.name)
+            if "demo" in parts:
+                nbformat.write(execute_published(source), path)
 
 
 if __name__ == "__main__":
