@@ -1,4 +1,4 @@
-"""The notebooks: lessons by the rules of the house, and their smoke copies, whose outputs still hold (nbval)."""
+"""The notebooks: the rules of a lesson, and their smoke copies, whose outputs nbval compares."""
 
 import ast
 import itertools
@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from hw1lib import files, paths
-from hw1lib.chapters import tables
+from hw1lib.chapters.tables import markdown
 from hw1lib.report import notebooks
 from tests.notebooks import make
 
 NOTEBOOKS = [paths.NOTEBOOKS / f"{name}.ipynb" for name in notebooks.NOTEBOOKS]
-BYTES = 1_000_000  # what a code host still shows
+BYTES = 1_000_000  # larger files are not displayed by code hosts
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -26,34 +26,33 @@ def cells(path, kind="code"):
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
 
 
+def is_checked(cell):
+    return "nbval-check-output" in cell.metadata.get("tags", ())
+
+
 @each
-def test_nbval_finds_the_outputs_of_the_smoke_copies(smoke_run, tmp_path, path):
-    """All cells run, each Try it, too; those tagged nbval-check-output give what is stored."""
-    shutil.copytree(smoke_run, tmp_path / "smoke")  # which other tests look at meanwhile
+def test_nbval_runs_the_smoke_copies_with_their_outputs(smoke_run, tmp_path, path):
+    """All cells run, including each Try it; those tagged nbval-check-output give what is stored."""
+    shutil.copytree(smoke_run, tmp_path / "smoke")  # other tests compare the original's files
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-n0", "-p", "no:cacheprovider"]
     environment = os.environ | {"HW1_BUILD": str(tmp_path)}
     done = subprocess.run([*command, make.COPIES / path.name], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:]
-    assert "\nprocessor: " in done.stdout  # each run of the tests names its own
+    assert "\nprocessor: " in done.stdout
 
 
 @each
 def test_nbval_compares_nothing_that_follows_from_training(path):
-    """Trained numbers are rounded as the processor rounds; their tables are compared with metrics.json instead."""
+    """Trained numbers depend on the processor."""
     trained = set()  # names of variables
     for cell in cells(path):
         nodes = list(ast.walk(ast.parse(cell.source)))
-        local = {
-            n.id
-            for node in nodes
-            if isinstance(node, ast.comprehension)
-            for n in ast.walk(node.target)
-            if isinstance(n, ast.Name)
-        }
+        targets = [node.target for node in nodes if isinstance(node, ast.comprehension)]
+        local = {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
         names = [node for node in nodes if isinstance(node, ast.Name) and node.id not in local]
         stored, loaded = ({n.id for n in names if isinstance(n.ctx, kind)} for kind in (ast.Store, ast.Load))
         follows = "book.result" in cell.source or not trained.isdisjoint(loaded)
-        assert not follows or "nbval-check-output" not in cell.metadata.get("tags", ()), cell.id
+        assert not (follows and is_checked(cell)), cell.id
         trained = trained | stored if follows else trained - stored
     assert trained
 
@@ -61,20 +60,20 @@ def test_nbval_compares_nothing_that_follows_from_training(path):
 @each
 def test_the_smoke_copy_has_the_same_sources(path):
     copy, committed = (nbformat.read(file, as_version=4) for file in (make.COPIES / path.name, path))
-    one, two = (
+    first, second = (
         [(cell.id, cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
         for notebook in (copy, make.smoke_copy(committed))
     )
-    assert one == two, f"{path.name} and its smoke copy have drifted apart: run make notebooks"
-    ours, theirs = (
-        [c.outputs for c in cells(file) if "getsource" in c.source] for file in (path, make.COPIES / path.name)
-    )
-    assert ours == theirs, f"{path.name} shows code as it once was: run make notebooks"
+    assert first == second, f"{path.name} and its smoke copy differ: run make notebooks"
+    shown = [
+        [cell.outputs for cell in cells(file) if "getsource" in cell.source] for file in (path, make.COPIES / path.name)
+    ]
+    assert shown[0] == shown[1], f"{path.name} shows code as it once was: run make notebooks"
 
 
 @each
 def test_it_shows_the_demo(path):
-    """Every cell was run, without an error, and the file is not too large to be shown."""
+    """Every cell was run without an error, and the file is small enough to be displayed."""
     code = cells(path)
     assert [c.source for c in code if "parameters" in c.metadata.get("tags", ())] == [
         'profile = "demo"\ndata_root = ""\nout = ""\nsettings = {}'
@@ -94,9 +93,9 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("path", PUBLISHED)
 def test_it_shows_the_published_report(path):
-    """Each table and text that it keeps is that of report/demo, not of another run: else make notebooks."""
+    """Each table and text that it keeps is that of report/demo; if not, run make notebooks."""
     text = (make.DEMO_REPORT / "README.md").read_text()
-    tables = [tables.markdown(pd.read_csv(table)) for table in (make.DEMO_REPORT / "tables").glob("*.csv")]
+    tables = [markdown(pd.read_csv(table)) for table in (make.DEMO_REPORT / "tables").glob("*.csv")]
     outputs = [output.get("data", {}) for cell in cells(path) for output in cell.outputs]
     kept = [data["text/markdown"].strip("\n") for data in outputs if "text/markdown" in data]
     assert kept and [shown for shown in kept if shown not in text and shown not in tables] == []
@@ -104,7 +103,7 @@ def test_it_shows_the_published_report(path):
 
 @each
 def test_it_is_a_lesson(path):
-    """Short cells on real objects, each after a sentence; no class, no loop, no cell that is one quoted name."""
+    """Short cells, each after a sentence; no class, function or long-running loop; no printed modules left unfolded."""
     notebook = nbformat.read(path, as_version=4)
     kinds = [cell.cell_type for cell in notebook.cells]
     assert sum(a == b == "code" for a, b in itertools.pairwise(kinds)) <= 2
@@ -113,35 +112,38 @@ def test_it_is_a_lesson(path):
         assert len(lines) <= 15 and max(map(len, lines)) <= 100, cell.id
         assert not any(re.match(r"class |def |while |for epoch", line) for line in lines), cell.id
         assert not re.fullmatch(r"""\w+\.\w+\((["'][\w-]+["'],?\s*)*\)""", cell.source.strip()), cell.id
+        for output in cell.outputs:
+            text = output.get("text") or output.get("data", {}).get("text/markdown", "")
+            assert len(text.splitlines()) < 80 or text.startswith("<details>"), cell.id
     tries = [cell for cell in cells(path, "markdown") if cell.source.startswith("**Try it.**")]
     assert 2 <= len(tries) <= 5
-    checked = [cell for cell in cells(path) if "nbval-check-output" in cell.metadata.get("tags", ())]
-    assert all(cell.outputs for cell in checked)
+    assert all(cell.outputs for cell in cells(make.COPIES / path.name) if is_checked(cell))
 
 
 @each
 def test_no_number_is_typed_into_prose(path):
-    """Results come from results: no decimals, no percentages in Markdown cells."""
+    """No decimals and no percentages in Markdown cells: results come from results."""
     for cell in cells(path, "markdown"):
         prose = re.sub(r"```.*?```|`[^`]*`", "", cell.source.partition("**References.**")[0], flags=re.S)
         assert not re.search(r"\d\.\d|\d ?%", prose), prose
 
 
-def test_committed_notebooks_are_executed_on_the_run_that_was_published(smoke_run, tmp_path, monkeypatch):
-    """With its settings, here those of a smoke run; they load it, and neither it nor their own parameters change."""
+def test_committed_notebooks_are_executed_on_the_published_run(smoke_run, tmp_path, monkeypatch):
+    """With its settings, here those of a smoke run; neither it nor the notebook's parameters change."""
     (tmp_path / "demo").symlink_to(smoke_run)
     (tmp_path / "published").mkdir()
     shutil.copy(smoke_run / "metrics.json", tmp_path / "published")
     monkeypatch.setattr(paths, "BUILD", tmp_path)
     monkeypatch.setattr(make, "DEMO_REPORT", tmp_path / "published")
     before = {path: files.digest(path) for path in smoke_run.rglob("*") if path.is_file()}
-    path = paths.NOTEBOOKS / "03_embeddings.ipynb"
-    notebook = make.execute_published(nbformat.read(path, as_version=4))
-    assert [cell.source for cell in notebook.cells] == [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    source = nbformat.read(paths.NOTEBOOKS / "03_embeddings.ipynb", as_version=4)
+    sources = [cell.source for cell in source.cells]
+    notebook = make.execute_published(source)
+    assert [cell.source for cell in notebook.cells] == sources
     texts = [o.get("data", {}).get("text/markdown", "") for cell in notebook.cells for o in cell.get("outputs", ())]
     for name in ("embedding", "embedding_in_words"):
         assert (smoke_run / "text" / f"{name}.md").read_text().strip("\n") in texts
     assert {path: files.digest(path) for path in smoke_run.rglob("*") if path.is_file()} == before
     (tmp_path / "published" / "metrics.json").write_text("{}")
-    with pytest.raises(SystemExit, match="run make publish"):
+    with pytest.raises(SystemExit, match="Run make publish"):
         make.execute_published(notebook)
