@@ -85,13 +85,9 @@ def test_a_note_that_is_no_utf8_is_named(written, content):
     ("name", "content", "said"),
     [
         ("problem1_2.md", "words", "Rename it to one of problem1-1.md, problem2-1.md"),
-        ("Problem1-1.md", "words", "Rename it to one of"),
         ("problem1-1.MD", "words", "Rename it to one of"),
-        ("problem1-1.txt", "words", "Rename it to one of"),
         ("problem1-1", "words", "Rename it to one of"),
-        ("problem3-1.md", "words", "Rename it to one of"),
         ("problem2-1.md", "", "is empty"),
-        ("problem2-1.md", " \n\t\n", "is empty"),
         ("problem2-1.md", "\ufeff", "is empty"),
         ("problem2-1.md", "\ufeffwords", None),
         ("README.md", "words", None),

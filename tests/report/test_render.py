@@ -1,4 +1,4 @@
-"""From what was kept to the report: each by its kind, numbered, and read back as a browser reads it."""
+"""Rendering what was kept: included by kind, numbered, and read back as a browser reads it."""
 
 import io
 import json
