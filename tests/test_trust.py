@@ -1,4 +1,4 @@
-"""Data is never run and never leads out of its folder; JupyterLab lets nobody else in."""
+"""Data is never executed and never leads out of its folder; JupyterLab needs its token."""
 
 import contextlib
 import functools
@@ -25,11 +25,11 @@ from hw1lib.settings import Data
 from hw1lib.steps import store
 from tests.conftest import picture
 
-# --- no code from data
+# --- no code is loaded from data
 
 
 class Evil:
-    """Unpickled, it would make a file."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -41,12 +41,12 @@ class Evil:
 SAVED = {
     "zip": torch.save,
     "old": functools.partial(torch.save, _use_new_zipfile_serialization=False),
-    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),  # torch's own
+    "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
 }
 
 
 @pytest.mark.parametrize("save", [*SAVED, "sam"])
-def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save):
+def test_weights_with_code_are_refused_and_not_run(tmp_path, save):
     name, load = "pretrain_model_SL.pt", pretrained.load_backbone
     if save == "sam":
         name, load, save = weights.SAM_FILES[0], weights.load_sam, "zip"
@@ -58,8 +58,7 @@ def test_weights_that_hold_code_are_refused_and_not_run(tmp_path, save):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", segmenters.SEGMENTERS)
-def test_published_weights_that_hold_code_are_refused_and_not_run(tmp_path, monkeypatch, model):
-    """Whoever put them under the right name into torch's cache."""
+def test_downloaded_weights_with_code_are_refused_and_not_run(tmp_path, monkeypatch, model):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     evil = {"conv1.weight": Evil(tmp_path / "ran")}
@@ -70,13 +69,13 @@ def test_published_weights_that_hold_code_are_refused_and_not_run(tmp_path, monk
     assert f"--set {model}.pretrained=false" in str(caught.value)
 
 
-def test_an_array_that_holds_objects_is_refused_and_not_run(tmp_path):
+def test_an_array_of_objects_is_refused_and_not_run(tmp_path):
     np.save(tmp_path / "points.npy", np.array([Evil(tmp_path / "ran")], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         store.Result("embed", tmp_path).array("points")
     assert not (tmp_path / "ran").exists()
     np.load(tmp_path / "points.npy", allow_pickle=True)
-    assert (tmp_path / "ran").exists()  # else all of these tests would prove nothing
+    assert (tmp_path / "ran").exists()  # Evil works, so the tests above prove something
 
 
 # --- nothing leaves its folder
@@ -86,7 +85,7 @@ def find(root):
     return layout.find(root, Data())
 
 
-ABROAD = (
+OUTSIDE = (
     "../x.jpg",
     "../other/Couch00100.jpg",
     "/etc/hostname",
@@ -95,13 +94,13 @@ ABROAD = (
     "sub\\..\\..\\x.jpg",
     "train/../../x.jpg",
 )
-INSIDE = ("sub/x.jpg", ".", "a\0b.jpg", "C:\\x.jpg", "~/x.jpg")  # no file of the folder, and none is opened
+MISSING = ("sub/x.jpg", ".", "a\0b.jpg", "C:\\x.jpg", "~/x.jpg")  # not files in the folder
 P1 = ("p1_data/mini/train", "p1_data/office/train", "p1_data/office/val")
 
 
 @pytest.fixture
 def secret(tmp_path):
-    """An image beside the data folder, which nothing in it may show."""
+    """An image beside the data folder, which must never be read."""
     path = tmp_path / "secret.jpg"
     picture(7).save(path)
     return path
@@ -113,15 +112,15 @@ def link(path, target):
 
 
 @pytest.mark.parametrize("part", P1)
-def test_no_name_and_no_link_in_a_table_leads_out_of_its_folder(course_data, secret, part):
+def test_names_and_links_in_a_table_stay_inside_its_folder(course_data, secret, part):
     folder, table = course_data / part, course_data / f"{part}.csv"
     rows = pd.read_csv(table)
     first = rows["filename"][0]
-    for name in ABROAD:
+    for name in OUTSIDE:
         rows.replace(first, name).to_csv(table, index=False)
         with pytest.raises(UserError, match=rf"{table.name}.*leads out of"):
             find(course_data)
-    for name in INSIDE:
+    for name in MISSING:
         rows.replace(first, name).to_csv(table, index=False)
         if "mini" in part:  # its images need no labels
             assert len(find(course_data).problem1.pool) == len(rows) - 1
@@ -133,7 +132,7 @@ def test_no_name_and_no_link_in_a_table_leads_out_of_its_folder(course_data, sec
         link(folder / first, target)
         with pytest.raises(UserError, match=first):
             find(course_data)
-    link(folder / first, folder / rows["filename"][1])  # a neighbour
+    link(folder / first, folder / rows["filename"][1])  # inside the folder
     assert find(course_data)
 
 
@@ -142,27 +141,27 @@ def test_no_name_and_no_link_in_a_table_leads_out_of_its_folder(course_data, sec
     ["p1_data/mini/train/00003.jpg"]
     + [f"p2_data/{split}/0002_{half}" for split in ("train", "validation") for half in ("sat.jpg", "mask.png")],
 )
-def test_no_link_without_a_table_leads_out_of_its_folder(course_data, secret, name):
+def test_links_without_a_table_stay_inside_their_folder(course_data, secret, name):
     (course_data / "p1_data" / "mini" / "train.csv").unlink()
     link(course_data / name, secret)
     with pytest.raises(UserError, match=os.path.basename(name)):
         find(course_data)
 
 
-def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_path):
-    """As where the data lies on another disk; what lies in it counts."""
+def test_a_data_folder_may_be_a_link(course_data, tmp_path):
+    """For example to another disk; its content counts."""
 
-    def prints():
-        found = find(course_data)
-        splits = [*vars(found.problem1).values(), *vars(found.problem2).values()]
+    def fingerprints():
+        data = find(course_data)
+        splits = [*vars(data.problem1).values(), *vars(data.problem2).values()]
         return [hashes.fingerprint(split) for split in splits if split]
 
-    before = prints()
+    before = fingerprints()
     for number, part in enumerate((*P1, "p1_data/office", "p2_data/train", "p1_data", "p2_data", "")):
         place = tmp_path / f"elsewhere {number}"
         (course_data / part).rename(place)
         (course_data / part).symlink_to(place, target_is_directory=True)
-        assert prints() == before
+        assert fingerprints() == before
     for part in (*P1, "p2_data/train"):
         held = hashes.folder_fingerprint(course_data / part[:7])
         picture(99).save(next((course_data / part).glob("*.jpg")))
@@ -170,8 +169,7 @@ def test_a_folder_that_is_itself_a_link_is_the_users_choice(course_data, tmp_pat
 
 
 @pytest.mark.parametrize("target", [".", "..", "../../abroad"])
-def test_other_links_in_the_data_are_never_followed(course_data, tmp_path, target):
-    """Not round in circles, and not through the whole disk."""
+def test_other_links_in_the_data_are_not_followed(course_data, tmp_path, target):
     (tmp_path / "abroad").mkdir()
     (tmp_path / "abroad" / "file.jpg").write_bytes(b"abroad")
     for part in ("p1_data", "p2_data"):
@@ -186,10 +184,10 @@ CLOSED = ("/api/contents", "/api/kernels", "/api/terminals", "/lab", "/files/00_
 
 
 def facts_of(process, home):
-    """What JupyterLab says of itself once it listens: its token and address."""
+    """Return JupyterLab's own description, with its token and address, once it listens."""
     for _ in range(600):
         for path in home.glob("RUNTIME/jpserver-*.json"):
-            with contextlib.suppress(ValueError):  # half written
+            with contextlib.suppress(ValueError):  # partly written
                 return json.loads(path.read_text())
         assert process.poll() is None, (home / "log").read_text()
         time.sleep(0.1)
@@ -197,19 +195,19 @@ def facts_of(process, home):
 
 
 def status(port, path, token=None, method="GET"):
-    """The status of an answer; redirections are not followed."""
+    """Return the status code of a response; redirects are not followed."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request(method, path, headers={} if token is None else {"Authorization": f"token {token}"})
     return connection.getresponse().status
 
 
 @pytest.mark.slow
-def test_jupyterlab_listens_on_this_machine_only_and_opens_with_its_token_alone(tmp_path):
-    """As `make lab` starts it, in a home of its own."""
+def test_jupyterlab_listens_on_localhost_only_and_needs_its_token(tmp_path):
+    """Started as by `make lab`, with its own home folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    dry = ["make", "--no-print-directory", "--dry-run", "lab"]  # these tests run inside of make
+    dry = ["make", "--no-print-directory", "--dry-run", "lab"]  # tests may run inside make
     recipe = subprocess.run(dry, cwd=paths.ROOT, capture_output=True, text=True, check=True)
     started = recipe.stdout.replace("\\\n", " ").strip().splitlines()[-1]
     assert "jupyter lab" in started
@@ -223,8 +221,9 @@ def test_jupyterlab_listens_on_this_machine_only_and_opens_with_its_token_alone(
     try:
         facts = facts_of(process, tmp_path)
         every = [one for member in (family, *family.children(recursive=True)) for one in member.net_connections("inet")]
-        found = [one for one in every if one.status == psutil.CONN_LISTEN]
-        assert port in {one.laddr.port for one in found} and {one.laddr.ip for one in found} <= {"127.0.0.1", "::1"}
+        listening = [one.laddr for one in every if one.status == psutil.CONN_LISTEN]
+        assert port in {address.port for address in listening}
+        assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
         assert len(facts["token"]) >= 32 and not facts.get("password")
         assert status(port, "/api/contents", facts["token"]) == 200
         for path, token in itertools.product(CLOSED, (None, "", "wrong")):

@@ -113,8 +113,6 @@ def _execute(name, book, parameters):
 
     entries = kept.entries(book.out, name)
     outputs = kept.hashes(entries)
-    if changed := kept.changed(book.out, outputs):
-        raise UserError(f"{book.out / changed[0]} changed while notebook {name} ran. Run the same command again.")
     for file in kept.hashes(before).keys() - outputs:
         (book.out / file).unlink(missing_ok=True)
     others = [target, *(kept.path(book.out, thing) for thing in entries)]

@@ -1,4 +1,4 @@
-"""The whole pipeline at smoke size: every file of the interface, that they agree, and what runs again when."""
+"""The whole pipeline at smoke size: all promised files, that they agree, and what runs again."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from hw1lib.workbook import Workbook
 from tests.conftest import hw1lib
 
 pytestmark = pytest.mark.slow
-TABLES_ALONE = {"finetune_seeds", "segmentation_seeds"}  # which the template does not include
+TABLES_ALONE = {"finetune_seeds", "segmentation_seeds"}  # kept, but not included by the template
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def book(smoke_run):
     return Workbook("smoke", out=smoke_run)
 
 
-def test_every_promised_file_is_there(smoke_run, book):
+def test_every_promised_file_exists(smoke_run, book):
     expected = ["report.html", "report.pdf", "report.md", "metrics.json", "run.json", "timings.csv"]
     expected += [f"notebooks/{name}.ipynb" for name in notebooks.NOTEBOOKS] + ["manifest.json"]
     names = ("finetune", "finetune_seeds", "segmentation", "networks", "everything", "refinement")
@@ -47,12 +47,14 @@ def test_every_promised_file_is_there(smoke_run, book):
     assert book.steps.store.verify() == []
 
 
-def test_every_kept_thing_is_in_the_report_with_its_notebook_its_steps_and_its_hashes(smoke_run, book):
+def test_entries_and_manifest_describe_everything_in_the_report(smoke_run, book):
     keys = {label: steps.key(name) for label, steps, name in book.planned()}
     things = kept.entries(smoke_run)
     assert {about["notebook"] for about in things.values()} == {*notebooks.NOTEBOOKS, "the report"}
     assert all(about["steps"].items() <= keys.items() for about in things.values())
-    assert {label for about in things.values() for label in about["steps"]} == set(keys)  # else one changes unnoticed
+    assert {label for about in things.values() for label in about["steps"]} == set(
+        keys
+    )  # otherwise its change would go unnoticed
     included = set(re.findall(r'kept\("([\w-]+)"\)', re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text())))
     assert included | TABLES_ALONE | {f"network_{name}" for name in SEGMENTERS} == set(things)
     hashes = {file: digest for about in things.values() for file, digest in about["files"].items()}
@@ -61,7 +63,7 @@ def test_every_kept_thing_is_in_the_report_with_its_notebook_its_steps_and_its_h
     assert kept.changed(smoke_run, written) == []
 
 
-def test_metrics_hold_every_step_and_no_time(smoke_run, metrics, book):
+def test_metrics_have_every_step_and_no_times(smoke_run, metrics, book):
     assert set(metrics) == set(book.steps.all)
     text = (smoke_run / "metrics.json").read_text()
     assert not [word for word in ("seconds", "host", "NaN", '"only"') if word in text]
@@ -80,7 +82,7 @@ def test_the_finetune_table_agrees_with_metrics_and_report(smoke_run, metrics):
         assert re.search(r"\| " + r" \|.*".join(map(re.escape, cells)) + r" \|", text)
 
 
-def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smoke_run, book):
+def test_the_segmentation_table_agrees_with_stored_predictions(smoke_run, book):
     _, truth = images.load_tiles(book.data.problem2.validation)
     table = pd.read_csv(smoke_run / "tables" / "segmentation.csv").set_index("model")
     arrays = {m: (f"segment-{m}", "predictions") for m in (*SEGMENTERS, "colour")}
@@ -90,12 +92,12 @@ def test_rows_of_the_segmentation_table_are_the_scores_of_stored_predictions(smo
         matrix = scores.confusion(truth, book.result(step).array(name))
         assert table.loc[row, "miou_last"] == pytest.approx(scores.miou(matrix), abs=1e-6)
         assert table.loc[row, "miou"] == pytest.approx(table.loc[row, list(two.SCORED)].mean(), abs=1e-6)
-    assert table.loc["fcn32s", "parameters"] == 184_671_054  # the real model's, at any size
+    assert table.loc["fcn32s", "parameters"] == 184_671_054  # of the real model, also at smoke size
     assert table.loc["lraspp+vote", "epoch"] == profiles.get("smoke").lraspp.epochs
 
 
-def test_the_report_says_what_its_numbers_depend_on(smoke_run, book):
-    """The instruction sets in use and the precision of each training, as in the steps' own run.json."""
+def test_the_report_states_what_its_numbers_depend_on(smoke_run, book):
+    """The instruction sets, and the precision of each training."""
     run, text = files.read_json(smoke_run / "run.json"), (smoke_run / "report.md").read_text()
     aten, onednn = cpus.instruction_sets()
     assert run["instruction_sets"] == {"aten": aten, "onednn": onednn}
@@ -107,7 +109,7 @@ def test_the_report_says_what_its_numbers_depend_on(smoke_run, book):
         assert re.search(rf"\n\| precision \|.*{precision}: [^;]*\b{name}\b", text)
 
 
-def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):
+def test_without_sam_its_rows_are_empty_and_the_report_says_so(smoke_run, metrics):
     table = pd.read_csv(smoke_run / "tables" / "everything.csv", dtype={"image": str})
     methods, images = ("sam", "slic", "felzenszwalb"), profiles.get("smoke").everything.images
     assert set(zip(table["method"], table["image"])) == set(itertools.product(methods, images))
@@ -116,7 +118,7 @@ def test_missing_sam_is_an_empty_row_and_a_sentence(smoke_run, metrics):
     assert ("SAM was not measured" in (smoke_run / "report.md").read_text()) == absent
 
 
-def test_the_report_stands_alone_and_its_figures_hold_a_picture(smoke_run):
+def test_the_report_is_self_contained_and_no_figure_is_empty(smoke_run):
     html = (smoke_run / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']+""", html)
     assert html.count("data:image/png") == len(list((smoke_run / "figures").glob("*.png")))
@@ -128,7 +130,7 @@ def test_the_report_stands_alone_and_its_figures_hold_a_picture(smoke_run):
             assert image.width > 500 and len(image.convert("RGB").getcolors(1 << 24)) > 20, path
 
 
-def test_executed_notebooks_have_no_error_and_no_warning(smoke_run):
+def test_executed_notebooks_have_no_errors_and_no_warnings(smoke_run):
     notebooks = [nbformat.read(path, as_version=4) for path in (smoke_run / "notebooks").glob("*.ipynb")]
     outputs = [output for notebook in notebooks for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
@@ -147,31 +149,25 @@ def test_a_second_call_runs_nothing(smoke_run, book):
     assert state() == before and files.read_json(smoke_run / "run.json")["seconds_total"] == seconds
 
 
-def test_the_page_follows_template_styles_name_and_notes_though_no_notebook_runs(smoke_run, tmp_path, monkeypatch):
-    """And a file of the author's that no question takes is named, once."""
+def test_template_styles_and_notes_are_applied_though_no_notebook_runs(smoke_run, tmp_path, monkeypatch):
     out = tmp_path / "smoke"
     shutil.copytree(smoke_run, out, ignore=shutil.ignore_patterns("steps", "decoded"))
     (out / "steps").symlink_to(smoke_run / "steps")
     report = shutil.copytree(paths.REPORT, tmp_path / "report", ignore=shutil.ignore_patterns("build", "demo"))
     for name in ("TEMPLATE", "ABOUT", "NOTES"):
         monkeypatch.setattr(paths, name, report / getattr(paths, name).name)
-    pages = [(out / name).read_bytes() for name in ("report.html", "report.pdf")]
-    changes = {
-        "report.md.j2": "\nThe end.",
-        "style.css": "\nbody { color: red; }",
-        "page.typ": "\n#set text(size: 9pt)",
-    }
-    for name, more in (changes | {"notes/problem1-2.md": "My words."}).items():
-        path = report / name
-        path.write_text((path.read_text() if path.exists() else "") + more)
-        notebooks.build(Workbook("smoke", out=out))
-        now = [(out / name).read_bytes() for name in ("report.html", "report.pdf")]
-        assert [one != two for one, two in zip(pages, now)] == [name != "page.typ", name != "style.css"], name
-        pages = now
+    pdf = (out / "report.pdf").read_bytes()
+    with open(report / "style.css", "a") as style, open(report / "page.typ", "a") as page:
+        style.write("\nbody { color: red; }")
+        page.write("\n#set text(size: 9pt)")
+    (report / "notes" / "problem1-2.md").write_text("My words.")
+    notebooks.build(Workbook("smoke", out=out))
+    html = (out / "report.html").read_text()
+    assert "color: red" in html and "My words." in html and (out / "report.pdf").read_bytes() != pdf
 
 
-def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_data, tmp_path):
-    """However broken that is; the report names the other half as absent. What is done stays so."""
+def test_one_problem_alone_ignores_the_data_of_the_other(smoke_run, course_data, tmp_path):
+    """Even if that is damaged. The report names the missing problem, and finished steps stay finished."""
     for path in (course_data / "p1_data" / "office" / "train").iterdir():
         path.write_bytes(b"")
     shutil.rmtree(course_data / "p2_data")
@@ -190,7 +186,7 @@ def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_da
     assert (tmp_path / "out" / "tables" / "finetune.csv").is_file() and "tables/finetune.csv" not in manifest
     done = hw1lib("report", *options, "--only", "problem1")
     assert done.returncode == 1 and "p1_data" in done.stderr and "Traceback" not in done.stderr
-    assert "pretrain" not in done.stdout.partition("00_data")[2]  # nothing was trained
+    assert "pretrain" not in done.stdout.partition("00_data")[2]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +200,7 @@ def test_one_problem_alone_does_not_look_at_the_others_data(smoke_run, course_da
         ("RuntimeError", "CUDA error", "stopped in cell 3 with RuntimeError"),
     ],
 )
-def test_what_stops_a_notebook_is_named_with_its_own_remedy(tmp_path, name, text, words):
-    """Disk space only where it is short."""
+def test_an_error_in_a_notebook_is_reported_with_its_remedy(tmp_path, name, text, words):
     with pytest.raises(UserError, match=words) as caught, notebooks._readable_errors("00_data", tmp_path, None):
         raise PapermillExecutionError(0, 3, "", name, text, [])
     assert text in str(caught.value) and ("disk space" in str(caught.value)) == ("No space" in text)
