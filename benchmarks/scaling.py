@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import bench
 from hw1lib import paths, profiles
 from hw1lib.cluster import run_steps, schedule
+from hw1lib.data import earth, layout
 from hw1lib.loops import distributed, features, losses, pretrain
 from hw1lib.loops.device import autocast
 from hw1lib.models import byol, resnet, segmenters
@@ -143,7 +144,7 @@ def derived_steps(profile):
 def derived():
     """What `strong` with three seeds would take on 1, 8 and 64 GPUs: nothing of it was measured."""
     profile, rows = profiles.get("strong"), []
-    steps = {step.name: step for step in graph.steps(profile, Path())}
+    steps = {step.name: step for step in graph.steps(profile, layout.find(earth.build(), profile.data), CPU)}
     costs = {name: cost for name, *cost in derived_steps(profile)}
     for gpus, together in ((1, 1), (8, 1), (8, 8), (64, 8), (64, 64)):
         tasks, computing, talking = {}, 0.0, 0.0
@@ -152,7 +153,7 @@ def derived():
                 label = f"{name}, {seed}" if step.problem == 1 else name
                 if name in costs:
                     work, images, size, sums = costs[name]
-                    settings = getattr(profile, step.reads[0])
+                    settings = next(iter(step.settings.values()))
                     count = settings.epochs * (images // settings.batch_size)
                     many = together if step.parallel else 1
                     compute = work * settings.batch_size / RATE / many

@@ -135,14 +135,17 @@ def data_info(arguments):
 def data_check(arguments):
     from hw1lib.data import layout
     from hw1lib.data.check import doctor
+    from hw1lib.loops import pretrain
     from hw1lib.steps import requirements
 
     root, profile = _data_root(arguments), profiles.get("seed")
     found = doctor.examine(root)
     with contextlib.suppress(UserError):  # is among the errors already
         data = layout.find(root, profile.data)
-        found["errors"] += requirements.of_data(profile, data)
-        found["warnings"] += [*requirements.fitted(profile, data)[1], *requirements.unused(data, folder=False)]
+        if data.problem1:
+            source = pretrain.supervised_source(profile, data.problem1)
+            found["errors"] += requirements.supervised(profile, data.problem1, source)
+        found["warnings"] += [*requirements.fit(profile, data)[1], *requirements.unused(data, folder=False)]
     print(json.dumps(found, indent=2) if arguments.json else doctor.table(found))
     return 1 if found["errors"] else 0
 
@@ -268,14 +271,14 @@ def _named(problems, what="left out"):
 def publish(arguments):
     from hw1lib.report import render
 
-    print(render.publish(_book(arguments).out, arguments.profile))
+    print(render.publish(_book(arguments).out, profiles.path(arguments.profile).stem))
 
 
 def figures(arguments):
     from hw1lib.report import render
 
     formats = [kind.strip().lower() for kind in arguments.format.split(",")]
-    out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / arguments.profile
+    out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / profiles.path(arguments.profile).stem
     into = arguments.into or out / "figures" / "export"
     written, others = render.export(out, arguments.names, formats, arguments.dpi, into)
     print(*written, sep="\n")

@@ -1,4 +1,4 @@
-"""The one exception for everything that a user can cause and mend."""
+"""Errors that a user can cause and fix, and what helps against those of the system."""
 
 import difflib
 import errno
@@ -6,15 +6,14 @@ import os
 import re
 
 STOPPED = "stopped. Finished steps are kept; the same command goes on from there."
-# What torch says on its devices, and its loader of files; Python has MemoryError.
+# How torch and its data loaders report that memory ran out.
 OUT_OF_MEMORY = re.compile("(out of|allocate) (shared )?memory|ALLOC_FAILED|by signal: (Killed|Bus error)")
 
 
 class UserError(Exception):
-    """A clear paragraph: what is wrong, in which file or setting, and the remedy.
+    """An error that the user can fix: one line that names the file or setting, what is wrong, and the remedy.
 
-    The command line prints its text without a traceback and exits with 1. What cannot be printed,
-    as in odd file names, is shown by its code: one line stays one line.
+    The command line prints it without a traceback and exits with 1.
     """
 
     def __init__(self, text):
@@ -22,16 +21,16 @@ class UserError(Exception):
 
 
 def visible(text):
-    """Text in one line: characters that cannot be printed or seen, such as tabs and no-break spaces, as their code."""
+    """Return text in one line: characters that cannot be printed or seen, such as tabs, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Diverged(UserError):
-    """A training whose loss or weights are not finite.
+    """The loss or the weights of a training are not finite.
 
     Attributes:
-        rate: the learning rate that its settings name.
-        files: names of the images that gave such a loss; empty where they are not known.
+        rate: learning rate of the settings.
+        files: names of the images of the batch; empty if they are not known.
     """
 
     def __init__(self, text, rate, files=()):
@@ -42,7 +41,7 @@ class Diverged(UserError):
 
 REMEDIES = {
     "Free some disk space": "ENOSPC EDQUOT EFBIG",
-    "Mend the permissions of its folder, or choose another one": "EACCES EPERM EROFS",
+    "Fix the permissions of its folder, or choose another one": "EACCES EPERM EROFS",
     "Choose another place": "ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOTEMPTY EXDEV ENOLCK ENOSYS EOPNOTSUPP",
     "Check that its folder exists and the path is right": "ENOENT",
     "Check that the disk is connected, healthy and not full": "EIO ENXIO ENODEV ESTALE",
@@ -53,14 +52,14 @@ REMEDIES = {
 
 
 def remedy(error):
-    """The sentence that says what helps against an OSError, by its errno."""
+    """Return a sentence that says what helps against an OSError, by its errno."""
     name = errno.errorcode.get(getattr(error, "errno", None))
-    what = next((what for what, names in REMEDIES.items() if name in names.split()), "Remove the cause")
-    return f"{what}, then run the same command again."
+    advice = next((advice for advice, names in REMEDIES.items() if name in names.split()), "Remove the cause")
+    return f"{advice}, then run the same command again."
 
 
 def did_you_mean(name, known):
-    """A sentence that suggests the known name most similar to `name`, whatever its case; empty if none is similar."""
+    """Return a sentence that suggests the known name most similar to `name`; empty if none is similar."""
     by_lower = {other.lower(): other for other in known}
     similar = difflib.get_close_matches(name.lower(), by_lower)
     shared = [len(os.path.commonprefix([name.lower(), other])) for other in similar]  # noqa: RUF071 (of letters)
@@ -68,15 +67,15 @@ def did_you_mean(name, known):
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory ran out, on whatever device."""
+    """Return whether an exception means that memory ran out, on any device."""
     if isinstance(error, RuntimeError):
         return bool(OUT_OF_MEMORY.search(str(error)))
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def is_damage(error):
-    """Whether the contents of a file can have caused an exception: not memory, a device, the system or an import."""
+    """Return whether an exception can be due to a damaged file, not to memory, a device, the system or an import."""
     if isinstance(error, OSError):
         return error.errno == errno.EINVAL  # from seeking to a negative offset that the file names
-    beyond = isinstance(error, ImportError | NameError) or type(error).__name__ == "AcceleratorError"
-    return not beyond and not out_of_memory(error)
+    other = isinstance(error, ImportError | NameError) or type(error).__name__ == "AcceleratorError"
+    return not other and not out_of_memory(error)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, synced, moved into it."""
+"""Atomic writes: a file is written beside its place, synced, and then moved into it."""
 
 import contextlib
 import errno
@@ -15,50 +15,50 @@ from hw1lib.errors import UserError, out_of_memory, remedy
 
 
 def digest(path):
-    """SHA-256 of a file, as hex."""
+    """Return the SHA-256 of a file as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def naming(path, helps="What was finished before is kept."):
-    """Re-raise what the operating system refuses about `path` as a UserError that names it.
+def write_errors(path, advice="What was finished before is kept."):
+    """Re-raise the system's errors about writing `path` as a UserError that names it.
 
-    Every other exception passes through: errors of devices and memory, of the network, of other files, and bugs.
+    All others pass through: errors of devices and memory, of the network and of other files, and bugs.
 
     Args:
         path: the file or folder that is written.
-        helps: sentence that ends the message.
+        advice: sentence that ends the message.
     """
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        refusal = _refusal(error)
-        if refusal is None or out_of_memory(refusal) or not _concerns(refusal, path):
+        cause = _system_error(error)
+        if cause is None or out_of_memory(cause) or not _is_about(cause, path):
             raise
-        raise UserError(f"{path} could not be written: {refusal.strerror}. {remedy(refusal)} {helps}") from error
+        raise UserError(f"{path} could not be written: {cause.strerror}. {remedy(cause)} {advice}") from error
 
 
-def _refusal(error):
-    """The system call's error behind one that a writer raised, or None where there is none."""
+def _system_error(error):
+    """Return the OSError of the system call behind a writer's exception; None if there is none."""
     text, number = str(error), None
-    if isinstance(error, RuntimeError) and "inline_container.cc" in text:  # torch's writer of archives
+    if isinstance(error, RuntimeError) and "inline_container.cc" in text:  # raised by torch.save
         if isinstance(error.__context__, OSError):
-            return _refusal(error.__context__)
+            return _system_error(error.__context__)
         number = errno.EIO if "failed writing" in text else None
     elif isinstance(error, safetensors.SafetensorError) and (match := re.search(r"I/O.*\(os error (\d+)\)", text)):
         number = int(match[1])
     elif type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError):
-        number = getattr(error, "errno", None)  # other modules' OSErrors are about networks and formats
+        number = getattr(error, "errno", None)  # OSErrors of other modules are about networks and formats
     if number is None:
         return None
     return error if isinstance(error, OSError) else OSError(number, os.strerror(number))
 
 
-def _concerns(refusal, path):
-    """Whether an OSError names no file, or `path`, something in it, a temporary form of it, or a folder above it."""
+def _is_about(error, path):
+    """Return whether an OSError names no file, or `path`, something in it, its temporary file, or a folder above it."""
     path = Path(os.path.abspath(path))
-    names = [name for name in (refusal.filename, refusal.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
     for name in (Path(os.path.abspath(os.fsdecode(name))) for name in names):
         inside = (part == path or part.name.startswith(f".{path.name}.") for part in (name, *name.parents))
         if name in path.parents or any(inside):
@@ -68,13 +68,13 @@ def _concerns(refusal, path):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yields a temporary path beside `path`; on success it is synced and takes its place.
+    """Yield a temporary path beside `path`, which replaces `path` if the block succeeds.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    with naming(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         temporary.touch(exist_ok=False)
@@ -82,10 +82,10 @@ def replacing(path):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
-            with contextlib.suppress(OSError):  # some network file systems cannot
-                _sync(path.parent)  # else a power cut could forget the move
+            with contextlib.suppress(OSError):  # not supported by some network file systems
+                _sync(path.parent)  # otherwise a power cut could undo the move
         finally:
-            with contextlib.suppress(OSError):  # what happened before says more
+            with contextlib.suppress(OSError):  # must not hide an earlier error
                 temporary.unlink(missing_ok=True)
 
 
@@ -98,16 +98,16 @@ def _sync(path):
 
 
 def write_text(path, text):
-    """Writes UTF-8 text atomically; what no UTF-8 can say, as in file names, by its code."""
+    """Write UTF-8 text atomically; characters that UTF-8 cannot encode, as in odd file names, are escaped."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path, data):
-    """Write plain data as indented JSON, atomically; a number that is not finite, which JSON lacks, is a ValueError."""
+    """Write plain data as indented JSON, atomically; raise a ValueError for numbers that are not finite."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path):
-    """Reads a JSON file."""
+    """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))

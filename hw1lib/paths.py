@@ -1,4 +1,4 @@
-"""Every folder of the project, named once, from the repository root."""
+"""The folders and files of the project."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ NOTEBOOKS = ROOT / "notebooks"
 PROFILES = ROOT / "profiles"  # settings as TOML files
 
 DATA = ROOT / "data"
-WHEELS = DATA / "wheels"  # downloads from which the Earth sample is built
+WHEELS = DATA / "wheels"  # from which the Earth sample is built
 WHEEL_HASHES = DATA / "sample.txt"
 EARTH = DATA / "earth"  # the Earth sample, in the layout of the course data
-WEIGHTS = DATA / "weights"  # downloaded model weights, such as SAM's
+WEIGHTS = DATA / "weights"  # of models, such as SAM's
 
 REPORT = ROOT / "report"
-BUILD = Path(os.environ.get("HW1_BUILD") or REPORT / "build")  # one folder a profile
+BUILD = Path(os.environ.get("HW1_BUILD") or REPORT / "build")  # one folder for each profile
 ORIGINAL = REPORT / "original.toml"  # the original report's numbers
 RECIPE = REPORT / "recipe.csv"  # the trials that chose the demo's settings
 STYLE = REPORT / "figures.mplstyle"

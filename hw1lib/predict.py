@@ -59,7 +59,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
     network = _trained(book, f"segment-{name}", segmenters.build(name, book.profile.model_scale))
     seen = book.steps.result(f"segment-{name}").metrics["seen"]
     targets, problems = _masks_to_write(image_dir)
-    with files.naming(out_dir):
+    with files.write_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         if not os.access(out_dir, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, packages, device."""
+"""Where a result comes from: code, packages and device."""
 
 import contextlib
 import hashlib
@@ -12,16 +12,16 @@ PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "ma
 
 
 def versions():
-    """Version by name of those of PACKAGES that are installed."""
-    found = {}
+    """Return {name: version} of those of PACKAGES that are installed."""
+    installed = {}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def code(root):
-    """Return a hash of the library's source, and of the profiles, in a copy of this project at `root`."""
+    """Return a hash of the library and the profiles in a copy of this project at `root`."""
     source = hashlib.sha256()
     for file in [*sorted((root / "hw1lib").rglob("*.py")), *sorted((root / "profiles").glob("*.toml"))]:
         source.update(file.read_bytes())
@@ -29,16 +29,20 @@ def code(root):
 
 
 def process(device):
-    """What this process computes with, as a step's and a report's run.json say it."""
-    import torch  # here, as workers that only start steps do without it
+    """Return the device, threads, Python, processor and package versions of this process, plain data for run.json."""
+    import torch  # not at the top: the processes that only start steps do without it
 
-    about = {"device": str(device), "threads": torch.get_num_threads(), "python": platform.python_version()}
-    about["instruction_sets"] = dict(zip(("aten", "onednn"), cpus.instruction_sets()))
-    return about | {"packages": versions()}
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "instruction_sets": dict(zip(("aten", "onednn"), cpus.instruction_sets())),
+        "packages": versions(),
+    }
 
 
 def device_name(device):
-    """The device's model, such as the CPU's name and its number of cores."""
+    """Return the model of a device, for a CPU with its number of cores."""
     if device.type != "cpu":
         import torch
 
@@ -52,7 +56,7 @@ def device_name(device):
 
 
 def commit():
-    """The commit that the code is at, with + where files differ from it; empty outside git."""
+    """Return the commit of the code, with + if files differ from it; empty outside git."""
     describe = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(describe, capture_output=True, text=True).stdout.strip()

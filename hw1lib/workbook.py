@@ -17,8 +17,7 @@ from hw1lib.chapters import style, tables
 from hw1lib.data import earth, layout
 from hw1lib.errors import UserError
 from hw1lib.loops import device, distributed
-from hw1lib.steps import requirements
-from hw1lib.steps.graph import repeated
+from hw1lib.steps import graph, requirements
 from hw1lib.steps.run import Steps
 from hw1lib.steps.store import Store
 
@@ -29,15 +28,15 @@ class Workbook:
     Args:
         profile: smoke, demo, seed or strong, or the path of a TOML file.
         data_root: folder with p1_data/ and p2_data/; empty for the Earth sample.
-        out: build folder; empty for report/build/<profile>/, where a file's profile is its name without .toml.
+        out: build folder; empty for report/build/<profile>/, where the profile of a file is its name without .toml.
         settings: dict of dotted settings that replace the profile's.
 
     Raises:
-        UserError: anything that the caller can mend.
+        UserError: the profile, a setting or the data is wrong.
     """
 
     def __init__(self, profile="demo", data_root="", out="", settings=None):
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by name
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # our own messages name the file
         self.profile = profiles.get(profile, settings)
         if self.profile.needs_data and not data_root:
             raise UserError(
@@ -45,18 +44,18 @@ class Workbook:
                 "DATA=/path/to/hw1_data, or --data-root. data/README.md shows its layout."
             )
         self.root = Path(data_root).expanduser().resolve() if data_root else earth.build()
-        self.is_sample = self.root.resolve() == paths.EARTH.resolve()  # also where somebody gave its path
+        self.is_sample = self.root.resolve() == paths.EARTH.resolve()
         self.out = Path(out).expanduser().resolve() if out else paths.BUILD / self.profile.name
         self.data = layout.find(self.root, self.profile.data, self.profile.only, self.out / "decoded")
-        self.profile, self.warnings = requirements.fitted(self.profile, self.data, settings or ())
+        self.profile, self.warnings = requirements.fit(self.profile, self.data, settings or ())
         self.device = distributed.local_device(device.choose(self.profile.device))
         threads = self.profile.threads or min(torch.get_num_threads(), cpus.available())
-        if threads != torch.get_num_threads():
+        if threads != torch.get_num_threads():  # the call changes MKL's rounding even if the number stays
             torch.set_num_threads(threads)
         device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
-        self.steps = Steps(self.profile, self.data, Store(self.out), self.device, _live())
+        self.steps = Steps(graph.steps, self.profile, self.data, Store(self.out), self.device, _live_figure())
         self.notebook = kept.notebook()
-        self._used = {}  # label of each step that this process has looked at -> its key
+        self._used = {}  # {label: key} of the steps whose results this process has used
         style.use()
 
     @property
@@ -67,20 +66,19 @@ class Workbook:
     @functools.cached_property
     def seeds(self):
         """The steps of each seed: dict from seed to Steps, the report's own first."""
-        first, count = self.profile.seed, self.profile.seeds
-        others = range(first + 1, first + count)
-        return {first: self.steps} | {seed: self.steps.of_seed(seed, _live()) for seed in others}
+        first = self.profile.seed
+        others = range(first + 1, first + self.profile.seeds)
+        return {first: self.steps} | {seed: self.steps.with_seed(seed, _live_figure()) for seed in others}
 
     def planned(self):
-        """Everything that this profile runs: (label, Steps, name of the step), in order."""
+        """Yield (label, Steps, name) of each step that this profile runs, in order."""
         for steps in self.seeds.values():
-            own = steps is self.steps
             for name in steps.all:
-                if own or name in repeated(self.profile):
+                if steps is self.steps or name in graph.repeated(self.profile):
                     yield steps.label(name), steps, name
 
     def result(self, name, seed=None):
-        """The stored result of a step, such as "pretrain"; what is not done is trained first.
+        """Return the result of a step, such as "pretrain"; train, resume or load it.
 
         Args:
             name: of the step; `book.steps.all` lists them.
@@ -89,45 +87,43 @@ class Workbook:
         Returns:
             store.Result: `.metrics` (dict), `.history` (DataFrame), `.array(name)`, `.weights()`.
         """
-        if seed == self.profile.seed or name not in repeated(self.profile):
-            seed = None  # the same for all of them
-        steps = self.steps if seed is None else self.seeds[seed]
-        done = steps.status(name) == "done"
-        found = steps.result(name)
-        label = steps.label(name)
-        if get_ipython() is not None and done and label not in self._used and "loss" in found.history:
-            progress.epoch(label, found.history.to_dict("records")[-1], len(found.history))
-        self._used[label] = found.key
-        return found
+        repeated = seed is not None and name in graph.repeated(self.profile)
+        steps = self.seeds[seed] if repeated else self.steps
+        done, label = steps.status(name) == "done", steps.label(name)
+        result = steps.result(name)
+        if get_ipython() is not None and done and label not in self._used and "loss" in result.history:
+            progress.epoch(label, result.history.to_dict("records")[-1], len(result.history))
+        self._used[label] = result.key
+        return result
 
-    def keep(self, name, thing, caption="", shown=None):
-        """Shows a figure, a table or a text, and keeps it under a name for the report.
+    def keep(self, name, content, caption="", shown=None):
+        """Show a figure, a table or a text, and keep it for the report.
 
         Args:
-            name: how the report's template calls it.
-            thing: a matplotlib Figure (kept as PNG and PDF), a DataFrame (CSV) or Markdown.
+            name: its name in the report's template.
+            content: a matplotlib Figure (kept as PNG and PDF), a DataFrame (CSV) or Markdown text.
             caption: of a figure.
-            shown: the DataFrame that a reader sees in place of `thing`, such as one with rounded intervals.
+            shown: a DataFrame that readers see in place of `content`, such as one with rounded intervals.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
             raise UserError(f"keep({name!r}): a name has lower-case letters, digits, - and _.")
-        if isinstance(thing, Figure):
+        text = None
+        if isinstance(content, Figure):
             kind = "figure"
-            for ending in ("pdf", "png"):
-                style.save(thing, self.out / "figures" / f"{name}.{ending}")
-        elif isinstance(thing, pd.DataFrame):
-            kind, text = "table", tables.markdown(thing if shown is None else shown)
-            table = thing.to_csv(index=False, float_format="%.6f")  # fractions with six digits
-            files.write_text(self.out / "tables" / f"{name}.csv", table)
-        elif isinstance(thing, str):
-            kind, text = "text", thing
+            for suffix in ("pdf", "png"):
+                style.save(content, self.out / "figures" / f"{name}.{suffix}")
+        elif isinstance(content, pd.DataFrame):
+            kind, text = "table", tables.markdown(content if shown is None else shown)
+            files.write_text(self.out / "tables" / f"{name}.csv", content.to_csv(index=False, float_format="%.6f"))
+        elif isinstance(content, str):
+            kind, text = "text", content
         else:
-            raise UserError(f"keep({name!r}): a {type(thing).__name__} is no figure, DataFrame or text.")
-        if kind != "figure":
+            raise UserError(f"keep({name!r}): a {type(content).__name__} is no figure, DataFrame or text.")
+        if text is not None:
             files.write_text(self.out / "text" / f"{name}.md", text + "\n")
         stale = kept.record(self.out, name, kind, caption, self._used, self.notebook)
         if get_ipython() is not None:
-            display(thing if kind == "figure" else Markdown(text))
+            display(content if text is None else Markdown(text))
         if stale:
             print(
                 f"The report shows another {name}: the next `make report` runs {stale} again, which replaces this one."
@@ -135,17 +131,17 @@ class Workbook:
 
 
 def is_live():
-    """Whether an interactive front end is attached to this kernel, so that widgets are of use."""
+    """Return whether an interactive front end is attached to this kernel, so that widgets work."""
     front_ends = {"JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"}
     return get_ipython() is not None and bool(front_ends & set(os.environ)) and not kept.notebook()
 
 
 def browse(draw, **choices):
-    """Shows draw(**chosen); in a live notebook with a control for each choice, elsewhere with the first of each.
+    """Display what a function draws: with a slider for each argument in a live notebook, else for their first values.
 
     Args:
-        draw: function that returns a Figure or anything else that notebooks show.
-        choices: what each argument of it may be, such as `number=["0001", "0002"]`.
+        draw: function that returns a Figure, or anything else that notebooks display.
+        choices: the values of each of its arguments, such as `number=["0001", "0002"]`.
     """
     if not is_live():
         display(draw(**{name: next(iter(values)) for name, values in choices.items()}))
@@ -157,17 +153,17 @@ def browse(draw, **choices):
     ipywidgets.interact(lambda **chosen: display(draw(**chosen)), **controls)
 
 
-def _live():
-    """A figure for each training step that grows while one looks at it; None where nobody does."""
+def _live_figure():
+    """Return a function(step, history) that draws a step's progress into one figure; None outside live notebooks."""
     if not is_live():
         return None
-    shown = {}
+    handles = {}
 
     def watch(step, history):
         picture = Image(style.png(style.progress(step, history)))
-        if step in shown:
-            shown[step].update(picture)
+        if step in handles:
+            handles[step].update(picture)
         else:
-            shown[step] = display(picture, display_id=True)
+            handles[step] = display(picture, display_id=True)
 
     return watch

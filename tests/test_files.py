@@ -1,4 +1,4 @@
-"""Files: what is written is whole or absent, and a refusal says what helps."""
+"""Atomic writes: a file is whole or absent, and an error says what helps."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,7 @@ def names(folder):
 
 @contextlib.contextmanager
 def held_to_permissions():
-    """Root may write anywhere; without its capabilities it is held to permissions as others are."""
+    """Give up root's capability to ignore permissions."""
     if os.geteuid():
         yield
         return
@@ -48,7 +48,7 @@ def held_to_permissions():
 
 @contextlib.contextmanager
 def full_disk(limit=1024):
-    """No file may become larger than `limit` bytes, much as on a full disk."""
+    """Allow no file to grow beyond `limit` bytes, much as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -57,28 +57,32 @@ def full_disk(limit=1024):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.fixture
+def path(tmp_path):
+    """A file that is to be replaced."""
+    files.write_text(tmp_path / "out" / "metrics.json", "old")
+    return tmp_path / "out" / "metrics.json"
+
+
 # --- whole or absent
 
 
-def test_the_old_file_stands_until_the_new_one_takes_its_place(tmp_path):
-    """Nothing is ever written into it: who has it open reads it to its end. A failing writer leaves nothing else."""
-    path = tmp_path / "metrics.json"
-    files.write_text(path, "old")
+def test_the_old_file_stays_until_the_new_one_replaces_it(path):
+    """Whoever has it open reads it to its end, and a writer that fails leaves nothing else."""
     with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
         temporary.write_text("half of the new")
         print(1 / 0)
-    assert path.read_text() == "old" and names(tmp_path) == ["metrics.json"]
+    assert path.read_text() == "old" and names(path.parent) == ["metrics.json"]
     with open(path) as reader:
         with files.replacing(path) as temporary:
             temporary.write_text("new")
-            assert path.read_text() == "old"
-            assert temporary.parent == path.parent  # else the last move would not be atomic
+            assert path.read_text() == "old" and temporary.parent == path.parent  # only then the move is atomic
         assert path.read_text() == "new" and reader.read() == "old"
 
 
-def test_a_file_is_on_the_disk_before_it_moves_and_its_folder_after(tmp_path, monkeypatch):
-    """In another order a power cut could leave an empty file under the final name."""
-    path, calls, move = tmp_path / "metrics.json", [], os.replace
+def test_a_file_is_synced_before_it_moves_and_its_folder_after(path, monkeypatch):
+    """In another order, a power cut could leave an empty file under the final name."""
+    calls, move = [], os.replace
 
     def seen(handle):
         return os.stat(handle).st_ino, os.stat(handle).st_size
@@ -86,13 +90,12 @@ def test_a_file_is_on_the_disk_before_it_moves_and_its_folder_after(tmp_path, mo
     monkeypatch.setattr(os, "fsync", lambda handle: calls.append(seen(handle)))
     monkeypatch.setattr(os, "replace", lambda *paths: calls.append("moved") or move(*paths))
     files.write_text(path, "new")
-    assert calls == [seen(path), "moved", seen(tmp_path)]
+    assert calls == [seen(path), "moved", seen(path.parent)]
 
 
-def test_writers_of_one_file_leave_one_whole_version(tmp_path):
-    """And whoever reads meanwhile never sees a part."""
-    path, gate = tmp_path / "metrics.json", threading.Barrier(5)
-    versions = [str(number) * 50_000 for number in range(4)]
+def test_writers_of_one_file_leave_one_whole_version(path):
+    """A reader never sees a part."""
+    gate, versions = threading.Barrier(5), [str(number) * 50_000 for number in range(4)]
     files.write_text(path, versions[0])
 
     def write(text):
@@ -106,31 +109,36 @@ def test_writers_of_one_file_leave_one_whole_version(tmp_path):
         while not all(one.done() for one in writing):
             assert path.read_text() in versions
     assert [one.result() for one in writing] == [None] * 4
-    assert path.read_text() in versions and names(tmp_path) == ["metrics.json"]
+    assert path.read_text() in versions and names(path.parent) == ["metrics.json"]
 
 
-def test_files_are_ordinary_ones(tmp_path, monkeypatch):
-    """Others may read what the umask lets them; it belongs to all threads, so it is not touched to find that out."""
-    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("two at once could leave it at 0"))
-    files.write_text(tmp_path / "ours", "")
-    (tmp_path / "plain").write_text("")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+def test_files_have_ordinary_permissions(path, monkeypatch):
+    """Without changing the umask, which belongs to all threads."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("two threads at once could leave it at 0"))
+    files.write_text(path.with_name("written"), "")
+    path.with_name("plain").write_text("")
+    assert path.with_name("written").stat().st_mode == path.with_name("plain").stat().st_mode
 
 
-def test_text_is_utf8_and_what_that_cannot_say_is_shown(tmp_path):
-    files.write_json(tmp_path / "a.json", {"Größe": "≤ 1 – é 漢"})
-    assert files.read_json(tmp_path / "a.json") == {"Größe": "≤ 1 – é 漢"}
-    assert "漢" in (tmp_path / "a.json").read_bytes().decode("utf-8")
-    files.write_text(tmp_path / "odd", "a\udcffb")  # as in a file name of another coding
-    assert (tmp_path / "odd").read_text() == "a\\udcffb"
+def test_text_is_utf8_and_other_characters_are_escaped(path):
+    files.write_json(path, {"Größe": "≤ 1 – é 漢"})
+    assert files.read_json(path) == {"Größe": "≤ 1 – é 漢"} and "漢" in path.read_bytes().decode("utf-8")
+    files.write_text(path, "a\udcffb")  # as in a file name of another encoding
+    assert path.read_text() == "a\\udcffb"
 
 
-# --- refusals
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_json_holds_no_number_that_json_lacks(path, number):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"rows": [{"accuracy": number}]})
+    assert path.read_text() == "old" and names(path.parent) == ["metrics.json"]
+
+
+# --- errors of the system
 
 
 @pytest.mark.parametrize(("taken", "reason"), [("taken", "File exists"), ("taken/metrics.json", "Is a directory")])
-def test_what_stands_in_the_way_is_a_clear_error(tmp_path, taken, reason):
-    """A file in place of the folder, a folder in place of the file."""
+def test_a_file_or_folder_in_the_way_is_a_clear_error(tmp_path, taken, reason):
     path = tmp_path / "taken" / "metrics.json"
     (tmp_path / taken).mkdir(parents=True) if reason == "Is a directory" else (tmp_path / taken).write_text("")
     with pytest.raises(UserError, match=rf"metrics\.json could not be written: {reason}\. Choose another place"):
@@ -138,92 +146,71 @@ def test_what_stands_in_the_way_is_a_clear_error(tmp_path, taken, reason):
     assert names(tmp_path) == ["taken"]
 
 
-@pytest.mark.parametrize("failing", ["os.open", "os.fsync", "os.replace"])
-@pytest.mark.parametrize(
-    ("helps", "numbers"),
-    [
-        ("Free some disk space,", ["ENOSPC", "EDQUOT", "EFBIG"]),
-        ("Mend the permissions of its folder, or choose another one,", ["EACCES", "EPERM", "EROFS"]),
-    ],
-)
-def test_a_refusal_names_what_helps_and_keeps_the_old_file(tmp_path, monkeypatch, failing, helps, numbers):
-    path, number = tmp_path / "metrics.json", 0
-    files.write_text(path, "old")
-
-    def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(failing, refuse)
-    for number in (getattr(errno, name) for name in numbers):
-        with pytest.raises(UserError) as caught:
-            files.write_text(path, "new")
-        said = str(caught.value)
-        assert said.startswith(f"{path} could not be written: {os.strerror(number)}. {helps}")
-        assert said.endswith("What was finished before is kept.") and "\n" not in said
-        assert path.read_text() == "old" and names(tmp_path) == ["metrics.json"]
+@pytest.mark.parametrize("call", ["os.open", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS"])
+def test_an_error_says_what_helps_and_keeps_the_old_file(path, monkeypatch, call, name):
+    error = OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    helps = "Free some disk space," if name in ("ENOSPC", "EDQUOT", "EFBIG") else "Fix the permissions of its folder,"
+    with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+        patch.setattr(call, fail(error))
+        files.write_text(path, "new")
+    text = str(caught.value)
+    assert text.startswith(f"{path} could not be written: {error.strerror}. {helps}")
+    assert text.endswith("What was finished before is kept.") and "\n" not in text
+    assert path.read_text() == "old" and names(path.parent) == ["metrics.json"]
 
 
 WRITERS = {
-    "text": (lambda d, n: d.metrics({"long": "x" * n}), [500]),
-    "table": (lambda d, n: d.history([{"epoch": e} for e in range(n)]), [500]),
-    "array": (lambda d, n: d.array("a", np.zeros(n, np.uint8)), [10, 3_000, 4_050, 9_000, 100_000]),
-    "weights": (lambda d, n: d.weights({"a": torch.zeros(n)}), [10, 3_000, 100_000]),
+    "text": (lambda draft, size: draft.metrics({"long": "x" * size}), [500]),
+    "table": (lambda draft, size: draft.history([{"epoch": epoch} for epoch in range(size)]), [500]),
+    "array": (lambda draft, size: draft.array("a", np.zeros(size, np.uint8)), [10, 3_000, 4_050, 9_000, 100_000]),
+    "weights": (lambda draft, size: draft.weights({"a": torch.zeros(size)}), [10, 3_000, 100_000]),
 }
 
 
 @pytest.mark.parametrize(("kind", "size"), [(kind, size) for kind, (_, sizes) in WRITERS.items() for size in sizes])
-@pytest.mark.parametrize("short", [1, 50, None])
-def test_a_disk_that_lacks_a_few_bytes_is_noticed(tmp_path, kind, size, short):
-    """What buffers keep until the file is closed counts, too; no half file stays."""
+@pytest.mark.parametrize("missing", [1, 50, None])
+def test_a_disk_that_lacks_a_few_bytes_is_noticed(tmp_path, kind, size, missing):
+    """Even if buffers hide it until the file is closed."""
     write = WRITERS[kind][0]
     (tmp_path / "whole").mkdir()
     write(store.Draft("pretrain", tmp_path / "whole"), size)
     (whole,) = (tmp_path / "whole").iterdir()
-    limit = whole.stat().st_size - short if short else 0
+    limit = whole.stat().st_size - missing if missing else 0
     with pytest.raises(UserError, match="could not be written.*disk space") as caught, full_disk(limit):
         write(store.Draft("pretrain", tmp_path / "far" / "small"), size)
     assert names(tmp_path / "far" / "small") == [] and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_json_holds_no_number_that_json_lacks(tmp_path, number):
-    """A measure that cannot be taken is None; whatever else writes NaN must not go unnoticed."""
-    with pytest.raises(ValueError, match="JSON"):
-        files.write_json(tmp_path / "metrics.json", {"rows": [{"accuracy": number}]})
-    assert names(tmp_path) == []
-
-
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_folder_without_write_permission_is_a_clear_error(tmp_path, when):
-    """Meanwhile the temporary file cannot be removed; that must not hide what happened."""
-    path = tmp_path / "metrics.json"
-    files.write_text(path, "old")
-    tmp_path.chmod(0o555 if when == "before" else 0o755)
-    said = r"metrics\.json could not be written: Permission denied\. Mend the permissions"
-    with held_to_permissions(), pytest.raises(UserError, match=said), files.replacing(path) as temporary:
-        tmp_path.chmod(0o555)
+def test_a_folder_without_write_permission_is_a_clear_error(path, when):
+    """That the temporary file cannot be removed must not hide it."""
+    path.parent.chmod(0o555 if when == "before" else 0o755)
+    text = r"metrics\.json could not be written: Permission denied\. Fix the permissions"
+    with held_to_permissions(), pytest.raises(UserError, match=text), files.replacing(path) as temporary:
+        path.parent.chmod(0o555)
         temporary.write_text("new")
     assert path.read_text() == "old"
 
 
-# --- causes
+# --- other errors while a file is written
 
 
-def bad_torch_file(path):
-    """torch.load of a file that ends early, which raises a RuntimeError of the same module as torch.save."""
+def load_cut_file(path):
+    """Raise a RuntimeError of the same torch module that torch.save uses."""
     torch.save({"a": torch.zeros(100)}, path.with_name("cut.pt"))
     path.with_name("cut.pt").write_bytes(path.with_name("cut.pt").read_bytes()[:-50])
     torch.load(path.with_name("cut.pt"))
 
 
 def fail(error):
-    def run(path):
+    def raise_error(*_, **__):
         raise error
 
-    return run
+    return raise_error
 
 
-OTHERS = {  # what may happen while a file is written, and is no fault of the disk
+OTHERS = {
     "typst": fail(RuntimeError("unknown variable: x")),
     "CUDA": fail(torch.AcceleratorError("CUDA error: device-side assert triggered")),
     "CUDA memory": fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")),
@@ -241,26 +228,24 @@ OTHERS = {  # what may happen while a file is written, and is no fault of the di
     "name": fail(socket.gaierror(-2, "Name or service not known")),
     "request": fail(requests.ConnectionError("no network")),
     "safetensors": lambda path: safetensors.torch.load(b"odd"),
-    "torch": bad_torch_file,
+    "torch": load_cut_file,
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cause", OTHERS)
-def test_what_is_no_refusal_to_write_is_not_called_one(tmp_path, cause):
-    path = tmp_path / "out" / "metrics.json"
-    files.write_text(path, "old")
+def test_an_error_that_is_not_about_writing_passes_through(path, cause):
     with pytest.raises(Exception) as caught, files.replacing(path) as temporary:
         OTHERS[cause](temporary)
     assert not isinstance(caught.value, UserError)
     assert path.read_text() == "old" and [name for name in names(path.parent) if name[0] == "."] == []
 
 
-REFUSALS = {
+WRITE_ERRORS = {
     "open": (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
     "disk": (OSError(errno.EIO, "Input/output error"), "Check that the disk"),
     "gone": (lambda path: FileNotFoundError(errno.ENOENT, "No such file", str(path)), "Check that its folder exists"),
-    "parent": (lambda path: PermissionError(errno.EACCES, "Permission denied", path.parent), "Mend the permissions"),
+    "parent": (lambda path: PermissionError(errno.EACCES, "Permission denied", path.parent), "Fix the permissions"),
     "move": (lambda path: OSError(errno.EXDEV, "Cross-device link", "/a", None, str(path)), "Choose another place"),
     "torch": (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file 0: "
                            "file write failed"), "Check that the disk"),
@@ -269,34 +254,31 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cause", REFUSALS)
-def test_a_refusal_to_write_is_one_whoever_raises_it(tmp_path, cause):
-    path, (error, helps) = tmp_path / "weights.pt", REFUSALS[cause]
+@pytest.mark.parametrize("cause", WRITE_ERRORS)
+def test_an_error_about_writing_is_explained_whichever_library_raises_it(path, cause):
+    error, helps = WRITE_ERRORS[cause]
     error = error if isinstance(error, Exception) else error(path)
-    with pytest.raises(UserError, match=rf"weights\.pt could not be written: .*{helps}"), files.replacing(path):
+    with pytest.raises(UserError, match=rf"metrics\.json could not be written: .*{helps}"), files.replacing(path):
         raise error
-    assert names(tmp_path) == []
+    assert path.read_text() == "old" and names(path.parent) == ["metrics.json"]
 
 
 @pytest.mark.parametrize("limit", [0, 300, 5_000])
-def test_a_checkpoint_on_a_full_disk_says_so_whatever_torch_makes_of_it(tmp_path, limit):
-    """torch's writer raises a RuntimeError of its own over that of the system."""
+def test_a_checkpoint_on_a_full_disk_is_explained(tmp_path, limit):
+    """Though torch raises a RuntimeError of its own."""
     refused, path = pytest.raises(UserError, match="File too large. Free some disk space"), tmp_path / "a.pt"
     with refused, full_disk(limit), files.replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save({"a": torch.zeros(10_000)}, file)
 
 
-HELP = {
-    "ENOENT": "Check that its folder exists",
-    "ENOSPC": "disk space",
-    "EACCES": "permissions",
-    "EISDIR": "another place",
-}
-HELP |= {"EMFILE": "ulimit", "ECONNREFUSED": "network", "EIO": "disk is connected", None: "Remove the cause"}
+REMEDIES = {
+    "ENOENT": "Check that its folder exists", "ENOSPC": "disk space", "EACCES": "permissions",
+    "EISDIR": "another place", "EMFILE": "ulimit", "ECONNREFUSED": "network", "EIO": "disk is connected",
+    None: "Remove the cause",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HELP)
+@pytest.mark.parametrize("name", REMEDIES)
 def test_each_error_of_the_system_has_its_own_remedy(name):
-    """Disk space is named only where it is short, permissions only where they are missing."""
-    said = remedy(OSError(getattr(errno, name), "odd") if name else OSError("odd"))
-    assert [words for words in set(HELP.values()) if words in said] == [HELP[name]] and said.endswith("again.")
+    text = remedy(OSError(getattr(errno, name), "odd") if name else OSError("odd"))
+    assert [words for words in REMEDIES.values() if words in text] == [REMEDIES[name]] and text.endswith("again.")

@@ -1,5 +1,7 @@
-"""Importing hw1lib changes nothing outside of it: a user's kernel stays as it was."""
+"""Imports: which part of the library may import which, and that importing it changes nothing else in a process."""
 
+import ast
+import functools
 import subprocess
 import sys
 
@@ -7,7 +9,74 @@ import pytest
 
 from hw1lib import paths
 
-# In a process of its own: what the library imports, a look at everything global, the library, and a second look.
+MAX_LEVELS = 14
+LAYERS = [  # from bottom to top: a module imports from its own layer and from those below it
+    [
+        "errors",
+        "paths",
+        "files",
+        "settings",
+        "profiles",
+        "variants",
+        "progress",
+        "processes",
+        "cpus",
+        "provenance",
+        "kept",
+    ],
+    ["data", "metrics", "models"],
+    ["loops"],
+    ["chapters", "steps"],
+    ["workbook"],
+    ["cluster", "compare_runs", "predict", "report"],
+    ["commands", "cli", "__main__"],
+]
+NEVER = {  # within a layer, or far below
+    "metrics": {"models", "files", "paths", "settings"},
+    "models": {"metrics", "settings", "profiles"},
+    "data": {"models", "metrics", "profiles"},
+    "chapters": {"loops", "steps"},
+}
+
+
+@functools.cache
+def imports():
+    """Return {module: set of the library's modules that it imports}, with names relative to hw1lib."""
+    library = paths.ROOT / "hw1lib"
+    names = {path: ".".join(path.relative_to(library).with_suffix("").parts) for path in library.rglob("*.py")}
+    names = {path: name.removesuffix(".__init__") for path, name in names.items() if name != "__init__"}
+    result = {}
+    for path, name in names.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+        result[name] = {each.removeprefix("hw1lib.") for each in imported if each.startswith("hw1lib.")}
+    return {name: (imported & result.keys()) - {name} for name, imported in result.items()}
+
+
+@functools.cache
+def level(module):
+    """Return 1 for a module that imports nothing from the library, and one more than the highest import otherwise."""
+    return 1 + max((level(other) for other in imports()[module]), default=0)
+
+
+def test_there_are_few_import_levels():
+    levels = {module: level(module) for module in imports()}
+    assert max(levels.values()) <= MAX_LEVELS, sorted(levels.items(), key=lambda item: item[1])[-5:]
+
+
+@pytest.mark.parametrize("module", imports())
+def test_a_module_imports_from_its_own_layer_and_below(module):
+    part = module.partition(".")[0]
+    (layer,) = [number for number, parts in enumerate(LAYERS) if part in parts]
+    allowed = {name for parts in LAYERS[: layer + 1] for name in parts} - NEVER.get(part, set())
+    assert {other for other in imports()[module] if other.partition(".")[0] not in allowed} == set()
+
+
+# In a process of its own: what the library imports, the state of everything global, the library, the state again.
 LOOK = """
 import ast, importlib, logging, os, random, signal, sys, warnings
 from pathlib import Path
@@ -62,7 +131,7 @@ def test_importing_the_library_changes_nothing_outside_of_it():
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_building_a_learner_leaves_byol_pytorch_as_it_was(broken):
-    """Also where it fails."""
+    """Even if it fails."""
     import byol_pytorch.byol_pytorch as package
     from torch import nn
 

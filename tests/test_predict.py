@@ -58,7 +58,7 @@ def networks(book):
             network.eval()
             scores = network(images) if network is setting else segmenters.scores(network, images)
             last.bias -= scores.transpose(0, 1).flatten(1).mean(1)  # no class prevails
-        with book.steps.store.claimed(step, book.steps.key(step), book.steps.config(step)) as draft:
+        with book.steps.store.claim(step, book.steps.key(step), book.steps.config(step)) as draft:
             draft.weights(network)
             draft.metrics({"seen": SEEN})
             draft.history([{"epoch": 1, "loss": 0.5, "lr": 0.1}])
@@ -292,7 +292,7 @@ def test_names_of_classes_are_written_back_and_scored(book, networks, tmp_path, 
         rows = pd.read_csv(table)
         rows.assign(label=rows["filename"].str[:-9]).to_csv(table, index=False)
     named, train = Workbook("smoke", root, root / "out", SETTINGS), root / "p1_data" / "office" / "train"
-    with named.steps.store.claimed("finetune-C", named.steps.key("finetune-C"), {}) as draft:
+    with named.steps.store.claim("finetune-C", named.steps.key("finetune-C"), {}) as draft:
         draft.weights(networks["C"])
         draft.metrics({})
         draft.history([])

@@ -1,4 +1,4 @@
-"""The workbook: results of steps, kept things, seeds, live figures, and the profiles on the course's layout."""
+"""The workbook: results of steps, what it keeps, seeds, live figures, and the profiles for the course's data."""
 
 import json
 from types import SimpleNamespace
@@ -26,16 +26,20 @@ SMALL = {
 
 
 def small(root, out, **settings):
-    return Workbook("smoke", root, out, {"device": "cpu", "model_scale": 0.125, **settings})
+    return Workbook("smoke", root, out, {"device": "cpu", "model_scale": 0.125, "finetune.epochs": 1, **settings})
 
 
-# --- the profiles on the course's layout
+@pytest.fixture
+def book(course_data, tmp_path):
+    return small(course_data, tmp_path / "out")
+
+
+# --- profiles for the course's data
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["seed", "strong"])
-def test_profiles_for_the_course_data_run_through(profile, course_data, tmp_path):
-    """The path of the real run, at small size: both profiles, all steps."""
+def test_profiles_for_the_course_data_run_all_steps(profile, course_data, tmp_path):
     book = Workbook(profile, course_data, tmp_path / "out", SMALL)
     results = {name: book.result(name) for name in book.steps.all}
     assert all(book.steps.status(name) == "done" for name in book.steps.all)
@@ -45,40 +49,52 @@ def test_profiles_for_the_course_data_run_through(profile, course_data, tmp_path
 
 
 @pytest.mark.slow
-def test_the_courses_backbone_file_is_taken(course_data, tmp_path):
+def test_the_courses_backbone_file_is_used(course_data, tmp_path):
     torch.save(resnet.backbone().state_dict(), course_data / "p1_data" / "pretrain_model_SL.pt")
     book = Workbook("seed", course_data, tmp_path / "out", SMALL | {"model_scale": 1.0})
     assert book.result("pretrain-supervised").metrics["source"] == "file"
 
 
-# --- results
+def test_the_earth_sample_is_recognised_by_any_path(book, tmp_path):
+    (tmp_path / "link").symlink_to(paths.EARTH)
+    for root in ("", paths.EARTH, tmp_path / "link", f"{paths.EARTH}/../{paths.EARTH.name}"):
+        assert small(root, tmp_path / "out").is_sample
+    assert not book.is_sample
 
 
-def test_a_result_is_run_once(course_data, tmp_path, capsys):
-    """A result of another seed is that seed's; what either ran serves the other."""
-    settings = {"finetune.epochs": 2, "seeds": 2}
-    many = small(course_data, tmp_path / "out", **settings)
-    own = many.result("control-colour", 0)
-    assert capsys.readouterr().out.count("control-colour  epoch") == 2
-    book = small(course_data, tmp_path / "out", **settings)
-    for _ in range(2):
-        assert book.result("control-colour").folder == own.folder
-    assert "epoch" not in capsys.readouterr().out  # only notebooks show the last epoch of what they load
-    other = many.result("control-colour", 1)
-    alone = small(course_data, tmp_path / "out", **settings, seed=1)
-    assert alone.steps.status("control-colour") == "done" and other.folder != own.folder
-    assert alone.result("control-colour").key == other.key
+# --- results and seeds
 
 
-# --- kept things
+def test_a_result_is_computed_once_whichever_seed_asks(course_data, tmp_path, capsys):
+    two_seeds = small(course_data, tmp_path / "out", seeds=2)
+    first, second = (two_seeds.result("control-colour", seed) for seed in (0, 1))
+    assert capsys.readouterr().out.count("  epoch") == 2 and first.folder != second.folder
+    for settings, result in (({}, first), ({"seed": 1}, second)):
+        assert small(course_data, tmp_path / "out", **settings).result("control-colour").folder == result.folder
+    assert "epoch" not in capsys.readouterr().out  # only notebooks show the last epoch of a loaded result
 
 
-@pytest.fixture
-def book(course_data, tmp_path):
-    return small(course_data, tmp_path / "out", **{"finetune.epochs": 1})
+@pytest.mark.parametrize("count", [1, 3])
+def test_planned_is_every_step_once(course_data, tmp_path, count):
+    """The report's own seed first, then for each other seed the steps that are repeated."""
+    book = small(course_data, tmp_path / "out", seed=7, seeds=count)
+    plan, again = list(book.planned()), repeated(book.profile)
+    assert [(label, name) for label, _, name in plan] == [(name, name) for name in book.steps.all] + [
+        (f"{name}, seed {seed}", name) for seed in range(8, 7 + count) for name in book.steps.all if name in again
+    ]
+    keys = [steps.key(name) for _, steps, name in plan]
+    assert len(set(keys)) == len(keys) == len(book.steps.all) + 11 * (count - 1)
+    if count > 1:  # a step that all seeds share is known by one label
+        assert book.result("control-simple", seed=8).key == book.steps.key("control-simple")
+        assert set(book._used) <= {label for label, *_ in plan}
+    half = small(course_data, tmp_path / "out", seeds=count, only="problem2").planned()
+    assert [label for label, *_ in half if "seed" in label] == [f"segment-lraspp, seed {n}" for n in range(1, count)]
 
 
-def test_a_table_is_kept_as_csv_and_as_a_reader_sees_it(book):
+# --- what is kept
+
+
+def test_a_table_is_kept_as_csv_and_as_readers_see_it(book):
     table = pd.DataFrame({"model": ["a", "b"], "miou": [1 / 3, np.nan]})
     book.keep("scores", table)
     assert (book.out / "tables" / "scores.csv").read_text() == "model,miou\na,0.333333\nb,\n"
@@ -95,68 +111,35 @@ def test_figures_and_texts_are_kept_with_their_caption_and_the_steps_behind_them
     assert (book.out / "figures" / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert (book.out / "figures" / "picture.pdf").read_bytes().startswith(b"%PDF")
     assert (book.out / "text" / "text.md").read_text() == "Some words.\n"
-    about = json.loads((book.out / "kept" / "picture.json").read_text())
-    assert set(about.pop("files")) == {"figures/picture.png", "figures/picture.pdf"}
+    entry = json.loads((book.out / "kept" / "picture.json").read_text())
+    assert set(entry.pop("files")) == {"figures/picture.png", "figures/picture.pdf"}
     steps = {"control-colour": result.key}
-    assert about == {"kind": "figure", "caption": "A *caption*.", "steps": steps, "notebook": ""}
+    assert entry == {"kind": "figure", "caption": "A *caption*.", "steps": steps, "notebook": ""}
 
 
-def test_what_cannot_be_kept_is_refused(book):
+def test_wrong_names_and_types_are_not_kept(book):
     for name in ("../x", "Name", "", "a b", "a/b", "ä"):
         with pytest.raises(UserError, match="a name has lower-case letters"):
             book.keep(name, "text")
-    for thing in (3, None, {"a": 1}, np.zeros(3)):
-        with pytest.raises(UserError, match=type(thing).__name__):
-            book.keep("thing", thing)
+    for content in (3, None, {"a": 1}, np.zeros(3)):
+        with pytest.raises(UserError, match=type(content).__name__):
+            book.keep("name", content)
     assert not (book.out / "text").exists()
 
 
-def test_the_earth_sample_is_known_by_whatever_path_it_is_given(tmp_path):
-    (tmp_path / "link").symlink_to(paths.EARTH)
-    for root in ("", paths.EARTH, tmp_path / "link", f"{paths.EARTH}/../{paths.EARTH.name}"):
-        assert small(root, tmp_path / "out").is_sample
+# --- live notebooks
 
 
-def test_other_data_is_not_the_earth_sample(book):
-    assert not book.is_sample
-
-
-def test_outside_a_live_notebook_browse_shows_the_first(monkeypatch):
-    shown = []
-    monkeypatch.setattr(workbook, "display", shown.append)
+def test_browse_draws_the_first_choice_outside_live_notebooks(monkeypatch):
+    displayed = []
+    monkeypatch.setattr(workbook, "display", displayed.append)
     workbook.browse(lambda number, stage: f"{number}, {stage}", number=["7", "8"], stage=("early", "final"))
-    assert shown == ["7, early"]
-
-
-# --- seeds
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_planned_is_every_step_once(course_data, tmp_path, count):
-    """The report's own, then for each other seed what is repeated."""
-    book = small(course_data, tmp_path / "out", seed=7, seeds=count)
-    plan = list(book.planned())
-    own, others = plan[: len(book.steps.all)], plan[len(book.steps.all) :]
-    assert [(label, name) for label, _, name in own] == [(n, n) for n in book.steps.all]
-    again = repeated(book.profile)
-    assert [(label, name) for label, _, name in others] == [
-        (f"{name}, seed {seed}", name) for seed in range(8, 7 + count) for name in book.steps.all if name in again
-    ]
-    keys = [steps.key(name) for _, steps, name in plan]
-    assert len(set(keys)) == len(keys) == len(book.steps.all) + 11 * (count - 1)
-    if count > 1:  # what is the same for all seeds is not trained for each, and kept things know it by one label
-        assert book.result("control-simple", seed=8).key == book.steps.key("control-simple")
-        assert set(book._used) <= {label for label, *_ in plan}
-    half = small(course_data, tmp_path / "out", seeds=count, only="problem2").planned()
-    assert [label for label, *_ in half if "seed" in label] == [f"segment-lraspp, seed {n}" for n in range(1, count)]
-
-
-# --- live figures
+    assert displayed == ["7, early"]
 
 
 @pytest.fixture
-def displayed(monkeypatch):
-    """Somebody looks on; what is shown is noted, a list of pictures for each place."""
+def displays(monkeypatch):
+    """Pretend that a front end is attached; hold the pictures of each place where some are displayed."""
     places = []
 
     def display(picture, display_id):
@@ -172,26 +155,26 @@ def displayed(monkeypatch):
 
 
 @pytest.mark.slow
-def test_each_step_and_seed_has_one_figure_that_grows(course_data, tmp_path, displayed):
+def test_each_step_and_seed_has_one_figure_that_grows(course_data, tmp_path, displays):
     book = small(course_data, tmp_path / "out", seeds=2, **{"finetune.epochs": 3})
     book.result("control-colour")
-    (pictures,) = displayed
+    (pictures,) = displays
     assert len({picture.data for picture in pictures}) == 3
     assert all(picture.data.startswith(b"\x89PNG") for picture in pictures)
-    book.result("control-colour")  # it is done: nothing is drawn
+    book.result("control-colour")  # is done: nothing is drawn
     book.steps.watch("pretrain", [{"epoch": 1, "loss": 1.0, "lr": 0.1}])
     book.result("control-colour", seed=1)
-    assert [len(place) for place in displayed] == [3, 1, 3]
+    assert [len(place) for place in displays] == [3, 1, 3]
 
 
 @pytest.mark.parametrize("absent", ["variable", "kernel"])
-def test_where_nobody_looks_nothing_is_shown_and_all_is_the_same(course_data, tmp_path, displayed, monkeypatch, absent):
-    """As under papermill, nbval or the command line: not a byte of what is stored is another."""
-    seen = small(course_data, tmp_path / "looked").result("control-colour")
+def test_live_figures_change_no_result(course_data, tmp_path, displays, monkeypatch, absent):
+    """Under papermill, nbval or the command line nothing is drawn, and the stored bytes are the same."""
+    live = small(course_data, tmp_path / "live").result("control-colour")
     if absent == "variable":
         monkeypatch.delenv("JPY_SESSION_NAME")
     else:
         monkeypatch.setattr(workbook, "get_ipython", lambda: None)
-    blind = small(course_data, tmp_path / "blind").result("control-colour")
-    assert len(displayed) == 1 and seen.key == blind.key
-    assert everything_of(seen.folder) == everything_of(blind.folder)
+    headless = small(course_data, tmp_path / "headless").result("control-colour")
+    assert len(displays) == 1 and live.key == headless.key
+    assert everything_of(live.folder) == everything_of(headless.folder)

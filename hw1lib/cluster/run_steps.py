@@ -184,7 +184,7 @@ def _devices(book, step):
     """How many GPUs a step works on."""
     if book.device.type == "cpu" or not step.trains:
         return 0
-    return getattr(book.profile, step.reads[0]).processes if step.parallel else 1
+    return step.processes
 
 
 def _threads(book, where):

@@ -2,8 +2,6 @@
 
 import heapq
 
-from hw1lib.steps.graph import check_of
-
 WORKERS = (1, 2, 4, 8)
 
 
@@ -21,7 +19,7 @@ def tasks(book, of=None):
     for label, steps, name in planned:
         if label in chosen:
             step = steps.step(name)
-            needs = {steps.key(other) for other in {*step.upstream, check_of(step.problem)} - {name}}
+            needs = {steps.key(other) for other in {*step.upstream, step.check} - {name}}
             found[label] = steps.expected(name), [other for other in chosen if keys[other] in needs]
     return found
 

@@ -292,7 +292,7 @@ def _kept(split, kind, shape, write, items):
         return array
     made_of = hashes.fingerprint(split)
     path = split.decoded / f"{hashlib.sha256(f'{VERSION} {kind} {made_of}'.encode()).hexdigest()[:16]}.npy"
-    with files.naming(path):
+    with files.write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_suffix(".lock")):  # a second process waits and finds it done
         if not path.exists():

@@ -153,7 +153,7 @@ def _write(target, chosen, groups, facts):
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     rows = []
-    with files.naming(target):
+    with files.write_errors(target):
         for split, tiles in chosen.items():
             folder = part / "p2_data" / split
             folder.mkdir(parents=True)

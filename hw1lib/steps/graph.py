@@ -1,99 +1,156 @@
-"""The steps, and what each reads: what depends on what.
+"""The steps: what each computes, and from which settings, data and results of other steps.
 
-A step's key is a hash of exactly its settings, its data, the keys of the steps it builds on, and
-a version number that is raised by hand when its code changes what it computes.
+The key of a step is a hash of exactly these, and of a version that is raised by hand when its code computes something
+else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from hw1lib.data.check import findings
+from hw1lib.data.groups import GROUPS
 from hw1lib.errors import UserError
 from hw1lib.loops import controls, finetune, generate_masks, pretrain, train_segmenter
 from hw1lib.metrics import projection
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.steps import requirements
 from hw1lib.variants import ROWS
 
-ERRORS = 5  # of the data that are named where it is refused
+MAX_ERRORS = 5  # errors in the data that a message names
 
 
 @dataclass(frozen=True)
 class Step:
-    """One unit of work whose result is kept.
+    """One unit of work whose result is stored.
 
     Attributes:
         name: such as pretrain or finetune-C.
         problem: 1 or 2.
-        reads: the settings that it depends on, whole groups or single ones.
-        data: the splits that it depends on, such as pool.
-        upstream: the steps whose results it needs.
-        run: function(draft, the problem's data, profile, device, *results of `upstream`); writes the results.
-        version: raised by hand when `run` computes something else, be it in rounding.
-        parallel: whether several processes may work on it together, each with a part of every batch.
-        trains: whether a network is trained or used, so that seed, model_scale and image size count.
+        run: function(draft, the problem's data, profile, device, *results of `upstream`) that saves results in `draft`.
+        settings: the settings that affect the result, by dotted name: groups or single values, the group of its
+            training first.
+        data: what it reads, by name: a layout.Split, layout.Tiles, or the path of a file or folder.
+        upstream: names of the steps whose results it needs.
+        version: raised by hand when `run` computes something else, even if only in rounding.
+        parallel: whether several processes may share each of its batches.
+        trains: whether it trains or uses a network, so that seed, model_scale and image size affect the result.
+        requirements: function that returns sentences about what is missing or wrong before it runs.
+        network: the network that it trains and stores: backbone or a key of SEGMENTERS; "" for none.
     """
 
     name: str
     problem: int
-    reads: tuple[str, ...]
-    data: tuple[str, ...]
-    upstream: tuple[str, ...]
     run: Callable
+    settings: dict = field(default_factory=dict)
+    data: dict = field(default_factory=dict)
+    upstream: tuple[str, ...] = ()
     version: int = 1
-    trains: bool = True
     parallel: bool = False
+    trains: bool = True
+    requirements: Callable = tuple
+    network: str = ""
 
+    @property
+    def check(self):
+        """The step that checks its data and runs before it; a check is its own."""
+        return check_of(self.problem)
 
-def steps(profile, root):
-    """What depends on what: name, problem, settings, data, upstream, function, version."""
-    office, tiles = ("train", "val", "groups"), ("tiles_train", "tiles_validation")
-    yield Step(check_of(1), 1, (), ("p1_data",), (), partial(_check, findings.problem1, root / "p1_data"), trains=False)
-    yield Step(check_of(2), 2, (), ("p2_data",), (), partial(_check, findings.problem2, root / "p2_data"), trains=False)
-
-    yield Step("pretrain", 1, ("pretrain",), ("pool",), (), pretrain.self_supervised, 8, parallel=True)
-    images = ("pool", "backbone_file")
-    yield Step("pretrain-supervised", 1, ("supervised",), images, (), pretrain.supervised, 7, parallel=True)
-    for row in ROWS.values():
-        upstream = (row.pretraining,) if row.pretraining else ()
-        if row.name == "colour":
-            yield Step(row.step, 1, ("finetune",), office, upstream, controls.colour, 4)
-        elif row.name == "simple":
-            yield Step(row.step, 1, ("data.image_size",), office, upstream, controls.simple, trains=False)
-        elif row.name == "knn":
-            yield Step(row.step, 1, ("controls",), office, upstream, controls.knn, 7)
-        else:
-            work = partial(finetune.run, setting=row.name)
-            yield Step(row.step, 1, ("finetune",), office, upstream, work, 7, parallel=not row.frozen)
-    yield Step("embed", 1, ("embed",), ("train",), (f"finetune-{profile.embed.setting}",), _embed, 3)
-
-    for name in SEGMENTERS:
-        reads = (name, "segmentation.stage_images")
-        yield Step(f"segment-{name}", 2, reads, tiles, (), partial(train_segmenter.run, name=name), 6, parallel=True)
-    yield Step("segment-colour", 2, (), tiles, (), lambda draft, data, *_: train_segmenter.colour(draft, data), 2)
-    upstream = (f"segment-{profile.segmentation.improved}",)
-    yield Step(
-        "everything", 2, ("everything",), ("tiles_validation", "groups", "sam_weights"), upstream, _everything, 5
-    )
-
-
-def repeated(profile):
-    """The steps that run with each seed: pre-training, fine-tuning, controls that draw, and the improved model."""
-    ours = {name for row in ROWS.values() for name in (row.pretraining, row.step) if name and row.name != "simple"}
-    return ours | {f"segment-{profile.segmentation.improved}"}
+    @property
+    def processes(self):
+        """Number of processes that share its batches."""
+        return next(iter(self.settings.values())).processes if self.parallel else 1
 
 
 def check_of(problem):
-    """The step that looks through a problem's data; no other one runs before it."""
+    """Return the name of the step that checks the data of Problem 1 or 2."""
     return f"check-problem{problem}"
+
+
+def steps(profile, data, device):
+    """Yield the steps that the data allows, each after those that it builds on.
+
+    Args:
+        profile: settings.Profile.
+        data: layout.Layout.
+        device: torch device that they run on.
+    """
+    for problem, examine in ((1, findings.problem1), (2, findings.problem2)):
+        if data.has[problem]:
+            folder = data.root / f"p{problem}_data"
+            run = partial(_check, examine, folder)
+            yield Step(check_of(problem), problem, run, data={folder.name: folder}, trains=False)
+    if data.problem1:
+        yield from _problem1(profile, data.problem1, data.root / GROUPS)
+    if data.problem2:
+        yield from _problem2(profile, data.problem2, data.root / GROUPS, device)
+
+
+def _problem1(profile, data, groups):
+    """Yield the steps of Problem 1: pre-training, settings A–E, controls, and the embedding of activations."""
+    yield Step(
+        "pretrain", 1, pretrain.self_supervised, {"pretrain": profile.pretrain}, {"pool": data.pool},
+        version=8, parallel=True, network="backbone",
+    )  # fmt: skip
+    source = pretrain.supervised_source(profile, data)
+    yield Step(
+        "pretrain-supervised", 1, pretrain.supervised, {"supervised": profile.supervised},
+        {"pool": data.pool, "backbone_file": data.supervised_backbone}, version=7, parallel=True, network="backbone",
+        requirements=partial(requirements.supervised, profile, data, source),
+    )  # fmt: skip
+
+    office = {"train": data.train, "val": data.val, "groups": groups}
+    tuning = {"finetune": profile.finetune}
+    for row in ROWS.values():
+        upstream = (row.pretraining,) if row.pretraining else ()
+        if row.name == "colour":
+            yield Step(row.step, 1, controls.colour, tuning, office, upstream, 4)
+        elif row.name == "simple":
+            yield Step(row.step, 1, controls.simple, {"data.image_size": profile.data.image_size}, office, trains=False)
+        elif row.name == "knn":
+            yield Step(row.step, 1, controls.knn, {"controls": profile.controls}, office, upstream, 7)
+        else:
+            run = partial(finetune.run, setting=row.name)
+            yield Step(row.step, 1, run, tuning, office, upstream, 7, not row.frozen, network="backbone")
+    shown = f"finetune-{profile.embed.setting}"
+    yield Step("embed", 1, _embed, {"embed": profile.embed}, {"train": data.train}, (shown,), 3)
+
+
+def _problem2(profile, data, groups, device):
+    """Yield the steps of Problem 2: the segmentation models, the colour control, and everything mode."""
+    tiles = {"tiles_train": data.train, "tiles_validation": data.validation}
+    for name in SEGMENTERS:
+        settings = {name: getattr(profile, name), "segmentation.stage_images": profile.segmentation.stage_images}
+        yield Step(
+            f"segment-{name}", 2, partial(train_segmenter.run, name=name), settings, tiles, version=6, parallel=True,
+            network=name, requirements=partial(requirements.segmentation, name, profile, data),
+        )  # fmt: skip
+    yield Step("segment-colour", 2, lambda draft, data, *_: train_segmenter.colour(draft, data), {}, tiles, version=2)
+
+    sam = weights.find_sam()
+    sam_file = sam / "model.safetensors" if sam and sam.is_dir() else sam
+    refine = generate_masks.refining(profile.everything.refine, sam is not None, device)
+    yield Step(
+        "everything", 2, partial(_everything, sam=sam),
+        {"everything": profile.everything.model_copy(update={"refine": refine})},
+        {"tiles_validation": data.validation, "groups": groups, "sam_weights": sam_file},
+        (f"segment-{profile.segmentation.improved}",), 5,
+        requirements=partial(requirements.everything, profile, data, sam),
+    )  # fmt: skip
+
+
+def repeated(profile):
+    """Return the names of the steps that run with each seed: most of Problem 1, and the improved segmentation model."""
+    problem1 = {name for row in ROWS.values() for name in (row.pretraining, row.step) if name and row.name != "simple"}
+    return problem1 | {f"segment-{profile.segmentation.improved}"}
 
 
 def _check(examine, folder, draft, *_):
     found = examine(folder)
     if found.errors:
         raise UserError(
-            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(found.errors[:ERRORS])} "
+            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(found.errors[:MAX_ERRORS])} "
             f"All findings: .venv/bin/python -m hw1lib data check --data-root {str(folder.parent)!r}"
         )
     draft.history([])
@@ -109,5 +166,5 @@ def _embed(draft, data, profile, device, tuned):
     draft.metrics(numbers)
 
 
-def _everything(draft, data, profile, device, segmented):
-    generate_masks.run(draft, data, profile, segmented.array("predictions"), weights.find_sam(), device)
+def _everything(draft, data, profile, device, segmented, sam):
+    generate_masks.run(draft, data, profile, segmented.array("predictions"), sam, device)

@@ -1,4 +1,4 @@
-"""One lock a folder: the operating system's, so it ends with its holder however that ends."""
+"""One lock for each folder, held by the operating system, so that it ends with its process."""
 
 import contextlib
 import datetime
@@ -12,33 +12,28 @@ import filelock
 from hw1lib import files, progress
 
 LOCK = ".lock"
-HOLDER = ".holder"  # who has the lock: for those who wait; it proves nothing
-
-
-def naming(folder):
-    """Re-raise what the operating system refuses about a build folder as a UserError."""
-    return files.naming(folder, "--out names another build folder.")
+HOLDER = ".holder"  # which process holds the lock, for the message to those who wait
 
 
 @contextlib.contextmanager
-def held(folder, name):
-    """Holds the lock of a folder, which is made if need be; says for whom it waits.
+def acquire(folder, name):
+    """Hold the lock of a folder; say which process it waits for.
 
     Args:
-        folder: pathlib.Path.
-        name: what the folder is for, as the waiting one reads it.
+        folder: pathlib.Path, created if need be.
+        name: begins the message to those who wait.
     """
     lock = filelock.FileLock(folder / LOCK)
-    with naming(folder):
+    with write_errors(folder):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             progress.say(name, f"waiting for {_holder(folder)}, which works on it")
             lock.acquire()
-        except NotImplementedError as error:  # filelock's word for a file system without locks
+        except NotImplementedError as error:  # raised for file systems without locks
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(folder)) from error
     try:
-        with naming(folder):
+        with write_errors(folder):
             since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
             (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
         yield
@@ -46,6 +41,11 @@ def held(folder, name):
         with contextlib.suppress(OSError):
             (folder / HOLDER).unlink()
         lock.release()
+
+
+def write_errors(folder):
+    """Re-raise an OSError about a build folder as a UserError."""
+    return files.write_errors(folder, "--out names another build folder.")
 
 
 def _holder(folder):

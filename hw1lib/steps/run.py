@@ -1,58 +1,56 @@
-"""The steps of one profile on one data root: keys, states and results, and how a step is run."""
+"""The steps of one profile on one data root: their keys, their states and results, and how a step is run."""
 
 import contextlib
 import datetime
 import functools
-import itertools
-import operator
 import os
 import signal
 import statistics
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from hw1lib import cpus, files, processes, profiles, progress, provenance
-from hw1lib.data import groups, hashes
+from hw1lib.data import hashes
 from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
-from hw1lib.loops import device, distributed, generate_masks
-from hw1lib.models import weights
+from hw1lib.loops import device, distributed
 from hw1lib.settings import Group, flatten, result_settings
-from hw1lib.steps import explain, graph, requirements, store
-from hw1lib.steps.graph import check_of
+from hw1lib.steps import explain, requirements, store
 
-NOT_FINITE = "not_finite.json"  # beside the checkpoint: which images gave a loss that is not finite
-SHARED = ("seed", "model_scale", "tf32", "cudnn_benchmark")  # settings that count for all steps that train
+NOT_FINITE = "not_finite.json"  # beside the checkpoint: the images of a batch whose loss is not finite
 
 
 class Steps:
-    """The steps of one profile on one data root: their keys, states and results.
+    """The steps of one profile on one data root.
 
     Args:
+        build: function(profile, data, device) that returns the steps in order, such as graph.steps.
         profile: settings.Profile.
         data: layout.Layout.
         results: store.Store.
-        device: torch device for what has to run.
+        device: torch device that steps run on.
         watch: function(step's name, history), called after each epoch of training; or None.
     """
 
-    def __init__(self, profile, data, results, device, watch=None):
+    def __init__(self, build, profile, data, results, device, watch=None):
+        self.build = build
         self.profile = profile
         self.data = data
         self.store = results
         self.device = device
         self.watch = watch
-        self.suffix = ""  # of labels: the seed, where it is another than the report's own
+        self.suffix = ""  # of labels: the seed, unless it is the report's own
         self._keys = {}
         self._fingerprints = {}
         self._checked = set()  # names of steps whose requirements are met
 
-    def of_seed(self, seed, watch=None):
-        """The same steps with another seed; the data is not hashed again."""
+    def with_seed(self, seed, watch=None):
+        """Return the same steps with another seed; the data is not hashed again."""
         profile = self.profile.model_copy(update={"seed": seed})
-        other = Steps(profile, self.data, self.store, self.device, watch)
+        other = Steps(self.build, profile, self.data, self.store, self.device, watch)
         other._fingerprints = self._fingerprints
         other.suffix = f", seed {seed}"
         return other
@@ -60,88 +58,85 @@ class Steps:
     @functools.cached_property
     def all(self):
         """The steps that this data allows, by name, each after those that it builds on."""
-        return {step.name: step for step in graph.steps(self.profile, self.data.root) if self.data.has[step.problem]}
+        return {step.name: step for step in self.build(self.profile, self.data, self.device)}
 
     def label(self, name):
-        """How lines of progress and plans call a step."""
+        """Return the name of a step in lines of progress and plans."""
         return name + self.suffix
 
     def step(self, name):
-        """A step by name.
+        """Return a step by name.
 
         Raises:
-            UserError: there is no such step, or this data has no such problem.
+            UserError: there is no such step, or the data has no such problem.
         """
         if name not in self.all:
-            similar = did_you_mean(name, self.all)
-            raise UserError(
-                f"There is no step {name!r} for {self.data.root}; there are: {', '.join(self.all)}.{similar}"
-            )
+            choices = f"there are: {', '.join(self.all)}.{did_you_mean(name, self.all)}"
+            raise UserError(f"There is no step {name!r} for {self.data.root}; {choices}")
         return self.all[name]
 
+    # --- keys
+
     def config(self, name):
-        """Everything that a step's result follows from, as plain data."""
+        """Return everything that the result of a step depends on, as plain data."""
         step, profile = self.step(name), self.profile
-        shared = {name: getattr(profile, name) for name in SHARED} if step.trains else {}
-        if self.device.type == "cpu":  # where neither does anything
-            shared |= dict.fromkeys(shared.keys() & {"tf32", "cudnn_benchmark"}, False)
+        shared = {}
+        if step.trains:
+            on_gpu = self.device.type != "cpu"  # tf32 and cudnn_benchmark have no effect on CPUs
+            shared |= {"seed": profile.seed, "model_scale": profile.model_scale}
+            shared |= {"tf32": profile.tf32 and on_gpu, "cudnn_benchmark": profile.cudnn_benchmark and on_gpu}
         if step.trains and step.problem == 1:
             shared |= {"image_size": profile.data.image_size, "overhead": profile.data.overhead}
-            shared["zero_init_residual"] = profile.zero_init_residual
+            shared |= {"zero_init_residual": profile.zero_init_residual}
         return {
             "step": name,
             "version": step.version,
-            "settings": {"profile": shared, **{name: self._setting(name) for name in step.reads}},
-            "data": {split: self._fingerprint(split) for split in step.data},
+            "settings": {"profile": shared} | {name: self._resolve(value) for name, value in step.settings.items()},
+            "data": {part: self._fingerprint(step, part) for part in step.data},
             "upstream": {other: self.key(other) for other in step.upstream},
         }
 
-    def _setting(self, dotted):
-        """One setting, or a group of them as a dict; what depends on the device is what it is on this one."""
-        value = operator.attrgetter(dotted)(self.profile)
+    def _resolve(self, value):
+        """Return a setting, or a group of settings as a dict with the precision that "auto" means on this device."""
         if not isinstance(value, Group):
             return value
         values = result_settings(value)
         if "precision" in values:
-            chosen = device.dtype(value.precision, self.device) or torch.float32
-            values["precision"] = str(chosen).removeprefix("torch.")
-        if values.get("refine") == "auto":
-            values["refine"] = generate_masks.refining("auto", weights.find_sam() is not None, self.device)
+            dtype = device.dtype(value.precision, self.device) or torch.float32
+            values["precision"] = str(dtype).removeprefix("torch.")
         return values
 
     def key(self, name):
-        """The name of its result's folder: a hash of `config`."""
+        """Return the key of a step: a hash of `config`, and the name of the folder of its result."""
         if name not in self._keys:
             self._keys[name] = store.key_of(self.config(name))
         return self._keys[name]
 
-    def _fingerprint(self, split):
-        if split not in self._fingerprints:
-            self._fingerprints[split] = self._hashed(split)
-        return self._fingerprints[split]
+    def _fingerprint(self, step, part):
+        if part not in self._fingerprints:
+            self._fingerprints[part] = self._hash(step, part)
+        return self._fingerprints[part]
 
-    def _hashed(self, split):
-        """Hash some data as it is now; files that did not change are not read again."""
-        if split in ("p1_data", "p2_data"):
-            content = hashes.folder_fingerprint(self.data.root / split, self.data.decoded)
-            notes = self.data.group_notes(int(split[1]))
-            return store.key_of([content, notes]) if notes else content  # what the check says of groups.csv
-        if split in ("groups", "backbone_file", "sam_weights"):
-            if split == "groups":
-                file = self.data.root / groups.GROUPS
-            else:
-                file = self.data.problem1.supervised_backbone if split == "backbone_file" else weights.find_sam()
-            file = file / "model.safetensors" if file and file.is_dir() else file
-            return hashes.file_fingerprint(file, self.data.decoded) if file and file.is_file() else None
-        problem = self.data.problem2 if split.startswith("tiles_") else self.data.problem1
-        return hashes.fingerprint(getattr(problem, split.removeprefix("tiles_")))
+    def _hash(self, step, part):
+        """Hash some data of a step as it is now; files that did not change are not read again."""
+        source, cache = step.data[part], self.data.decoded
+        if isinstance(source, Path) and source.is_dir():
+            content, notes = hashes.folder_fingerprint(source, cache), self.data.group_notes(step.problem)
+            return (
+                store.key_of([content, notes]) if notes else content
+            )  # notes are what the check reports of groups.csv
+        if source is None or isinstance(source, Path):
+            return hashes.file_fingerprint(source, cache) if source and source.is_file() else None
+        return hashes.fingerprint(source)
+
+    # --- states
 
     def status(self, name):
-        """done, to resume or to run."""
+        """Return "done", "to resume" or "to run"."""
         return self.store.status(name, self.key(name))
 
     def why(self, name):
-        """Why a step is not done, as a phrase; empty where it is."""
+        """Return why a step is not done, as a phrase; empty if it is."""
         key, status = self.key(name), self.status(name)
         if status == "done":
             return ""
@@ -151,22 +146,23 @@ class Steps:
         return damage or explain.reason(self.config(name), self.store.configs(name))
 
     def expected(self, name):
-        """Seconds that a step took, or will take by its earlier results with other settings; None without any."""
-        reads = self.step(name).reads
-        epochs = getattr(getattr(self.profile, reads[0], None), "epochs", None) if reads else None
+        """Return the seconds that a step took, or will take by earlier results of other keys; None if unknown."""
+        epochs = getattr(next(iter(self.step(name).settings.values()), None), "epochs", None)
         seconds = {}
         for result in self.store.results(name):
-            with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # a damaged one tells nothing
+            with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # a damaged result
                 run, trained = result.run, len(result.history)
-                if not run["resumed"]:  # else they are those of the last call alone
+                if not run["resumed"]:  # otherwise the seconds are those of the last attempt alone
                     seconds[result.key] = run["seconds"] * (epochs / trained if epochs and trained else 1)
         return seconds.get(self.key(name)) or (statistics.median(seconds.values()) if seconds else None)
 
+    # --- running
+
     def result(self, name):
-        """The result of a step, which is run first if need be; so are the steps it builds on.
+        """Return the result of a step; run the step, and those that it builds on, if they are not done.
 
         Raises:
-            UserError: the data has errors, the training fails, memory or disk space runs out.
+            UserError: the data has errors, the training diverges, or memory or disk space runs out.
         """
         step, key = self.step(name), self.key(name)
         if distributed.broadcast(distributed.rank() == 0 and self.store.done(name, key)):
@@ -175,56 +171,54 @@ class Steps:
         if name not in self._checked:
             requirements.refuse([(self, each) for each in self.needed(name)])
             self._checked |= set(self.needed(name))
-        if (check := check_of(step.problem)) != name:
-            self.result(check)
+        if step.check != name:
+            self.result(step.check)
         upstream = [self.result(other) for other in step.upstream]
-        count = getattr(self.profile, step.reads[0]).processes if step.parallel else 1
-        if count > 1 and distributed.world_size() == 1:
-            self._start_torchrun(name, count)
+        if step.processes > 1 and distributed.world_size() == 1:
+            self._start_torchrun(step)
         elif step.parallel:
-            self._claim(step, key, upstream)
+            self._claim(step, upstream)
         else:
             with distributed.rank0_first(), distributed.single_process():
                 if not distributed.rank():
-                    self._claim(step, key, upstream)
+                    self._claim(step, upstream)
         return self.store.result(name, key)
 
     def needed(self, name):
-        """The steps that a step builds on, the check of its data first, and itself: a list of names in order."""
+        """Return the names of the check, the steps that a step builds on and the step itself, in order."""
         step = self.step(name)
         before = [other for upstream in step.upstream for other in self.needed(upstream)]
-        return list(dict.fromkeys([check_of(step.problem), *before, name]))
+        return list(dict.fromkeys([step.check, *before, name]))
 
     def command(self, name):
-        """The arguments of `python` that run one step by itself, under the key that it has here: a list of words."""
+        """Return the arguments of `python` that run one step by itself under the same key, a list."""
         base = self.profile.name if self.profile.name in profiles.NAMES else "demo"
         words = ["-m", "hw1lib", "run", name, "--profile", base, "--data-root", str(self.data.root)]
         words += ["--out", str(self.store.out), "--device", str(self.device)]
-        usual = flatten(profiles.get(base))
-        changed = {name: value for name, value in flatten(self.profile).items() if value != usual[name]}
-        changed = {name: value for name, value in changed.items() if name not in ("device", "only")}
-        for group in (dotted.removesuffix(".precision") for dotted in usual if dotted.endswith(".precision")):
-            changed[f"{group}.precision"] = self._setting(group)["precision"]  # another processor may choose another
-        values = (",".join(value) if isinstance(value, tuple) else value for value in changed.values())
-        return [*words, "--set", *map("{}={}".format, changed, values)]
+        usual, settings = flatten(profiles.get(base)), flatten(self.profile)
+        changed = {name: value for name, value in settings.items() if value != usual[name]}
+        for name in settings:
+            if name.endswith(".precision"):  # on another processor, "auto" may mean another precision
+                changed[name] = self._resolve(getattr(self.profile, name.partition(".")[0]))["precision"]
+        changed = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in changed.items()}
+        return [*words, "--set", *(f"{n}={v}" for n, v in changed.items() if n not in ("device", "only"))]
 
-    def _start_torchrun(self, name, count):
+    def _start_torchrun(self, step):
         """Run a step on several processes of this machine, and report their progress as this process's own."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        words = [sys.executable, *torchrun, *self.command(name)]
-        threads = {"OMP_NUM_THREADS": str(cpus.share(count))}  # torchrun's own default is 1
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={step.processes}"]
+        words = [sys.executable, *torchrun, *self.command(step.name)]
+        threads = {"OMP_NUM_THREADS": str(cpus.share(step.processes))}  # torchrun's own default is 1
 
         def report(record):
-            progress.emit(progress.relabel(record, self.label(name)))
+            progress.emit(progress.relabel(record, self.label(step.name)))
 
-        ending = signal.SIGTERM  # at which torchrun ends its processes
         with progress.Follower(report) as records:
-            code, output = processes.run(words, threads | os.environ | records.environment, ending, tail=5)
+            code, output = processes.run(words, threads | os.environ | records.environment, signal.SIGTERM, tail=5)
         if code:
-            raise UserError(f"{name}, on {count} processes: {records.error or output}")
+            raise UserError(f"{step.name}, on {step.processes} processes: {records.error or output}")
 
-    def _claim(self, step, key, upstream):
-        with self.store.claimed(step.name, key, self.config(step.name)) as draft:
+    def _claim(self, step, upstream):
+        with self.store.claim(step.name, self.key(step.name), self.config(step.name)) as draft:
             if draft is not None:
                 self._run(step, draft, upstream)
 
@@ -232,31 +226,38 @@ class Steps:
         started, draft.label = time.time(), self.label(step.name)
         if self.watch is not None:
             draft.watch = partial(self.watch, step.name)
-        with self._naming_what_helps(step.name, draft):
+        with self._advice(step, draft):
             step.run(draft, getattr(self.data, f"problem{step.problem}"), self.profile, self.device, *upstream)
 
-        # A result must not be kept under the key of data that it may not have seen.
-        changed = [split for split in step.data if self._hashed(split) != self._fingerprint(split)]
+        # The result may be of other data than that of its key.
+        changed = [part for part in step.data if self._hash(step, part) != self._fingerprint(step, part)]
         if changed:
             draft.checkpoint.unlink(missing_ok=True)
             raise UserError(
                 f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result is not kept. "
                 "Run the same command again, in a new kernel."
             )
-        run = {**self._provenance(started), "precision": self._precision(step), "resumed": draft.resumed}
+        run = {
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
+            "seconds": round(time.time() - started, 3),
+            "processes": distributed.world_size(),
+            **provenance.process(self.device),
+            "precision": self._precision(step),
+            "resumed": draft.resumed,
+        }
         if not distributed.rank():
             files.write_json(draft.folder / "run.json", run)
 
     def _precision(self, step):
-        """What its networks ran in; None where none is trained."""
-        values = self._setting(step.reads[0]) if step.reads else None
-        chosen = values.get("precision") if isinstance(values, dict) else None
-        rounded = chosen == "float32" and self.profile.tf32 and self.device.type != "cpu"
-        return "float32, products in TF32" if rounded else chosen
+        """Return the precision that a step trains in; None if it trains nothing."""
+        settings = self._resolve(next(iter(step.settings.values()), None))
+        precision = settings.get("precision") if isinstance(settings, dict) else None
+        tf32 = precision == "float32" and self.profile.tf32 and self.device.type != "cpu"
+        return "float32, products in TF32" if tf32 else precision
 
     @contextlib.contextmanager
-    def _naming_what_helps(self, name, draft):
-        """Names the setting to change where a training diverges or memory runs out."""
+    def _advice(self, step, draft):
+        """Name the setting to change if training diverges or memory runs out."""
         try:
             yield
         except Diverged as error:
@@ -265,33 +266,24 @@ class Steps:
                 if error.files and not distributed.rank():
                     files.write_json(note, {"problem": str(error), "files": error.files})
                     look = f"look whether one of the images that {note} names is odd, or "
-            setting = f"{self.step(name).reads[0]}.lr"
             raise UserError(
-                f"{name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
-                f"for example --set {setting}={error.rate / 10:g}."
+                f"{step.name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
+                f"for example --set {next(iter(step.settings))}.lr={error.rate / 10:g}."
             ) from error
-        except (MemoryError, RuntimeError, OSError) as error:  # torch's are RuntimeErrors
+        except (MemoryError, RuntimeError, OSError) as error:  # torch raises RuntimeErrors
             if not out_of_memory(error):
                 raise
-            helps = f"{self.for_less_memory(name)} What was finished before is kept."
-            raise UserError(f"{name}: memory ran out on {self.device}. {helps}") from error
+            advice = f"{self.for_less_memory(step.name)} What was finished before is kept."
+            raise UserError(f"{step.name}: memory ran out on {self.device}. {advice}") from error
 
     def for_less_memory(self, name):
-        """Which setting makes a step need less memory: a sentence."""
+        """Return a sentence with a setting that reduces the memory that a step needs."""
         step = self.step(name)
         if not step.trains:
             return "Close other programs."
-        for group, setting in itertools.product(step.reads, ("batch_size", "points_per_batch")):
-            now = getattr(getattr(self.profile, group, None), setting, 0)
-            if now > 2:
-                return f"Lower {group}.{setting}, for example --set {group}.{setting}={now // 2}."
+        for group, settings in step.settings.items():
+            for setting in ("batch_size", "points_per_batch"):
+                if (now := getattr(settings, setting, 0)) > 2:
+                    return f"Lower {group}.{setting}, for example --set {group}.{setting}={now // 2}."
         limit = "data.office_limit=1000" if step.problem == 1 else "data.tile_limit=200"
         return f"Close other programs, or use less of the data: --set {limit}."
-
-    def _provenance(self, started):
-        return {
-            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
-            "seconds": round(time.time() - started, 3),
-            "processes": distributed.world_size(),
-            **provenance.process(self.device),
-        }

@@ -1,15 +1,13 @@
-"""Results on disk: keyed by what made them, written atomically.
+"""Results on disk: keyed by a hash of what they depend on, and written atomically.
 
-A finished step is a folder steps/<step>/<key>/ that holds config.json (what made it),
-metrics.json, history.csv, arrays, weights and, written last, done.json with the SHA-256 of
-every other file. Without that marker, or with a file that is not as it says, nothing in the folder
-counts as done.
+The folder of a finished step, steps/<step>/<key>/, holds config.json (what the key is a hash of), metrics.json,
+history.csv, arrays and weights; done.json, written last, holds the SHA-256 of every other file. A folder without that
+marker, or with a file that does not match it, is not used.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -28,25 +26,32 @@ from hw1lib.steps import lock
 
 DONE = "done.json"
 CONFIG = "config.json"
-CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.json"
+CHECKPOINT = "checkpoint.pt"
 UNREADABLE = "unreadable"  # folder of a checkpoint that could not be read, with its arrays
 
-# Unfinished attempts, of other settings, too, stay within these bounds; beyond them the oldest goes first.
+# Limits on unfinished attempts; beyond them the oldest is deleted first.
 ATTEMPT_DAYS = 30
 ATTEMPT_BYTES = 10e9  # of all steps together, without those that are running
 FREE_BYTES = 5e9  # on the disk: two of the largest checkpoints
 
 
 def key_of(parts):
-    """A short key for plain JSON data: 16 hex digits of its SHA-256."""
+    """Return a key for plain JSON data: 16 hex digits of its SHA-256."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _read_dict(path):
+    """Return the dict in a JSON file, or None if the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        data = files.read_json(path)
+        return data if isinstance(data, dict) else None
+
+
 @dataclass(frozen=True)
 class Result:
-    """One finished step, read only when asked."""
+    """A finished step; its files are read on access."""
 
     step: str
     folder: Path
@@ -62,7 +67,7 @@ class Result:
 
     @property
     def history(self):
-        """One row an epoch, a DataFrame; empty for a step without epochs."""
+        """One row for each epoch, a DataFrame; empty for a step without epochs."""
         path = self.folder / "history.csv"
         return pd.read_csv(path) if path.read_text().strip() else pd.DataFrame()
 
@@ -72,50 +77,62 @@ class Result:
         return self._read("run.json")
 
     def _read(self, name):
-        """Return the dict that a JSON file holds; a UserError where it was damaged after the result was checked."""
-        with contextlib.suppress(ValueError):
-            if isinstance(data := files.read_json(self.folder / name), dict):
-                return data
-        raise UserError(f"{self.folder / name} is damaged. Run the same command again: it runs step {self.step} anew.")
+        """Read a JSON file; it may have been damaged since the result was checked."""
+        if (data := _read_dict(self.folder / name)) is None:
+            text = f"Run the same command again: it runs step {self.step} anew."
+            raise UserError(f"{self.folder / name} is damaged. {text}")
+        return data
 
     def array(self, name):
-        """A saved array."""
+        """Load a saved array."""
         return np.load(self.folder / f"{name}.npy", allow_pickle=False)
 
     def weights(self):
-        """The saved weights, a dict of tensors."""
+        """Load the saved weights, a dict of tensors."""
         return safetensors.torch.load_file(self.folder / "weights.safetensors")
 
 
 class Draft:
-    """The folder of a step that is running; the step writes its results through it."""
+    """The folder of a running step, through which it saves its results.
+
+    Attributes:
+        label: the step's name in lines of progress, with its seed.
+        resumed: whether the step resumes from a checkpoint.
+        watch: function(history), called after each epoch, or None.
+    """
 
     def __init__(self, step, folder):
-        self.step = self.label = step  # label: with its seed, for lines of progress
+        self.step = self.label = step
         self.folder = Path(folder)
         self.checkpoint = self.folder / CHECKPOINT
         self.resumed = self.checkpoint.is_file()
-        self.watch = None  # function(history), called after each epoch
+        self.watch = None
 
     def metrics(self, data):
+        """Save the step's numbers, plain data."""
         files.write_json(self.folder / METRICS, data)
 
     def earlier_metrics(self):
-        """Return what an attempt that this one resumes has saved as metrics, a dict; {} where there is none."""
-        with contextlib.suppress(OSError, ValueError):
-            if isinstance(data := files.read_json(self.folder / METRICS), dict):
-                return data
-        return {}
+        """Return the metrics that the attempt which this one resumes has saved, a dict; {} where there are none."""
+        return _read_dict(self.folder / METRICS) or {}
 
     def history(self, rows):
-        """Saves the plain numbers of each epoch; nested values belong into metrics."""
+        """Save the plain numbers of each epoch; nested values belong into metrics."""
         plain = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
         files.write_text(self.folder / "history.csv", pd.DataFrame(plain).to_csv(index=False))
 
     def array(self, name, values):
+        """Save an array as <name>.npy."""
         with files.replacing(self.folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            # NumPy's own way to write into a file does not notice a full disk.
+            # Given a file, NumPy would write past Python and not notice a full disk.
             np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
+
+    def weights(self, module):
+        """Save the state of a module, or a dict of tensors, as safetensors."""
+        state = module if isinstance(module, dict) else module.state_dict()
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        with files.replacing(self.folder / "weights.safetensors") as temporary:
+            safetensors.torch.save_file(state, temporary)
 
     def arrays(self):
         """Return {file name: SHA-256} of the arrays saved so far."""
@@ -130,7 +147,7 @@ class Draft:
     def set_aside(self, reason):
         """Move a checkpoint that cannot be used, and the arrays, into the folder UNREADABLE; replace an earlier one."""
         folder = self.folder / UNREADABLE
-        with files.naming(folder):
+        with files.write_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             for path in (self.checkpoint, *self.folder.glob("*.npy")):
@@ -138,16 +155,9 @@ class Draft:
         text = f"{self.checkpoint} cannot be used ({reason}). It is kept in {folder}, and the step starts anew."
         progress.say(self.label, str(UserError(text)))
 
-    def weights(self, module):
-        """Saves a module's state, or a dict of tensors, as safetensors."""
-        state = module if isinstance(module, dict) else module.state_dict()
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        with files.replacing(self.folder / "weights.safetensors") as temporary:
-            safetensors.torch.save_file(state, temporary)
 
-
-class Onlooker(Draft):
-    """What another process than the first one of a step writes its results through: nothing is written."""
+class NullDraft(Draft):
+    """The draft of all processes of a step but the first; it writes nothing."""
 
     def _nothing(self, *_):
         pass
@@ -160,17 +170,18 @@ class Store:
 
     def __init__(self, out):
         self.out = Path(out)
-        self._trusted = {}  # folder -> how its files looked when their hashes were right
+        self._verified = {}  # folder -> sizes and dates of its files when their hashes were right
 
     def folder(self, step, key):
+        """Return the folder of a step's result."""
         return self.out / "steps" / step / key
 
     def done(self, step, key):
-        """Whether a step is finished and each of its files is as it was written."""
+        """Return whether a step is finished and none of its files has changed."""
         return (self.folder(step, key) / DONE).is_file() and not self.damage(step, key)
 
     def damage(self, step, key):
-        """What is wrong with a finished step's files: a list of phrases, empty if nothing is.
+        """Return what is wrong with the files of a finished step, a list of phrases.
 
         Files are hashed the first time, and again when their size or date changes.
         """
@@ -178,91 +189,85 @@ class Store:
         if not (folder / DONE).is_file():
             return []
         try:
-            looks = _looks(folder)
-            if self._trusted.get(folder) == looks:
+            stat = _stat(folder)
+            if self._verified.get(folder) == stat:
                 return []
             problems = _damage(folder)
         except FileNotFoundError:
             return ["another process is writing it anew"]
         if not problems:
-            self._trusted[folder] = looks
+            self._verified[folder] = stat
         return problems
 
     def status(self, step, key):
-        """done, to resume or to run."""
+        """Return "done", "to resume" or "to run"."""
         if self.done(step, key):
             return "done"
         folder = self.folder(step, key)
         return "to resume" if (folder / CHECKPOINT).is_file() and not (folder / DONE).is_file() else "to run"
 
     def result(self, step, key):
+        """Return the Result of a step, which must be finished."""
         return Result(step, self.folder(step, key))
 
     def results(self, step):
-        """The finished results of a step, of all keys that there are: a list."""
+        """Return the finished results of a step with all keys, a list."""
         return [Result(step, marker.parent) for marker in sorted(self.out.glob(f"steps/{step}/*/{DONE}"))]
 
     def configs(self, step):
-        """What made them: a list of what their config.json hold."""
-        return [config for result in self.results(step) if (config := _config(result.folder))]
+        """Return the configs of the finished results of a step, a list of dicts."""
+        return [config for result in self.results(step) if (config := _read_dict(result.folder / CONFIG))]
 
     @contextlib.contextmanager
-    def claimed(self, step, key, config):
-        """Locks a step's folder and yields a Draft, or None where somebody else finished it.
+    def claim(self, step, key, config):
+        """Lock the folder of a step and yield a Draft, or None if another process has finished the step.
 
-        Of several processes that work on one step the first does so, and the others look on.
-
-        Leaving the block without an error writes the done marker. What an earlier attempt left is
-        deleted first, but for its checkpoint and the results that go with it; so are old attempts of
-        all steps, see `_limit_attempts`.
+        Leaving the block without an error writes the marker. Of several processes that share a step, the first one
+        does all this, and the others get a NullDraft. An earlier attempt's checkpoint and arrays are kept.
 
         Args:
-            config: what the step follows from, with groups settings and settings.profile.
+            step: name of the step.
+            key: its key.
+            config: what the key is a hash of.
         """
         folder = self.folder(step, key)
         if distributed.world_size() > 1 and distributed.rank():
-            yield Onlooker(step, folder) if distributed.broadcast(None) else None
-            distributed.barrier()
-            return
-        with lock.held(folder, step):
-            if self.done(step, key):
-                distributed.broadcast(False)
-                yield None
-                distributed.barrier()
-                return
-            with lock.naming(folder):
-                self._clear(step, folder)
-            files.write_json(folder / CONFIG, config)
-            draft = Draft(step, folder)
-            distributed.broadcast(True)
-            yield draft
-            results = [path for path in sorted(folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
-            files.write_json(folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
-            draft.checkpoint.unlink(missing_ok=True)
+            yield NullDraft(step, folder) if distributed.broadcast(None) else None
+        else:
+            with lock.acquire(folder, step):
+                if self.done(step, key):
+                    distributed.broadcast(False)
+                    yield None
+                else:
+                    draft = self._begin(step, folder, config)
+                    distributed.broadcast(True)
+                    yield draft
+                    _finish(draft)
         distributed.barrier()
 
-    def _clear(self, step, folder):
-        """Delete stale files from a step's folder and its neighbours, then what makes too many unfinished attempts."""
+    def _begin(self, step, folder, config):
+        """Delete what an earlier attempt left that cannot be resumed, then old attempts; return a Draft."""
         keep = []
-        if (folder / DONE).is_file():
-            progress.say(step, f"{'; '.join(_damage(folder))}. The step is run again.")
-            (folder / DONE).unlink()  # first of all: without it nothing else counts
-        elif (folder / CHECKPOINT).is_file():  # it vouches for the arrays beside it
-            keep = [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
-        _empty(folder, keep)
-        for other in folder.parent.iterdir():
-            if other != folder and other.is_dir():
-                _if_idle(other, _tidy, other)
-        self._limit_attempts()
+        with lock.write_errors(folder):
+            if (folder / DONE).is_file():
+                progress.say(step, f"{'; '.join(_damage(folder))}. The step is run again.")
+                (folder / DONE).unlink()  # first, as nothing counts without it
+            elif (folder / CHECKPOINT).is_file():
+                keep = [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
+            _empty(folder, keep)
+            self._limit_attempts()
+        files.write_json(folder / CONFIG, config)
+        return Draft(step, folder)
 
     def _limit_attempts(self):
-        """Delete the oldest unfinished attempts of all steps beyond ATTEMPT_DAYS, ATTEMPT_BYTES and FREE_BYTES.
+        """Delete files that nothing can use, and the oldest unfinished attempts beyond the limits above.
 
-        An attempt is a checkpoint, also an unreadable one, with all that lies beside it; one that is running is
-        neither counted nor deleted.
+        An attempt is a checkpoint, even an unreadable one, with the files beside it. Steps that are running are left
+        alone and not counted.
         """
         attempts = []
         for folder in self.out.glob("steps/*/*/"):
+            _if_idle(folder, _tidy, folder)
             for part in (folder, folder / UNREADABLE):
                 if (part / CHECKPOINT).is_file() and (size := _if_idle(folder, _size, part)) is not None:
                     attempts.append(((part / CHECKPOINT).stat().st_mtime, size, folder, part))
@@ -276,40 +281,47 @@ class Store:
                 reason = f"less than {FREE_BYTES / 1e9:g} GB of the disk is free"
             else:
                 break
-            if _if_idle(folder, _give_up, part, date):
+            if _if_idle(folder, _delete, part, date):
                 total, free = total - size, free + size
                 progress.say(folder.parent.name, f"deleted the unfinished attempt {part}, as {reason}")
 
     def verify(self):
-        """Re-hashes every finished step; returns a line for each file that is not as written."""
+        """Hash every finished step again, and return a line for each file that has changed.
+
+        Raises:
+            UserError: no step is finished.
+        """
         markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
         if not markers:
             raise UserError(f"{self.out} holds no finished step yet. Run the report first.")
-        found = [(folder.parent, f) for folder in markers for f in _damage(folder.parent)]
-        for run in sorted(self.out.glob("steps/*/*/run.json")):  # the last but one to be written
-            going_on = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()
-            if not going_on and not (run.parent / DONE).exists():
-                found.append((run.parent, f"{DONE} is missing"))
-        return ["/".join((*folder.parts[-2:], problem)) for folder, problem in found]
+        problems = [(marker.parent, problem) for marker in markers for problem in _damage(marker.parent)]
+        for run in sorted(self.out.glob("steps/*/*/run.json")):  # written just before the marker
+            running = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()
+            if not running and not (run.parent / DONE).exists():
+                problems.append((run.parent, f"{DONE} is missing"))
+        return ["/".join((*folder.parts[-2:], problem)) for folder, problem in problems]
 
 
-def _looks(folder):
-    """Size and date of each file: what a change of it changes."""
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
+def _finish(draft):
+    """Write the marker with the hash of each file, then delete the checkpoint."""
+    results = [path for path in sorted(draft.folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
+    files.write_json(draft.folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
+    draft.checkpoint.unlink(missing_ok=True)
+
+
+def _stat(folder):
+    """Return {file name: (size, date)} of a folder."""
+    stats = {path.name: path.lstat() for path in folder.glob("[!.]*")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _damage(folder):
-    """Holds a finished step's files against its marker: a list of phrases."""
-    try:
-        expected = list(files.read_json(folder / DONE)["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        expected = []
-    if not expected:
+    """Compare the files of a finished step with its marker, and return a list of phrases."""
+    expected = (_read_dict(folder / DONE) or {}).get("files")
+    if not expected or not isinstance(expected, dict):
         return [f"{DONE} is damaged"]
     problems = []
-    for name, digest in expected:
+    for name, digest in expected.items():
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
         elif files.digest(folder / name) != digest:
@@ -318,36 +330,35 @@ def _damage(folder):
 
 
 def _if_idle(folder, function, *arguments):
-    """function(*arguments) with a step's lock held; None where another process holds it or nothing can be written."""
+    """Call a function with the lock of a step; return None if the step is running or its folder cannot be written."""
     with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(folder / lock.LOCK, timeout=0):
         return function(*arguments)
 
 
 def _size(folder):
-    """Bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _give_up(folder, date):
-    """Delete an attempt, unless somebody went on with it after `date`; whether it was deleted."""
+def _delete(folder, date):
+    """Delete an attempt and return True, unless its checkpoint was written after `date`."""
     if unchanged := (folder / CHECKPOINT).stat().st_mtime == date:
         _empty(folder)
     return unchanged
 
 
 def _tidy(folder):
-    """Delete what nobody can go on with from the folder of another attempt: half-written files, results alone."""
+    """Delete half-written files, a finished step's checkpoint, and results with neither checkpoint nor marker."""
     for path in folder.glob(".*"):
         if path.name != lock.LOCK and path.is_file():
-            path.unlink()  # half written by a process that was killed
+            path.unlink()
     if (folder / DONE).is_file():
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # killed just before it was done
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     elif not (folder / CHECKPOINT).is_file():
         _empty(folder)
 
 
 def _empty(folder, keep=()):
-    """Delete what is in a step's folder, half-written files included, but for `keep` and an unreadable checkpoint."""
+    """Delete what is in the folder of a step, except the files named in `keep`, locks, and an unreadable checkpoint."""
     for path in folder.iterdir():
         if path.name in (lock.LOCK, lock.HOLDER, UNREADABLE, *keep):
             continue
@@ -355,11 +366,3 @@ def _empty(folder, keep=()):
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _config(folder):
-    """What made the contents of a folder; empty where that cannot be told."""
-    with contextlib.suppress(OSError, ValueError):
-        config = files.read_json(folder / CONFIG)
-        return config if isinstance(config, dict) else {}
-    return {}

@@ -19,6 +19,7 @@ from torch import nn
 from hw1lib import files, paths, profiles
 from hw1lib.data import layout
 from hw1lib.loops import distributed, loop
+from hw1lib.steps import graph
 from hw1lib.steps.run import Steps
 from hw1lib.steps.store import Store
 from tests import processes
@@ -77,7 +78,7 @@ def train(root, out, case, changes=None, stop=None, **shared):
     group = {"segment-lraspp": "lraspp", "pretrain-supervised": "supervised"}.get(step, step.partition("-")[0])
     settings = {f"{group}.{name}": value for name, value in (COMMON | settings | (changes or {})).items()}
     profile = profiles.get("smoke", TINY | settings | shared)
-    steps = Steps(profile, layout.find(root, profile.data), Store(out), CPU)
+    steps = Steps(graph.steps, profile, layout.find(root, profile.data), Store(out), CPU)
     losses, add, count = [], loop.DivergenceGuard.add, itertools.count(1)
 
     def noting_add(self, loss, epoch, number):

@@ -125,7 +125,7 @@ def fail(place, folder):
     blocks, ranks, error = PLACES[place]
     with contextlib.ExitStack() as stack:
         for block in blocks:
-            context = Store(folder / block).claimed("pretrain", "key", {}) if isinstance(block, str) else block()
+            context = Store(folder / block).claim("pretrain", "key", {}) if isinstance(block, str) else block()
             stack.enter_context(context)
         if distributed.rank() in ranks:
             if error is None:

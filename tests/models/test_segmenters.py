@@ -149,7 +149,7 @@ def test_weights_that_cannot_be_downloaded_are_a_clear_error(name, tmp_path, mon
 
 CAUSES = [  # what happens while weights are downloaded or loaded, and what the message says; None: not their fault
     (OSError(28, "No space left on device"), "No space left on device. Free some disk space"),
-    (PermissionError(13, "Permission denied"), "Mend the permissions"),
+    (PermissionError(13, "Permission denied"), "Fix the permissions"),
     (RuntimeError('invalid hash value (expected "ab", got "cd")'), "invalid hash value"),
     (RuntimeError("PytorchStreamReader failed reading zip archive"), "the file is damaged, holds code or belongs"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), None),

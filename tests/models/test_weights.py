@@ -264,4 +264,4 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, load):
     path = tmp_path / "sam_vit_b_01ec64.pth"
     path.touch(0o000)
     with held_to_permissions():
-        refused(load, path, "Permission denied", "Mend the permissions")
+        refused(load, path, "Permission denied", "Fix the permissions")

@@ -194,7 +194,7 @@ def test_one_problem_alone_ignores_the_data_of_the_other(smoke_run, course_data,
     [
         ("OSError", "[Errno 28] No space left on device: 'a.csv'", "Free some disk space"),
         ("FileNotFoundError", "[Errno 2] No such file or directory: 'a.csv'", "Check that its folder exists"),
-        ("PermissionError", "[Errno 13] Permission denied: 'a.csv'", "Mend the permissions"),
+        ("PermissionError", "[Errno 13] Permission denied: 'a.csv'", "Fix the permissions"),
         ("UnidentifiedImageError", "cannot identify image file", "stopped in cell 3 with UnidentifiedImageError"),
         ("OSError", "cannot write mode F as PNG", "stopped in cell 3 with OSError"),
         ("RuntimeError", "CUDA error", "stopped in cell 3 with RuntimeError"),

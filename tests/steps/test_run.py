@@ -1,19 +1,17 @@
-"""Steps: keys change with what a step depends on and with nothing else; each runs once."""
+"""Steps: a key changes with what the step depends on and with nothing else; each step runs once."""
 
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 import torch
 
 from hw1lib import files, profiles
 from hw1lib.data import hashes, layout
 from hw1lib.errors import Diverged, UserError
-from hw1lib.metrics import projection
 from hw1lib.models import weights
 from hw1lib.settings import flatten
-from hw1lib.steps import requirements, run, store
+from hw1lib.steps import graph, requirements, run, store
 from tests.conftest import everything_of
 from tests.settings import other
 from tests.test_files import held_to_permissions
@@ -30,22 +28,23 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def own_sam(tmp_path, monkeypatch):
-    """Whether this machine has SAM's weights must not matter."""
+    """Hide SAM's weights of this machine."""
     file = tmp_path / "sam.pth"
     monkeypatch.setattr(weights, "find_sam", lambda: file if file.exists() else None)
 
 
-def make(root, out="unused", fit=True, **settings):
-    settings = {k.replace("__", "."): v for k, v in settings.items()}
+def make(root, out="unused", settings=(), fit=True, **more):
+    """Return the steps of profile smoke on a data root; `more` are settings with __ for the dot."""
+    settings = dict(settings) | {name.replace("__", "."): value for name, value in more.items()}
     profile = profiles.get("smoke", settings)
     data = layout.find(root, profile.data, profile.only)
-    profile = requirements.fitted(profile, data, settings)[0] if fit else profile
-    return run.Steps(profile, data, store.Store(out), CPU)
+    profile = requirements.fit(profile, data, settings)[0] if fit else profile
+    return run.Steps(graph.steps, profile, data, store.Store(out), CPU)
 
 
-def keys(made, names=None):
-    """The keys of the training steps, or of those named."""
-    return {name: made.key(name) for name in names or made.all.keys() - CHECKS}
+def keys(steps, names=None):
+    """Return {name: key} of the training steps, or of those named."""
+    return {name: steps.key(name) for name in names or steps.all.keys() - CHECKS}
 
 
 def changed(before, after):
@@ -54,33 +53,45 @@ def changed(before, after):
 
 
 def test_every_step_has_a_key_of_its_own_and_the_same_again(course_data, tmp_path):
-    made = make(course_data)
-    found = keys(made, made.all)
-    assert found.keys() == ALL | CHECKS and len(set(found.values())) == len(found)
+    steps = make(course_data)
+    before = keys(steps, steps.all)
+    assert before.keys() == ALL | CHECKS and len(set(before.values())) == len(before)
     again = make(course_data.rename(tmp_path / "moved"), tmp_path / "elsewhere")
-    assert keys(again, found) == found
+    assert keys(again, before) == before
 
 
-def test_keys_are_those_of_the_results_that_there_are(course_data):
-    """A literal, as those of the smoke profile: with another rule all stored results would be unfound."""
-    made = make(course_data, fit=False)
-    config = made.config("finetune-C")
+def test_configs_and_versions_do_not_change_unnoticed(course_data):
+    """Literals: with another rule or version, no stored result would be found any more."""
+    steps = make(course_data, fit=False)
     shared = {"seed": 0, "model_scale": 0.25, "tf32": False, "cudnn_benchmark": False}  # on a CPU
-    assert config["settings"]["profile"] == shared | {"image_size": 32, "overhead": True, "zero_init_residual": True}
-    assert config["upstream"] == {"pretrain": made.key("pretrain")} and list(config["data"]) == [
-        "train",
-        "val",
-        "groups",
-    ]
-    assert made.config("segment-colour")["settings"] == {"profile": shared}
-    assert made.config("check-problem1")["settings"] == {"profile": {}}
-    assert made.config("control-simple")["settings"] == {"profile": {}, "data.image_size": 32}
-    assert made.config("segment-fcn32s")["settings"]["segmentation.stage_images"] == ("0001", "0003", "0005")
-    tuned = {name: 7 for name in made.all if name.startswith(("finetune-", "pretrain-", "control-"))}
-    sixes = dict.fromkeys(SEGMENTED, 6)
-    special = {"pretrain": 8, "control-colour": 4, "embed": 3, "segment-colour": 2, "everything": 5}
-    ones = dict.fromkeys(("control-simple", "check-problem1", "check-problem2"), 1)
-    assert {name: step.version for name, step in made.all.items()} == tuned | sixes | special | ones
+    problem1 = shared | {"image_size": 32, "overhead": True, "zero_init_residual": True}
+    for name, settings in {
+        "segment-colour": {"profile": shared},
+        "check-problem1": {"profile": {}},
+        "control-simple": {"profile": {}, "data.image_size": 32},
+        "embed": {"profile": problem1, "embed": {"setting": "C", "perplexity": 10.0}},
+    }.items():
+        assert steps.config(name)["settings"] == settings
+    assert steps.config("segment-fcn32s")["settings"]["segmentation.stage_images"] == ("0001", "0003", "0005")
+    config = steps.config("finetune-C")
+    assert config["upstream"] == {"pretrain": steps.key("pretrain")}
+    assert list(config["data"]) == ["train", "val", "groups"]
+    versions = {name: 7 for name in steps.all if name.startswith(("finetune-", "pretrain-", "control-"))}
+    versions |= dict.fromkeys(SEGMENTED, 6) | dict.fromkeys(("control-simple", *CHECKS), 1)
+    versions |= {"pretrain": 8, "control-colour": 4, "embed": 3, "segment-colour": 2, "everything": 5}
+    assert {name: step.version for name, step in steps.all.items()} == versions
+
+
+def test_each_step_builds_on_the_results_that_it_needs(course_data):
+    steps = make(course_data, segmentation__improved="deeplabv3", embed__setting="D")
+    ours, labels = ("pretrain",), ("pretrain-supervised",)
+    upstream = {"finetune-B": labels, "finetune-C": ours, "finetune-D": labels, "finetune-E": ours, "control-knn": ours}
+    upstream |= {"embed": ("finetune-D",), "everything": ("segment-deeplabv3",)}
+    assert {name: step.upstream for name, step in steps.all.items() if step.upstream} == upstream
+    assert [steps.step(f"finetune-{s}").run.keywords for s in "ABCDE"] == [{"setting": s} for s in "ABCDE"]
+    assert [steps.step(name).run.keywords["name"] for name in sorted(SEGMENTED)] == ["deeplabv3", "fcn32s", "lraspp"]
+    parallel = {"pretrain", "pretrain-supervised", "finetune-A", "finetune-B", "finetune-C", *SEGMENTED}
+    assert {name for name, step in steps.all.items() if step.parallel} == parallel
 
 
 ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
@@ -123,21 +134,18 @@ def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
     assert keys(make(course_data, data__pool_limit=10_000), before) == before  # there are fewer: nothing changes
 
 
-def test_what_depends_on_the_device_is_what_it_is_there(course_data, tmp_path, monkeypatch):
-    """So a GPU's result, in another precision or by other masks, is never taken for a CPU's."""
+def test_settings_that_depend_on_the_device_are_resolved_in_the_key(course_data, tmp_path, monkeypatch):
+    """A GPU's result, in another precision or from other masks, is never taken for a CPU's."""
     precisions = {"auto": torch.float16, "bfloat16": torch.bfloat16, "float32": None}
     monkeypatch.setattr(run.device, "dtype", lambda precision, _: precisions[precision])
     (tmp_path / "sam.pth").touch()
-    here, there = (make(course_data, lraspp__precision="float32") for _ in range(2))
-    there.device = torch.device("cuda")
-    assert here.config("pretrain")["settings"]["pretrain"]["precision"] == "float16"
-    made = [[each.config(name)["settings"] for name in ("segment-lraspp", "everything")] for each in (here, there)]
-    assert [found[1]["everything"]["refine"] for found in made] == ["felzenszwalb", "sam"]
-    assert [found[0]["profile"]["tf32"] for found in made] == [False, True]
-    assert here.key("segment-lraspp") != there.key("segment-lraspp")
-    ran = [each._precision(each.step(name)) for each in (here, there) for name in ("segment-lraspp", "finetune-A")]
-    assert ran == ["float32", "float16", "float32, products in TF32", "float16"]
-    assert here._precision(here.step("control-knn")) is None
+    cpu, cuda = (make(course_data, lraspp__precision="float32") for _ in range(2))
+    cuda.device = torch.device("cuda")
+    assert cpu.config("pretrain")["settings"]["pretrain"]["precision"] == "float16"
+    refine = [steps.config("everything")["settings"]["everything"]["refine"] for steps in (cpu, cuda)]
+    tf32 = [steps.config("segment-lraspp")["settings"]["profile"]["tf32"] for steps in (cpu, cuda)]
+    assert refine == ["felzenszwalb", "sam"] and tf32 == [False, True]
+    assert cpu.key("segment-lraspp") != cuda.key("segment-lraspp")
 
 
 # --- data
@@ -172,17 +180,17 @@ def test_with_one_problem_alone_its_keys_stay(course_data, tmp_path, gone, left)
     before = keys(make(course_data))
     asked = keys(make(course_data, only="problem2" if gone == "p1_data" else "problem1"))
     (course_data / gone).rename(tmp_path / "away")
-    made = make(course_data)
-    assert asked == keys(made) == {name: before[name] for name in left}
+    steps = make(course_data)
+    assert asked == keys(steps) == {name: before[name] for name in left}
     with pytest.raises(UserError, match="There is no step"):
-        made.key((PROBLEM1 | PROBLEM2).difference(left).pop())
+        steps.key((PROBLEM1 | PROBLEM2).difference(left).pop())
 
 
 # --- running
 
 
-def faked(made, ran, **others):
-    """The same steps, but each only notes that it ran; `others` are functions for some."""
+def faked(steps, ran, **others):
+    """Return the same steps, but each only appends its name to `ran`; `others` are functions for some."""
 
     def fake(name):
         def run(draft, *_):
@@ -192,8 +200,8 @@ def faked(made, ran, **others):
 
         return others.get(name.replace("-", "_"), run)
 
-    made.all = {n: dataclasses.replace(step, run=fake(n)) for n, step in made.all.items()}
-    return made
+    steps.all = {name: dataclasses.replace(step, run=fake(name)) for name, step in steps.all.items()}
+    return steps
 
 
 def fail(error):
@@ -205,79 +213,40 @@ def fail(error):
 
 def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
     ran = []
-    made = faked(make(course_data, tmp_path / "out"), ran)
-    assert made.result("embed").metrics == {"step": "embed"}
+    steps = faked(make(course_data, tmp_path / "out"), ran)
+    assert steps.result("embed").metrics == {"step": "embed"}
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
-    made.result("embed")
+    steps.result("embed")
     faked(make(course_data, tmp_path / "out"), ran).result("finetune-E")  # as a new process would
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed", "finetune-E"]
 
 
-OURS, LABELS = ("pretrain",), ("pretrain-supervised",)
-
-
-@pytest.mark.slow
-def test_each_loop_is_given_its_data_and_what_it_builds_on(course_data, tmp_path, monkeypatch):
-    made, called = make(course_data, tmp_path, seed=3, segmentation__improved="deeplabv3"), {}
-
-    def loop(draft, data, profile, *words, **which):
-        assert (data, profile) == (getattr(made.data, f"problem{made.step(draft.step).problem}"), made.profile)
-        called[draft.step] = [
-            word.step if isinstance(word, store.Result) else word for word in (*words, *which.values())
-        ]
-        draft.weights({"of": torch.tensor(len(draft.step))})
-        for number, name in enumerate(("activations_first", "activations_last", "predictions")):
-            draft.array(name, np.array([number, len(draft.step)]))
-
-    def project(*words):
-        return {"plane": words[0] + words[1]}, {"words": [np.ravel(word).tolist() for word in words]}
-
-    for name in ("pretrain.self_supervised", "pretrain.supervised", "finetune.run", "controls.knn", "controls.colour"):
-        monkeypatch.setattr(f"hw1lib.loops.{name}", loop)
-    for name in ("segment", "everything"):
-        monkeypatch.setattr(f"hw1lib.loops.{name}.run", loop)
-    monkeypatch.setattr(projection, "project", project)
-    results = {name: made.result(name) for name in made.all}
-
-    for name, pretrained in zip("ABCDE", ((), LABELS, OURS, LABELS, OURS)):
-        assert called[f"finetune-{name}"] == [CPU, *pretrained, name]
-    assert called["control-random"] == [CPU, "random"] and called["control-colour"] == [CPU]
-    assert called["control-knn"] == [CPU, *OURS]
-    assert [called[f"segment-{name}"] for name in ("fcn32s", "lraspp")] == [[CPU, "fcn32s"], [CPU, "lraspp"]]
-    predictions, sam, device = called["everything"]
-    assert predictions.tolist() == [2, len("segment-deeplabv3")] and sam is None and device == CPU
-    embedded = [[0, 10], [1, 10], made.data.problem1.train.labels.tolist(), [10.0], [3]]  # perplexity and seed
-    assert results["embed"].metrics["words"] == embedded
-    assert results["embed"].array("plane").tolist() == [1, 20] and results["embed"].history.empty
-    assert {"warnings", "train"} <= results["check-problem1"].metrics.keys()
-
-
 def test_data_with_errors_trains_nothing(course_data, tmp_path):
-    """Also where the step is run by itself, and whatever was done before."""
+    """Not even a step that is run by itself."""
     broken = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    ran, made = [], make(course_data, tmp_path / "out")
-    faked(made, ran, check_problem1=made.all["check-problem1"].run)
+    ran, steps = [], make(course_data, tmp_path / "out")
+    faked(steps, ran, check_problem1=steps.all["check-problem1"].run)
     for name in ("pretrain", "control-colour", "embed"):
         with pytest.raises(UserError, match=r"Mug00100\.jpg.*data check"):
-            made.result(name)
-    made.result("segment-colour")  # the other problem
+            steps.result(name)
+    steps.result("segment-colour")  # the other problem
     assert ran == ["check-problem2", "segment-colour"]
 
 
 def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
     ran = []
-    made = faked(make(course_data, tmp_path / "out"), ran, finetune_C=fail(RuntimeError("odd")))
-    with pytest.raises(RuntimeError, match="^odd$"):  # none of those that a user can mend
-        made.result("embed")
-    assert made.status("pretrain") == "done"
-    assert made.status("finetune-C") == made.status("embed") == "to run"
+    steps = faked(make(course_data, tmp_path / "out"), ran, finetune_C=fail(RuntimeError("odd")))
+    with pytest.raises(RuntimeError, match="^odd$"):  # no error that a user can fix
+        steps.result("embed")
+    assert steps.status("pretrain") == "done"
+    assert steps.status("finetune-C") == steps.status("embed") == "to run"
     faked(make(course_data, tmp_path / "out"), ran).result("embed")
     assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
 
 
 def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
-    """It would be kept under the key of the data that was there before."""
+    """It would be stored under the key of the earlier data."""
     path = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
     content = path.read_bytes()
 
@@ -286,9 +255,9 @@ def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
         draft.checkpoint.write_bytes(b"trained on either")
         path.write_bytes(content + b" ")
 
-    made = faked(make(course_data, tmp_path / "out"), [], control_colour=run)
+    steps = faked(make(course_data, tmp_path / "out"), [], control_colour=run)
     with pytest.raises(UserError, match="control-colour: the data changed while it ran"):
-        made.result("control-colour")
+        steps.result("control-colour")
     path.write_bytes(content)
     assert make(course_data, tmp_path / "out").status("control-colour") == "to run"
 
@@ -309,57 +278,57 @@ def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
     ],
 )
 def test_running_out_of_memory_names_what_helps(course_data, tmp_path, name, error, setting):
-    """On any device: torch says it in several ways."""
-    made = faked(make(course_data, tmp_path / "out"), [], **{name.replace("-", "_"): fail(error)})
+    """On any device: torch reports it in several ways."""
+    steps = faked(make(course_data, tmp_path / "out"), [], **{name.replace("-", "_"): fail(error)})
     helps = rf"--set {setting}\." if setting else r"Close other programs\."
     with pytest.raises(UserError, match=f"{name}: memory ran out on cpu.*{helps} What was finished"):
-        made.result(name)
+        steps.result(name)
 
 
 @pytest.mark.parametrize(
     "name", sorted((PROBLEM1 | PROBLEM2) - {"control-knn", "control-simple", "embed", "segment-colour", "everything"})
 )
 def test_a_training_that_diverges_names_its_own_learning_rate(course_data, tmp_path, name):
-    """The setting exists, and it changes that step; the files of the batch stand beside the checkpoint."""
-    made = make(course_data, tmp_path / "out")
-    faked(made, [], **{name.replace("-", "_"): fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg"]))})
+    """The setting exists, and it changes that step; the batch's files are listed beside the checkpoint."""
+    steps = make(course_data, tmp_path / "out")
+    faked(steps, [], **{name.replace("-", "_"): fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg"]))})
     with pytest.raises(UserError) as caught:
-        made.result(name)
-    note = made.store.folder(name, made.key(name)) / run.NOT_FINITE
+        steps.result(name)
+    note = steps.store.folder(name, steps.key(name)) / run.NOT_FINITE
     found = re.fullmatch(
         rf"{name}: the loss is nan in epoch 2\. Please look whether one of the images that {note} names is odd, "
         r"or lower the learning rate \(now 0\.07\), for example --set (\w+)\.lr=0\.007\.",
         str(caught.value),
     )
-    assert make(course_data, **{f"{found[1]}__lr": 0.007}).key(name) != made.key(name)
+    assert make(course_data, **{f"{found[1]}__lr": 0.007}).key(name) != steps.key(name)
     assert files.read_json(note) == {"problem": "the loss is nan in epoch 2", "files": ["a.jpg"]}
-    faked(made, []).result(name)  # the cause is mended
-    assert not note.exists() and made.store.verify() == []
+    faked(steps, []).result(name)  # the cause is fixed
+    assert not note.exists() and steps.store.verify() == []
 
 
 def test_a_full_disk_does_not_hide_why_a_training_stopped(course_data, tmp_path):
-    made, error = make(course_data, tmp_path / "out"), Diverged("the loss is inf", 0.1, ["a.jpg"])
-    faked(made, [], pretrain=lambda draft, *_: draft.folder.chmod(0o555) or fail(error)())
+    steps, error = make(course_data, tmp_path / "out"), Diverged("the loss is inf", 0.1, ["a.jpg"])
+    faked(steps, [], pretrain=lambda draft, *_: draft.folder.chmod(0o555) or fail(error)())
     with held_to_permissions(), pytest.raises(UserError, match="the loss is inf. Please lower the learning"):
-        made.result("pretrain")
+        steps.result("pretrain")
 
 
-def test_a_step_by_itself_has_the_same_key_on_another_processor(course_data, monkeypatch):
-    """One that would choose another precision; so have the steps that it builds on."""
+def test_a_step_that_is_run_by_its_command_has_the_same_key_on_another_processor(course_data, monkeypatch):
+    """Even one on which "auto" means another precision."""
 
     def chooses(auto):
         monkeypatch.setattr(run.device, "dtype", lambda asked, _: auto if asked == "auto" else getattr(torch, asked))
 
     chooses(torch.bfloat16)
-    made = make(course_data, pretrain__epochs=3)
-    key, words = made.key("finetune-C"), made.command("finetune-C")
+    steps = make(course_data, pretrain__epochs=3)
+    key, words = steps.key("finetune-C"), steps.command("finetune-C")
     chooses(torch.float32)
     assert make(course_data, pretrain__epochs=3).key("finetune-C") != key
     given = (word.split("=") for word in words[words.index("--set") + 1 :])
     assert make(course_data, **{name.replace(".", "__"): value for name, value in given}).key("finetune-C") == key
 
 
-def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
+def test_only_run_json_holds_times_and_places(course_data, tmp_path):
     result, again = (make(course_data, tmp_path / out).result("segment-colour") for out in ("out", "again"))
     assert result.metrics["miou"] > 0.9  # the folder's colours tell its classes
     assert result.run["device"] == "cpu" and result.run["seconds"] >= 0 and result.run["resumed"] is False
@@ -368,12 +337,12 @@ def test_times_and_places_stand_in_run_json_alone(course_data, tmp_path):
 
 
 def test_the_expected_time_is_what_was_measured(course_data, tmp_path):
-    """Of this key, else the median of others by epochs; what was resumed or damaged says nothing."""
+    """Of this key, else the median of other keys per epoch; resumed and damaged results do not count."""
 
     def ran(seconds, name="pretrain", resumed=False, epochs=2, **settings):
-        made = make(course_data, tmp_path, pretrain__epochs=epochs, **settings)
+        steps = make(course_data, tmp_path, pretrain__epochs=epochs, **settings)
         running = {name.replace("-", "_"): lambda draft, *_: draft.history([{"epoch": n} for n in range(epochs)])}
-        result = faked(made, [], **running).result(name)
+        result = faked(steps, [], **running).result(name)
         files.write_json(result.folder / "run.json", result.run | {"seconds": seconds, "resumed": resumed})
         return result.folder / "run.json"
 
@@ -392,20 +361,20 @@ def test_the_expected_time_is_what_was_measured(course_data, tmp_path):
 
 
 def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
-    """Those that it builds on under theirs; a step that is done is not watched again."""
-    made, seen = make(course_data, tmp_path / "out"), []
-    made.watch = lambda step, history: seen.append((step, history))
-    running = {name.replace("-", "_"): lambda draft, *_: draft.watch(["epoch 1"]) for name in made.all}
-    faked(made, [], **running).result("embed")
-    made.result("embed")
+    """So are those that it builds on; a step that is done is not watched again."""
+    steps, seen = make(course_data, tmp_path / "out"), []
+    steps.watch = lambda step, history: seen.append((step, history))
+    running = {name.replace("-", "_"): lambda draft, *_: draft.watch(["epoch 1"]) for name in steps.all}
+    faked(steps, [], **running).result("embed")
+    steps.result("embed")
     assert seen == [(step, ["epoch 1"]) for step in ("check-problem1", "pretrain", "finetune-C", "embed")]
 
 
 def test_other_seeds_share_the_data_and_watch_for_themselves(course_data, tmp_path, monkeypatch):
-    made = make(course_data, tmp_path / "out")
-    before = keys(made)
+    steps = make(course_data, tmp_path / "out")
+    before = keys(steps)
     monkeypatch.setattr(hashes, "fingerprint", lambda split: pytest.fail("the data is hashed again"))
-    other = made.of_seed(7, "watch")
-    assert other.profile == made.profile.model_copy(update={"seed": 7}) and other.watch == "watch" != made.watch
+    other = steps.with_seed(7, "watch")
+    assert other.profile == steps.profile.model_copy(update={"seed": 7}) and other.watch == "watch" != steps.watch
     assert set(keys(other).values()) & set(before.values()) == {before["control-simple"]}
-    assert keys(made.of_seed(0)) == before
+    assert keys(steps.with_seed(0)) == before
