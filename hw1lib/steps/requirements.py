@@ -10,33 +10,33 @@ from PIL import Image
 from hw1lib.errors import UserError, remedy
 from hw1lib.loops import distributed
 from hw1lib.models import pretrained, resnet, segmenters, weights
-from hw1lib.settings import replace
+from hw1lib.settings import flatten, replace
 
 # --- of single steps: sentences, each with its remedy
 
 
 def supervised(profile, problem1, source):
     """Yield what is missing for the supervised backbone, whose source is "file", "pool" or "imagenet"."""
-    root, shrunk = problem1.pool.folder.parent.parent, profile.model_scale != 1
+    root, file = problem1.pool.folder.parent.parent, problem1.supervised_backbone
     if source == "pool":
         if problem1.pool.labelled() is None:
-            missing = "labels of the pool in mini/train.csv"
-            other = ", or choose --set supervised.source=imagenet, which the course forbids"
-            missing, other = (missing, "") if shrunk else (f"pretrain_model_SL.pt and no {missing}", other)
-            need = f"Settings B and D need a supervised backbone, but {root} has no {missing}"
-            yield f"{need}. Add one (data/README.md){other}."
-    elif shrunk:
+            yield (
+                f"Settings B and D need a supervised backbone, but {root} has no labels of the pool in mini/train.csv. "
+                "Add them, or for model_scale=1 add pretrain_model_SL.pt (data/README.md) or choose "
+                "--set supervised.source=imagenet, which the course forbids."
+            )
+    elif profile.model_scale != 1:
         yield (
             f"supervised.source={source} is a whole ResNet50, but profile {profile.name} shrinks it "
             f"(model_scale={profile.model_scale}). Choose --set supervised.source=pool."
         )
     elif source == "imagenet":
         yield from _download("supervised.source=imagenet", pretrained.IMAGENET, "supervised.source=pool")
-    elif problem1.supervised_backbone is None:
+    elif file is None:
         advice = "Put it there, or choose --set supervised.source=pool."
         yield f"supervised.source=file: {root} has no pretrain_model_SL.pt. {advice}"
     else:
-        yield from _message(pretrained.load_backbone, problem1.supervised_backbone)
+        yield from _message(pretrained.load_backbone, file)
 
 
 def segmentation(name, profile, problem2):
@@ -208,22 +208,19 @@ def fit(profile, data, explicit=()):
     """
     if data.problem2 is None:
         return profile, []
-    replacements, tiles, side = {}, data.problem2.validation, min(_tile_size(data.problem2.train))
-    for group, name in (("segmentation", "stage_images"), ("everything", "images")):
-        numbers = getattr(getattr(profile, group), name)
-        if absent := [number for number in numbers if number not in tiles.numbers]:
-            reason = f"names {', '.join(absent)}, not among the {len(tiles):,} tiles in use"
-            replacements[f"{group}.{name}"] = tiles.numbers[: len(numbers)], f"p2_data/validation: {{}} {reason}"
-    for name in segmenters.SEGMENTERS:
-        if (crop := getattr(profile, name).crop) > side > 0:
-            replacements[f"{name}.crop"] = 0, f"p2_data/train: {{}} is {crop}, more than the tiles have"
-    warnings = []
-    for dotted, (value, reason) in replacements.items():
-        if dotted not in explicit:
-            profile = replace(profile, dotted, value)
-            shown = ",".join(value) if value else "0 (whole tiles)"
-            problem = reason.format(f"{dotted} of profile {profile.name}")
-            warnings.append(f"{problem}. Used instead: {dotted}={shown}; to choose otherwise: --set {dotted}=…")
+    settings, suitable, warnings = flatten(profile), {}, []
+    tiles, side = data.problem2.validation.numbers, min(_tile_size(data.problem2.train))
+    for name in ("segmentation.stage_images", "everything.images"):
+        if absent := [number for number in settings[name] if number not in tiles]:
+            suitable[name] = tiles[: len(settings[name])], f"{', '.join(absent)} is not among the {len(tiles):,} tiles"
+    for name, value in settings.items():
+        if name.endswith(".crop") and value > side > 0:
+            suitable[name] = 0, f"{value} is more than the side of the tiles"
+    for name, (value, reason) in suitable.items():
+        if name not in explicit:
+            profile = replace(profile, name, value)
+            used = f"{name}={','.join(value)}" if value else f"{name}=0 (whole tiles)"
+            warnings.append(f"{name} of profile {profile.name}: {reason}; {used} is used. To choose: --set {name}=…")
     return profile, warnings
 
 
