@@ -22,24 +22,6 @@ ONE_SEED = "Only one seed was run, so the variation between seeds was not measur
 SELF_SUPERVISED = [name for name, row in ROWS.items() if row.pretraining == "pretrain"]
 
 
-def hits(predictions, labels, collapsed=False, places=None):
-    """Return which validation images each setting and control classifies correctly at its last epoch.
-
-    Args:
-        predictions: dict from setting or control to (N,) predicted classes.
-        labels: (N,) true classes.
-        collapsed: whether self-supervised pre-training collapsed; what depends on it is then left out, so that it
-            cannot win a comparison.
-        places: (N,) place that each image shows; None: all different.
-
-    Returns:
-        DataFrame of bool with a column per setting and control, and the image's place as index.
-    """
-    excluded = SELF_SUPERVISED if collapsed else ()
-    correct = {name: predicted == labels for name, predicted in predictions.items() if name not in excluded}
-    return pd.DataFrame(correct, index=pd.RangeIndex(len(labels)) if places is None else places)
-
-
 def contingency(first, second, names):
     """Return the 2 × 2 table that McNemar's test uses.
 
@@ -57,7 +39,8 @@ def mcnemar_tests(right):
     """Return exact McNemar tests of all PAIRS.
 
     Args:
-        right: table returned by `hits`.
+        right: DataFrame of bool, which validation images each setting and control (its columns) classifies correctly at
+            its last epoch. The index is the place that each image shows; a unique index makes images independent.
 
     Returns:
         DataFrame with columns first, second, difference (of their accuracies), p and adjusted (p after Holm).
@@ -105,7 +88,7 @@ def compare(first, second, tests, names=None):
 
 
 def ranked(right):
-    """Return the settings A–E in `right`, the table returned by `hits`, by descending accuracy."""
+    """Return the settings A–E in `right`, see `mcnemar_tests`, by descending accuracy."""
     return sorted((s for s in right if s in SETTINGS), key=lambda s: (-right[s].mean(), s))
 
 
@@ -114,7 +97,7 @@ def ranking(tests, right):
 
     Args:
         tests: table returned by `mcnemar_tests`.
-        right: table returned by `hits`.
+        right: see `mcnemar_tests`.
     """
     best, second, *_ = order = ranked(right)
     lead, _ = _test(tests, best, second)

@@ -49,11 +49,8 @@ def assert_agrees(text, difference, p):
     assert (NOT in text) == (p >= phrases.LEVEL) and f"({phrases.p_value(p)})" in text
 
 
-def test_hits_leave_out_what_depends_on_collapsed_pretraining():
-    labels, predictions = np.arange(50) % 3, {row: np.full(50, n % 3) for n, row in enumerate(NAMES)}
-    right, left = (significance.hits(predictions, labels, collapsed) for collapsed in (False, True))
-    assert list(right) == list(NAMES) and list(left) == [row for row in NAMES if row not in SELF_SUPERVISED]
-    assert all(np.array_equal(table[row], predictions[row] == labels) for table in (right, left) for row in table)
+def test_what_depends_on_self_supervised_pretraining_is_known():
+    assert tuple(significance.SELF_SUPERVISED) == SELF_SUPERVISED
 
 
 def test_the_contingency_table_counts_every_image_once():
@@ -134,8 +131,7 @@ def test_domains_say_what_freezing_does(seed):
 def test_images_of_one_place_are_kept_together_in_every_test(images):
     """Each image shown four times, as so many images of one place: the evidence stays the same."""
     right, places = results(3), np.arange(60).repeat(images)
-    answers = {row: np.repeat(~hit, images) for row, hit in right.items()}
-    grouped = significance.hits(answers, np.zeros(60 * images, bool), places=places)
+    grouped = pd.DataFrame({row: np.repeat(hit.to_numpy(), images) for row, hit in right.items()}, index=places)
     tests = significance.mcnemar_tests(grouped)
     assert tests["p"].tolist() == pytest.approx(significance.mcnemar_tests(right)["p"].tolist())
     assert ("240 validation images of 60 places" in significance.ranking(tests, grouped)) == (images == 4)
