@@ -120,8 +120,8 @@ def test_the_terminal_shows_progress_of_a_notebook_and_nothing_else_that_it_prin
     nbformat.write(notebook, tmp_path / "source.ipynb")
     notebooks._papermill("source", tmp_path / "source.ipynb", tmp_path / "executed.ipynb", {})
     captured = capfd.readouterr()
-    shown = ["  pretrain  epoch 2/9  loss 0.123  rank 7", "  pretrain: waits"]
-    assert (captured.out + captured.err).splitlines() == shown
+    expected = ["  pretrain  epoch 2/9  loss 0.123  rank 7", "  pretrain: waits"]
+    assert (captured.out + captured.err).splitlines() == expected
     printed = [cell.outputs[0].text for cell in nbformat.read(tmp_path / "executed.ipynb", 4).cells if cell.outputs]
     assert printed[1] == "pretrain  epoch 2/9  loss 0.123  rank 7\npretrain: waits\n" and "hw1lib: boo" in printed[0]
     assert progress.EVENTS not in os.environ

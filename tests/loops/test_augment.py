@@ -47,9 +47,9 @@ def test_colour_adjustments_are_torchvisions_with_a_strength_for_each_image(name
     hue = name == "hue"
     strengths = [-0.5, -0.2, -0.03, 0.0, 0.1, 0.5] if hue else [0.0, 0.4, 0.9, 1.0, 1.3, 2.0]
     images = batch(len(strengths))
-    ours = getattr(augment, f"adjust_{name}")(images, torch.tensor(strengths).view(-1, 1, 1, 1))
+    adjusted = getattr(augment, f"adjust_{name}")(images, torch.tensor(strengths).view(-1, 1, 1, 1))
     expected = [getattr(reference, f"adjust_{name}")(image, s) for image, s in zip(images, strengths)]
-    torch.testing.assert_close(ours, torch.stack(expected), atol=1e-5 if hue else 2e-6, rtol=0)
+    torch.testing.assert_close(adjusted, torch.stack(expected), atol=1e-5 if hue else 2e-6, rtol=0)
 
 
 def test_gray_blur_and_solarize_are_torchvisions():

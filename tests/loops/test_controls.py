@@ -22,6 +22,7 @@ def run(step, folder, problem1, *arguments):
     return store.Result("control", folder)
 
 
+@pytest.mark.slow
 @processes.float64()  # distances of nearly equal images
 def test_knn_is_the_majority_of_the_nearest_by_cosine(tmp_path, problem1):
     """On pre-trained features, and on those of setting A's random backbone.
@@ -75,10 +76,10 @@ def simple(monkeypatch, folder, labels, arrays, groups=None):
 
 def test_measures_of_an_image_do_not_depend_on_the_others():
     batch = torch.from_numpy(textures(300, 0)[0])
-    found = controls.measures(batch)
-    assert found.shape == (300, 34) and found.dtype == np.float32 and np.isfinite(found).all()
-    np.testing.assert_allclose(found[257:258], controls.measures(batch[257:258]), rtol=1e-4, atol=1e-5)
-    assert found[:, -10:].sum(axis=1) == pytest.approx(np.ones(300))
+    measures = controls.measures(batch)
+    assert measures.shape == (300, 34) and measures.dtype == np.float32 and np.isfinite(measures).all()
+    np.testing.assert_allclose(measures[257:258], controls.measures(batch[257:258]), rtol=1e-4, atol=1e-5)
+    assert measures[:, -10:].sum(axis=1) == pytest.approx(np.ones(300))
 
 
 @pytest.mark.slow

@@ -243,18 +243,18 @@ def test_weight_decay_spares_biases_and_norms_except_for_adam(name):
 @processes.float64()  # in float32, Adam may divide by gradients that are all rounding
 def test_fused_steps_on_channels_last_weights_equal_torchs_unfused_steps(name):
     torch.manual_seed(0)
-    ours = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, groups=4), nn.Flatten(1))
-    ours = ours.to(memory_format=torch.channels_last)
-    reference, images = copy.deepcopy(ours), torch.randn(10, 2, 3, 8, 8)
-    fused = loop.make_optimizer(ours, settings(optimizer=name))
+    trained = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, groups=4), nn.Flatten(1))
+    trained = trained.to(memory_format=torch.channels_last)
+    reference, images = copy.deepcopy(trained), torch.randn(10, 2, 3, 8, 8)
+    fused = loop.make_optimizer(trained, settings(optimizer=name))
     unfused = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](reference.parameters(), 1e-2, weight_decay=0)
-    for network, optimizer in ((ours, fused), (reference, unfused)):
+    for network, optimizer in ((trained, fused), (reference, unfused)):
         for batch in images:
             optimizer.zero_grad()
             network(batch).square().mean().backward()
             with loop.atomic_step(optimizer) if optimizer is fused else contextlib.nullcontext():
                 optimizer.step()
-    for weight, expected in zip(ours.parameters(), reference.parameters()):
+    for weight, expected in zip(trained.parameters(), reference.parameters()):
         assert weight.shape == expected.shape and weight.stride() == expected.stride()
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-9)
 

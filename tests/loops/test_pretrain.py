@@ -106,6 +106,7 @@ def test_inputs_and_views_are_those_of_the_learner(problem1, batched):
 # --- results
 
 
+@pytest.mark.slow
 def test_the_result_is_the_last_epochs_backbone_whatever_its_loss(tmp_path, problem1, monkeypatch):
     """A low loss may be a collapse. Metrics are those of the last epoch, and of the untrained backbone."""
     states, numbers, byol_loss, probe = [], [], byol.loss, pretrain.Probe.__call__
@@ -240,6 +241,7 @@ def course_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["auto", "file", "imagenet"])
 def test_weights_of_files_are_copied_tensor_by_tensor(tmp_path, problem1, course_file, monkeypatch, source):
     """The course's, or ImageNet's from torch's cache, without network; the pool is not read."""
