@@ -14,13 +14,14 @@ from hw1lib.settings import flatten
 from hw1lib.steps import graph, requirements, run, store
 from tests.conftest import everything_of
 from tests.settings import other
-from tests.test_files import held_to_permissions
+from tests.test_files import fail, held_to_permissions
 
 PROBLEM2 = {"segment-fcn32s", "segment-lraspp", "segment-deeplabv3", "segment-colour", "everything"}
 TUNED = {*(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "embed"}
 TUNED |= {"control-colour", "control-simple"}
 PROBLEM1 = {"pretrain", "pretrain-supervised", *TUNED}
-CHECKS = {"check-problem1", "check-problem2"}
+ALL, CHECKS = PROBLEM1 | PROBLEM2, {"check-problem1", "check-problem2"}
+SEGMENTED = {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 ON_BYOL = {"finetune-C", "finetune-E", "control-knn", "embed"}  # embed shows setting C
 ON_LABELS = {"finetune-B", "finetune-D"}
 CPU = torch.device("cpu")
@@ -94,29 +95,25 @@ def test_each_step_builds_on_the_results_that_it_needs(course_data):
     assert {name for name, step in steps.all.items() if step.parallel} == parallel
 
 
-ALL, SEGMENTED = PROBLEM1 | PROBLEM2, {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 READ_BY = {
     **dict.fromkeys(("seed", "model_scale"), ALL - {"control-simple"}),
-    **{
-        name: set() for name in ("device", "threads", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark")
-    },  # on a CPU
+    **dict.fromkeys(("device", "threads", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark"), set()),  # on a CPU
     **{name: set() for name in flatten(profiles.get("smoke")) if name.endswith(".processes")},
-    **{
-        "data.image_size": PROBLEM1,
-        "data.overhead": PROBLEM1 - {"control-simple"},
-        "zero_init_residual": PROBLEM1 - {"control-simple"},
-        "data.tile_limit": PROBLEM2,
-        "data.office_limit": TUNED,
-    },
+    **dict.fromkeys(("data.overhead", "zero_init_residual"), PROBLEM1 - {"control-simple"}),
+    "data.image_size": PROBLEM1,
+    "data.tile_limit": PROBLEM2,
+    "data.office_limit": TUNED,
     "data.pool_limit": {"pretrain", "pretrain-supervised"} | ON_BYOL | ON_LABELS,
     "pretrain": {"pretrain"} | ON_BYOL,
     "supervised": {"pretrain-supervised"} | ON_LABELS,
     "finetune": TUNED - {"control-knn", "control-simple"},
-    **{"controls": {"control-knn"}, "embed": {"embed"}},
-    **{"fcn32s": {"segment-fcn32s"}, "deeplabv3": {"segment-deeplabv3"}},
+    "controls": {"control-knn"},
+    "embed": {"embed"},
+    "fcn32s": {"segment-fcn32s"},
+    "deeplabv3": {"segment-deeplabv3"},
     "lraspp": {"segment-lraspp", "everything"},  # smoke's improved model
     "segmentation.stage_images": SEGMENTED | {"everything"},
-    **{"segmentation.improved": {"everything"}, "everything": {"everything"}},
+    **dict.fromkeys(("segmentation.improved", "everything"), {"everything"}),
 }
 
 
@@ -128,7 +125,7 @@ def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
         if name != "only":  # it says which steps there are
             value = 3 if name.endswith("_limit") else other(name, value)
             value = "float16" if name.endswith(".precision") else value  # no processor takes it by itself
-            after = keys(make(course_data, **{name.replace(".", "__"): value}), before)
+            after = keys(make(course_data, settings={name: value}), before)
             expected = READ_BY[name] if name in READ_BY else READ_BY[name.partition(".")[0]]
             assert changed(before, after) == expected, name
     assert keys(make(course_data, data__pool_limit=10_000), before) == before  # there are fewer: nothing changes
@@ -183,132 +180,131 @@ def test_with_one_problem_alone_its_keys_stay(course_data, tmp_path, gone, left)
     steps = make(course_data)
     assert asked == keys(steps) == {name: before[name] for name in left}
     with pytest.raises(UserError, match="There is no step"):
-        steps.key((PROBLEM1 | PROBLEM2).difference(left).pop())
+        steps.key((ALL - left).pop())
 
 
 # --- running
 
 
-def faked(steps, ran, **others):
-    """Return the same steps, but each only appends its name to `ran`; `others` are functions for some."""
+def fake(steps, **functions):
+    """Replace the functions of all steps: by those given, by name, or by one that saves the step's name.
 
-    def fake(name):
+    Returns:
+        The names of the steps that ran, a list that grows.
+    """
+    ran = []
+
+    def save_name(name):
         def run(draft, *_):
             ran.append(name)
             draft.metrics({"step": name})
             draft.history([])
 
-        return others.get(name.replace("-", "_"), run)
+        return run
 
-    steps.all = {name: dataclasses.replace(step, run=fake(name)) for name, step in steps.all.items()}
-    return steps
-
-
-def fail(error):
-    def run(*_):
-        raise error
-
-    return run
+    functions = {name.replace("_", "-"): function for name, function in functions.items()}
+    for name, step in steps.all.items():
+        steps.all[name] = dataclasses.replace(step, run=functions.get(name) or save_name(name))
+    return ran
 
 
 def test_a_step_runs_what_it_builds_on_first_and_once(course_data, tmp_path):
-    ran = []
-    steps = faked(make(course_data, tmp_path / "out"), ran)
-    assert steps.result("embed").metrics == {"step": "embed"}
-    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
-    steps.result("embed")
-    faked(make(course_data, tmp_path / "out"), ran).result("finetune-E")  # as a new process would
-    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed", "finetune-E"]
+    steps, again = make(course_data, tmp_path / "out"), make(course_data, tmp_path / "out")
+    ran, ran_again = fake(steps), fake(again)
+    for _ in range(2):
+        assert steps.result("embed").metrics == {"step": "embed"}
+    again.result("finetune-E")  # as in another process
+    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"] and ran_again == ["finetune-E"]
 
 
 def test_data_with_errors_trains_nothing(course_data, tmp_path):
-    """Not even a step that is run by itself."""
+    """Not even a step that is run by itself; steps of the other problem run."""
     broken = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    ran, steps = [], make(course_data, tmp_path / "out")
-    faked(steps, ran, check_problem1=steps.all["check-problem1"].run)
+    steps = make(course_data, tmp_path / "out")
+    ran = fake(steps, check_problem1=steps.step("check-problem1").run)
     for name in ("pretrain", "control-colour", "embed"):
         with pytest.raises(UserError, match=r"Mug00100\.jpg.*data check"):
             steps.result(name)
-    steps.result("segment-colour")  # the other problem
+    steps.result("segment-colour")
     assert ran == ["check-problem2", "segment-colour"]
 
 
 def test_a_failure_keeps_what_was_finished(course_data, tmp_path):
-    ran = []
-    steps = faked(make(course_data, tmp_path / "out"), ran, finetune_C=fail(RuntimeError("odd")))
+    steps, again = make(course_data, tmp_path / "out"), make(course_data, tmp_path / "out")
+    fake(steps, finetune_C=fail(RuntimeError("odd")))
     with pytest.raises(RuntimeError, match="^odd$"):  # no error that a user can fix
         steps.result("embed")
-    assert steps.status("pretrain") == "done"
-    assert steps.status("finetune-C") == steps.status("embed") == "to run"
-    faked(make(course_data, tmp_path / "out"), ran).result("embed")
-    assert ran == ["check-problem1", "pretrain", "finetune-C", "embed"]
+    assert [steps.status(name) for name in ("pretrain", "finetune-C", "embed")] == ["done", "to run", "to run"]
+    ran = fake(again)
+    again.result("embed")
+    assert ran == ["finetune-C", "embed"]
 
 
-def test_data_that_changes_meanwhile_makes_no_result(course_data, tmp_path):
+def test_data_that_changes_while_a_step_runs_makes_no_result(course_data, tmp_path):
     """It would be stored under the key of the earlier data."""
     path = course_data / "p1_data" / "office" / "val" / "Mug00100.jpg"
-    content = path.read_bytes()
+    content, steps = path.read_bytes(), make(course_data, tmp_path / "out")
 
     def run(draft, *_):
         draft.metrics({})
         draft.checkpoint.write_bytes(b"trained on either")
         path.write_bytes(content + b" ")
 
-    steps = faked(make(course_data, tmp_path / "out"), [], control_colour=run)
+    fake(steps, control_colour=run)
     with pytest.raises(UserError, match="control-colour: the data changed while it ran"):
         steps.result("control-colour")
     path.write_bytes(content)
     assert make(course_data, tmp_path / "out").status("control-colour") == "to run"
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "setting"),
-    [
-        ("pretrain", torch.OutOfMemoryError("CUDA out of memory."), "pretrain.batch_size=16"),
-        ("finetune-A", RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "finetune.batch_size=16"),
-        ("segment-fcn32s", MemoryError(), "fcn32s.batch_size=2"),
-        ("segment-deeplabv3", OSError(12, "Cannot allocate memory"), "deeplabv3.batch_size=2"),
-        ("segment-lraspp", RuntimeError("MPS backend out of memory"), "lraspp.batch_size=2"),
-        ("pretrain-supervised", RuntimeError("(pid 7) is killed by signal: Killed"), "supervised.batch_size=16"),
-        ("everything", MemoryError(), "everything.points_per_batch=32"),
-        ("control-knn", MemoryError(), "data.office_limit=1000"),
-        ("segment-colour", MemoryError(), "data.tile_limit=200"),
-        ("check-problem2", MemoryError(), ""),
-    ],
-)
-def test_running_out_of_memory_names_what_helps(course_data, tmp_path, name, error, setting):
+MEMORY = [
+    ("pretrain", torch.OutOfMemoryError("CUDA out of memory."), "--set pretrain.batch_size=16"),
+    ("finetune-A", RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "--set finetune.batch_size=16"),
+    ("segment-fcn32s", MemoryError(), "--set fcn32s.batch_size=2"),
+    ("segment-deeplabv3", OSError(12, "Cannot allocate memory"), "--set deeplabv3.batch_size=2"),
+    ("segment-lraspp", RuntimeError("MPS backend out of memory"), "--set lraspp.batch_size=2"),
+    ("pretrain-supervised", RuntimeError("(pid 7) is killed by signal: Killed"), "--set supervised.batch_size=16"),
+    ("everything", MemoryError(), "--set everything.points_per_batch=32"),
+    ("control-knn", MemoryError(), "--set data.office_limit=1000"),
+    ("segment-colour", MemoryError(), "--set data.tile_limit=200"),
+    ("check-problem2", MemoryError(), "Close other programs"),
+]
+
+
+@pytest.mark.parametrize(("name", "error", "advice"), MEMORY)
+def test_running_out_of_memory_names_what_helps(course_data, tmp_path, name, error, advice):
     """On any device: torch reports it in several ways."""
-    steps = faked(make(course_data, tmp_path / "out"), [], **{name.replace("-", "_"): fail(error)})
-    helps = rf"--set {setting}\." if setting else r"Close other programs\."
-    with pytest.raises(UserError, match=f"{name}: memory ran out on cpu.*{helps} What was finished"):
+    steps = make(course_data, tmp_path / "out")
+    fake(steps, **{name: fail(error)})
+    with pytest.raises(UserError, match=rf"{name}: memory ran out on cpu.*{advice}\. What was finished"):
         steps.result(name)
 
 
 @pytest.mark.parametrize(
-    "name", sorted((PROBLEM1 | PROBLEM2) - {"control-knn", "control-simple", "embed", "segment-colour", "everything"})
+    "name", sorted(ALL - {"control-knn", "control-simple", "embed", "segment-colour", "everything"})
 )
-def test_a_training_that_diverges_names_its_own_learning_rate(course_data, tmp_path, name):
-    """The setting exists, and it changes that step; the batch's files are listed beside the checkpoint."""
+def test_a_training_that_diverges_names_its_learning_rate(course_data, tmp_path, name):
+    """The setting changes that step; the batch's files are listed beside the checkpoint until the step is done."""
     steps = make(course_data, tmp_path / "out")
-    faked(steps, [], **{name.replace("-", "_"): fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg"]))})
+    fake(steps, **{name: fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg"]))})
     with pytest.raises(UserError) as caught:
         steps.result(name)
     note = steps.store.folder(name, steps.key(name)) / run.NOT_FINITE
-    found = re.fullmatch(
+    message = re.fullmatch(
         rf"{name}: the loss is nan in epoch 2\. Please look whether one of the images that {note} names is odd, "
         r"or lower the learning rate \(now 0\.07\), for example --set (\w+)\.lr=0\.007\.",
         str(caught.value),
     )
-    assert make(course_data, **{f"{found[1]}__lr": 0.007}).key(name) != steps.key(name)
+    assert make(course_data, settings={f"{message[1]}.lr": 0.007}).key(name) != steps.key(name)
     assert files.read_json(note) == {"problem": "the loss is nan in epoch 2", "files": ["a.jpg"]}
-    faked(steps, []).result(name)  # the cause is fixed
-    assert not note.exists() and steps.store.verify() == []
+    fake(steps)
+    assert steps.result(name) and not note.exists() and steps.store.verify() == []
 
 
 def test_a_full_disk_does_not_hide_why_a_training_stopped(course_data, tmp_path):
     steps, error = make(course_data, tmp_path / "out"), Diverged("the loss is inf", 0.1, ["a.jpg"])
-    faked(steps, [], pretrain=lambda draft, *_: draft.folder.chmod(0o555) or fail(error)())
+    fake(steps, pretrain=lambda draft, *_: draft.folder.chmod(0o555) or fail(error)())
     with held_to_permissions(), pytest.raises(UserError, match="the loss is inf. Please lower the learning"):
         steps.result("pretrain")
 
@@ -316,61 +312,59 @@ def test_a_full_disk_does_not_hide_why_a_training_stopped(course_data, tmp_path)
 def test_a_step_that_is_run_by_its_command_has_the_same_key_on_another_processor(course_data, monkeypatch):
     """Even one on which "auto" means another precision."""
 
-    def chooses(auto):
-        monkeypatch.setattr(run.device, "dtype", lambda asked, _: auto if asked == "auto" else getattr(torch, asked))
+    def set_auto(dtype):
+        monkeypatch.setattr(run.device, "dtype", lambda asked, _: dtype if asked == "auto" else getattr(torch, asked))
 
-    chooses(torch.bfloat16)
+    set_auto(torch.bfloat16)
     steps = make(course_data, pretrain__epochs=3)
     key, words = steps.key("finetune-C"), steps.command("finetune-C")
-    chooses(torch.float32)
+    set_auto(torch.float32)
     assert make(course_data, pretrain__epochs=3).key("finetune-C") != key
-    given = (word.split("=") for word in words[words.index("--set") + 1 :])
-    assert make(course_data, **{name.replace(".", "__"): value for name, value in given}).key("finetune-C") == key
+    settings = dict(word.split("=") for word in words[words.index("--set") + 1 :])
+    assert make(course_data, settings=settings).key("finetune-C") == key
 
 
 def test_only_run_json_holds_times_and_places(course_data, tmp_path):
     result, again = (make(course_data, tmp_path / out).result("segment-colour") for out in ("out", "again"))
-    assert result.metrics["miou"] > 0.9  # the folder's colours tell its classes
+    assert result.metrics["miou"] > 0.9  # the colours of the tiles tell their classes
     assert result.run["device"] == "cpu" and result.run["seconds"] >= 0 and result.run["resumed"] is False
     assert result.run["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert everything_of(result.folder) == everything_of(again.folder)
 
 
 def test_the_expected_time_is_what_was_measured(course_data, tmp_path):
-    """Of this key, else the median of other keys per epoch; resumed and damaged results do not count."""
+    """Under this key, else the median over other keys per epoch; resumed and damaged results do not count."""
 
-    def ran(seconds, name="pretrain", resumed=False, epochs=2, **settings):
+    def measure(seconds, name="pretrain", resumed=False, epochs=2, **settings):
         steps = make(course_data, tmp_path, pretrain__epochs=epochs, **settings)
-        running = {name.replace("-", "_"): lambda draft, *_: draft.history([{"epoch": n} for n in range(epochs)])}
-        result = faked(steps, [], **running).result(name)
+        fake(steps, **{name: lambda draft, *_: draft.history([{"epoch": n} for n in range(epochs)])})
+        result = steps.result(name)
         files.write_json(result.folder / "run.json", result.run | {"seconds": seconds, "resumed": resumed})
         return result.folder / "run.json"
 
-    asked = make(course_data, tmp_path, pretrain__epochs=8)
-    assert asked.expected("pretrain") is None
+    steps = make(course_data, tmp_path, pretrain__epochs=8)
+    assert steps.expected("pretrain") is None
     for seconds, lr in ((10, 0.1), (30, 0.2), (20, 0.3)):
-        ran(seconds, pretrain__lr=lr)
-    ran(1000, pretrain__lr=0.4, resumed=True)
-    ran(1000, pretrain__lr=0.5).write_text("{")
-    assert asked.expected("pretrain") == 20 * 8 / 2
-    ran(7, epochs=8)
-    assert asked.expected("pretrain") == 7
-    ran(3, "check-problem1", seed=1)
-    ran(5, "segment-colour", seed=1)
-    assert asked.expected("check-problem1") == 3 and asked.expected("segment-colour") == 5
+        measure(seconds, pretrain__lr=lr)
+    measure(1000, pretrain__lr=0.4, resumed=True)
+    measure(1000, pretrain__lr=0.5).write_text("{")
+    assert steps.expected("pretrain") == 20 * 8 / 2
+    for seconds, name, expected in ((7, "pretrain", 7), (3, "check-problem1", 3), (5, "segment-colour", 5)):
+        measure(seconds, name, epochs=8)
+        assert steps.expected(name) == expected
 
 
 def test_each_step_is_watched_under_its_own_name(course_data, tmp_path):
-    """So are those that it builds on; a step that is done is not watched again."""
-    steps, seen = make(course_data, tmp_path / "out"), []
-    steps.watch = lambda step, history: seen.append((step, history))
-    running = {name.replace("-", "_"): lambda draft, *_: draft.watch(["epoch 1"]) for name in steps.all}
-    faked(steps, [], **running).result("embed")
-    steps.result("embed")
-    assert seen == [(step, ["epoch 1"]) for step in ("check-problem1", "pretrain", "finetune-C", "embed")]
+    """A step that is done is not watched again."""
+    steps, calls = make(course_data, tmp_path / "out"), []
+    steps.watch = lambda step, history: calls.append((step, history))
+    fake(steps, **{name: lambda draft, *_: draft.watch(["epoch 1"]) for name in steps.all})
+    for _ in range(2):
+        steps.result("embed")
+    assert calls == [(step, ["epoch 1"]) for step in ("check-problem1", "pretrain", "finetune-C", "embed")]
 
 
-def test_other_seeds_share_the_data_and_watch_for_themselves(course_data, tmp_path, monkeypatch):
+def test_steps_of_another_seed_share_the_hashes_of_the_data(course_data, tmp_path, monkeypatch):
     steps = make(course_data, tmp_path / "out")
     before = keys(steps)
     monkeypatch.setattr(hashes, "fingerprint", lambda split: pytest.fail("the data is hashed again"))
