@@ -113,8 +113,8 @@ def _problem1(profile, data, groups):
         else:
             run = partial(finetune.run, setting=row.name)
             yield Step(row.step, 1, run, tuning, office, upstream, 7, not row.frozen, network="backbone")
-    shown = f"finetune-{profile.embed.setting}"
-    yield Step("embed", 1, _embed, {"embed": profile.embed}, {"train": data.train}, (shown,), 3)
+    upstream = (f"finetune-{profile.embed.setting}",)
+    yield Step("embed", 1, _embed, {"embed": profile.embed}, {"train": data.train}, upstream, 3)
 
 
 def _problem2(profile, data, groups, device):
@@ -147,23 +147,23 @@ def repeated(profile):
 
 
 def _check(examine, folder, draft, *_):
-    found = examine(folder)
-    if found.errors:
+    findings = examine(folder)
+    if findings.errors:
         raise UserError(
-            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(found.errors[:MAX_ERRORS])} "
+            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(findings.errors[:MAX_ERRORS])} "
             f"All findings: .venv/bin/python -m hw1lib data check --data-root {str(folder.parent)!r}"
         )
     draft.history([])
-    draft.metrics({"warnings": found.warnings, **found.facts})
+    draft.metrics({"warnings": findings.warnings, **findings.facts})
 
 
-def _embed(draft, data, profile, device, tuned):
-    first, last = tuned.array("activations_first"), tuned.array("activations_last")
-    plane, numbers = projection.project(first, last, data.train.labels, profile.embed.perplexity, profile.seed)
-    for name, points in plane.items():
-        draft.array(name, points)
+def _embed(draft, data, profile, device, finetuned):
+    first, last = finetuned.array("activations_first"), finetuned.array("activations_last")
+    points, metrics = projection.project(first, last, data.train.labels, profile.embed.perplexity, profile.seed)
+    for name, array in points.items():
+        draft.array(name, array)
     draft.history([])
-    draft.metrics(numbers)
+    draft.metrics(metrics)
 
 
 def _everything(draft, data, profile, device, segmented, sam):

@@ -21,6 +21,7 @@ TUNED = {*(f"finetune-{s}" for s in "ABCDE"), "control-random", "control-knn", "
 TUNED |= {"control-colour", "control-simple"}
 PROBLEM1 = {"pretrain", "pretrain-supervised", *TUNED}
 ALL, CHECKS = PROBLEM1 | PROBLEM2, {"check-problem1", "check-problem2"}
+NOT_TRAINED = {"control-knn", "control-simple", "embed", "segment-colour", "everything"}
 SEGMENTED = {f"segment-{name}" for name in ("fcn32s", "lraspp", "deeplabv3")}
 ON_BYOL = {"finetune-C", "finetune-E", "control-knn", "embed"}  # embed shows setting C
 ON_LABELS = {"finetune-B", "finetune-D"}
@@ -97,7 +98,7 @@ def test_each_step_builds_on_the_results_that_it_needs(course_data):
 
 READ_BY = {
     **dict.fromkeys(("seed", "model_scale"), ALL - {"control-simple"}),
-    **dict.fromkeys(("device", "threads", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark"), set()),  # on a CPU
+    **{key: set() for key in ("device", "threads", "checkpoint_every", "seeds", "tf32", "cudnn_benchmark")},  # on a CPU
     **{name: set() for name in flatten(profiles.get("smoke")) if name.endswith(".processes")},
     **dict.fromkeys(("data.overhead", "zero_init_residual"), PROBLEM1 - {"control-simple"}),
     "data.image_size": PROBLEM1,
@@ -113,7 +114,7 @@ READ_BY = {
     "deeplabv3": {"segment-deeplabv3"},
     "lraspp": {"segment-lraspp", "everything"},  # smoke's improved model
     "segmentation.stage_images": SEGMENTED | {"everything"},
-    **dict.fromkeys(("segmentation.improved", "everything"), {"everything"}),
+    **{key: {"everything"} for key in ("segmentation.improved", "everything")},
 }
 
 
@@ -281,9 +282,7 @@ def test_running_out_of_memory_names_what_helps(course_data, tmp_path, name, err
         steps.result(name)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(ALL - {"control-knn", "control-simple", "embed", "segment-colour", "everything"})
-)
+@pytest.mark.parametrize("name", sorted(ALL - NOT_TRAINED))
 def test_a_training_that_diverges_names_its_learning_rate(course_data, tmp_path, name):
     """The setting changes that step; the batch's files are listed beside the checkpoint until the step is done."""
     steps = make(course_data, tmp_path / "out")
