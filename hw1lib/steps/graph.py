@@ -147,14 +147,14 @@ def repeated(profile):
 
 
 def _check(examine, folder, draft, *_):
-    findings = examine(folder)
-    if findings.errors:
+    report = examine(folder)
+    if report.errors:
         raise UserError(
-            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(findings.errors[:MAX_ERRORS])} "
+            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(report.errors[:MAX_ERRORS])} "
             f"All findings: .venv/bin/python -m hw1lib data check --data-root {str(folder.parent)!r}"
         )
     draft.history([])
-    draft.metrics({"warnings": findings.warnings, **findings.facts})
+    draft.metrics({"warnings": report.warnings, **report.facts})
 
 
 def _embed(draft, data, profile, device, finetuned):
