@@ -84,14 +84,7 @@ def test_it_shows_the_demo(path):
     assert path.stat().st_size < BYTES
 
 
-ONE_SEED = pytest.mark.xfail(strict=True, reason="shows a run of one seed until the demo is published again")
-PUBLISHED = [
-    pytest.param(path, marks=ONE_SEED if path.stem[:2] in ("01", "02", "05") else (), id=path.stem)
-    for path in NOTEBOOKS
-]
-
-
-@pytest.mark.parametrize("path", PUBLISHED)
+@each
 def test_it_shows_the_published_report(path):
     """Each table and text that it keeps is that of report/demo; if not, run make notebooks."""
     text = (make.DEMO_REPORT / "README.md").read_text()
