@@ -163,10 +163,10 @@ def data_split(arguments):
 
 
 def weights_list(arguments):
-    from hw1lib.models import fetch, weights
+    from hw1lib.models import weights
 
-    for name, known in fetch.KNOWN.items():
-        print(f"{name:<11}{fetch.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {known.about}")
+    for name, known in weights.KNOWN.items():
+        print(f"{name:<11}{weights.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {known.about}")
     _print_paragraphs(weights.unused(paths.WEIGHTS))
     print(f"\nThey lie in {paths.WEIGHTS}; `weights fetch NAME` gets one.")
     print("A Hugging Face folder sam-vit-base (config.json, model.safetensors) in there serves\nas well.", end=" ")
@@ -174,16 +174,16 @@ def weights_list(arguments):
 
 
 def weights_fetch(arguments):
-    from hw1lib.models import fetch
+    from hw1lib.models import weights
 
-    print(fetch.fetch(arguments.name, arguments.source))
+    print(weights.fetch(arguments.name, arguments.source))
 
 
 def weights_check(arguments):
     from hw1lib import files
-    from hw1lib.models import fetch
+    from hw1lib.models import weights
 
-    there = {known.file: known.sha256 for known in fetch.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()}
+    there = {known.file: known.sha256 for known in weights.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()}
     wrong = [file for file, sha256 in there.items() if files.digest(paths.WEIGHTS / file) != sha256]
     for file in there:
         print(f"{file}  {'wrong' if file in wrong else 'right'}")

@@ -20,7 +20,7 @@ import torch
 from hw1lib import paths
 from hw1lib.data import hashes, layout
 from hw1lib.errors import UserError
-from hw1lib.models import pretrained, segmenters, weights
+from hw1lib.models import pretrained, sam, segmenters, weights
 from hw1lib.settings import Data
 from hw1lib.steps import store
 from tests.conftest import picture
@@ -49,7 +49,7 @@ SAVED = {
 def test_weights_with_code_are_refused_and_not_run(tmp_path, save):
     name, load = "pretrain_model_SL.pt", pretrained.load_backbone
     if save == "sam":
-        name, load, save = weights.SAM_FILES[0], weights.load_sam, "zip"
+        name, load, save = weights.SAM_FILES[0], sam.load, "zip"
     SAVED[save]({"state_dict": Evil(tmp_path / "ran"), "conv1.weight": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(UserError, match=f"{name} cannot be used: it (holds|is)") as caught:
         load(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Step `everything`: all masks of validation tiles by each method, measured."""
+"""Step `everything`: generate masks of validation tiles with each method, and measure them."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,107 +9,112 @@ from hw1lib import cpus, progress
 from hw1lib.data import images as image_files
 from hw1lib.metrics import iou, partitions
 from hw1lib.metrics.statistics import bootstrap
-from hw1lib.models import sam, superpixels, weights
+from hw1lib.models import sam, superpixels
 
 CLASSICAL = {"slic": superpixels.slic, "felzenszwalb": superpixels.felzenszwalb}
+NOT_SAM = ("images", "segments", "refine", "compare")  # settings of this step; Meta's generator has all others
 
 
 def run(draft, problem2, profile, predictions, sam_path, device):
-    """Measures the masks of a few images, and what they make of the model's predictions on all.
+    """Measure the masks of a few tiles, and refine the model's predictions of all tiles by a vote in each mask.
 
     Args:
-        predictions: (N, H, W) uint8, the improved model's classes of all validation tiles.
-        sam_path: SAM's weights, or None: then its rows are not measured.
+        draft: store.Draft that receives the results.
+        problem2: layout.Problem2.
+        profile: settings.Profile.
+        predictions: (N, H, W) uint8 classes of all validation tiles, as predicted by the improved model.
+        sam_path: SAM's weights, or None; then SAM is not measured.
+        device: torch.device for SAM.
     """
     settings = profile.everything
     tiles = problem2.validation
     indices = [tiles.index(number, "everything.images") for number in settings.images]
     images, masks = image_files.load_tiles(tiles)
     images = images.transpose(0, 2, 3, 1)  # (N, H, W, 3)
-    network = weights.load_sam(sam_path).to(device) if sam_path else None
-    chosen = refining(settings.refine, network is not None, device)
+    network = sam.load(sam_path).to(device) if sam_path else None
+    chosen = refinement_method(settings.refine, network is not None, device)
     rows = []
     for number, index in zip(settings.images, indices):
-        for method, found in _every(np.ascontiguousarray(images[index]), network, settings).items():
-            labels = superpixels.partition(found.masks)
+        for method, result in _all_methods(np.ascontiguousarray(images[index]), network, settings).items():
+            labels = superpixels.partition(result.masks)
             voted = partitions.vote(labels, predictions[index])
-            measured = _measure(found, labels, masks[index], predictions[index], voted)
-            rows.append({"method": method, "image": number, **measured})
-            _save(draft, f"{method}_{number}", found, labels, voted)
-            progress.say(draft.label, f"{number}  {method}  {len(found)} masks", "  ")
+            row = _measure(result, labels, masks[index], predictions[index], voted)
+            rows.append({"method": method, "image": number, **row})
+            _save(draft, f"{method}_{number}", result, labels, voted)
+            progress.say(draft.label, f"{number}  {method}  {len(result)} masks", "  ")
     refined = {}
     for method in dict.fromkeys((chosen, *(CLASSICAL if settings.compare else ()))):
         voted, count = _refine(method, images, predictions, network, settings)
         row = iou.history_row(0, masks, voted)
-        change = _change(masks, predictions, voted, tiles.groups)
+        change = _change_interval(masks, predictions, voted, tiles.groups)
         refined[method] = iou.summarise([row]) | {"segments": count, "change": change}
         progress.say(draft.label, f"all tiles  {method}  mIoU after the vote {row['miou']:.3f}", "  ")
         if method == chosen:
             draft.array("predictions_vote", voted)
     draft.history([])
-    found = {"sam": sam_path.name if sam_path else None, "rows": rows, "refine": chosen, "refined": refined}
-    draft.metrics(found | {"model_miou": iou.miou(iou.confusion(masks, predictions))})
+    metrics = {"sam": sam_path.name if sam_path else None, "rows": rows, "refine": chosen, "refined": refined}
+    draft.metrics(metrics | {"model_miou": iou.miou(iou.confusion(masks, predictions))})
 
 
-def _change(masks, predictions, voted, groups):
-    """The 95 % interval of what the vote changes of the mIoU: a bootstrap over tiles, or over what groups them."""
-    both = {"model": predictions, "vote": voted}
-    counts = {name: np.array([iou.confusion(*tile) for tile in zip(masks, of)]) for name, of in both.items()}
+def _change_interval(masks, predictions, voted, groups):
+    """Return the 95 % bootstrap interval of the vote's change in mIoU, over tiles or over whole groups of them."""
+    classes = {"model": predictions, "vote": voted}
+    counts = {name: np.array([iou.confusion(*tile) for tile in zip(masks, of)]) for name, of in classes.items()}
     return bootstrap(counts, iou.miou, groups)["vote", "model"]
 
 
-def refining(wish, has_sam, device):
-    """Whose masks vote on all tiles: `auto` is SAM where it is quick enough, else Felzenszwalb."""
-    if wish == "auto":
+def refinement_method(requested, has_sam, device):
+    """Return the method whose masks vote on all tiles: for `auto` SAM if it runs on a GPU, Felzenszwalb otherwise."""
+    if requested == "auto":
         return "sam" if has_sam and device.type != "cpu" else "felzenszwalb"
-    return wish
+    return requested
 
 
-def _every(image, network, settings):
-    """The masks of one (H, W, 3) image by every method that can run here."""
-    found = {} if network is None else {"sam": _sam(image, network, settings)}
-    wanted = _wanted(image, settings)
+def _all_methods(image, network, settings):
+    """Generate the masks of one (H, W, 3) image by every method; SAM only where there is a network."""
+    results = {} if network is None else {"sam": _sam(image, network, settings)}
+    count = _segment_count(image, settings)
     if network is not None and not settings.segments:
-        wanted = max(len(found["sam"]), 2)  # the baselines get as many segments as SAM found
-    return found | {name: method(image, wanted) for name, method in CLASSICAL.items()}
+        count = max(len(results["sam"]), 2)  # the baselines get as many segments as SAM found
+    return results | {name: method(image, count) for name, method in CLASSICAL.items()}
 
 
-def _wanted(image, settings):
-    """How many segments the classical methods are asked for, where SAM gives no number."""
+def _segment_count(image, settings):
+    """Return the number of segments that the classical methods are asked for where SAM gives none."""
     return settings.segments or max(image.shape[:2]) // 2
 
 
 def _refine(method, images, predictions, network, settings):
-    """The model's predictions after a majority vote in each segment, and segments an image."""
+    """Return the (N, H, W) predictions after a majority vote in each segment, and the mean number of segments."""
 
-    def one(image, predicted):
+    def vote(image, predicted):
         image = np.ascontiguousarray(image)
         if method == "sam":
-            found = _sam(image, network, settings)
+            result = _sam(image, network, settings)
         else:
-            found = CLASSICAL[method](image, _wanted(image, settings))
-        labels = superpixels.partition(found.masks)
+            result = CLASSICAL[method](image, _segment_count(image, settings))
+        labels = superpixels.partition(result.masks)
         return partitions.vote(labels, predicted), labels.max() + 1
 
     with ThreadPoolExecutor(1 if method == "sam" else cpus.available()) as pool:
-        found = pool.map(one, images, predictions)
-        voted, counts = zip(*tqdm(found, f"vote {method}", len(images), leave=False, disable=None, ncols=80))
+        votes = pool.map(vote, images, predictions)
+        voted, counts = zip(*tqdm(votes, f"vote {method}", len(images), leave=False, disable=None, ncols=80))
     return np.stack(voted), float(np.mean(counts))
 
 
 def _sam(image, network, settings):
-    ours = ("images", "segments", "refine", "compare")  # the others are named as in Meta's code
-    return sam.sam_everything(image, network, **{k: v for k, v in vars(settings).items() if k not in ours})
+    options = {name: value for name, value in vars(settings).items() if name not in NOT_SAM}
+    return sam.sam_everything(image, network, **options)
 
 
 def _measure(masks, labels, truth, prediction, voted):
-    """One row of everything.csv; `asa` is an upper bound, `oracle_miou` nearly one."""
+    """Return one row of everything.csv; `asa` is an upper bound, and `oracle_miou` almost one."""
     recall, precision = partitions.boundary_recall_precision(labels, truth)
 
     def miou(predicted):
         return iou.miou(iou.confusion(truth, predicted))
 
-    measured = {
+    row = {
         "masks": len(masks),
         "coverage": partitions.coverage(masks.masks),
         "asa": partitions.asa(labels, truth),
@@ -119,7 +124,7 @@ def _measure(masks, labels, truth, prediction, voted):
         "boundary_recall": recall,
         "boundary_precision": precision,
     }
-    return {k: None if np.isnan(v) else v for k, v in measured.items()}  # nan: nothing to count
+    return {name: None if np.isnan(value) else value for name, value in row.items()}  # JSON has no NaN
 
 
 def _save(draft, name, masks, labels, voted):

@@ -1,1 +1,8 @@
-"""Numbers in, numbers out: the measures of the report as plain functions of arrays."""
+"""Metrics: plain functions from arrays to numbers.
+
+- collapse: spread of features: deviation, effective rank, whether they have collapsed
+- iou: confusion matrix, IoU, mIoU, pixel accuracy
+- partitions: fit of segments to land cover: coverage, ASA, oracle, vote, boundaries
+- projection: PCA and t-SNE of activations, silhouette, purity
+- statistics: confidence intervals, McNemar's test, Holm's correction
+"""

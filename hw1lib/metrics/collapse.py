@@ -1,29 +1,29 @@
-"""How spread out a set of features is: what tells a collapsed network from one that learnt."""
+"""The spread of features, which tells whether a network has collapsed."""
 
 import numpy as np
 
-COLLAPSED = 0.02  # a standard deviation below it: all images look nearly alike to the network
-LEAST_RANK = 2.0  # an effective rank below it: they differ along one line only
+MIN_DEVIATION = 0.02  # below it, all images look nearly the same to the network
+MIN_RANK = 2.0  # below it, features differ along one line only
 
 
 def deviation(features):
-    """Standard deviation of the normalised features, times √D (as Chen & He 2020, section 4.1).
+    """Compute the standard deviation of normalised features, times √D (Chen & He 2020, section 4.1).
 
-    NOTE: they measure the projection. Here it is the representation, which ReLU keeps from being
-    negative, so it stays well below 1; a random ResNet50 has about 0.05.
+    They measure projections. Representations are not negative after ReLU, and so stay well below 1; a random
+    ResNet50's have about 0.05.
 
     Args:
         features: (N, D).
 
     Returns:
-        From 0, where all are the same, to 1, where they are spread evenly over the sphere.
+        From 0, if all are the same, to 1, if they are spread evenly over the sphere.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     return float(unit.std(axis=0).mean() * np.sqrt(features.shape[1]))
 
 
 def spectrum(features):
-    """The centred features' singular values, the largest first.
+    """Compute the singular values of the centred features, the largest first.
 
     Args:
         features: (N, D).
@@ -33,18 +33,18 @@ def spectrum(features):
     """
     centred = np.float64(features) - features.mean(axis=0, dtype=np.float64)
     short = centred if len(centred) <= centred.shape[1] else centred.T
-    # Their squares are the Gram matrix's eigenvalues, which are quicker to find.
+    # The eigenvalues of the Gram matrix are their squares, and faster to compute.
     return np.sqrt(np.linalg.eigvalsh(short @ short.T).clip(0))[::-1]
 
 
 def effective_rank(features):
-    """exp of the entropy of the centred features' singular values (Roy & Vetterli 2007).
+    """Compute exp of the entropy of the centred features' singular values (Roy & Vetterli 2007).
 
     Args:
         features: (N, D).
 
     Returns:
-        From 1 (a line) to min(N - 1, D); 0 where all features are the same.
+        From 1 (a line) to min(N - 1, D); 0 if all features are the same.
     """
     values = spectrum(features)[::-1]
     if values.max() <= 1e-6 * max(np.abs(features).max(), 1e-12):
@@ -55,5 +55,5 @@ def effective_rank(features):
 
 
 def collapsed(numbers):
-    """Whether an embedding with this standard deviation and effective rank has collapsed."""
-    return numbers["deviation"] < COLLAPSED or numbers["effective_rank"] < LEAST_RANK
+    """Decide whether features with these numbers, "deviation" and "effective_rank", have collapsed."""
+    return numbers["deviation"] < MIN_DEVIATION or numbers["effective_rank"] < MIN_RANK

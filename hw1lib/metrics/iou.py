@@ -1,36 +1,37 @@
-"""The course's measures, from plain counts."""
+"""The course's metrics of segmentation, from a confusion matrix."""
 
 import numpy as np
 
 from hw1lib.data.landcover import CLASSES, UNKNOWN
 
-PART = 2**20  # pixels that are counted at once
+CHUNK = 2**20  # pixels counted at once
 
 
 def confusion(truth, prediction, classes=len(CLASSES)):
-    """Counts pixels or images: rows are the truth, columns the prediction.
+    """Count pixels or images by true class (rows) and predicted class (columns).
 
     Args:
-        truth, prediction: whole numbers 0 … classes - 1, arrays of one shape.
+        truth, prediction: arrays of one shape with classes 0 … classes - 1.
 
     Returns:
         (classes, classes) int64.
     """
     truth, prediction, counts = truth.ravel(), prediction.ravel(), np.zeros(classes**2, np.int64)
-    for part in (slice(start, start + PART) for start in range(0, truth.size, PART)):  # int64 of all would be large
-        counts += np.bincount(truth[part].astype(np.int64) * classes + prediction[part], minlength=classes**2)
+    for start in range(0, truth.size, CHUNK):  # a copy of all pixels as int64 would be large
+        chunk = slice(start, start + CHUNK)
+        counts += np.bincount(truth[chunk].astype(np.int64) * classes + prediction[chunk], minlength=classes**2)
     return counts.reshape(classes, classes)
 
 
 def confused_pairs(matrix, count):
-    """The pairs of classes that are most often taken for each other, in either direction.
+    """Find the pairs of classes that are confused most often, in either direction.
 
     Args:
         matrix: (C, C) confusion matrix.
-        count: of pairs at most; pairs that are never confused do not count.
+        count: maximum number of pairs; pairs that are never confused are left out.
 
     Returns:
-        List of (i, j) with i < j, the most confused first; equally confused ones by number.
+        List of (i, j) with i < j, the most confused first; ties in the order of classes.
     """
     both = np.triu(matrix + matrix.T, k=1)
     order = np.argsort(-both, axis=None, kind="stable")[:count]
@@ -39,16 +40,15 @@ def confused_pairs(matrix, count):
 
 
 def iou(matrix):
-    """IoU of the six scored classes from a confusion matrix over all seven.
+    """Compute the IoU of the six scored classes, as the course defines it.
 
-    The course's definition: counts are pooled over the whole set; predictions on unknown pixels
-    are false positives. A class in neither labels nor prediction has no IoU: nan.
+    Counts are pooled over all tiles, and predictions on unknown pixels are false positives.
 
     Args:
-        matrix: (…, 7, 7) counts.
+        matrix: (…, 7, 7) confusion matrix.
 
     Returns:
-        (…, 6) float in [0, 1] or nan.
+        (…, 6) float in [0, 1]; NaN for a class in neither labels nor predictions.
     """
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
     union = matrix.sum(axis=-2) + matrix.sum(axis=-1) - hits
@@ -57,25 +57,32 @@ def iou(matrix):
 
 
 def miou(matrix):
-    """Mean IoU over the scored classes that have one, in [0, 1]; nan where none has; (…, 7, 7) counts give (…)."""
+    """Compute the mean IoU over the scored classes that have one.
+
+    Args:
+        matrix: (…, 7, 7) confusion matrix.
+
+    Returns:
+        (…) array, or a float for one matrix, in [0, 1]; NaN where no class has an IoU.
+    """
     values = iou(matrix)
-    there = ~np.isnan(values)
+    defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        found = np.where(there, values, 0).sum(axis=-1) / there.sum(axis=-1)
-    return found if found.ndim else float(found)
+        mean = np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
+    return mean if mean.ndim else float(mean)
 
 
 def pixel_accuracy(matrix):
-    """Share of the known pixels that are predicted right, in [0, 1]."""
+    """Compute the fraction of known pixels whose class is predicted correctly."""
     known = matrix[:UNKNOWN]
     return float(np.trace(known) / max(known.sum(), 1))
 
 
 def ceiling(masks, stride):
-    """mIoU of the best masks that are constant in blocks: what an output stride allows.
+    """Compute the mIoU that an output stride allows: that of the true masks made constant in blocks.
 
-    Each block gets the class that most of its known pixels have, of equals the lower number.
-    Models that interpolate between their scores can be a little better than that.
+    Each block gets the class of most of its known pixels, the lower number of equals. Models that interpolate between
+    their scores can be slightly better.
 
     Args:
         masks: (N, H, W) true classes.

@@ -1,4 +1,4 @@
-"""PCA and t-SNE of activations, and numbers for what one sees in them."""
+"""PCA and t-SNE of activations, and metrics of their clusters."""
 
 import math
 
@@ -13,27 +13,29 @@ NEIGHBOURS = 10
 
 
 def project(first, last, labels, perplexity, seed):
-    """Projects the activations of the first and the last epoch to the plane.
+    """Project the activations of the first and the last epoch to the plane.
 
-    Both epochs share one frame, for either method: PCA is fitted on both together, and t-SNE lays
-    out both together, starting from it.
+    PCA is fitted on both epochs together, and t-SNE embeds both together, starting from PCA, so that the pictures of
+    both epochs can be compared.
 
     Args:
         first, last: (N, D) activations of the same images in the same order.
         labels: (N,) class numbers.
-        perplexity: of t-SNE, lowered where there are too few images for it.
+        perplexity: of t-SNE, lowered if there are too few images.
         seed: of t-SNE.
 
     Returns:
-        A dict of (N, 2) arrays pca_first, pca_last, tsne_first, tsne_last, and a dict of numbers, None where one
-        cannot be measured (see `silhouette` and `purity`; trustworthiness needs four images, too):
-        for each epoch the silhouette (-1…1, higher: denser and further apart), the purity (share
-        of the 10 nearest neighbours that have an image's own class), both of the activations
-        themselves, and t-SNE's trustworthiness (0…1); for PCA the share of variance kept; the purity
-        that labels without any meaning would have.
+        A dict of (N, 2) arrays pca_first, pca_last, tsne_first and tsne_last, and a dict of numbers:
+
+        - silhouette_* and purity_* of each epoch's activations (see `silhouette` and `purity`, of 10 neighbours)
+        - trustworthiness_* of each epoch's t-SNE, 0…1
+        - pca_variance: fraction of the variance that PCA keeps
+        - purity_chance: purity of shuffled labels
+
+        A number that so few images cannot have is None.
     """
     first, last = np.float64(first), np.float64(last)
-    with threadpool_limits(1):  # sums in one order, so that the picture is the same anywhere
+    with threadpool_limits(1):  # with several threads, the order of sums and so the picture would vary
         both = np.concatenate([first, last])
         pca = PCA(2, svd_solver="full").fit(both)
         start = pca.transform(both)
@@ -46,22 +48,22 @@ def project(first, last, labels, perplexity, seed):
         for epoch, values in (("first", first), ("last", last)):
             numbers[f"silhouette_{epoch}"] = silhouette(values, labels)
             numbers[f"purity_{epoch}"] = purity(values, labels, near)
-            kept = trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near) if near > 0 else math.nan
-            numbers[f"trustworthiness_{epoch}"] = float(kept)
+            trust = trustworthiness(values, plane[f"tsne_{epoch}"], n_neighbors=near) if near > 0 else math.nan
+            numbers[f"trustworthiness_{epoch}"] = float(trust)
     return plane, {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
 
 def tsne(values, start, perplexity, seed):
-    """t-SNE's layout of some activations in the plane (van der Maaten & Hinton 2008).
+    """Embed activations in the plane by t-SNE (van der Maaten & Hinton 2008).
 
     Args:
         values: (N, D).
-        start: (N, 2) layout to begin with, such as PCA's.
-        perplexity: about the number of neighbours that count; lowered where there are too few rows for it.
+        start: (N, 2) initial embedding, such as PCA's.
+        perplexity: roughly the number of neighbours that count; lowered if there are too few rows.
         seed: whole number.
 
     Returns:
-        (N, 2); only who is near whom means anything.
+        (N, 2); only neighbourhoods are meaningful.
     """
     init = start / max(start[:, 0].std(), 1e-12) * 1e-4
     perplexity = min(perplexity, (len(values) - 1) / 3)
@@ -69,12 +71,12 @@ def tsne(values, start, perplexity, seed):
 
 
 def silhouette(values, labels):
-    """Mean silhouette in [-1, 1]; nan with fewer than two classes, or where each image has a class of its own."""
+    """Compute the mean silhouette in [-1, 1]; NaN with fewer than two classes, or if no two rows share one."""
     return float(silhouette_score(values, labels)) if 1 < len(np.unique(labels)) < len(labels) else math.nan
 
 
 def purity(values, labels, neighbours):
-    """Mean share of each row's nearest neighbours that have its own label, in [0, 1]; nan without any neighbours."""
+    """Compute the mean fraction of each row's nearest neighbours that have its label; NaN without neighbours."""
     if neighbours < 1:
         return math.nan
     index = NearestNeighbors(n_neighbors=neighbours).fit(values)
@@ -83,6 +85,6 @@ def purity(values, labels, neighbours):
 
 
 def chance(labels):
-    """The purity that labels would have on average if they were dealt out to the rows at random."""
+    """Compute the expected purity of shuffled labels."""
     counts = np.unique(labels, return_counts=True)[1]
     return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))

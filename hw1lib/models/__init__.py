@@ -1,1 +1,12 @@
-"""The networks, as plain modules; nothing here trains or draws."""
+"""The networks; nothing in this package trains or draws.
+
+- byol: BYOL and SimSiam on byol-pytorch: learner, loss, moving target
+- ema: exponential moving average of a network's weights
+- fast_conv: convolution that is faster than PyTorch's on CPUs
+- pretrained: the course's backbone and torchvision's weights, read without running code
+- resnet: ResNet50, its features, and the classifier of settings A to E
+- sam: SAM's weights and its everything mode
+- segmenters: the three networks of Problem 2
+- superpixels: SLIC and Felzenszwalb; masks and partitions
+- weights: optional weights: where they are kept, and their download
+"""

@@ -1,8 +1,7 @@
 """BYOL (Grill et al. 2020) and SimSiam (Chen & He 2020) on byol-pytorch's networks.
 
-The package's learner stays the reference: it builds every network, and the profile `seed` trains
-through its own forward. `loss` is the same loss with the same gradients, each projection computed
-once and the cosines taken in float32; `follow` moves the target network.
+The package builds all networks, and profile `seed` trains through its own forward. `loss` has the same value and
+gradients, but computes each projection once, and cosines in float32.
 
 arXiv:2006.07733 (BYOL), arXiv:2011.10566 (SimSiam).
 """
@@ -20,30 +19,29 @@ from hw1lib.models import ema
 
 @contextlib.contextmanager
 def _plain_batchnorm():
-    """Let the package build nn.BatchNorm1d meanwhile.
+    """Let the package build nn.BatchNorm1d instead of SyncBatchNorm, which does not run on CPUs.
 
-    Where several processes run it takes SyncBatchNorm, which refuses CPUs; `parallel.synchronise` does it for both.
+    With several processes, loops.distributed synchronises all BatchNorm layers.
     """
-    package = byol_pytorch.MaybeSyncBatchnorm
+    original = byol_pytorch.MaybeSyncBatchnorm
     byol_pytorch.MaybeSyncBatchnorm = lambda *_: nn.BatchNorm1d
     try:
         yield
     finally:
-        byol_pytorch.MaybeSyncBatchnorm = package
+        byol_pytorch.MaybeSyncBatchnorm = original
 
 
 def learner(backbone, image_size, settings, views=None):
-    """The report's own call of byol-pytorch.
+    """Build byol-pytorch's learner as the original report did.
 
-    NOTE: `use_simplicial_embeddings` is on by default since byol-pytorch 0.8; plain BYOL, and the
-    call that the original report made, need it off.
+    `use_simplicial_embeddings`, on by default since byol-pytorch 0.8, is off: plain BYOL has none.
 
     Args:
         backbone: ResNet50; its `avgpool` output is the representation.
         image_size: side of the views in pixels.
         settings: settings.Pretrain.
-        views: two modules that each draw one augmented view of a batch; None takes the package's
-            own, which draws one augmentation for the whole batch.
+        views: two modules that each draw one augmented view of a batch; None uses the package's augmentation, which is
+            drawn once for the whole batch.
 
     Returns:
         The learner; `learner(images)` is the package's symmetric loss in [0, 8].
@@ -55,25 +53,24 @@ def learner(backbone, image_size, settings, views=None):
             use_momentum=settings.use_momentum, moving_average_decay=settings.moving_average_decay,
             augment_fn=nn.Identity() if views is not None else None,
         )  # fmt: skip
-    if views is not None:  # set afterwards: the constructor tries the learner on random noise
+    if views is not None:  # after the constructor, which runs the learner on random noise
         byol.augment1, byol.augment2 = views
     return byol
 
 
 def loss(learner, images):
-    """The symmetric loss in one pass: equal to `learner(images)`, and so are its gradients.
+    """Compute the symmetric loss; its value and gradients equal those of `learner(images)`.
 
-    Without momentum the target's projections are the online ones without gradient (the stop
-    gradient of SimSiam), so the package's second pass through the same network is spared. Its
-    BatchNorm statistics are then updated once a step, not twice. Under autocast the networks run
-    in its type, the cosines in float32.
+    Without momentum the targets are the online projections without gradient (SimSiam's stop-gradient), which saves the
+    package's second pass through the network. BatchNorm's running statistics are then updated once a step, not twice.
+    Under autocast the networks run in its dtype, and the cosines in float32.
 
     Args:
-        learner: what `learner()` gave.
-        images: a batch, as its two views take it.
+        learner: as returned by `learner`.
+        images: (B, 3, H, W) batch for its two views.
 
     Returns:
-        Scalar in [0, 8]: eq. 2 of BYOL, both ways round, averaged over the batch.
+        Scalar in [0, 8]: eq. 2 of BYOL, symmetrised and averaged over the batch.
     """
     views = torch.cat([learner.augment1(images), learner.augment2(images)])  # (2B, 3, S, S)
     projection, _ = learner.online_encoder(views)  # (2B, D)
@@ -86,18 +83,18 @@ def loss(learner, images):
 
 
 def regression(prediction, target):
-    """Four times the mean of 1 - cos: the loss of both views together, each 2 - 2·cos.
+    """Compute the sum of both views' losses, 2 - 2·cos each, averaged over the batch.
 
     Args:
         prediction: (2B, D) online predictions of both views, any scale.
-        target: (2B, D) target projections of the other view each; no gradient flows into them.
+        target: (2B, D) target projections of the opposite views; no gradient flows into them.
     """
     cosine = F.cosine_similarity(prediction.float(), target.float(), dim=1)
     return 4 * (1 - cosine).mean()
 
 
 def decay(base, share):
-    """The target's decay after `share` of the training: `base`, raised to 1 along a cosine.
+    """Return the target's decay after a share of the training, which rises from `base` to 1 along a cosine.
 
     BYOL, section 3.3: 1 - (1 - base) · (cos(π · share) + 1) / 2.
     """
@@ -105,8 +102,8 @@ def decay(base, share):
 
 
 def follow(learner, decay):
-    """Moves the target network: decay · target + (1 - decay) · online.
+    """Update the target network to decay · target + (1 - decay) · online.
 
-    NOTE: BatchNorm's running statistics follow, too; the package moves parameters only.
+    Unlike the package's update, this includes BatchNorm's running statistics.
     """
     ema.follow(learner.target_encoder, learner.online_encoder, decay)

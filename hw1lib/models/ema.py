@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights."""
+"""Exponential moving average of a network's weights."""
 
 import copy
 
@@ -8,9 +8,9 @@ from torch import nn
 
 @torch.no_grad()
 def follow(average, network, decay):
-    """Moves an average towards a network: decay · average + (1 - decay) · network.
+    """Update an average to decay · average + (1 - decay) · network.
 
-    BatchNorm's running statistics are averaged, too; counters are copied.
+    This includes BatchNorm's running statistics; integer counters are copied.
     """
     pairs = list(zip(average.state_dict().values(), network.state_dict().values()))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -20,14 +20,14 @@ def follow(average, network, decay):
 
 
 class Averaged(nn.Module):
-    """A network that is trained, and the average of its weights that is evaluated.
+    """A network for training, and the average of its weights for evaluation (Polyak and Juditsky 1992).
 
-    Polyak and Juditsky 1992. In training mode a call runs the network, in eval mode the average.
+    A call runs the network in training mode, and the average in eval mode.
 
     Args:
-        network: what is trained.
-        decay: of the average. It begins lower, at (1 + n) / (10 + n) after n steps, so that the
-            random start is soon forgotten.
+        network: nn.Module to train.
+        decay: of the average. After n steps it is at most (1 + n) / (10 + n), so that the random start is soon
+            forgotten.
     """
 
     def __init__(self, network, decay):
@@ -40,5 +40,5 @@ class Averaged(nn.Module):
         return (self.network if self.training else self.average)(images)
 
     def follow(self, step):
-        """Call this after optimizer step number `step`, counted from 1."""
+        """Update the average after optimizer step number `step`, counted from 1."""
         follow(self.average, self.network, min(self.decay, (1 + step) / (10 + step)))

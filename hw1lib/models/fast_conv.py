@@ -1,9 +1,9 @@
-"""A convolution that is quick on CPUs where torch's own is not.
+"""A convolution that is faster on CPUs where PyTorch's is slow.
 
-The library spends most of a step in a few layers: those with many weights for few pixels (a ResNet50's
-last stages, VGG16-FCN32s's conv7, DeepLabV3's ASPP), and MobileNetV3's depthwise ones. As matrix products,
-or in other parts, they are several times quicker; which ones is what benchmarks/networks.py measured
-(docs/performance.md). The result is the same up to rounding, and so are the weights' names and shapes.
+On CPUs, most of a training step is spent in layers with many weights and few pixels (ResNet50's last stages,
+VGG16-FCN32s's conv7, DeepLabV3's ASPP) and in MobileNetV3's depthwise layers. The former are several times faster as
+matrix products, the latter in float32 and without dilation. benchmarks/networks.py measured the thresholds
+(docs/performance.md). Results agree up to rounding; names and shapes of weights are the same.
 """
 
 import functools
@@ -15,21 +15,21 @@ from torch import nn
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d; on a CPU by matrix products, or in parts, where that is quicker."""
+    """nn.Conv2d that uses a faster equivalent on CPUs where there is one."""
 
     def forward(self, images):
-        usual = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
-        if images.device.type == "cpu" and images.ndim == 4 and usual:
+        zero_padded = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
+        if images.device.type == "cpu" and images.ndim == 4 and zero_padded:
             if self.groups == 1:
-                reach = _reach(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
-                if reach is not None and self._pays(images, *reach):
-                    return self._product(images, *reach)
+                geometry = _geometry(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+                if geometry is not None and self._is_faster_as_product(images, *geometry):
+                    return self._product(images, *geometry)
             elif self.groups == self.in_channels and torch.is_grad_enabled():
                 return self._depthwise(images)
         return super().forward(images)
 
-    def _pays(self, images, taps, pads, out):
-        """Whether a matrix product is quicker: the library first puts all weights into another order."""
+    def _is_faster_as_product(self, images, taps, pads, out):
+        """Decide whether a matrix product is faster: the library first reorders all weights."""
         used = [last - first + 1 for first, last in taps]
         weights = self.in_channels * self.out_channels * used[0] * used[1]
         pixels = out[0] * out[1]
@@ -40,34 +40,34 @@ class Conv2d(nn.Conv2d):
         return weights >= 64 * pixels * len(images) and (pixels <= few or weights >= many)
 
     def _product(self, images, taps, pads, out):
-        """One matrix product over the taps that see any pixel."""
+        """Compute one matrix product over the taps that touch a pixel."""
         (top, bottom), (left, right) = taps
-        seen = slice(top, bottom + 1), slice(left, right + 1)
+        used = slice(top, bottom + 1), slice(left, right + 1)
         partial = (bottom - top + 1, right - left + 1) != self.kernel_size
-        weight = _Taps.apply(self.weight, *seen) if partial else self.weight
+        weight = _Taps.apply(self.weight, *used) if partial else self.weight
         kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
-        pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)  # below zero: cut off
+        pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)  # negative: cropped
         rows, columns = (
-            [slice(tap * spread, tap * spread + (count - 1) * stride + 1, stride) for tap in range(last - first + 1)]
-            for (first, last), spread, stride, count in zip(taps, self.dilation, self.stride, out)
+            [slice(tap * step, tap * step + (count - 1) * stride + 1, stride) for tap in range(last - first + 1)]
+            for (first, last), step, stride, count in zip(taps, self.dilation, self.stride, out)
         )
-        places = list(itertools.product(rows, columns))
-        windows = pixels[:, *places[0]] if len(places) == 1 else _Windows.apply(pixels, places)  # (B, P, Q, taps·C)
-        # Flat: without a gradient torch would multiply image by image, and copy each of them before.
-        found = F.linear(windows.flatten(0, 2), kernel, self.bias)  # (B·P·Q, O)
-        return found.unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
+        slices = list(itertools.product(rows, columns))  # for each tap, the pixels that it touches
+        windows = pixels[:, *slices[0]] if len(slices) == 1 else _Windows.apply(pixels, slices)  # (B, P, Q, taps·C)
+        # Without flatten and gradients, PyTorch would copy and multiply image by image.
+        product = F.linear(windows.flatten(0, 2), kernel, self.bias)  # (B·P·Q, O)
+        return product.unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
 
     def _depthwise(self, images):
-        """In float32, whose gradient is 5 to 10 times as quick as bfloat16's, and without dilation where that divides.
+        """Compute a depthwise convolution in float32, whose gradient is 5 to 10 times as fast as bfloat16's.
 
-        Dilation d takes each d-th pixel: d² smaller maps without dilation, side by side.
+        Dilation d only combines every d-th pixel, so where d divides the map it is split into d² maps without dilation.
         """
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
         with torch.autocast("cpu", enabled=False):
             pixels, d = images.float(), self.dilation[0]
             if not self._splits(pixels):
                 return super().forward(pixels).to(dtype)
-            # Channels come last all the way, backwards, too: depthwise layers are slow otherwise.
+            # Depthwise layers are only fast with channels last, forwards and backwards.
             batch, channels, height, width = pixels.shape
             parts = pixels.permute(0, 2, 3, 1).reshape(batch, height // d, d, width // d, d, channels)
             parts = parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B·d², H/d, W/d, C)
@@ -78,74 +78,74 @@ class Conv2d(nn.Conv2d):
             return out.permute(0, 3, 1, 2).to(dtype)
 
     def _splits(self, images):
-        """Whether the dilation divides map and padding, so that its parts do not mix."""
-        spread, along = self.dilation
-        divides = all(n % spread == 0 for n in (*images.shape[2:], *self.padding))
-        return divides and spread == along > 1 and self.stride == (1, 1)
+        """Decide whether the map can be split: the dilation divides its sides and the padding."""
+        vertical, horizontal = self.dilation
+        divides = all(n % vertical == 0 for n in (*images.shape[2:], *self.padding))
+        return divides and vertical == horizontal > 1 and self.stride == (1, 1)
 
 
 class _Taps(torch.autograd.Function):
-    """Some taps of a kernel: weight[:, :, rows, columns].
+    """Select some taps of a kernel, weight[:, :, rows, columns], with a gradient whose channels are last.
 
-    Its gradient has channels last like the weights, so that nobody has to put it into another order.
+    The weights' channels are last, too, so the optimizer need not reorder the gradient.
     """
 
     @staticmethod
     def forward(ctx, weight, rows, columns):
-        ctx.shape, ctx.seen = weight.shape, (rows, columns)
+        ctx.shape, ctx.used = weight.shape, (rows, columns)
         return weight[:, :, rows, columns]
 
     @staticmethod
     def backward(ctx, gradient):
         total = torch.zeros_like(gradient.new_empty(ctx.shape), memory_format=torch.channels_last)
-        total[:, :, *ctx.seen] = gradient
+        total[:, :, *ctx.used] = gradient
         return total, None, None
 
 
 class _Windows(torch.autograd.Function):
-    """What each tap of a kernel sees, side by side: (B, H, W, C) -> (B, P, Q, taps·C).
+    """Concatenate the pixels that each tap of a kernel touches: (B, H, W, C) -> (B, P, Q, taps·C).
 
-    Its gradient adds slices up, an order of magnitude quicker than that of torch.Tensor.unfold.
+    The gradient is a sum of slices, ten times as fast as that of torch.Tensor.unfold.
     """
 
     @staticmethod
-    def forward(ctx, pixels, places):
-        ctx.shape, ctx.places = pixels.shape, places
-        return torch.cat([pixels[:, rows, columns] for rows, columns in places], dim=-1)
+    def forward(ctx, pixels, slices):
+        ctx.shape, ctx.slices = pixels.shape, slices
+        return torch.cat([pixels[:, rows, columns] for rows, columns in slices], dim=-1)
 
     @staticmethod
     def backward(ctx, gradient):
         total = gradient.new_zeros(ctx.shape)
-        for (rows, columns), part in zip(ctx.places, gradient.split(ctx.shape[-1], dim=-1)):
+        for (rows, columns), part in zip(ctx.slices, gradient.split(ctx.shape[-1], dim=-1)):
             total[:, rows, columns] += part
         return total, None
 
 
 @functools.cache
-def _reach(sizes, kernels, strides, paddings, dilations):
-    """Which taps of a kernel see any pixel.
+def _geometry(sizes, kernels, strides, paddings, dilations):
+    """Find the taps of a kernel that touch a pixel, rather than only padding.
 
     Returns:
-        First and last tap along each side, padding for F.pad and the output's sides; None where no tap does.
+        (first, last) tap along each side, padding for F.pad, and the output's sides; None if no tap touches a pixel.
     """
     taps, pads, out = [], [], []
     for size, kernel, stride, padding, dilation in zip(sizes, kernels, strides, paddings, dilations):
         count = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         starts = [index * stride - padding for index in range(count)]
-        seen = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)]
-        if not seen:  # the library says it best
+        used = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)]
+        if not used:  # PyTorch raises the error
             return None
-        first, last = seen[0], seen[-1]
+        first, last = used[0], used[-1]
         before = padding - first * dilation
         after = (count - 1) * stride + (last - first) * dilation + 1 - before - size
         taps.append((first, last))
-        pads = [before, after] + pads  # F.pad begins with the last side
+        pads = [before, after] + pads  # F.pad starts with the last side
         out.append(count)
     return tuple(taps), pads, out
 
 
-def quicken(network):
-    """Turns every plain nn.Conv2d of a network into the class above, in place; returns it."""
+def use_in(network):
+    """Turn every plain nn.Conv2d of a network into this module's Conv2d, in place, and return the network."""
     for module in network.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = Conv2d

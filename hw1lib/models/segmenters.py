@@ -1,14 +1,7 @@
-"""The three segmentation networks of Problem 2, and their outlines for diagrams.
+"""The three segmentation networks of Problem 2: `build` them, compute `scores`, and describe their structure."""
 
-Every network maps (B, 3, H, W) float images to (B, 7, H, W) class scores through `scores`.
-"""
-
-import contextlib
 import functools
 import itertools
-import os
-import pickle
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,10 +24,10 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import SqueezeExcitation
 
 from hw1lib.data.landcover import CLASSES
-from hw1lib.errors import UserError, out_of_memory, remedy
 from hw1lib.models import fast_conv
+from hw1lib.models.pretrained import load_published
 
-PRETRAINED = {  # files that torchvision loads
+PRETRAINED = {  # torchvision's files
     "fcn32s": VGG16_Weights.IMAGENET1K_V1.url,
     "lraspp": LRASPP_MobileNet_V3_Large_Weights.DEFAULT.url,
     "deeplabv3": DeepLabV3_ResNet101_Weights.DEFAULT.url,
@@ -42,7 +35,7 @@ PRETRAINED = {  # files that torchvision loads
 
 
 class VGG16_FCN32s(nn.Module):
-    """VGG16 features, two 4096-channel convolutions, one 32-fold upsampling: the original's own.
+    """The original report's FCN-32s: VGG16 features, two 4096-channel convolutions and one 32-fold upsampling.
 
     Args:
         features: VGG16's convolutional part.
@@ -61,84 +54,61 @@ class VGG16_FCN32s(nn.Module):
 
     def forward(self, images):
         x = self.conv7_1(self.conv6_1(self.vgg16(images)))  # (B, 4096, H/32, W/32)
-        # Score layers stay in float32: better numerics, and bfloat16 1×1 convolutions with few
-        # output channels corrupt memory on some CPUs (torch 2.14).
-        device = "cpu" if images.is_meta else images.device.type  # no autocast on meta (outlines)
+        # The last layers stay in float32: it is more accurate, and bfloat16 1×1 convolutions with few output channels
+        # corrupt memory on some CPUs (torch 2.14).
+        device = "cpu" if images.is_meta else images.device.type  # autocast does not know the meta device
         with torch.autocast(device, enabled=False):
             return self.upsample(self.score_pred(x.float()))  # (B, 7, H, W)
 
 
-@contextlib.contextmanager
-def _weights_only():
-    """Let torch refuse code in weights meanwhile: torchvision's loader of downloads would run it."""
-    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")  # torch refuses both at once
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ[names[0]] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[names[0]]
-        os.environ.update(before)
-
-
 def build(name, scale=1.0, pretrained=False, norm_momentum=0.0):
-    """A segmentation network.
+    """Build a segmentation network.
 
     Args:
         name: fcn32s, lraspp or deeplabv3.
         scale: 1 for the real network; less shrinks width and depth, for tests.
-        pretrained: start from torchvision's weights (VGG16: ImageNet; the others: COCO with VOC
-            labels, whose last layers are replaced); needs the network or torch's cache.
-        norm_momentum: BatchNorm momentum; 0 keeps torchvision's.
+        pretrained: start from torchvision's weights (VGG16: ImageNet; the others: COCO with VOC labels, whose last
+            layers are replaced), from torch's cache or else from the internet.
+        norm_momentum: momentum of BatchNorm; 0 keeps torchvision's.
+
+    Returns:
+        nn.Module for `scores`.
 
     Raises:
-        UserError: the pretrained weights cannot be had.
+        UserError: the pretrained weights cannot be downloaded or are damaged.
     """
-    try:
-        with _weights_only():
-            network = SEGMENTERS[name].build(scale, pretrained and scale == 1)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # URLError is an OSError
-        functions = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-        if out_of_memory(error) or not functions & {"get_state_dict", "load_state_dict"}:
-            raise  # not from getting the weights
-        known = isinstance(error, OSError) or "hash" in str(error)
-        reason = error if known else "the file is damaged, holds code or belongs to another network"
-        helps = f"{remedy(error)} " if isinstance(error, OSError) and error.errno else ""
-        helps += f"Put the right file into torch's cache, {torch.hub.get_dir()}/checkpoints, "
-        helps += f"or train from scratch with --set {name}.pretrained=false."
-        raise UserError(f"The weights of {SEGMENTERS[name].full} cannot be loaded: {reason}. {helps}") from error
+    network = SEGMENTERS[name].build(scale, pretrained and scale == 1)
     if norm_momentum:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = norm_momentum
-    return fast_conv.quicken(network)
+    return fast_conv.use_in(network)
 
 
 def _fcn32s(scale, pretrained):
     if pretrained:
-        return VGG16_FCN32s(vgg16(weights="IMAGENET1K_V1").features)
+        return VGG16_FCN32s(_published("fcn32s", vgg16(init_weights=False)).features)
     if scale == 1:
         network = VGG16_FCN32s(vgg16(weights=None).features)
     else:
         layers = [c if c == "M" else max(8, int(c * scale)) for c in cfgs["D"]]
         network = VGG16_FCN32s(make_layers(layers), width=max(16, int(4096 * scale / 8)))
-    # From scratch and without BatchNorm nothing would train from torch's own small weights: He's
-    # for what ReLUs follow (He et al. 2015), and scores that are at first only repeated 32-fold
-    # (Long et al. start from interpolation, too).
+    # Without BatchNorm nothing trains from torch's small default weights. Convolutions before ReLUs start from those of
+    # He et al. 2015, and the upsampling repeats each score 32 × 32 times (Long et al. start from interpolation).
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module is not network.score_pred:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)
     nn.init.zeros_(network.upsample.bias)
     with torch.no_grad():
-        network.upsample.weight.copy_(torch.eye(len(CLASSES))[:, :, None, None])  # the same 32 × 32 times
+        network.upsample.weight.copy_(torch.eye(len(CLASSES))[:, :, None, None])
     return network
 
 
 def _lraspp(scale, pretrained):
     if not pretrained:
         return lraspp._lraspp_mobilenetv3(mobilenet_v3_large(dilated=True, width_mult=scale), len(CLASSES))
-    network = lraspp_mobilenet_v3_large(weights="DEFAULT")
+    network = _published("lraspp", lraspp_mobilenet_v3_large(weights_backbone=None))
     head = network.classifier
     head.low_classifier, head.high_classifier = _resized(head.low_classifier), _resized(head.high_classifier)
     return network
@@ -149,28 +119,33 @@ def _deeplabv3(scale, pretrained):
         depth, width = ([3, 4, 23, 3], 64) if scale == 1 else ([1, 1, 1, 1], max(8, int(64 * scale)))
         trunk = ResNet(Bottleneck, depth, width_per_group=width, replace_stride_with_dilation=[False, True, True])
         return deeplabv3._deeplabv3_resnet(trunk, len(CLASSES), None)
-    network = deeplabv3_resnet101(weights="DEFAULT")
+    network = _published("deeplabv3", deeplabv3_resnet101(weights_backbone=None, aux_loss=True))
     network.classifier[4] = _resized(network.classifier[4])
     network.aux_classifier = None
     return network
 
 
+def _published(name, network):
+    """Load torchvision's weights into its network, and return it."""
+    load_published(network, PRETRAINED[name], SEGMENTERS[name].full, f"{name}.pretrained=false")
+    return network
+
+
 def _resized(layer):
-    """The same 1×1 convolution, new, for our classes."""
+    """Return a new 1×1 convolution with the same inputs, for our classes."""
     return nn.Conv2d(layer.in_channels, len(CLASSES), kernel_size=1)
 
 
 def scores(network, images, enlarge=1):
-    """Class scores in float32: (B, 3, H, W) -> (B, 7, H, W).
-
-    FCN32s needs sides that are multiples of 32; others get their last row and column repeated,
-    which is cut off again.
+    """Compute class scores. Images are padded to multiples of 32, which FCN32s needs, by repeating their edges.
 
     Args:
-        network: a segmentation network.
-        images: float, normalised, of any size.
-        enlarge: the network sees the images enlarged so many times, so its output stride covers
-            fewer of their pixels.
+        network: as returned by `build`.
+        images: (B, 3, H, W) float, normalised, of any size.
+        enlarge: factor by which images are enlarged first, so that the output stride covers fewer of their pixels.
+
+    Returns:
+        (B, 7, H, W) float32.
     """
     if enlarge > 1:
         images = F.interpolate(images, scale_factor=enlarge, mode="bilinear", align_corners=False)
@@ -183,41 +158,41 @@ def scores(network, images, enlarge=1):
 
 
 def stride(name, enlarge=1):
-    """How many pixels of a tile, along one side, share one of the network's finest scores."""
+    """Return the output stride of a network in pixels of the tile, which may be enlarged."""
     return max(1, SEGMENTERS[name].stride // enlarge)
 
 
 def real(name):
-    """The real network on torch's meta device: its text and shapes, without memory or time."""
+    """Build the real network on torch's meta device, which has shapes but no values."""
     with torch.device("meta"):
         return build(name)
 
 
 @functools.cache
 def parameters(name):
-    """Number of parameters of the real network."""
+    """Count the parameters of the real network."""
     return sum(p.numel() for p in real(name).parameters())
 
 
 def multiply_adds(name, size):
-    """Multiply-adds of the real network's convolutions for one size × size image."""
+    """Count the multiply-adds of the real network's convolutions for one size × size image."""
     network = real(name).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         scores(network, torch.empty(1, 3, size, size, device="meta"))
-    return counter.get_total_flops() // 2  # it counts multiplication and addition
+    return counter.get_total_flops() // 2  # a multiply-add counts as two
 
 
 @functools.cache
 def anatomy(name):
-    """What the real network is made of, counted from its modules.
+    """Count the building blocks of the real network.
 
     Returns:
-        Dict from a building block, as the field calls it, to how many there are.
+        {name of the building block: number}.
     """
     modules = list(real(name).modules())
 
-    def count(kind, where=lambda module: True):
-        return sum(isinstance(module, kind) and where(module) for module in modules)
+    def count(kind, condition=lambda module: True):
+        return sum(isinstance(module, kind) and condition(module) for module in modules)
 
     return {
         "convolutions": count(nn.Conv2d),
@@ -235,24 +210,23 @@ def anatomy(name):
 
 
 def outline(name, size=512):
-    """The real network as the blocks of a diagram, in order of computation.
+    """Describe the real network as the blocks of a diagram, in order of computation.
 
     Args:
         name: fcn32s, lraspp or deeplabv3.
         size: side of the square input in pixels.
 
     Returns:
-        A list of dicts with `label`, `part` (input, backbone, head, upsampling) and `shape`
-        (channels, height, width), read off the module as it runs.
+        List of dicts with `label`, `part` (input, backbone, head or upsampling) and `shape` (channels, height, width).
     """
     network = real(name).eval()
     blocks = [{"label": "image", "part": "input", "shape": (3, size, size)}]
     for label, part, module in SEGMENTERS[name].blocks(network):
 
-        def note(module, inputs, output, label=label, part=part):
+        def add_block(module, inputs, output, label=label, part=part):
             blocks.append({"label": label, "part": part, "shape": tuple(output.shape[1:])})
 
-        module.register_forward_hook(note)
+        module.register_forward_hook(add_block)
     with torch.no_grad():
         network(torch.empty(1, 3, size, size, device="meta"))
     if name != "fcn32s":
@@ -273,7 +247,7 @@ def _fcn32s_blocks(network):
 def _lraspp_blocks(network):
     first, *residuals, last = network.backbone.values()
     yield "conv 3×3", "backbone", first
-    for _, run in itertools.groupby(residuals, lambda block: block.out_channels):  # one box for those of one width
+    for _, run in itertools.groupby(residuals, lambda block: block.out_channels):  # one block for all of one width
         yield "inverted residuals", "backbone", list(run)[-1]
     yield "conv 1×1", "backbone", last
     yield "conv 1×1 (× gate)", "head", network.classifier.cbr
@@ -293,16 +267,16 @@ def _deeplabv3_blocks(network):
 
 @dataclass(frozen=True)
 class Segmenter:
-    """One network of Problem 2; a further one is a further entry of SEGMENTERS and of settings.Profile.
+    """One network of Problem 2. To add another, add an entry here and a group of that name in settings.Profile.
 
     Attributes:
-        name: as in settings and steps.
-        full: as in the report.
-        paper: where it is described.
-        stride: input pixels, along one side, for one of its finest scores.
+        name: in settings and steps.
+        full: name in the report.
+        paper: reference.
+        stride: output stride in pixels of the input.
         colour: of its curves and bars.
         build: function(scale, pretrained) -> nn.Module from (B, 3, H, W) to (B, 7, H, W), or a dict with it as "out".
-        blocks: function(network) -> (label, part, module) of each box of its diagram.
+        blocks: function(network) -> iterator of (label, part, module), one for each block of its diagram.
     """
 
     name: str

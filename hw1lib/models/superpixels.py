@@ -1,8 +1,4 @@
-"""Everything mode: all masks of one image, as plain `Masks`, whatever method found them.
-
-Here are SLIC and Felzenszwalb, the baselines that always run, and what all methods share; SAM's
-own generator is in `sam.py`.
-"""
+"""Superpixels by SLIC and Felzenszwalb, the baselines of SAM's everything mode, and partitions from masks."""
 
 from dataclasses import dataclass, field
 
@@ -14,22 +10,20 @@ import skimage.util
 
 @dataclass(frozen=True)
 class Masks:
-    """All masks that one method found in one image; M masks, P prompt points.
+    """All M masks of one image by one method.
 
     Attributes:
-        masks: (M, H, W) bool. SAM's may overlap and leave gaps; the classical ones never do.
-        scores: (M,) float32 predicted IoU; NaN for the classical methods.
-        stability: (M,) float32 stability score, 0…1; NaN for the classical methods.
-        boxes_xyxy: (M, 4) int first and last pixel of each mask; zeros for an empty mask.
-        points_xy: (M, 2) float the prompt point that gave the mask, or the segment's centroid.
-        grid_xy: (P, 2) float all prompt points (SAM), the seed grid (SLIC), or none.
-        funnel: how many prompts there were, candidate masks, and masks left after each filter (SAM).
+        masks: (M, H, W) bool. SAM's may overlap and leave gaps; superpixels cover each pixel once.
+        scores: (M,) float32 predicted IoU; NaN for superpixels.
+        stability: (M,) float32 stability score, 0…1; NaN for superpixels.
+        points_xy: (M, 2) float prompt point (SAM) or centroid of each mask.
+        grid_xy: (P, 2) float all prompt points (SAM) or the seed grid (SLIC); (0, 2) for Felzenszwalb.
+        funnel: numbers of SAM's points, candidate masks, and masks left after each filter.
     """
 
     masks: np.ndarray
     scores: np.ndarray
     stability: np.ndarray
-    boxes_xyxy: np.ndarray
     points_xy: np.ndarray
     grid_xy: np.ndarray
     funnel: dict = field(default_factory=dict)
@@ -37,65 +31,50 @@ class Masks:
     def __len__(self):
         return len(self.masks)
 
-    @property
-    def areas(self):
-        """(M,) int number of pixels in each mask."""
-        return self.masks.sum(axis=(1, 2))
-
-
-def mask_boxes(masks):
-    """(M, 4) int boxes x0, y0, x1, y1: first and last pixel of each of (M, H, W) masks."""
-    ranges = []
-    for hit in (masks.any(axis=1), masks.any(axis=2)):  # (M, W) columns, (M, H) rows
-        last = hit.shape[1] - 1 - hit[:, ::-1].argmax(axis=1)
-        ranges.append((hit.argmax(axis=1), last * hit.any(axis=1)))
-    (x0, x1), (y0, y1) = ranges
-    return np.stack([x0, y0, x1, y1], axis=-1)
-
 
 def slic(image, segments, *, tries=6):
-    """SLIC superpixels (Achanta et al. 2012) with scikit-image's defaults.
+    """Compute SLIC superpixels (Achanta et al. 2012) with scikit-image's defaults.
 
-    SLIC merges left-overs and so ends below the number it is asked for; it is asked for more until
-    the number is met, and the try that came nearest wins.
+    SLIC merges small superpixels and so returns fewer than it is asked for. It is asked for more until the number is
+    right, and the closest result is returned.
 
     Args:
         image: (H, W, 3) uint8.
-        segments: the number wished for.
-        tries: at most so many.
+        segments: number of superpixels to aim at.
+        tries: maximum number of runs.
 
     Returns:
         Masks that cover every pixel once; grid_xy holds the seeds that SLIC starts from.
     """
     height, width = image.shape[:2]
-    asked, found = segments, {}
-    while len(found) < tries and asked not in found:
-        found[asked] = labels = skimage.segmentation.slic(image, n_segments=asked, start_label=0)
+    asked, results = segments, {}
+    while len(results) < tries and asked not in results:
+        results[asked] = labels = skimage.segmentation.slic(image, n_segments=asked, start_label=0)
         asked = min(max(1, round(asked * segments / (labels.max() + 1))), height * width)
-    asked = min(found, key=lambda number: abs(found[number].max() + 1 - segments))
+    asked = min(results, key=lambda number: abs(results[number].max() + 1 - segments))
     rows, columns = skimage.util.regular_grid((1, height, width), asked)[1:]
     x, y = np.meshgrid(np.arange(width)[columns], np.arange(height)[rows])
-    return _from_labels(found[asked], np.stack([x.ravel(), y.ravel()], axis=-1).astype(float))
+    return _from_labels(results[asked], np.stack([x.ravel(), y.ravel()], axis=-1).astype(float))
 
 
 def felzenszwalb(image, segments, *, tries=12):
-    """Graph-based segments (Felzenszwalb and Huttenlocher 2004), about as many as asked for.
+    """Compute graph-based segments (Felzenszwalb and Huttenlocher 2004), about as many as asked for.
 
-    The method knows no number, only a scale: the larger, the fewer segments, about as a power of it. That power is
-    taken from the tries so far (the secant rule on logarithms, bisection where it leaves its bracket), until the
-    number is met within a twentieth; else the try that came nearest wins. It is always the same.
+    The method has a scale instead of a number: the number is roughly a power of the scale. The secant method on
+    logarithms, with bisection as a safeguard, searches for a scale that gives the number within 5 %; if none does,
+    the closest result is returned. There is no randomness.
 
     Args:
         image: (H, W, 3) uint8.
-        segments: the number wished for.
-        tries: at most so many.
+        segments: number of segments to aim at.
+        tries: maximum number of runs.
 
     Returns:
         Masks that cover every pixel once.
     """
-    # scikit-image's smallest segment of 20 pixels would forbid very many segments.
+    # With scikit-image's minimum of 20 pixels per segment, very many segments would not fit.
     smallest = min(20, max(1, image[..., 0].size // (4 * segments)))
-    low, high = (np.log(1e-2), np.inf), (np.log(1e6), -np.inf)  # logarithms of scale and number over the wished one
+    low, high = (np.log(1e-2), np.inf), (np.log(1e6), -np.inf)  # logarithms of the scale and of number / segments
     scale, nearest = np.log(1e2), None
     for _ in range(tries):
         labels = skimage.segmentation.felzenszwalb(image, scale=np.exp(scale), min_size=smallest)
@@ -113,27 +92,27 @@ def felzenszwalb(image, segments, *, tries=12):
 
 
 def _from_labels(labels, grid_xy):
-    """Masks of a partition: (H, W) labels 0…M-1, each present."""
+    """Turn (H, W) labels 0…M-1, each present, into Masks."""
     count = labels.max() + 1
     masks = labels == np.arange(count)[:, None, None]  # (M, H, W)
     y, x = np.indices(labels.shape)
     sizes = np.bincount(labels.ravel())
     sums = [np.bincount(labels.ravel(), weights=axis.ravel()) for axis in (x, y)]
-    nothing = np.full(count, np.nan, dtype=np.float32)
-    return Masks(masks, nothing, nothing, mask_boxes(masks), (sums / sizes).T, grid_xy)
+    unknown = np.full(count, np.nan, dtype=np.float32)
+    return Masks(masks, unknown, unknown, (sums / sizes).T, grid_xy)
 
 
 def partition(masks):
-    """Turns overlapping masks into segments that cover every pixel once.
+    """Turn overlapping masks into segments that cover every pixel once.
 
-    Larger masks are painted first, so smaller ones lie on top; of two equals the later one does.
-    What no mask covers becomes one further segment per connected component (4-connected).
+    Larger masks are painted first, so that smaller ones, or the later of two equal ones, lie on top. Each 4-connected
+    component that no mask covers becomes another segment.
 
     Args:
         masks: (M, H, W) bool; M may be 0.
 
     Returns:
-        (H, W) int labels 0…K-1, each present. Masks that are painted over leave no label.
+        (H, W) int labels 0…K-1, each present. Masks that are painted over completely have no label.
     """
     labels = np.full(masks.shape[1:], -1)
     for index in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):

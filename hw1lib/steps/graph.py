@@ -130,7 +130,7 @@ def _problem2(profile, data, groups, device):
 
     sam = weights.find_sam()
     sam_file = sam / "model.safetensors" if sam and sam.is_dir() else sam
-    refine = generate_masks.refining(profile.everything.refine, sam is not None, device)
+    refine = generate_masks.refinement_method(profile.everything.refine, sam is not None, device)
     yield Step(
         "everything", 2, partial(_everything, sam=sam),
         {"everything": profile.everything.model_copy(update={"refine": refine})},

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hw1lib.errors import UserError, remedy
 from hw1lib.loops import distributed
-from hw1lib.models import pretrained, resnet, segmenters, weights
+from hw1lib.models import pretrained, resnet, sam, segmenters, weights
 from hw1lib.settings import flatten, replace
 
 # --- of single steps: sentences, each with its remedy
@@ -52,16 +52,16 @@ def segmentation(name, profile, problem2):
         yield from _download(what, segmenters.PRETRAINED[name], f"{name}.pretrained=false")
 
 
-def everything(profile, problem2, sam):
-    """Yield what is wrong with the settings of everything mode; `sam` is the path of SAM's weights, or None."""
+def everything(profile, problem2, sam_path):
+    """Yield what is wrong with the settings of everything mode; `sam_path` has SAM's weights, or is None."""
     settings, (width, height) = profile.everything, _tile_size(problem2.validation)
     for number in settings.images:
         yield from _message(problem2.validation.index, number, "everything.images")
     if settings.segments > width * height > 0:
         pixels = f"a tile has {width * height:,} pixels"
         yield f"everything.segments={settings.segments}: {pixels}, so ask for fewer, or 0 for half the tile's side."
-    if sam is not None:
-        yield from _message(weights.check_sam, sam)
+    if sam_path is not None:
+        yield from _message(sam.load, sam_path)
     elif settings.refine == "sam":
         yield f"everything.refine=sam: {weights.SAM_HINT}"
 

@@ -16,7 +16,6 @@ from hw1lib.loops import generate_masks as step
 from hw1lib.metrics import iou, partitions
 from hw1lib.models import sam as generator
 from hw1lib.models import superpixels as models
-from hw1lib.models import weights
 from hw1lib.settings import Data
 from hw1lib.steps import store
 
@@ -121,7 +120,7 @@ def test_the_vote_knows_no_truth(tmp_path, problem2, arrays):
      ("slic", True, "cuda", "slic"), ("felzenszwalb", True, "cuda", "felzenszwalb")],
 )  # fmt: skip
 def test_whose_masks_vote(wish, has_sam, device, expected):
-    assert step.refining(wish, has_sam, torch.device(device)) == expected
+    assert step.refinement_method(wish, has_sam, torch.device(device)) == expected
 
 
 def quarters(image, *words, **settings):
@@ -129,7 +128,7 @@ def quarters(image, *words, **settings):
     halves = [np.arange(side) * 2 // side for side in image.shape[:2]]
     labels = 2 * halves[0][:, None] + halves[1]
     masks, nothing, points = labels == np.arange(4)[:, None, None], np.zeros(4, dtype=np.float32), np.zeros((4, 2))
-    return models.Masks(masks, nothing, nothing, models.mask_boxes(masks), points, points)
+    return models.Masks(masks, nothing, nothing, points, points)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_with_sam_its_rows_are_measured_and_its_vote_where_asked(
     """With all settings of the profile; baselines beside it get as many segments as it found, not half the side."""
     images, _, predictions = arrays
     everything = Mock(side_effect=quarters)
-    monkeypatch.setattr(weights, "load_sam", lambda path: types.SimpleNamespace(to=lambda device: "network"))
+    monkeypatch.setattr(generator, "load", lambda path: types.SimpleNamespace(to=lambda device: "network"))
     monkeypatch.setattr(generator, "sam_everything", everything)
     changes = {"refine": refine, "segments": 0, "points_per_side": 5}
     result = run(tmp_path, problem2, predictions, tmp_path / "sam_vit_b.pth", **changes)
@@ -149,9 +148,9 @@ def test_with_sam_its_rows_are_measured_and_its_vote_where_asked(
     assert found["sam"] == "sam_vit_b.pth" and found["refine"] == methods[0] and list(found["refined"]) == methods
     assert [row["method"] for row in found["rows"]] == ["sam", *CLASSICAL] * 2
     assert all(abs(row["masks"] - 4) <= (row["method"] != "sam") for row in found["rows"])
-    here = profiles.get("smoke", {"everything.points_per_side": 5}).everything
+    expected = profiles.get("smoke", {"everything.points_per_side": 5}).everything
     for call in everything.call_args_list:
-        assert call.kwargs == {name: getattr(here, name) for name in call.kwargs} and len(call.kwargs) == 11
+        assert call.kwargs == {name: getattr(expected, name) for name in call.kwargs} and len(call.kwargs) == 11
     if refine == "sam":
         assert np.array_equal(result.array("predictions_vote"), voted(quarters, images, predictions)[0])
         assert found["refined"]["sam"]["segments"] == 4

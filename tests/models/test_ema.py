@@ -11,9 +11,9 @@ from hw1lib.models.ema import Averaged
 from hw1lib.settings import Optimization
 
 
-def network(seed=0):
-    """Weights, running statistics and a counter."""
-    torch.manual_seed(seed)
+def network():
+    """A network with weights, running statistics and a counter."""
+    torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
 
 
@@ -21,8 +21,8 @@ def images():
     return torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def changed(module, seed):
-    """Changes everything that a module holds, as a training step might; returns a copy of it."""
+def perturb(module, seed):
+    """Change all tensors of a module, as a training step might; return a copy of them."""
     generator = torch.Generator().manual_seed(seed)
     for value in module.state_dict().values():
         value += torch.rand(value.shape, generator=generator) if value.is_floating_point() else 1 + seed
@@ -35,44 +35,42 @@ def assert_state(module, expected, tolerance=0.0):
 
 @pytest.mark.parametrize("decay", [0.0, 0.05, 0.5, 0.999])
 def test_the_average_is_the_recursion_with_its_warm_up(decay):
-    """It begins as the network; the n-th step's decay is at most (1 + n) / (10 + n); counters are copied."""
-    made = Averaged(network(), decay)
-    expected = copy.deepcopy(made.network.state_dict())
-    assert_state(made.average, expected)
+    """It starts as the network; after n steps the decay is at most (1 + n) / (10 + n); counters are copied."""
+    model = Averaged(network(), decay)
+    expected = copy.deepcopy(model.network.state_dict())
+    assert_state(model.average, expected)
     for step in range(1, 40):
-        online, share = changed(made.network, step), min(decay, (1 + step) / (10 + step))
+        online, weight = perturb(model.network, step), min(decay, (1 + step) / (10 + step))
         for name, value in online.items():
-            expected[name] = torch.lerp(value, expected[name], share) if value.is_floating_point() else value
-        made.follow(step)
-        assert_state(made.network, online)
-    assert_state(made.average, expected, 1e-4)
-    assert all(p.grad_fn is None for p in made.average.parameters())
+            expected[name] = torch.lerp(value, expected[name], weight) if value.is_floating_point() else value
+        model.follow(step)
+        assert_state(model.network, online)
+    assert_state(model.average, expected, 1e-4)
 
 
 def test_training_runs_the_network_and_evaluation_the_average():
-    """Neither leaves a trace in the other; BatchNorm counts in the network only."""
-    given = network()
-    made = Averaged(given, 0.9)
-    changed(given, 1)
-    states = {True: given.state_dict(), False: made.average.state_dict()}
+    """Neither changes the other; only the network's BatchNorm counts batches."""
+    model = Averaged(network(), 0.9)
+    perturb(model.network, 1)
+    states = {True: model.network.state_dict(), False: model.average.state_dict()}
     for mode in (True, False, True):
-        chosen = network()
-        chosen.load_state_dict(states[mode])
+        reference = network()
+        reference.load_state_dict(states[mode])
         other = copy.deepcopy(states[not mode])
-        assert torch.equal(made.train(mode)(images()), chosen.train(mode)(images()))
-        assert_state(made.average if mode else made.network, other)
-    assert given[1].num_batches_tracked == 2 + 2  # `changed` added two
+        assert torch.equal(model.train(mode)(images()), reference.train(mode)(images()))
+        assert_state(model.average if mode else model.network, other)
+    assert model.network[1].num_batches_tracked == 2 + 2  # `perturb` added two
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_the_average_is_not_trained(name):
-    """Weight decay alone would move it; only the network gets gradients, and the two share nothing."""
-    made = Averaged(network(), 0.9)
-    before = copy.deepcopy(made.average.state_dict())
-    optimizer = loop.make_optimizer(made, Optimization(optimizer=name, weight_decay=0.5, lr=0.1))
-    made.train()(images()).square().mean().backward()
+    """Not even by weight decay."""
+    model = Averaged(network(), 0.9)
+    before = copy.deepcopy(model.average.state_dict())
+    optimizer = loop.make_optimizer(model, Optimization(optimizer=name, weight_decay=0.5, lr=0.1))
+    model.train()(images()).square().mean().backward()
     optimizer.step()
-    assert_state(made.average, before)
-    assert all(p.grad is not None for p in made.network.parameters())
-    assert not torch.equal(made.network[0].weight, made.average[0].weight)
-    assert not made.eval()(images()).requires_grad
+    assert_state(model.average, before)
+    assert all(p.grad is not None for p in model.network.parameters())
+    assert not torch.equal(model.network[0].weight, model.average[0].weight)
+    assert not model.eval()(images()).requires_grad

@@ -1,267 +1,225 @@
-"""Optional weights: what loads, from where, and what is refused."""
+"""Weights from a file, a server or a mirror: the right bytes or nothing, and never a long wait."""
 
-import email.message
-import io
+import contextlib
+import errno
+import hashlib
+import http.server
+import random
+import re
+import shutil
 import socket
-import urllib.error
-from pathlib import Path
-from unittest.mock import Mock
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from segment_anything import sam_model_registry
-from torchvision.models import ResNet50_Weights, resnet18, resnet50
-from transformers import SamConfig, SamModel
 
+from hw1lib import cli, paths
 from hw1lib.errors import UserError
-from hw1lib.models import pretrained, weights
-from tests.test_files import held_to_permissions
+from hw1lib.models import weights
+
+CONTENT = random.Random(0).randbytes(5 << 19)  # more than two blocks
+WRONG = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+FILE = "tiny.pth"
 
 
-@pytest.fixture(scope="module")
-def small_sam():
-    """A very small random SAM."""
-    small = {"hidden_size": 16, "patch_size": 16, "image_size": 64}
-    sizes = {"output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_pos_feats": 8}
-    torch.manual_seed(0)
-    return SamModel(
-        SamConfig(
-            vision_config={**small, **sizes, "window_size": 3, "global_attn_indexes": [1]},
-            prompt_encoder_config=small,
-            mask_decoder_config={"hidden_size": 16, "mlp_dim": 32},
-        )
-    )
-
-
-@pytest.fixture
-def sam_folder(tmp_path, small_sam):
-    """Its Hugging Face folder as transformers writes it, and its tensors."""
-    folder = tmp_path / "sam-vit-base"
-    small_sam.save_pretrained(folder)
-    return folder, {name: tensor.clone() for name, tensor in small_sam.state_dict().items()}
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Add a small file of weights named tiny, shorten the timeouts, and use no proxy or mirror of this machine."""
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setitem(weights.KNOWN, "tiny", weights.Weights(FILE, digest, 3, "made for tests"))
+    monkeypatch.delenv(weights.MIRROR, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(weights, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(weights, "READ_TIMEOUT", 0.5)
 
 
 @pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("a weight loader reached for the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+def folder(tmp_path):
+    return tmp_path / "weights"
 
 
-def refused(load, path, *words):
-    """One paragraph that names the file and holds these words."""
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "some other name.bin"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """A function that starts a server with a reply, makes it the mirror, and returns a growing list of requests."""
+    with contextlib.ExitStack() as stack:
+
+        def start(reply, under=""):
+            requests = []
+
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    requests.append(self.path)
+                    with contextlib.suppress(ConnectionError):
+                        reply(self)
+
+                def log_message(self, *_):
+                    pass
+
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            stack.callback(server.shutdown)
+            monkeypatch.setenv(weights.MIRROR, f"http://127.0.0.1:{server.server_port}{under}")
+            return requests
+
+        yield start
+
+
+def sends(content, length=True, status=200, then=lambda: None, moved=""):
+    """Make a reply for `serve`; with `moved` other paths redirect to one below it."""
+
+    def reply(handler):
+        final = handler.path.startswith(moved)
+        handler.send_response(status if final else 302)
+        handler.send_header(*(("Content-Length", str(len(CONTENT))) if length else ("Server", "test")))
+        if not final:
+            handler.send_header("Location", moved + handler.path)
+        handler.end_headers()
+        if final:
+            handler.wfile.write(content)
+            then()
+
+    return reply
+
+
+def listing(folder):
+    return {path: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
+
+
+def fails(folder, *words, source=None):
+    """Assert that fetching soon raises one paragraph with these words, and changes nothing."""
+    before, start = listing(folder), time.monotonic()
     with pytest.raises(UserError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert [word for word in (str(path), "cannot be used", *words) if word not in message] == []
-    assert "\n" not in message
+        weights.fetch("tiny", source, folder)
+    assert time.monotonic() - start < 3
+    text = str(caught.value)
+    assert [word for word in words if word not in text] == [], text
+    assert "\n" not in text and text.endswith(".") and len(text) < 500 and listing(folder) == before
 
 
-def test_find_sam(tmp_path):
-    folder, whole = tmp_path / "sam-vit-base", [None]
+# --- finding
+
+
+def test_find_sam_prefers_complete_folders_and_small_models(tmp_path):
+    folder, expected = tmp_path / "sam-vit-base", [None]
     folder.mkdir()
     for path in (tmp_path / "sam_vit_h_4b8939.pth", tmp_path / "sam_vit_b_01ec64.pth", folder / "config.json"):
-        assert weights.find_sam(tmp_path) == whole[-1]
+        assert weights.find_sam(tmp_path) == expected[-1]
         path.touch()
-        whole.append(path)
-    assert weights.find_sam(tmp_path) == whole[-2]  # the folder's download is not complete
+        expected.append(path)
+    assert weights.find_sam(tmp_path) == expected[-2]  # the folder's download is not complete
     (folder / "model.safetensors").touch()
-    assert weights.find_sam(tmp_path) == folder and weights.find_sam(tmp_path / "not there") is None
+    assert weights.find_sam(tmp_path) == folder and weights.find_sam(tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize(("dropped", "half"), [(None, True), *((name, False) for name in weights._SHARED)])
-def test_a_hugging_face_folder_loads_without_network(sam_folder, no_network, dropped, half):
-    """In full precision, whatever the file has; one of a shared matrix's two names is enough."""
-    folder, tensors = sam_folder
-    saved = {name: tensor.half() if half else tensor for name, tensor in tensors.items() if name != dropped}
-    save_file(saved, folder / "model.safetensors")
-    loaded = weights.load_sam(folder)
-    assert not loaded.training and loaded.state_dict().keys() == tensors.keys()
-    for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, tensors[name].half().float() if half else tensors[name]), name
+# --- a file
 
 
-@pytest.mark.parametrize("harm", ["cut", "lacks", "shape", "other", "text"])
-def test_a_harmed_folder_is_refused_and_never_filled_at_random(sam_folder, harm):
-    folder, tensors = sam_folder
-    file, token = folder / "model.safetensors", "mask_decoder.iou_token.weight"
-    if harm == "cut":
-        file.write_bytes(file.read_bytes()[:-1000])
-    elif harm in ("lacks", "shape"):
-        del tensors[token]
-        save_file(tensors | ({token: torch.zeros(1, 99)} if harm == "shape" else {}), file)
-    else:
-        (folder / "config.json").write_text('{"model_type": "bert"}' if harm == "other" else "<html>not found</html>")
-    refused(weights.load_sam, folder, "weights fetch sam_vit_b")
+def test_a_file_is_copied_whole_and_readable_by_all(folder, source):
+    path = weights.fetch("tiny", source, folder)
+    assert path == folder / FILE and listing(folder) == {path: CONTENT}
+    assert path.stat().st_mode & 0o444 == 0o444 and source.read_bytes() == CONTENT
 
 
-def test_a_pth_of_something_else_is_refused(tmp_path):
-    path = tmp_path / "sam_vit_b_01ec64.pth"
-    for content in (resnet18().state_dict(), [1, 2]):
-        torch.save(content, path)
-        refused(weights.load_sam, path)
-    path.write_bytes(b"<html>moved</html>")
-    for read in (weights.load_sam, weights.check_sam):
-        refused(read, path, "is damaged", "web page")
+def test_a_wrong_source_is_refused(folder, source, tmp_path):
+    for content in (WRONG, CONTENT[:-1], CONTENT + b"\0", b""):
+        source.write_bytes(content)
+        fails(folder, str(source), FILE, weights.KNOWN["tiny"].sha256[:12], source=source)
+    fails(folder, "--from", str(tmp_path / "missing"), "No such file", source=tmp_path / "missing")
+    fails(folder, "--from", str(tmp_path), source=tmp_path)
+    (folder / FILE).write_bytes(WRONG)
+    fails(folder, str(folder / FILE), source=folder / FILE)  # the damaged file itself
 
 
-def test_a_look_at_the_names_finds_most_harm(sam_folder, tmp_path):
-    """Before anything is trained, and without the seconds that transformers takes to import."""
-    folder, tensors = sam_folder
-    weights.check_sam(folder)
-    for harmed in ({}, {"x": torch.zeros(1)}, {n: t for n, t in tensors.items() if "iou_token" not in n}):
-        save_file(harmed, folder / "model.safetensors")
-        refused(weights.check_sam, folder)
-    (folder / "model.safetensors").write_bytes(b"{}")
-    refused(weights.check_sam, folder)
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    refused(weights.check_sam, folder, "model_type: sam")
-    with torch.device("meta"):
-        state = dict.fromkeys(sam_model_registry["vit_b"]().state_dict(), torch.zeros(1))
-    for wrap in (lambda s: s, lambda s: {"model": s}, prefixed("module.")):
-        torch.save(wrap(state), path := tmp_path / "sam_vit_b_01ec64.pth")
-        weights.check_sam(path)
-    torch.save({n: t for n, t in state.items() if "iou_token" not in n}, path)
-    refused(weights.check_sam, path, "tensors (first", "SAM with")
+def test_a_folder_that_takes_no_file_is_named(folder, source, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    fails(tmp_path / "file", str(tmp_path / "file"), "could not be written", "Not a directory", source=source)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(full))
+    fails(folder, "could not be written", "Free some disk space", source=source)
 
 
-# --- the course's backbone
+# --- a server
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    torch.manual_seed(0)
-    return resnet50(num_classes=64).state_dict()
+@pytest.mark.parametrize("options", [{}, {"length": False}, {"moved": "/moved"}])
+@pytest.mark.parametrize("damaged", [None, WRONG, CONTENT[:1000], b""])
+def test_a_mirror_serves_the_file_unless_it_is_already_complete(folder, serve, damaged, options):
+    if damaged is not None:
+        folder.mkdir()
+        (folder / FILE).write_bytes(damaged)
+    requests = serve(sends(CONTENT, **options), under="/some/where/")
+    for _ in range(2):
+        assert weights.fetch("tiny", folder=folder) == folder / FILE
+        assert listing(folder) == {folder / FILE: CONTENT}
+    assert requests == [f"/some/where/{FILE}", f"/moved/some/where/{FILE}"][: 1 + ("moved" in options)]
 
 
-def prefixed(prefix):
-    return lambda state: {f"{prefix}{k}": v for k, v in state.items()}
+def test_errors_login_pages_truncated_files_and_stalled_connections_are_refused(folder, serve):
+    for status in (404, 500):
+        serve(sends(b"", length=False, status=status))
+        fails(folder, FILE, "127.0.0.1", str(status), weights.MIRROR, "--from FILE")
+    serve(sends(b"<html>log in first</html>", length=False))
+    fails(folder, FILE, "SHA-256", "127.0.0.1")
+    serve(sends(CONTENT[: len(CONTENT) // 2]))
+    fails(folder, FILE, "127.0.0.1", "--from FILE")
+    done = threading.Event()
+    serve(sends(CONTENT[:1000], then=lambda: done.wait(20)))
+    fails(folder, FILE, "timed out", "--from FILE")
+    done.set()
 
 
-def sequential(state):
-    """As of nn.Sequential(*list(resnet50().children())[:-1]), which lightly's examples train."""
-    numbers = dict(conv1=0, bn1=1, layer1=4, layer2=5, layer3=6, layer4=7)
-    parts = {name: name.partition(".") for name in state if not name.startswith("fc.")}
-    return {f"backbone.{numbers[p[0]]}.{p[2]}": state[name] for name, p in parts.items()}
+def test_a_silent_absent_or_malformed_mirror_is_named(folder, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it listens, and never answers
+        mirror = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv(weights.MIRROR, mirror)
+        fails(folder, mirror, weights.MIRROR, "--from FILE")
+    fails(folder, mirror, "refused", "--from FILE")
+    for mirror in ("http://weights.invalid", "my.mirror/sam", "http://a b", "gopher://x"):
+        monkeypatch.setenv(weights.MIRROR, mirror)
+        fails(folder, mirror, weights.MIRROR, "--from FILE")
 
 
-ADAM = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
-WRAPS = {
-    "plain": lambda state: state,
-    "wrapped": lambda state: {"state_dict": state, "epoch": 3},
-    "parallel": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
-    "without fc": lambda state: {k: v for k, v in state.items() if not k.startswith("fc.")},
-    "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
-    "trainer": lambda state: {"model_state_dict": state, "optimizer_state_dict": ADAM, "epoch": 3},
-    "deep": lambda state: {"net": {"model": state}, "best": torch.tensor(0.5)},
-    "ema": lambda state: {"state_dict_ema": state, "arch": "resnet50"},
-    "with heads": lambda state: prefixed("backbone.")(state) | {"projector.0.weight": torch.zeros(2, 2)},
-    "sequential": sequential,
-    **{prefix: prefixed(prefix) for prefix in ("encoder.", "resnet.", "_orig_mod.", "module.encoder_q.")},
-}
+# --- the commands
+
+PROGRAM = """
+import sys
+from hw1lib import cli
+code = cli.main(["weights", "list"]) + cli.main(["weights", "fetch", "sam"])
+print("heavy:", *sorted({"torch", "segment_anything", "pandas", "IPython"} & set(sys.modules)))
+sys.exit(code)
+"""
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-def test_backbone_loads_however_it_was_saved(backbone, wrap, tmp_path, no_network):
-    path = tmp_path / "pretrain_model_SL.pt"
-    torch.save(WRAPS[wrap](backbone), path)
-    tensors = pretrained.load_backbone(path)
-    assert tensors.keys() == {name for name in backbone if not name.startswith("fc.")}
-    assert all(torch.equal(tensor, backbone[name]) for name, tensor in tensors.items())
+def test_the_commands_start_without_importing_torch():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.endswith("\nheavy:\n") and "There are no weights 'sam'" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("harm", "words"),
-    [
-        (lambda state: resnet18().state_dict(), ["layer1.0"]),
-        (lambda state: {**state, "layer1.0.conv2.weight": torch.zeros(128, 128, 3, 3)}, ["layer1.0.conv2.weight"]),
-        (lambda state: {**state, "layer5.weight": torch.zeros(1)}, ["layer5.weight"]),
-        (lambda state: {k: v for k, v in state.items() if k != "layer4.2.bn3.bias"}, ["layer4.2.bn3.bias"]),
-        (lambda state: {**state, "conv1.weight": 3}, ["conv1.weight"]),
-        (lambda state: {"model": "resnet50"}, ["holds 0 tensors"]),
-        (lambda state: [1, 2], ["list"]),
-        (lambda state: {"student": state, "teacher": state}, ["a ResNet50 more than once (student, teacher)"]),
-        (lambda state: state | prefixed("ema.")(state), ["more than once (the whole, ema)"]),
-        (lambda state: {"stem.weight": torch.zeros(3), "head": ADAM}, ["holds 2 tensors (first", "stem.weight"]),
-        (lambda state: {**state, "bn1.bias": torch.full((64,), torch.nan)}, ["bn1.bias holds values", "not finite"]),
-        (lambda state: resnet18(), ["would run code", "torch.save", "--set supervised.source=pool"]),  # see test_trust
-    ],
-)
-def test_a_wrong_backbone_is_named(backbone, tmp_path, harm, words):
-    path = tmp_path / "pretrain_model_SL.pt"
-    torch.save(harm(backbone), path)
-    refused(pretrained.load_backbone, path, *words)
+def test_list_and_check_say_what_is_there(folder, source, monkeypatch, capsys):
+    def run(word):
+        code = cli.main(["weights", word])
+        return code, *capsys.readouterr()
 
-
-def test_a_damaged_or_missing_backbone_is_named(tmp_path):
-    path = tmp_path / "pretrain_model_SL.pt"
-    torch.save({"conv1.weight": torch.zeros(10_000)}, path)
-    path.write_bytes(path.read_bytes()[:10_000])
-    refused(pretrained.load_backbone, path, "is damaged")
-    refused(pretrained.load_backbone, tmp_path / "nothing" / path.name, "No such file")
-
-
-# --- ImageNet's backbone
-
-IMAGENET = Path(ResNet50_Weights.DEFAULT.url).name
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """The folder of torch's cache that weights lie in, not yet there."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    return tmp_path / "cache" / "hub" / "checkpoints"
-
-
-def test_imagenets_backbone_comes_from_the_cache_without_network(backbone, cache, no_network):
-    cache.mkdir(parents=True)
-    torch.save(backbone, cache / IMAGENET)
-    tensors, name = pretrained.imagenet_backbone()
-    assert name == IMAGENET and torch.equal(tensors["conv1.weight"], backbone["conv1.weight"])
-    (cache / IMAGENET).write_bytes(b"PK")
-    refused(lambda path: pretrained.imagenet_backbone(), cache / IMAGENET, "is damaged", "supervised.source=pool")
-
-
-def offline(*_, **__):
-    raise urllib.error.URLError("no network in tests")
-
-
-def login_page(*_, **__):
-    """An answer, but not the file: as in a guest network."""
-    page = io.BytesIO(b"<html>log in first</html>")
-    page.info = email.message.Message
-    return page
-
-
-@pytest.mark.parametrize(("reply", "said"), [(offline, "no network"), (login_page, "invalid hash value")])
-def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatch, reply, said):
-    """The cache is trusted by the next run."""
-    monkeypatch.setattr(torch.hub, "urlopen", reply)
-    with pytest.raises(UserError) as caught:
-        pretrained.imagenet_backbone()
-    for part in (ResNet50_Weights.DEFAULT.url, said, str(cache), "--set supervised.source=pool"):
-        assert part in str(caught.value)
-    assert "\n" not in str(caught.value) and list(cache.iterdir()) == []
-
-
-@pytest.mark.parametrize("load", [pretrained.load_backbone, weights.load_sam])
-@pytest.mark.parametrize(
-    "error", [MemoryError(), ImportError("torch"), NameError("bug"), torch.AcceleratorError("CUDA")], ids=repr
-)
-def test_what_is_no_fault_of_a_file_does_not_ask_to_delete_it(tmp_path, monkeypatch, load, error):
-    (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"PK")
-    monkeypatch.setattr(torch, "load", Mock(side_effect=error))
-    with pytest.raises(type(error)):
-        load(tmp_path / "sam_vit_b_01ec64.pth")
-
-
-@pytest.mark.parametrize("load", [pretrained.load_backbone, weights.load_sam])
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, load):
-    path = tmp_path / "sam_vit_b_01ec64.pth"
-    path.touch(0o000)
-    with held_to_permissions():
-        refused(load, path, "Permission denied", "Fix the permissions")
+    monkeypatch.setattr(paths, "WEIGHTS", folder)
+    code, out, _ = run("check")
+    assert code == 0 and "No weights" in out and str(folder) in out
+    weights.fetch("tiny", source, folder)
+    code, out, _ = run("check")
+    assert code == 0 and re.search(rf"^{FILE} +right$", out, re.M)
+    code, out, _ = run("list")
+    assert code == 0 and re.search("^sam_vit_b .*not there", out, re.M) and not re.search("^tiny .*not th", out, re.M)
+    (folder / FILE).write_bytes(WRONG)
+    code, out, error = run("check")
+    assert code == 1 and re.search(rf"^{FILE} +wrong$", out, re.M)
+    assert error.strip().startswith("hw1lib: ") and FILE in error and "weights fetch" in error
+    assert (folder / FILE).read_bytes() == WRONG  # it is reported, not deleted
