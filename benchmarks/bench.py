@@ -1,4 +1,4 @@
-"""What all benchmarks share: sides that take turns, medians with spread, the machine, tables on disk."""
+"""The harness of all benchmarks: sides that take turns, medians with their spread, and tables on disk."""
 
 import argparse
 import itertools
@@ -16,105 +16,110 @@ import torch
 
 from hw1lib import cpus, files, paths
 from hw1lib.chapters import tables
-from hw1lib.loops import distributed, loop
+from hw1lib.loops import device, distributed, loop
 from hw1lib.provenance import device_name
 
+CPU = torch.device("cpu")
 OUT = paths.ROOT / "report" / "build" / "bench"
 
 
 def seconds(sides, repetitions=5, warm=1):
-    """How long each side takes, the sides in turns, so that the machine's moods hit all of them alike.
+    """Time functions in turns, so that other programs slow all of them down alike.
 
     Args:
-        sides: dict from a name to a function without arguments.
-        repetitions: of each.
-        warm: further ones before, not counted.
+        sides: {name: function without arguments}.
+        repetitions: number of turns.
+        warm: number of turns before, which do not count.
 
     Returns:
-        Dict from name to its seconds, turn by turn.
+        {name: list of seconds}.
     """
-    found = {name: [] for name in sides}
+    times = {name: [] for name in sides}
     for turn in range(warm + repetitions):
         for name, run in sides.items():
-            started = time.perf_counter()
+            start = time.perf_counter()
             run()
             if turn >= warm:
-                found[name].append(time.perf_counter() - started)
-    return found
+                times[name].append(time.perf_counter() - start)
+    return times
 
 
-def row(found, ours="ours", per=1):
-    """One row of a table: what each side does a second, the median with half its range, and the median ratio.
+def row(times, ours="ours", per=1):
+    """Return the cells of a table's row: each side's rate, as median ± half its range, and its ratio to ours.
 
-    Ratios are taken turn by turn, as other guests of a machine slow both sides of a turn alike.
+    A ratio is the median over turns.
 
     Args:
-        found: what `seconds` gave.
-        ours: name of our side; all others get a ratio.
-        per: images of one call.
+        times: as returned by `seconds`.
+        ours: name of our side.
+        per: number of images in one call.
     """
     cells = {}
-    for name, taken in found.items():
-        middle = statistics.median(taken)
-        cells[name] = f"{per / middle:.3g} ± {100 * (max(taken) - min(taken)) / 2 / middle:.0f} %"
-    for name, taken in found.items():
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        cells[name] = f"{per / median:.3g} ± {100 * (max(taken) - min(taken)) / 2 / median:.0f} %"
+    for name, taken in times.items():
         if name != ours:
-            ratio = statistics.median(other / mine for other, mine in zip(taken, found[ours]))
-            cells[f"× {name}"] = f"{ratio:.2f}"
+            cells[f"× {name}"] = f"{statistics.median(a / b for a, b in zip(taken, times[ours])):.2f}"
     return cells
 
 
 def training_steps(module, loss, batches, settings):
-    """The steps of a training as `make report` takes them, on the CPU and without end: yields after each."""
-    loss = distributed.data_parallel(module, loss, torch.device("cpu"))
+    """Train on the CPU as `make report` does, without end; yield after each step."""
+    loss = distributed.data_parallel(module, loss, CPU)
     optimizer, scaler = loop.make_optimizer(module, settings), torch.amp.GradScaler(enabled=False)
     for epoch in itertools.count(1):
-        yield from loop.train_one_epoch(loss, batches, optimizer, scaler, settings, torch.device("cpu"), epoch)
+        yield from loop.train_one_epoch(loss, batches, optimizer, scaler, settings, CPU, epoch)
 
 
-def keep(name, title, rows):
-    """Prints a table and writes it, with the machine, to report/build/bench/."""
-    table = pd.DataFrame(rows)
-    text = f"## {title}\n\n{tables.markdown(table)}\n"
-    print(f"\n{text}", flush=True)
-    files.write_text(OUT / f"{name}.csv", table.to_csv(index=False))
-    files.write_text(OUT / f"{name}.md", f"{text}\n{machine()}\n")
-
-
-def machine():
-    """The machine as a line of text."""
-    memory = psutil.virtual_memory().total / 2**30
-    device = torch.device("cpu")
-    packages = " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
-    return (
-        f"{device_name(device)} ({' '.join(cpus.instruction_sets())}), {torch.get_num_threads()} threads, "
-        f"{memory:.0f} GiB, {platform.platform()}, Python {platform.python_version()}, {packages}, "
-        f"{time.strftime('%Y-%m-%d')}"
-    )
-
-
-def alone(run, *arguments):
-    """Calls run(*arguments) in a process of its own, forked from this one, which must not have computed with torch.
+def in_new_process(run, *arguments):
+    """Call run(*arguments) in a fork of this process, which must not have computed with torch yet.
 
     Returns:
-        What run returned, where that is a number, else its seconds; and the highest resident memory in MB.
+        Its result if that is a float, or else its seconds; and its peak memory in MB.
     """
     read, write = os.pipe()
     if os.fork() == 0:
-        started = time.perf_counter()
-        found = run(*arguments)
-        taken = found if isinstance(found, float) else time.perf_counter() - started
+        start = time.perf_counter()
+        result = run(*arguments)
+        taken = result if isinstance(result, float) else time.perf_counter() - start
         os.write(write, json.dumps([taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
-        found = json.load(pipe)
+        result = json.load(pipe)
     os.wait()
-    return found
+    return result
 
 
-def arguments(about):
-    """Whether this run is a tiny one, which only shows that the benchmark runs."""
+def write_tables(about, **tables_of):
+    """Run a benchmark's command line: print its tables, and write them to report/build/bench.
+
+    Args:
+        about: docstring of the benchmark.
+        tables_of: for each file name, a title and a function that takes whether sizes are tiny and yields rows.
+    """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, one repetition: only whether it runs")
-    return parser.parse_args().tiny
+    tiny = parser.parse_args().tiny
+    device.set_up(CPU)
+    for name, (title, rows_of) in tables_of.items():
+        rows, path = [], OUT / (f"{name}_tiny" if tiny else name)
+        for cells in rows_of(tiny):
+            print(*cells.values(), flush=True)
+            rows.append(cells)
+            table = pd.DataFrame(rows)
+            text = f"## {title}\n\n{tables.markdown(table)}\n"
+            files.write_text(path.with_suffix(".csv"), table.to_csv(index=False))  # so far, in case of interruption
+            files.write_text(path.with_suffix(".md"), f"{text}\n{_machine()}\n")
+        print(f"\n{text}", flush=True)
+
+
+def _machine():
+    memory = psutil.virtual_memory().total / 2**30
+    packages = " ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "pillow"))
+    return (
+        f"{device_name(CPU)} ({' '.join(cpus.instruction_sets())}), {torch.get_num_threads()} threads, "
+        f"{memory:.0f} GiB, {platform.platform()}, Python {platform.python_version()}, {packages}, "
+        f"{time.strftime('%Y-%m-%d')}"
+    )

@@ -1,8 +1,9 @@
-"""What workers and processes cost, where it can be measured, and what many GPUs would take, derived.
+"""What workers and processes cost where it can be measured, and what many GPUs would take, derived.
 
 .venv/bin/python -m benchmarks.scaling [--tiny]
 """
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench
+from benchmarks.bench import CPU
 from hw1lib import paths, profiles
 from hw1lib.cluster import run_steps, schedule
 from hw1lib.data import earth, layout
@@ -27,47 +29,55 @@ from hw1lib.steps import graph
 from hw1lib.workbook import Workbook
 from tests import processes
 
-CPU = torch.device("cpu")
-# What `derived` stands on. None of it was measured here.
-WIRE = 25e9  # bytes a second between GPUs, as issue 14 sets it
-LATENCY = 30e-6  # seconds of a sum of a few kilobytes over one node's GPUs: an assumption
-RATE = 2470 * 3 * 8.2e9  # operations a second: ResNet50 at 224 px in mixed precision on one A100, NVIDIA's own examples
+# What `derived` assumes; none of it was measured.
+BANDWIDTH = 25e9  # bytes per second between GPUs
+LATENCY = 30e-6  # seconds of a reduction of a few kilobytes over one node's GPUs
+RATE = 2470 * 3 * 8.2e9  # operations per second: ResNet50 at 224 px in mixed precision on an A100 (NVIDIA's examples)
 POOL, OFFICE, TILES, SIDE = 38_400, 3_951, 2_000, 512  # images, images, tiles and pixels of the course's data
 
 
-def dispatch(step, tiny):
-    """A step in this process, in a process of its own, and in one through Dask: seconds in turns."""
-    command = [sys.executable, "-m", "hw1lib", "run", step, "--profile", "smoke", "--set", "threads=1", "--out"]
-    settings = {"threads": 1}
+def dispatch(tiny):
+    """Time a step in this process, in its own process, and through Dask."""
+    for step in ("segment-colour",) if tiny else ("segment-colour", "segment-deeplabv3"):
+        command = [sys.executable, "-m", "hw1lib", "run", step, "--profile", "smoke", "--set", "threads=1", "--out"]
+        environment = os.environ | dict.fromkeys(run_steps.THREADS, "1")
 
-    def through(out):
-        client.submit(run_steps.work, step, [*command, out], 1, 0, mine, pure=False).result()
+        def in_this_process(out, step=step):
+            Workbook("smoke", settings={"threads": 1}, out=out).result(step)
 
-    one_thread = os.environ | dict.fromkeys(run_steps.THREADS, "1")
-    with tempfile.TemporaryDirectory() as out:
-        book = Workbook("smoke", settings=settings, out=out)
-        with run_steps.connect("local:1", book) as client, run_steps._marked(book) as mine:
-            sides = {
-                "in this process": lambda out: Workbook("smoke", settings=settings, out=out).result(step),
-                "a process of its own": lambda out: subprocess.run(
-                    [*command, out], cwd=paths.ROOT, check=True, capture_output=True, env=one_thread
-                ),
-                "through Dask": through,
-            }
-            turns = {name: (lambda side=side: fresh(side)) for name, side in sides.items()}
-            found = bench.seconds(turns, 1 if tiny else 5, warm=0 if tiny else 1)
-    ratios = [ours / alone for ours, alone in zip(found["through Dask"], found["a process of its own"])]
-    seconds = {name: f"{statistics.median(taken):.1f} s" for name, taken in found.items()}
-    return {"step": step} | seconds | {"Dask / a process of its own": f"{statistics.median(ratios):.2f}"}
+        def in_its_own(out, command=command, environment=environment):
+            subprocess.run([*command, out], cwd=paths.ROOT, check=True, capture_output=True, env=environment)
 
+        with tempfile.TemporaryDirectory() as out:
+            book = Workbook("smoke", settings={"threads": 1}, out=out)
+            with run_steps.connect("local:1", book) as client, run_steps._marked(book) as mark:
 
-def fresh(function):
-    with tempfile.TemporaryDirectory() as out:
-        function(out)
+                def through_dask(out, step=step, command=command, client=client, mark=mark):
+                    client.submit(run_steps.work, step, [*command, out], 1, 0, mark, pure=False).result()
+
+                sides = {"in this process": in_this_process, "its own process": in_its_own, "Dask": through_dask}
+                new_folders = {name: lambda side=side: _in_new_folder(side) for name, side in sides.items()}
+                times = bench.seconds(new_folders, 1 if tiny else 5, warm=0 if tiny else 1)
+        ratio = statistics.median(a / b for a, b in zip(times["Dask"], times["its own process"]))
+        medians = {name: f"{statistics.median(taken):.1f} s" for name, taken in times.items()}
+        yield {"step": step} | medians | {"Dask / its own process": f"{ratio:.2f}"}
 
 
-def communication(name, side, steps):
-    """In each of two processes: seconds of a step, of these in sums over both, and bytes that it sends."""
+def _in_new_folder(function):
+    with tempfile.TemporaryDirectory() as folder:
+        function(folder)
+
+
+def communication(tiny):
+    """Measure two processes on one step."""
+    sizes = (("LR-ASPP", 64),) if tiny else (("BYOL", 32), ("BYOL", 128), ("LR-ASPP", 256))
+    for name, side in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            yield processes.run(2, steps_of_process, name, side, 1 if tiny else 4, folder=Path(folder))[0]
+
+
+def steps_of_process(name, side, steps):
+    """Return the seconds of a step in one of two processes, the share of reductions, and the bytes that it sends."""
     torch.manual_seed(0)
     profile = profiles.get("demo", {"data.image_size": side, "pretrain.precision": "float32"})
     if name == "BYOL":
@@ -87,106 +97,105 @@ def communication(name, side, steps):
     stepped = distributed.data_parallel(module, loss, CPU)
     sent, spent, reduce = [0], [0.0], dist.all_reduce
 
-    def counted(tensor, *arguments, **options):
-        started = time.perf_counter()
-        found = reduce(tensor, *arguments, **options)
-        spent[0] += time.perf_counter() - started
+    def timed_reduce(tensor, *arguments, **options):
+        start = time.perf_counter()
+        result = reduce(tensor, *arguments, **options)
+        spent[0] += time.perf_counter() - start
         sent[0] += tensor.nbytes
-        return found
+        return result
 
-    dist.all_reduce = counted
-    taken = {True: [], False: []}
+    dist.all_reduce = timed_reduce
+    times = {True: [], False: []}  # with and without the reduction of gradients
     for step in range(2 * steps + 2):
-        together = bool(step % 2)
+        reduced = bool(step % 2)
         distributed.begin_step(step, 16)
-        sent[0], spent[0], started = 0, 0.0, time.perf_counter()
-        with distributed.no_sync(stepped, not together), autocast("float32", CPU):
+        sent[0], spent[0], start = 0, 0.0, time.perf_counter()
+        with distributed.no_sync(stepped, not reduced), autocast("float32", CPU):
             stepped(*batch).backward()
         if step > 1:
-            taken[together].append((time.perf_counter() - started, spent[0], sent[0]))
+            times[reduced].append((time.perf_counter() - start, spent[0], sent[0]))
     dist.all_reduce = reduce
     gradients = sum(weight.nbytes for weight in module.parameters() if weight.requires_grad)
-    whole, apart = (sorted(values)[len(values) // 2] for values in (taken[True], taken[False]))
+    (seconds, reducing, size), (without, _, _) = (sorted(each)[len(each) // 2] for each in times.values())
     return {
-        "network": f"{name}, {side} px, 8 images a process",
+        "network": f"{name}, {side} px, 8 images per process",
         "gradients": f"{gradients / 1e6:.1f} MB",
-        "other sums": f"{whole[2] / 1e6:.2f} MB",
-        "a step": f"{whole[0]:.2f} s",
-        "other sums, time": f"{100 * whole[1] / whole[0]:.0f} %",
-        "sums of gradients, time": f"{100 * max(0, whole[0] - apart[0]) / whole[0]:.0f} %",
+        "other reductions": f"{size / 1e6:.2f} MB",
+        "a step": f"{seconds:.2f} s",
+        "other reductions, time": f"{100 * reducing / seconds:.0f} %",
+        "reductions of gradients, time": f"{100 * max(0, seconds - without) / seconds:.0f} %",
     }
 
 
 def operations(network, side):
-    """Of one image forwards."""
+    """Count the operations of one image forwards."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, side, side, device="meta"))
     return counter.get_total_flops()
 
 
-def derived_steps(profile):
-    """What each training of a profile takes an image, in operations, and what it sends a step."""
+def training_costs(profile):
+    """Return {training step: (operations per image, images, bytes of gradients, other reductions per step)}."""
     with torch.device("meta"):
-        backbone = resnet.backbone()
-        found = {"pretrain": (backbone, profile.data.image_size, 8, POOL)}  # two views, back, and the target's
-        found["pretrain-supervised"] = (backbone, profile.data.image_size, 3, POOL)
-        found |= {f"finetune-{name}": (backbone, profile.data.image_size, 3, OFFICE) for name in "ABC"}
-        found["control-random"] = (backbone, profile.data.image_size, 3, OFFICE)
+        backbone, side = resnet.backbone(), profile.data.image_size
+        trainings = {"pretrain": (backbone, side, 8, POOL)}  # two views forwards and backwards, and the target's
+        trainings["pretrain-supervised"] = (backbone, side, 3, POOL)
+        finetunings = ("control-random", "finetune-A", "finetune-B", "finetune-C")
+        trainings |= dict.fromkeys(finetunings, (backbone, side, 3, OFFICE))
         for name in segmenters.SEGMENTERS:
-            found[f"segment-{name}"] = (segmenters.build(name, 1.0, False, None), SIDE, 3, TILES)
-    for name, (network, side, passes, images) in found.items():
+            trainings[f"segment-{name}"] = (segmenters.build(name), SIDE, 3, TILES)
+    costs = {}
+    for name, (network, side, passes, images) in trainings.items():
         weights = sum(weight.numel() for weight in network.parameters())
         norms = sum(isinstance(module, _BatchNorm) for module in network.modules())
-        sums = norms * (6 if name == "pretrain" else 2)  # two views and the target's, or one; forwards and back
-        yield name, passes * operations(network, side), images, 4 * weights, sums
+        reductions = norms * (6 if name == "pretrain" else 2)  # two views and the target's, or one; both directions
+        costs[name] = passes * operations(network, side), images, 4 * weights, reductions
+    return costs
 
 
-def derived():
-    """What `strong` with three seeds would take on 1, 8 and 64 GPUs: nothing of it was measured."""
-    profile, rows = profiles.get("strong"), []
-    steps = {step.name: step for step in graph.steps(profile, layout.find(earth.build(), profile.data), CPU)}
-    costs = {name: cost for name, *cost in derived_steps(profile)}
-    for gpus, together in ((1, 1), (8, 1), (8, 8), (64, 8), (64, 64)):
-        tasks, computing, talking = {}, 0.0, 0.0
-        for seed in range(3):
-            for name, step in steps.items():
-                label = f"{name}, {seed}" if step.problem == 1 else name
-                if name in costs:
-                    work, images, size, sums = costs[name]
-                    settings = next(iter(step.settings.values()))
-                    count = settings.epochs * (images // settings.batch_size)
-                    many = together if step.parallel else 1
-                    compute = work * settings.batch_size / RATE / many
-                    wire = 2 * (many - 1) / many * size / WIRE + (LATENCY * sums if many > 1 else 0)
-                    seconds = count * (compute + wire)
-                    if name == "pretrain":
-                        computing, talking = count * compute, count * wire
-                else:
-                    seconds = 0.0
-                before = [f"{other}, {seed}" if step.problem == 1 else other for other in step.upstream]
-                tasks[label] = seconds, before
+def training_seconds(cost, settings, gpus):
+    """Return the seconds that a step computes and communicates on so many GPUs."""
+    work, images, size, reductions = cost
+    count = settings.epochs * (images // settings.batch_size)
+    computing = work * settings.batch_size / RATE / gpus
+    reducing = 2 * (gpus - 1) / gpus * size / BANDWIDTH + (LATENCY * reductions if gpus > 1 else 0)
+    return count * computing, count * reducing
+
+
+def derived(tiny):
+    """Estimate profile strong with three seeds on 1, 8 and 64 GPUs."""
+    profile = profiles.get("strong")
+    data = layout.find(earth.build(), profile.data)
+    steps = {step.name: step for step in graph.steps(profile, data, CPU)}
+    costs = training_costs(profile)
+    for gpus, per_step in ((1, 1), (8, 1), (8, 8), (64, 8), (64, 64)):
+        tasks = {}
+        for seed, (name, step) in itertools.product(range(3), steps.items()):
+            label, *before = (f"{each}, {seed}" if step.problem == 1 else each for each in (name, *step.upstream))
+            seconds = 0.0
+            if name in costs:
+                settings = next(iter(step.settings.values()))
+                seconds = sum(training_seconds(costs[name], settings, per_step if step.parallel else 1))
+            tasks[label] = seconds, before
+        computing, reducing = training_seconds(costs["pretrain"], profile.pretrain, per_step)
         path = schedule.critical_path(tasks)
-        rows.append({
-            "GPUs": f"{gpus}, {together} a step",
-            "pre-training, h": f"{(computing + talking) / 3600:.2f}",
-            "of it sums": f"{100 * talking / (computing + talking):.0f} %",
-            "report, h": f"{schedule.makespan(schedule.simulate(tasks, gpus // together)) / 3600:.2f}",
+        yield {
+            "GPUs": f"{gpus}, {per_step} per step",
+            "pre-training, h": f"{(computing + reducing) / 3600:.2f}",
+            "of which reductions": f"{100 * reducing / (computing + reducing):.0f} %",
+            "report, h": f"{schedule.makespan(schedule.simulate(tasks, gpus // per_step)) / 3600:.2f}",
             "critical path, h": f"{sum(tasks[label][0] for label in path) / 3600:.2f}",
             "along": " → ".join(label.split(",")[0] for label in path if tasks[label][0]),
-        })  # fmt: skip
-    return rows
+        }
 
 
 def main():
-    tiny = bench.arguments(__doc__)
-    steps = ("segment-colour",) if tiny else ("segment-colour", "segment-deeplabv3")
-    bench.keep("dispatch", "A step of profile smoke", [dispatch(step, tiny) for step in steps])
-    rows, sizes = [], (("LR-ASPP", 64),) if tiny else (("BYOL", 32), ("BYOL", 128), ("LR-ASPP", 256))
-    for name, side in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(processes.run(2, communication, name, side, 1 if tiny else 4, folder=Path(folder))[0])
-    bench.keep("communication", "Two processes on one step (gloo)", rows)
-    bench.keep("derived", "Profile strong, three seeds, on many GPUs: derived, not measured", derived())
+    bench.write_tables(
+        __doc__,
+        dispatch=("A step of profile smoke", dispatch),
+        communication=("Two processes on one step (gloo)", communication),
+        derived=("Profile strong, three seeds, on many GPUs: derived, not measured", derived),
+    )
 
 
 if __name__ == "__main__":

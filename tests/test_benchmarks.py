@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import bench
 
-PARTS = ("networks", "pretraining", "segmentation", "frozen", "decoding", "growth", "recipe", "scaling")
+PARTS = ("networks", "pretraining", "segmentation", "frozen", "decoding", "growth", "recipe", "scaling", "augmentation")
 
 
 @pytest.mark.slow

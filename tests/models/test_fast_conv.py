@@ -68,7 +68,7 @@ def library(monkeypatch):
 @pytest.fixture
 def always(monkeypatch):
     """Matrix products wherever they can be taken, not only where they are quicker."""
-    monkeypatch.setattr(fast_conv.Conv2d, "_pays", lambda *_: True)
+    monkeypatch.setattr(fast_conv.Conv2d, "_is_faster_as_product", lambda *_: True)
 
 
 def drawn(seed):
@@ -171,8 +171,8 @@ def test_products_are_taken_for_many_weights_and_few_pixels(channels, kernel, si
         layer = fast_conv.Conv2d(*channels, kernel, padding=kernel // 2)
         for dtype, expected in ((torch.float32, single), (torch.bfloat16, half)):
             images = torch.empty(batch, channels[0], side, side, dtype=dtype)
-            reach = fast_conv._reach(images.shape[2:], layer.kernel_size, layer.stride, layer.padding, (1, 1))
-            assert layer._pays(images, *reach) is expected
+            reach = fast_conv._geometry(images.shape[2:], layer.kernel_size, layer.stride, layer.padding, (1, 1))
+            assert layer._is_faster_as_product(images, *reach) is expected
 
 
 def test_without_a_gradient_depthwise_layers_are_torchs_own(library):
@@ -196,7 +196,7 @@ def test_on_another_device_it_is_torchs_own(library):
 )
 def test_training_goes_on_after_inference_mode(options, size, always):
     """What is remembered of a map's size must not belong to inference alone."""
-    fast_conv._reach.cache_clear()  # as if this were the first map of its size
+    fast_conv._geometry.cache_clear()  # as if this were the first map of its size
     ours, plain = pair(3, channels=(6, 6), **options)
     with torch.inference_mode():
         ours(image(*size))

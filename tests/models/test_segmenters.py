@@ -147,7 +147,7 @@ def test_published_weights_fit_or_are_a_clear_error(name, cache, monkeypatch):
     with torch.device("meta"):
         state = PUBLISHED[name]().state_dict()
     file = cache / segmenters.PRETRAINED[name].rpartition("/")[2]
-    torch.save({n: torch.zeros(1).expand(tensor.shape) for n, tensor in state.items()}, file)
+    torch.save({n: torch.zeros(()).expand(tensor.shape) for n, tensor in state.items()}, file)
     with torch.device("meta"):
         network = segmenters.build(name, pretrained=True)
     assert str(network) == str(segmenters.real(name))
