@@ -48,10 +48,7 @@ def load_backbone(path):
             children = {name: name.partition(".") for name in state}
             candidates[place] = {f"{_SEQUENTIAL.get(c[0], c[0])}.{c[2]}": state[name] for name, c in children.items()}
         candidates = {place: _with_counters(_without_fc(state), expected) for place, state in candidates.items()}
-        fitting = {
-            place: state for place, state in candidates.items()
-            if not misfit({name: state[name] for name in state if name in expected}, expected)
-        }  # fmt: skip
+        fitting = {place: state for place, state in candidates.items() if not _misfit(state, expected)}
         tensors = the_only(fitting or candidates, content, "a ResNet50")
         check_fit(tensors, expected, "resnet50", content)
         if bad := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
@@ -221,18 +218,19 @@ def check_fit(state, expected, network, content):
     Raises:
         ValueError: a phrase that says what the file holds, and the first tensor that does not fit.
     """
-    if fault := misfit(state, expected):
+    unexpected = (f"{name} is unexpected" for name in state if name not in expected)
+    if fault := _misfit(state, expected) or next(unexpected, ""):
         raise ValueError(f"{_summary(content)}, which do not fit {network}: {fault}")
 
 
-def misfit(state, expected):
-    """Describe the first tensor that is missing, has another shape or is superfluous; empty where all fit."""
+def _misfit(state, expected):
+    """Describe the first tensor that is missing or has another shape; return "" if there is none."""
     for name, tensor in expected.items():
         if name not in state:
             return f"{name} is missing"
         if state[name].shape != tensor.shape:
             return f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-    return next((f"{name} is superfluous" for name in state if name not in expected), "")
+    return ""
 
 
 def _summary(content):

@@ -79,21 +79,21 @@ def load(path):
 
 
 def from_hugging_face(tensors, names):
-    """Rename a Hugging Face SAM's tensors to Meta's names.
+    """Rename a Hugging Face SAM's tensors to Meta's names; others are left out.
 
     Args:
         tensors: {Hugging Face's name: tensor}.
         names: all of Meta's names.
 
     Returns:
-        {name: tensor}; tensors without one of Meta's names keep their own.
+        {Meta's name: tensor}.
     """
     tensors = dict(tensors)
     twin = tensors.pop("prompt_encoder.shared_embedding.positional_embedding", None)  # one matrix under two names
     if twin is not None:
         tensors["shared_image_embedding.positional_embedding"] = twin
-    other_names = {hugging_face_name(name): name for name in names}
-    return {other_names.get(name, name): tensor for name, tensor in tensors.items()}
+    other_names = {name: hugging_face_name(name) for name in names}
+    return {name: tensors[other] for name, other in other_names.items() if other in tensors}
 
 
 def hugging_face_name(name):

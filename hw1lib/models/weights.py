@@ -93,9 +93,15 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         raise UserError(f"There are no weights {name!r}; there are: {', '.join(KNOWN)}.{did_you_mean(name, KNOWN)}")
     weights = KNOWN[name]
     path, url = Path(folder) / weights.file, f"{(os.environ.get(MIRROR) or SERVER).rstrip('/')}/{weights.file}"
-    download = pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=2**20, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
-    if source:
-        download = _copy_from(source)
+
+    def download(url, target, _):
+        if source:
+            shutil.copyfile(source, target)
+        else:
+            timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
+            pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=2**20, timeout=timeout)(url, target, None)
+        os.chmod(target, 0o644)  # only its owner may read pooch's temporary file
+
     try:
         pooch.retrieve(url, f"sha256:{weights.sha256}", path.name, path.parent, downloader=download)
     except (requests.RequestException, UnicodeError) as error:  # UnicodeError: an impossible host name
@@ -108,13 +114,7 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         if source and error.filename == str(source):
             raise UserError(f"--from {source} cannot be read: {error.strerror}.") from error
         raise UserError(f"{path} could not be written: {error.strerror or error}. {remedy(error)}") from error
-    path.chmod(0o644)  # pooch's temporary files can be read by their owner alone
     return path
-
-
-def _copy_from(source):
-    """Return a downloader for pooch that copies a file."""
-    return lambda url, target, pooch: shutil.copyfile(source, target)
 
 
 def _reason(error):

@@ -1,4 +1,4 @@
-"""The course's measures against brute force and scikit-learn."""
+"""The course's metrics, compared with brute force and scikit-learn."""
 
 import itertools
 
@@ -13,10 +13,10 @@ SEEDS = range(5)
 
 
 def masks(seed, shape=(3, 16, 16), absent=()):
-    """Truth and prediction with unknown in both, noisy; `absent` classes occur in neither."""
+    """Draw truth and a noisy prediction, both without some classes."""
     random = np.random.default_rng(seed)
-    there = [c for c in range(7) if c not in absent]
-    truth, wrong = (random.choice(there, shape).astype(np.uint8) for _ in range(2))
+    classes = [c for c in range(7) if c not in absent]
+    truth, wrong = (random.choice(classes, shape).astype(np.uint8) for _ in range(2))
     return truth, np.where(random.random(shape) < 0.6, truth, wrong).astype(np.uint8)
 
 
@@ -28,7 +28,7 @@ def test_confusion_is_scikit_learns(seed):
 
 
 def test_confusion_counts_beyond_the_range_of_its_input():
-    """Masks are uint8: 6 · 7 + 6 fits, but 64 · 65 + 64 would not."""
+    """uint8 holds 6 · 7 + 6, but not 64 · 65 + 64."""
     numbers, many = np.arange(65, dtype=np.uint8), np.zeros(70_000, dtype=np.uint8)
     assert np.array_equal(iou.confusion(numbers, numbers, 65), np.eye(65))
     assert iou.confusion(many, many)[0, 0] == 70_000
@@ -37,22 +37,22 @@ def test_confusion_counts_beyond_the_range_of_its_input():
 @pytest.mark.parametrize("absent", [(), (2,), (0, 5), (1, 2, 3, 4, 5)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_iou_by_brute_force_and_by_scikit_learn(seed, absent):
-    """Predictions on unknown pixels are false positives; a class in neither has no IoU and is left out."""
+    """Predictions on unknown pixels are false positives; classes in neither have no IoU and do not count."""
     truth, predicted = masks(seed, absent=absent)
     matrix = iou.confusion(truth, predicted)
-    found, there = iou.iou(matrix), [c for c in range(6) if c not in absent]
-    for number in there:
+    values, present = iou.iou(matrix), [c for c in range(6) if c not in absent]
+    for number in present:
         hit = np.sum((truth == number) & (predicted == number))
-        assert found[number] == pytest.approx(hit / (np.sum(predicted == number) + np.sum(truth == number) - hit))
-    assert np.flatnonzero(np.isnan(found)).tolist() == list(absent) and found.shape == (6,)
+        assert values[number] == pytest.approx(hit / (np.sum(predicted == number) + np.sum(truth == number) - hit))
+    assert np.flatnonzero(np.isnan(values)).tolist() == list(absent) and values.shape == (6,)
     assert iou.miou(matrix) == pytest.approx(
-        jaccard_score(truth.ravel(), predicted.ravel(), labels=there, average="macro")
+        jaccard_score(truth.ravel(), predicted.ravel(), labels=present, average="macro")
     )
     known = truth != UNKNOWN
     assert iou.pixel_accuracy(matrix) == pytest.approx(accuracy_score(truth[known], predicted[known]))
 
 
-def test_a_class_that_is_only_predicted_counts_and_nothing_known_is_no_number():
+def test_a_class_that_is_only_predicted_counts_and_only_unknown_pixels_give_nan():
     matrix = iou.confusion(np.array([0, 0, 1]), np.array([0, 2, 1]))
     assert iou.iou(matrix)[:3].tolist() == [0.5, 1, 0] and iou.miou(matrix) == 0.5
     unknown = iou.confusion(np.array([UNKNOWN]), np.array([UNKNOWN]))
@@ -66,33 +66,33 @@ def test_a_class_that_is_only_predicted_counts_and_nothing_known_is_no_number():
 @pytest.mark.parametrize("highest", [0, 1, 3, 1000])  # few values: many ties and zeros
 @pytest.mark.parametrize("classes", [1, 2, 9])
 def test_confused_pairs_by_brute_force(seed, highest, classes):
-    """Either direction counts alike, what is right is no confusion; equally confused ones come by number."""
+    """Both directions count, the diagonal does not; ties are in the order of classes."""
     random = np.random.default_rng(seed)
     matrix = random.integers(0, highest + 1, (classes, classes))
     pairs = itertools.combinations(range(classes), 2)
     times = {pair: matrix[pair] + matrix[pair[::-1]] for pair in pairs}
     expected = sorted((pair for pair in times if times[pair]), key=lambda pair: (-times[pair], pair))
     for count in (1, 5, 36, 100):
-        found = iou.confused_pairs(matrix, count)
-        assert found == expected[:count] and all(type(number) is int for pair in found for number in pair)
-    right = matrix + np.diag(random.integers(0, 9999, classes))
-    assert iou.confused_pairs(right.T, 36) == expected
+        result = iou.confused_pairs(matrix, count)
+        assert result == expected[:count] and all(type(number) is int for pair in result for number in pair)
+    with_diagonal = matrix + np.diag(random.integers(0, 9999, classes))
+    assert iou.confused_pairs(with_diagonal.T, 36) == expected
 
 
 # --- the ceiling of an output stride
 
 
 def blocky(seed, shape, classes):
-    """Masks of patches of a few pixels, some of them unknown."""
+    """Draw masks of small patches with some unknown pixels."""
     random = np.random.default_rng(seed)
     small = random.integers(0, classes, (shape[0], shape[1] // 3 + 1, shape[2] // 3 + 1))
-    found = small.repeat(3, 1).repeat(3, 2)[:, : shape[1], : shape[2]]
-    found[random.random(shape) < 0.2] = UNKNOWN
-    return found.astype(np.uint8)
+    masks = small.repeat(3, 1).repeat(3, 2)[:, : shape[1], : shape[2]]
+    masks[random.random(shape) < 0.2] = UNKNOWN
+    return masks.astype(np.uint8)
 
 
 def ceiling_by_hand(masks, stride):
-    """Block by block: the commonest known class, of equals the lower; then IoU from sets."""
+    """Give each block its commonest known class, the lower of equals, and compute the mIoU from sets."""
     best = np.full_like(masks, UNKNOWN)
     starts = (range(0, masks.shape[1], stride), range(0, masks.shape[2], stride))
     for number, top, left in itertools.product(range(len(masks)), *starts):
@@ -108,7 +108,7 @@ def ceiling_by_hand(masks, stride):
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 8, 50])
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 7, 10), (1, 1, 5)])
 def test_the_ceiling_by_hand(shape, stride, classes):
-    """Strides that divide the sides, that do not, and that are larger; blocks that hold nothing known are free."""
+    """For strides that divide the sides, do not divide them, or exceed them."""
     for seed in SEEDS:
         truth = blocky(seed, shape, classes)
         assert iou.ceiling(truth, stride) == pytest.approx(ceiling_by_hand(truth, stride))

@@ -1,4 +1,4 @@
-"""Segments against independent counts, pixel by pixel."""
+"""Metrics of partitions, compared with counts pixel by pixel."""
 
 import math
 
@@ -10,7 +10,7 @@ from hw1lib.metrics import partitions
 
 
 def case(seed):
-    """A partition, a truth with some unknown, such as the last segment, and a prediction, all noisy."""
+    """Draw a partition, a truth whose last segment is unknown, and a prediction."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 9, (12, 12))
     truth = random.integers(0, UNKNOWN + 1, (12, 12)).astype(np.uint8)
@@ -36,9 +36,9 @@ def test_oracle_vote_and_asa_by_brute_force(seed):
         assert set(vote[inside]) == {max(range(7), key=votes.count)}
     scored = truth != UNKNOWN
     assert partitions.asa(labels, truth) == pytest.approx((oracle == truth)[scored].mean())
-    moved = np.where(scored, labels, 0)  # segments that differ in unknown areas only
-    assert partitions.asa(moved, truth) == partitions.asa(labels, truth)
-    assert np.array_equal(partitions.oracle(moved, truth)[scored], oracle[scored])
+    other = np.where(scored, labels, 0)  # differs in unknown areas only
+    assert partitions.asa(other, truth) == partitions.asa(labels, truth)
+    assert np.array_equal(partitions.oracle(other, truth)[scored], oracle[scored])
     assert math.isnan(partitions.asa(labels, np.full_like(truth, UNKNOWN)))
 
 
@@ -51,25 +51,25 @@ def test_tolerance_is_two_pixels_at_512():
     assert partitions.boundary_tolerance((100, 512)) == 2
 
 
-def test_no_border_to_count_is_no_number():
+def test_without_borders_recall_and_precision_are_nan():
     whole, halves = np.zeros((8, 8), int), np.repeat([0, 1], 32).reshape(8, 8)
     assert partitions.boundary_recall_precision(halves, whole) == pytest.approx((np.nan, 0), nan_ok=True)
     assert partitions.boundary_recall_precision(whole, halves) == pytest.approx((0, np.nan), nan_ok=True)
 
 
 def borders(areas, valid):
-    """Pixels whose right or lower neighbour is another, where both are valid."""
-    side, found = len(areas), set()
+    """List the pixels that differ from their right or lower neighbour, if both are valid."""
+    side, pixels = len(areas), set()
     for y, x in np.ndindex(areas.shape):
         for v, u in ((y + 1, x), (y, x + 1)):
             if v < side and u < side and valid[y, x] and valid[v, u] and areas[y, x] != areas[v, u]:
-                found.add((y, x))
-    return sorted(found)
+                pixels.add((y, x))
+    return sorted(pixels)
 
 
 @pytest.mark.parametrize(("given", "tolerance"), [(1, 1), (2, 2), (None, 1)])
 def test_boundaries_by_brute_force(given, tolerance):
-    """Borders of unknown areas count on neither side."""
+    """Borders of unknown areas do not count."""
     random = np.random.default_rng(tolerance)
     coarse = random.integers(0, 4, (4, 4)).repeat(5, axis=0).repeat(5, axis=1)
     truth = random.choice((1, 3, UNKNOWN), (4, 4), p=(0.45, 0.4, 0.15)).repeat(5, axis=0).repeat(5, axis=1)

@@ -1,4 +1,4 @@
-"""PCA and t-SNE: one frame, honest numbers, the same to the bit."""
+"""PCA and t-SNE share one frame and are reproducible to the bit; their metrics equal scikit-learn's."""
 
 import json
 
@@ -15,12 +15,12 @@ LABELS = np.arange(60) % 3
 
 
 def activations(spread, seed=0, features=12):
-    """Three clusters, `spread` wide, that are 10 apart."""
+    """Draw three clusters at a distance of 10."""
     noise = np.random.default_rng(seed).standard_normal((60, features))
     return (10 * np.eye(3, features)[LABELS] + spread * noise).astype(np.float32)
 
 
-FIRST, LAST = activations(8.0), activations(0.5, 1)  # from loose clusters to dense ones, as training should
+FIRST, LAST = activations(8.0), activations(0.5, 1)  # loose and dense clusters
 BOTH = np.concatenate([FIRST, LAST]).astype(np.float64)
 
 
@@ -34,35 +34,35 @@ def joined(plane, method):
 
 
 def test_both_epochs_share_one_pca_frame(projected):
-    """Fitted on both together: a distance means the same in both pictures."""
+    """PCA is fitted on both together."""
     plane, numbers = projected
-    found = joined(plane, "pca")
-    np.testing.assert_allclose(found, PCA(2, svd_solver="full").fit(BOTH).transform(BOTH), atol=1e-9)
-    assert numbers["pca_variance"] == pytest.approx(found.var(axis=0).sum() / BOTH.var(axis=0).sum())
+    points = joined(plane, "pca")
+    np.testing.assert_allclose(points, PCA(2, svd_solver="full").fit(BOTH).transform(BOTH), atol=1e-9)
+    assert numbers["pca_variance"] == pytest.approx(points.var(axis=0).sum() / BOTH.var(axis=0).sum())
 
 
-def test_tsne_lays_both_epochs_out_at_once_from_their_pca_in_one_thread(projected, monkeypatch):
-    """Small enough for t-SNE to move it; in one thread, sums have one order, so all is the same to the bit."""
-    seen = []
+def test_tsne_embeds_both_epochs_together_from_their_pca_in_one_thread(projected, monkeypatch):
+    """The start is scaled down so that t-SNE can move it; one thread makes sums reproducible."""
+    calls = []
 
-    class Noted(projection.TSNE):
+    class Recorder(projection.TSNE):
         def fit_transform(self, values):
             threads = {pool["num_threads"] for pool in threadpool_info()}
-            seen.append((values, self.init, (self.random_state, self.perplexity, threads)))
+            calls.append((values, self.init, (self.random_state, self.perplexity, threads)))
             return super().fit_transform(values)
 
-    monkeypatch.setattr(projection, "TSNE", Noted)
+    monkeypatch.setattr(projection, "TSNE", Recorder)
     with threadpool_limits(2):
         plane, numbers = projection.project(FIRST, LAST, LABELS, 10.0, 0)
     assert numbers == projected[1] and all(np.array_equal(plane[name], projected[0][name]) for name in plane)
-    ((values, init, settings),) = seen
+    ((values, init, settings),) = calls
     start = joined(plane, "pca")
     assert np.array_equal(values, BOTH) and settings == (0, 10.0, {1})
     np.testing.assert_allclose(init, start / start[:, 0].std() * 1e-4)
 
 
 def test_denser_clusters_have_higher_numbers(projected):
-    """Both of the activations themselves; trustworthiness of their layout."""
+    """Silhouette and purity are of the activations, trustworthiness of their embedding."""
     plane, numbers = projected
     assert numbers["purity_last"] == 1 > numbers["purity_first"]
     assert numbers["silhouette_last"] > 0.7 > numbers["silhouette_first"]
@@ -81,7 +81,7 @@ def test_purity_by_brute_force():
     parts = []
     for row in range(40):
         distances = np.linalg.norm(values - values[row], axis=1)
-        distances[row] = np.inf  # an image is no neighbour of its own
+        distances[row] = np.inf  # no image is its own neighbour
         parts.append((labels[np.argsort(distances)[:7]] == labels[row]).mean())
     assert projection.purity(values, labels, 7) == pytest.approx(np.mean(parts))
 
@@ -93,8 +93,8 @@ def test_a_perplexity_too_high_for_the_images_is_lowered(count):
     assert plane["tsne_last"].shape == (count, 2) and np.isfinite(plane["tsne_last"]).all()
 
 
-def test_activations_that_all_died_are_no_fault():
-    """As a ReLU layer's may: then nothing is apart from anything."""
+def test_activations_may_all_be_zero():
+    """As after a dead ReLU layer."""
     with np.errstate(invalid="ignore"):
         plane, numbers = projection.project(np.zeros((60, 12), np.float32), activations(1.0), LABELS, 10.0, 0)
     assert numbers["silhouette_first"] == 0 < numbers["silhouette_last"]
@@ -104,8 +104,8 @@ def test_activations_that_all_died_are_no_fault():
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [1, 1, 1], [0] * 6, range(6), [0, 0, 1, 1], [0, 1, 1, 2, 2]])
 @pytest.mark.parametrize("spread", [1.0, 0.0])
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_what_so_few_images_cannot_show_is_none(labels, spread):
-    """Two images, one class, an image a class, or activations that are all the same: plain JSON without NaN."""
+def test_numbers_that_few_images_cannot_have_are_none(labels, spread):
+    """Two images, one class, one image per class, or equal activations; the result is JSON without NaN."""
     first, labels = spread * np.random.default_rng(0).random((len(labels), 5)), np.array(labels)
     plane, numbers = projection.project(first, first[::-1], labels, 10.0, 0)
     assert all(np.isfinite(points).all() and points.shape == (len(labels), 2) for points in plane.values())
@@ -121,5 +121,5 @@ def test_what_so_few_images_cannot_show_is_none(labels, spread):
 def test_chance_is_the_mean_purity_of_shuffled_labels():
     random = np.random.default_rng(0)
     values, labels = random.random((40, 3)), np.arange(40) % 7 // 2
-    found = [projection.purity(values, random.permutation(labels), 5) for _ in range(300)]
-    assert projection.chance(labels) == pytest.approx(np.mean(found), abs=0.01)
+    purities = [projection.purity(values, random.permutation(labels), 5) for _ in range(300)]
+    assert projection.chance(labels) == pytest.approx(np.mean(purities), abs=0.01)

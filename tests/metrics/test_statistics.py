@@ -1,4 +1,4 @@
-"""Intervals and the paired test, against formulas written out by hand."""
+"""Intervals and tests, compared with their formulas."""
 
 import math
 
@@ -11,7 +11,7 @@ from hw1lib.metrics.statistics import bootstrap, holm, mcnemar, mean_interval, s
 
 @pytest.mark.parametrize("total", [1, 2, 7, 96, 406])
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
-def test_wilson_is_his_formula(total, confidence):
+def test_wilsons_formula(total, confidence):
     z = stats.norm.ppf((1 + confidence) / 2)
     for correct in range(total + 1):
         low, high = wilson(correct, total, confidence)
@@ -22,8 +22,8 @@ def test_wilson_is_his_formula(total, confidence):
     assert wilson(1, total) == wilson(1, total, 0.95)
 
 
-def rights(only_first, only_second, both=3, neither=2, seed=0):
-    """Two vectors with that many images of each kind, shuffled."""
+def outcomes(only_first, only_second, both=3, neither=2, seed=0):
+    """Return which images two classifiers classify correctly, shuffled."""
     first = [1] * only_first + [0] * only_second + [1] * both + [0] * neither
     second = [0] * only_first + [1] * only_second + [1] * both + [0] * neither
     order = np.random.default_rng(seed).permutation(len(first))
@@ -33,16 +33,16 @@ def rights(only_first, only_second, both=3, neither=2, seed=0):
 @pytest.mark.parametrize("b", [0, 1, 4, 15])
 @pytest.mark.parametrize("c", [0, 2, 4, 9, 30])
 def test_mcnemar_is_the_exact_binomial_test(b, c):
-    """Twice the tail of the rarer kind, at most 1; who is first, and what both or none got right, do not matter."""
+    """Twice the tail of the rarer kind, at most 1; the order and concordant images do not matter."""
     tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-    first, second = rights(b, c)
+    first, second = outcomes(b, c)
     assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(min(1.0, 2 * tail))
-    assert mcnemar(*rights(b, c, both=500, neither=90, seed=1)) == mcnemar(first, second)
+    assert mcnemar(*outcomes(b, c, both=500, neither=90, seed=1)) == mcnemar(first, second)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_holm_rejects_what_his_steps_reject(seed):
-    """From the smallest on, against level / (number left), until one stays; at any level."""
+def test_holms_p_values_reject_as_his_procedure(seed):
+    """It compares p-values, the smallest first, with level / (number left) until one is larger."""
     p_values = np.random.default_rng(seed).random(9) ** 4
     adjusted = holm(p_values)
     for level in (0.001, 0.01, 0.05, 0.3):
@@ -59,15 +59,15 @@ def test_the_interval_of_a_mean_is_students():
     values = [0.1, 0.4, 0.25]
     result = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean_interval(values) == pytest.approx((result.low, result.high))
-    assert np.isnan(mean_interval([0.3, 0.1 + 0.2])).all()  # nothing is known of their spread
+    assert np.isnan(mean_interval([0.3, 0.1 + 0.2])).all()  # their variance is unknown
 
 
 def shares(counts):
     return counts[:, 0] / counts.sum(axis=1)
 
 
-def test_the_bootstrap_covers_a_share_as_the_binomial_does():
-    """Tiles of one pixel each: a share of N draws, whose spread is known."""
+def test_the_bootstrap_of_a_proportion_is_the_binomials():
+    """Tiles of one pixel."""
     right = np.random.default_rng(0).random(400) < 0.7
     counts = np.stack([right, ~right], axis=1)
     low, high = bootstrap({"one": counts}, shares, draws=4000)["one"]
@@ -79,11 +79,11 @@ def test_differences_are_paired_and_groups_are_drawn_whole():
     random = np.random.default_rng(1)
     base = np.stack([random.integers(0, 90, 60), np.full(60, 10)], axis=1)
     better = base + [5, 0]
-    found = bootstrap({"one": better, "two": base}, shares)
-    low, high = found["one", "two"]
-    assert 0 < low < high < found["one"][1] - found["one"][0]  # each moves far more than the two apart
-    assert found["two", "one"] == pytest.approx((-high, -low))
-    groups = np.repeat(np.arange(20), 3)  # three copies of twenty tiles know no more than the twenty
+    intervals = bootstrap({"one": better, "two": base}, shares)
+    low, high = intervals["one", "two"]
+    assert 0 < low < high < intervals["one"][1] - intervals["one"][0]  # pairing narrows the difference
+    assert intervals["two", "one"] == pytest.approx((-high, -low))
+    groups = np.repeat(np.arange(20), 3)  # copies of tiles add no information
     few = bootstrap({"one": base[:20]}, shares)["one"]
     assert bootstrap({"one": base[:20].repeat(3, axis=0)}, shares, groups)["one"] == pytest.approx(few)
     assert bootstrap({"one": base[:20].repeat(3, axis=0)}, shares)["one"][0] > few[0]
@@ -92,23 +92,23 @@ def test_differences_are_paired_and_groups_are_drawn_whole():
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 1), (12, 30)])
-def test_places_of_one_image_are_mcnemars_and_copies_know_no_more(b, c):
-    first, second = rights(b, c, both=20, neither=9, seed=2)
+def test_places_of_one_image_give_mcnemars_test_and_copies_change_nothing(b, c):
+    first, second = outcomes(b, c, both=20, neither=9, seed=2)
     p = mcnemar(first, second)
     assert mcnemar(first, second, np.arange(len(first))) == pytest.approx(p)
     places = np.arange(len(first)).repeat(3)
     assert mcnemar(first.repeat(3), second.repeat(3), places) == pytest.approx(p)
-    assert mcnemar(first, second, np.zeros(len(first))) == 1.0  # one place has no witness beside it
+    assert mcnemar(first, second, np.zeros(len(first))) == 1.0
 
 
-def test_flips_of_places_by_hand():
-    """Three places that differ by +2, +1 and -1: six of the eight sums are as far out as 2."""
+def test_the_sign_flip_test_by_hand():
+    """Three places differ by +2, +1 and -1; six of the eight sums are at least 2 from 0."""
     first = np.array([1, 1, 1, 0, 1, 0], bool)
     second = np.array([0, 0, 0, 1, 1, 0], bool)
     assert mcnemar(first, second, [7, 7, 3, 5, 5, 5]) == pytest.approx(6 / 8)
 
 
-def test_a_share_is_wilsons_or_of_whole_places():
+def test_the_interval_of_a_proportion_is_wilsons_or_a_bootstrap_over_places():
     right = np.random.default_rng(3).random(60) < 0.6
     assert share(right) == wilson(int(right.sum()), 60)
     few, many = share(right, np.arange(60)), share(right.repeat(4), np.arange(60).repeat(4))

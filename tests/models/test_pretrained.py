@@ -59,7 +59,7 @@ def test_a_backbone_loads_however_it_was_saved(backbone, wrap, tmp_path, no_netw
     [
         (lambda state: resnet18().state_dict(), ["layer1.0"]),
         (lambda state: state | {"layer1.0.conv2.weight": torch.zeros(128, 128, 3, 3)}, ["layer1.0.conv2.weight has"]),
-        (lambda state: state | {"layer5.weight": torch.zeros(1)}, ["layer5.weight is superfluous"]),
+        (lambda state: state | {"layer5.weight": torch.zeros(1)}, ["layer5.weight is unexpected"]),
         (lambda state: {k: v for k, v in state.items() if k != "layer4.2.bn3.bias"}, ["layer4.2.bn3.bias is missing"]),
         (lambda state: state | {"conv1.weight": 3}, ["conv1.weight"]),
         (lambda state: {"model": "resnet50"}, ["holds 0 tensors"]),

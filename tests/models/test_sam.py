@@ -162,7 +162,7 @@ def test_a_pth_loads(vit_b, tmp_path, wrap):
     [
         (lambda state: {n: t for n, t in state.items() if "iou_token" not in n}, "iou_token.weight is missing"),
         (lambda state: state | {"mask_decoder.iou_token.weight": torch.zeros(1, 99)}, "has the shape (1, 99) instead"),
-        (lambda state: state | {"adapter": torch.zeros(1)}, "adapter is superfluous"),
+        (lambda state: state | {"adapter": torch.zeros(1)}, "adapter is unexpected"),
         (lambda state: state | {"image_encoder.pos_embed": torch.zeros(1, 64, 64, 99)}, "none of SAM's"),
         (lambda state: {"teacher": state, "student": state}, "more than once (teacher, student)"),
         (lambda state: resnet18().state_dict(), "holds 122 tensors (first conv1.weight"),
