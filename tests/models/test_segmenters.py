@@ -138,6 +138,7 @@ PUBLISHED = {  # the network of each file
 
 
 @every_network
+@pytest.mark.filterwarnings("ignore:.*meta parameter")
 def test_published_weights_fit_or_are_a_clear_error(name, cache, monkeypatch):
     monkeypatch.setattr(torch.hub, "urlopen", offline)
     with torch.device("meta"), pytest.raises(UserError) as caught:
@@ -150,7 +151,7 @@ def test_published_weights_fit_or_are_a_clear_error(name, cache, monkeypatch):
     torch.save({n: torch.zeros(()).expand(tensor.shape) for n, tensor in state.items()}, file)
     with torch.device("meta"):
         network = segmenters.build(name, pretrained=True)
-    assert str(network) == str(segmenters.real(name))
+    assert network.state_dict().keys() == segmenters.real(name).state_dict().keys()
 
 
 def test_pretrained_networks_are_torchvisions_with_new_last_layers(cache):
