@@ -93,7 +93,7 @@ def test_damaged_missing_and_unreadable_files_are_named(tmp_path, load):
     refused(load, path, "is empty")
     path.chmod(0o000)
     with held_to_permissions():
-        refused(load, path, "Permission denied", "Mend the permissions")
+        refused(load, path, "Permission denied", "Fix the permissions")
 
 
 @LOADERS
@@ -155,7 +155,7 @@ def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatc
     ("error", "words"),
     [
         (OSError(28, "No space left on device"), "No space left on device. Free some disk space"),
-        (PermissionError(13, "Permission denied"), "Mend the permissions"),
+        (PermissionError(13, "Permission denied"), "Fix the permissions"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), None),
         (OSError(12, "Cannot allocate memory"), None),
         (TypeError("our bug"), None),
