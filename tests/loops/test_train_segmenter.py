@@ -10,7 +10,7 @@ from torch import nn
 
 from hw1lib import profiles
 from hw1lib.data import images, layout
-from hw1lib.data.landcover import SCORED, UNKNOWN
+from hw1lib.data.landcover import UNKNOWN
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, losses, train_segmenter
 from hw1lib.metrics import iou
@@ -96,19 +96,6 @@ def test_tta_scores_are_the_mean_over_eight_symmetries(shape):
 @pytest.mark.parametrize(("epochs", "expected"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4))])
 def test_stages_are_the_first_middle_and_last_epoch(epochs, expected):
     assert train_segmenter.stage_epochs(epochs) == dict(zip(("early", "middle", "final"), expected))
-
-
-def test_the_summary_has_the_best_and_the_last_epoch():
-    """The best is the first of equals; an absent class has no IoU."""
-    good, bad = np.diag([5, 5, 0, 5, 5, 5, 0]), np.full((7, 7), 2)
-    matrices = enumerate((bad, good, good, bad), 1)
-    history = [{"epoch": n, "miou": iou.miou(matrix), "confusion": matrix.tolist()} for n, matrix in matrices]
-    summary = iou.summarise(history)
-    assert (summary["epoch"], summary["miou"], summary["pixel_accuracy"]) == (2, 1, 1)
-    assert summary["miou_last"] == iou.miou(bad)
-    assert (summary["confusion"], summary["confusion_last"]) == (good.tolist(), bad.tolist())
-    assert summary["iou"] == {name: None if name == "rangeland" else 1.0 for name in SCORED}
-    assert summary["iou_last"] == iou.iou_by_class(bad) != summary["iou"]
 
 
 # --- the colour control

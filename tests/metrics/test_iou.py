@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 
-from hw1lib.data.landcover import UNKNOWN
+from hw1lib.data.landcover import SCORED, UNKNOWN
 from hw1lib.metrics import iou
 
 SEEDS = range(5)
@@ -112,3 +112,16 @@ def test_the_ceiling_by_hand(shape, stride, classes):
     for seed in SEEDS:
         truth = blocky(seed, shape, classes)
         assert iou.ceiling(truth, stride) == pytest.approx(ceiling_by_hand(truth, stride))
+
+
+def test_the_summary_has_the_best_and_the_last_epoch():
+    """The best is the first of equals; an absent class has no IoU."""
+    good, bad = np.diag([5, 5, 0, 5, 5, 5, 0]), np.full((7, 7), 2)
+    matrices = enumerate((bad, good, good, bad), 1)
+    history = [{"epoch": n, "miou": iou.miou(matrix), "confusion": matrix.tolist()} for n, matrix in matrices]
+    summary = iou.summarise(history)
+    assert (summary["epoch"], summary["miou"], summary["pixel_accuracy"]) == (2, 1, 1)
+    assert summary["miou_last"] == iou.miou(bad)
+    assert (summary["confusion"], summary["confusion_last"]) == (good.tolist(), bad.tolist())
+    assert summary["iou"] == {name: None if name == "rangeland" else 1.0 for name in SCORED}
+    assert summary["iou_last"] == iou.iou_by_class(bad) != summary["iou"]
