@@ -214,9 +214,9 @@ def page(folder):
     text = re.sub("(?s)<details>.*?</details>", "", (folder / "README.md").read_text(encoding="utf-8"))
     numbers = f'query(figure).filter(f => repr(f.body).contains("{FIGURE}.png")).map(f => f.location().page())'
     source = f"{_head()}\n{_pandoc(text, 'typst')}\n#context [#metadata({numbers}) <pages>]"
-    shown = json.loads(_compiler(source, folder).query("<pages>", field="value", one=True)) or [1]
+    number, *_ = json.loads(_compiler(source, folder).query("<pages>", field="value", one=True)) or [1]
     pages = _compiler(source, folder).compile(format="png", ppi=84.0)
-    with Image.open(io.BytesIO(pages[shown[0] - 1] if isinstance(pages, list) else pages)) as picture:
+    with Image.open(io.BytesIO(pages[number - 1] if isinstance(pages, list) else pages)) as picture:
         file = io.BytesIO()
         picture.convert("RGB").quantize(128).save(file, "png", optimize=True)
         return file.getvalue()

@@ -49,8 +49,8 @@ def test_what_cannot_be_used_is_named_before_anything_trains(about, course_data,
     assert words in problem and str(paths.ABOUT) in problem and "\n" not in problem
     if case == "latin-1":
         (tmp_path / "problem1-1.md").write_bytes(b"caf\xe9")
-        where = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
-        text = refused(capsys, "report", *where)
+        options = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
+        text = refused(capsys, "report", *options)
         assert "2 things" in text and words in text and "problem1-1.md" in text and not (tmp_path / "out").exists()
 
 

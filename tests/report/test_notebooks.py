@@ -49,15 +49,15 @@ def test_every_promised_file_exists(smoke_run, book):
 
 def test_entries_and_manifest_describe_everything_in_the_report(smoke_run, book):
     keys = {label: steps.key(name) for label, steps, name in book.planned()}
-    things = kept.entries(smoke_run)
-    assert {about["notebook"] for about in things.values()} == {*notebooks.NOTEBOOKS, "the report"}
-    assert all(about["steps"].items() <= keys.items() for about in things.values())
-    assert {label for about in things.values() for label in about["steps"]} == set(
+    entries = kept.entries(smoke_run)
+    assert {entry["notebook"] for entry in entries.values()} == {*notebooks.NOTEBOOKS, "the report"}
+    assert all(entry["steps"].items() <= keys.items() for entry in entries.values())
+    assert {label for entry in entries.values() for label in entry["steps"]} == set(
         keys
     )  # otherwise its change would go unnoticed
     included = set(re.findall(r'kept\("([\w-]+)"\)', re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text())))
-    assert included | TABLES_ALONE | {f"network_{name}" for name in SEGMENTERS} == set(things)
-    hashes = {file: digest for about in things.values() for file, digest in about["files"].items()}
+    assert included | TABLES_ALONE | {f"network_{name}" for name in SEGMENTERS} == set(entries)
+    hashes = {file: digest for entry in entries.values() for file, digest in entry["files"].items()}
     written = files.read_json(smoke_run / "manifest.json")
     assert written == hashes | {name: files.digest(smoke_run / name) for name in ("report.md", *render.NUMBERS)}
     assert kept.changed(smoke_run, written) == []

@@ -82,7 +82,7 @@ def test_a_note_that_is_no_utf8_is_named(written, content):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("problem1_2.md", "words", "Rename it to one of problem1-1.md, problem2-1.md"),
         ("problem1-1.MD", "words", "Rename it to one of"),
@@ -94,12 +94,12 @@ def test_a_note_that_is_no_utf8_is_named(written, content):
         (".DS_Store", "words", None),
     ],
 )
-def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name, content, said):
+def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name, content, message):
     texts = {"problem1-1": written("words")}
     (tmp_path / name).write_text(content, encoding="utf-8")
     texts["problem2-1"] = notes.note("problem2-1")
     sentences = notes.unused(texts)
-    assert [(name in sentence, said in sentence) for sentence in sentences] == ([(True, True)] if said else [])
+    assert [(name in sentence, message in sentence) for sentence in sentences] == ([(True, True)] if message else [])
     assert texts["problem1-1"].endswith("words") and "\ufeff" not in texts["problem2-1"]
     assert bool(texts["problem2-1"]) == (name == "problem2-1.md" and "words" in content)
 

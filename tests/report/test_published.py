@@ -1,4 +1,4 @@
-"""The published demo: its tables are made again to the byte from its metrics, its picture of a page is of it."""
+"""The published demo: its tables follow from its metrics to the byte, and the README shows one of its pages."""
 
 import io
 
@@ -14,7 +14,7 @@ from hw1lib.variants import ROWS
 DEMO = paths.REPORT / "demo"
 
 
-def test_published_tables_are_made_again_to_the_byte():
+def test_published_tables_follow_from_the_metrics():
     """The row vote of the table of models is that of the everything step, and the control stands last."""
     kept = files.read_json(DEMO / "metrics.json")
     settings, steps = kept["settings"], kept["steps"]
@@ -27,7 +27,7 @@ def test_published_tables_are_made_again_to_the_byte():
     masks = steps["everything"]
     vote = masks["refined"][masks["refine"]] | {"epoch": settings["lraspp"]["epochs"]}
     rows = ch04_segmentation.variants(segmented, steps["segment-colour"], {"lraspp+vote": vote})
-    made = {
+    tables = {
         "finetune": ch02_finetuning.accuracies(tuned[0], steps["pretrain-supervised"]["source"]),
         "finetune_seeds": ch02_finetuning.accuracies_by_seed(tuned),
         "segmentation": ch04_segmentation.table(rows),
@@ -35,7 +35,7 @@ def test_published_tables_are_made_again_to_the_byte():
         "everything": ch05_segment_anything.table(masks, settings["everything"]["images"]),
         "refinement": ch05_segment_anything.refinement(masks),
     }
-    for name, table in made.items():
+    for name, table in tables.items():
         text = table.to_csv(index=False, float_format="%.6f")  # as `keep` writes it
         assert text == (DEMO / "tables" / f"{name}.csv").read_text(), name
 

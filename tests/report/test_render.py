@@ -39,13 +39,13 @@ def report(tmp_path, monkeypatch):
         monkeypatch.setattr(paths, name, tmp_path / name)
     sources, compiler = [], render._compiler
 
-    def noted(source, folder):
+    def record(source, folder):
         sources.append(source)
         return compiler(source, folder)
 
-    monkeypatch.setattr(render, "_compiler", noted)
+    monkeypatch.setattr(render, "_compiler", record)
 
-    def made(template, **about):
+    def build(template, **about):
         texts = {"title": "T", "name": "N", "id": "R1"} | about
         paths.ABOUT.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in texts.items()), encoding="utf-8")
         head = "# {{ about.title }}\n\n**{{ about.name }}** · {{ about.id }}\n\n"
@@ -55,11 +55,11 @@ def report(tmp_path, monkeypatch):
         render.write(tmp_path, list(kept.entries(tmp_path)), {})
         page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
         page.assert_harmless()
-        assert page.words.endswith("The end.")  # nothing swallowed the rest
+        assert page.words.endswith("The end.")  # nothing hid the rest
         assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
         return page, (tmp_path / "report.md").read_text(encoding="utf-8"), sources[-1]
 
-    return made
+    return build
 
 
 # --- what was kept
@@ -100,11 +100,11 @@ def test_what_is_not_as_it_was_kept_is_named_with_its_remedy(tmp_path, lost, tex
 
 
 @pytest.mark.parametrize(
-    ("template", "said"), [("{{ kept(", "line 7 cannot be filled"), ("{{ typo }}", "'typo' is undefined"),
+    ("template", "message"), [("{{ kept(", "line 7 cannot be filled"), ("{{ typo }}", "'typo' is undefined"),
                            ("{% if %}", "line 5 cannot be filled")]
 )  # fmt: skip
-def test_a_template_that_cannot_be_filled_is_named(report, template, said):
-    with pytest.raises(UserError, match=f"template .*{said}"):
+def test_a_template_that_cannot_be_filled_is_named(report, template, message):
+    with pytest.raises(UserError, match=f"template .*{message}"):
         report(template)
 
 
@@ -155,14 +155,14 @@ def built(tmp_path, monkeypatch):
 def test_a_report_is_published_whole_in_place_of_the_old_one_or_not_at_all(built):
     files.write_text(paths.REPORT / "mine" / "figures" / "gone.png", "old")
     target = render.publish(built, "mine")
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    published = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     figures = {"figures/one.png", f"figures/{render.FIGURE}.png", "page.png"}
-    assert found == {"README.md", *render.NUMBERS, "tables/counts.csv"} | figures
+    assert published == {"README.md", *render.NUMBERS, "tables/counts.csv"} | figures
     assert (target / "README.md").read_text() == (built / "report.md").read_text() and target == paths.REPORT / "mine"
     assert [path.name for path in paths.REPORT.iterdir()] == ["mine"]
-    for lost, said in (("metrics.json", "metrics.json"), (render.MANIFEST, "make report")):
+    for lost, message in (("metrics.json", "metrics.json"), (render.MANIFEST, "make report")):
         (built / lost).unlink()
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             render.publish(built, "mine")
         assert (target / "README.md").is_file()
 
@@ -195,7 +195,7 @@ def test_figures_are_exported_in_each_format_and_one_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize(
-    ("names", "formats", "dpi", "said"),
+    ("names", "formats", "dpi", "message"),
     [(["one", "three"], ["pdf"], 100, "no figure 'three'.*It has finetune_accuracy, one, two"),
      (["../one"], ["pdf"], 100, "no figure '../one'"), (["counts"], ["pdf"], 100, "no figure 'counts'"),
      (["one"], ["pdf", "", "png"], 100, "'' is no format"), (["one"], [], 100, "no format"),
@@ -203,8 +203,8 @@ def test_figures_are_exported_in_each_format_and_one_that_is_not_there_is_named(
      (["one"], ["png"], -300, "--dpi -300"), (["one"], ["png"], 10**6, "--dpi 1000000"),
      (["one"], ["pdf"], 9, "--dpi 9")],
 )  # fmt: skip
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, dpi, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, dpi, message):
+    with pytest.raises(UserError, match=message):
         render.export(built, names, formats, dpi, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="There is no report in .*make report"):

@@ -162,8 +162,8 @@ def test_what_a_prompt_changed_is_restored_by_the_next_report(place, capsys):
     keep(place, "loop-a", "nonsense")
     capsys.readouterr()
     execute(place.out, place.root, "one", "two")
-    said = capsys.readouterr().out
-    assert "one runs again: text/loop-a.md was changed or deleted since" in said and "two: nothing to do" in said
+    output = capsys.readouterr().out
+    assert "one runs again: text/loop-a.md was changed or deleted since" in output and "two: nothing to do" in output
     assert (place.out / "text" / "loop-a.md").read_text() == "a\n" and why(place) is None
 
 
@@ -201,8 +201,8 @@ def test_what_is_no_longer_kept_is_deleted_and_in_no_report(place, template):
     template("loop-a")
     assert build(place) == "a"
     target = render.publish(place.out, "x")
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert found == {"README.md", "page.png", "figures/timing-steps.png", "tables/steps.csv", *render.NUMBERS}
+    published = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert published == {"README.md", "page.png", "figures/timing-steps.png", "tables/steps.csv", *render.NUMBERS}
     assert render.export(place.out, [], ["pdf"], 100, place.out / "x")[0] == [place.out / "x" / "timing-steps.pdf"]
     assert render.export(place.out, ["figure"], ["pdf"], 100, place.out / "x")[1] == ["figure"]
 
