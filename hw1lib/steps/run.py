@@ -196,10 +196,10 @@ class Steps:
         words = ["-m", "hw1lib", "run", name, "--profile", base, "--data-root", str(self.data.root)]
         words += ["--out", str(self.store.out), "--device", str(self.device)]
         usual, settings = flatten(profiles.get(base)), flatten(self.profile)
-        changed = {name: value for name, value in settings.items() if value != usual[name]}
-        for name in settings:
-            if name.endswith(".precision"):  # on another processor, "auto" may mean another precision
-                changed[name] = self._resolve(getattr(self.profile, name.partition(".")[0]))["precision"]
+        changed = {dotted: value for dotted, value in settings.items() if value != usual[dotted]}
+        for group in (dotted.removesuffix(".precision") for dotted in settings if dotted.endswith(".precision")):
+            # On another processor, "auto" may mean another precision.
+            changed[f"{group}.precision"] = self._resolve(getattr(self.profile, group))["precision"]
         changed = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in changed.items()}
         return [*words, "--set", *(f"{n}={v}" for n, v in changed.items() if n not in ("device", "only"))]
 
