@@ -18,7 +18,7 @@ from benchmarks.bench import CPU
 from benchmarks.pretraining import Files, write_images
 from hw1lib import profiles
 from hw1lib.data import images, landcover, layout
-from hw1lib.data.check import findings
+from hw1lib.data.check import doctor
 from hw1lib.loops import pretrain, train_segmenter
 
 SIZES = ((84, 128), (128, 128), (400, 128), (500, 224))  # side of the files, side of the images
@@ -79,7 +79,7 @@ def memory(tiny):
         write_tiles(root / "p2_data" / "train", tile_count, side)
         write_tiles(root / "p2_data" / "validation", max(8, tile_count // 8), side)
         tiles = layout.find(root, profile.data, decoded=root / "decoded").problem2.train
-        check = partial(findings.problem2, tiles.folder.parent, False)
+        check = partial(doctor.problem2, tiles.folder.parent, False)
         steps = {"imports alone": int, f"data check of {tile_count} tiles": check}
         steps |= {f"pool, {pool_count} images, {turn}": load_pool for turn in ("decoding", "second run")}
         steps |= {f"tiles, {tile_count} images, {turn}": load_tiles for turn in ("decoding", "second run")}

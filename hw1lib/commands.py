@@ -134,26 +134,26 @@ def data_info(arguments):
 
 def data_check(arguments):
     from hw1lib.data import layout
-    from hw1lib.data.check import doctor
+    from hw1lib.data.check import report
     from hw1lib.loops import pretrain
     from hw1lib.steps import requirements
 
     root, profile = _data_root(arguments), profiles.get("seed")
-    found = doctor.examine(root)
+    found = report.examine(root)
     with contextlib.suppress(UserError):  # is among the errors already
         data = layout.find(root, profile.data)
         if data.problem1:
             source = pretrain.supervised_source(profile, data.problem1)
             found["errors"] += requirements.supervised(profile, data.problem1, source)
         found["warnings"] += [*requirements.fit(profile, data)[1], *requirements.unused(data, folder=False)]
-    print(json.dumps(found, indent=2) if arguments.json else doctor.table(found))
+    print(json.dumps(found, indent=2) if arguments.json else report.table(found))
     return 1 if found["errors"] else 0
 
 
 def data_split(arguments):
-    from hw1lib.data import split
+    from hw1lib.data.check import resplit
 
-    facts = split.by_scene(_data_root(arguments), arguments.target)
+    facts = resplit.by_scene(_data_root(arguments), arguments.target)
     print(f"{arguments.target}: {facts['train']:,} training and {facts['validation']:,} validation tiles in", end=" ")
     print(f"{facts['groups']:,} groups, the largest of {facts['largest']:,}; {facts['left_out']:,} tiles left out.")
     print(f"{facts['leaking']:,} validation tiles seem to continue a training tile", end=" ")

@@ -114,9 +114,9 @@ def classification(book, table, image_dir, out, setting="C"):
     model = resnet.Classifier(resnet.backbone(book.profile.model_scale), head)
     model = _trained(book, f"finetune-{setting}", model)
     frozen, labels = variants.ROWS[setting].frozen, {}
-    plain, problems = csv_rows.plain_names(folder, rows["filename"]), []
+    plain, problems = listing.match(folder, rows["filename"]), []
     for name, file in plain.items():
-        if csv_rows.leaves(folder, file or name):
+        if listing.escapes(folder, file or name):
             problems.append((name, f"it leads out of {folder}"))
         elif file is None:
             row = rows.index[rows["filename"] == name][0]

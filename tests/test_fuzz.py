@@ -23,7 +23,7 @@ from PIL import Image
 from hw1lib import predict, profiles
 from hw1lib.data import csv_rows, hashes, layout
 from hw1lib.data import images as image_files
-from hw1lib.data.check import doctor, evidence
+from hw1lib.data.check import doctor, report
 from hw1lib.errors import UserError
 from hw1lib.metrics.statistics import wilson
 from hw1lib.settings import Data, flatten
@@ -46,7 +46,7 @@ def outcome(function, *arguments):
 
 def examined(root):
     """What the doctor says of a data folder: plain data that can be printed, each finding in one line."""
-    found = doctor.examine(root, progress=False)
+    found = report.examine(root, progress=False)
     assert found == json.loads(json.dumps(found, ensure_ascii=False).encode())
     assert all(text.strip() and len(text.splitlines()) == 1 for text in found["errors"] + found["warnings"])
     return found
@@ -237,7 +237,7 @@ def test_a_harmed_image_is_an_image_or_refused_and_a_cut_one_is_never_another(fo
     assert image is None or image.mode == "RGB"
     if image and kind:
         assert image.tobytes() == Image.open(io.BytesIO(encoded(kind))).tobytes()
-    look = evidence.look(folder / f"1_{half}", evidence.tile)
+    look = doctor.summarise(folder / f"1_{half}", "tile")
     assert (look.size, bool(look.fault)) == ((0, 0), True) if image is None else (image.size, False)
     loaded = outcome(image_files.load_tiles, layout.Tiles(folder, ("1",)))
     assert loaded is None or loaded[0].shape == (1, 3, *loaded[1].shape[1:])
@@ -336,7 +336,7 @@ def test_a_layout_is_counted_right_or_refused(whole, folder, harms, bare):
     for number, how in harms:
         harm(root / parts[number % len(parts)].relative_to(whole), how)
     health, there = examined(root), {n: (root / f"p{n}_data").is_dir() for n in (1, 2)}
-    assert {n: health[f"p{n}"] is not None for n in there} == there and doctor.table(health)
+    assert {n: health[f"p{n}"] is not None for n in there} == there and report.table(health)
     found = outcome(layout.find, root, Data())
     if found is None:
         assert harms and health["errors"]

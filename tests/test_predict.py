@@ -639,7 +639,7 @@ FAULTY = [  # content, and what is said of it where it is to be scored and to be
     (b"id,filename,label\n1,a.jpg,3\n2,b.jpg,x\n", "two kinds: .*row 3 .*row 2", ""),
     (b"", "it is empty", "it is empty"),
     (b"id,filename,label\n1,a.jpg,3\n2,a.jpg,3\n", "a.jpg more than once, in rows 2 and 3", ""),
-    (b"id,filename,label\n1,\xff.jpg,3\n", "row 2, is no UTF-8", "row 2"), (None, "No such file", "No such file"),
+    (b"id,filename,label\n1,\xff.jpg,3\n", "not UTF-8 text in line 2", "line 2"), (None, "No such", "No such"),
     (b"id,filename,label\n1,a.jpg,3\n1,a.jpg,3,4,5\n", "CSV", "CSV"),
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hw1lib import paths
-from hw1lib.data.groups import GROUPS
+from hw1lib.data.csv_rows import GROUPS
 from tests.conftest import refused, write_labelled, write_problem1
 
 NOTEBOOKS = ("00_data", "01_pretraining", "02_finetuning", "03_embeddings")
@@ -43,11 +43,11 @@ def test_one_image_a_class_two_in_the_pool_and_one_place(tmp_path):
 
 
 TOO_FEW = {  # numbers of pool, train and val images, and the error
-    "one image in the pool": ((1, 2, 2), "mini/train: 1 in use, but training needs two images"),
-    "no image in the pool": ((0, 2, 2), "has no *.jpg files"),
+    "one image in the pool": ((1, 2, 2), "mini/train: 1 image in use, but training needs two images"),
+    "no image in the pool": ((0, 2, 2), "no *.jpg files"),
     "no validation image": ((4, 2, 0), "val.csv has no rows"),
     "one class": ((4, 2, 2), "all images are of one class, 5"),
-    "one image by a limit": ((4, 2, 2), "office/train: 1 in use, but training needs images of two"),
+    "one image by a limit": ((4, 2, 2), "office/train: 1 image in use, but training needs images of two"),
 }
 
 

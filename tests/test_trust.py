@@ -125,7 +125,7 @@ def test_names_and_links_in_a_table_stay_inside_its_folder(course_data, secret, 
         if "mini" in part:  # its images need no labels
             assert len(find(course_data).problem1.pool) == len(rows) - 1
             continue
-        with pytest.raises(UserError, match=rf"{table.name}.* lacks"):
+        with pytest.raises(UserError, match=rf"{table.name}.*missing from"):
             find(course_data)
     rows.to_csv(table, index=False)
     for target in (secret, os.path.relpath(secret, folder)):

@@ -24,7 +24,7 @@ from PIL import Image
 
 from hw1lib import files, paths
 from hw1lib.data import earth, landcover
-from hw1lib.data.groups import GROUPS
+from hw1lib.data.csv_rows import GROUPS
 from hw1lib.errors import UserError
 from tools import earth_windows as windows
 

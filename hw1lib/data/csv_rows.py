@@ -1,45 +1,65 @@
-"""CSV files of file names and labels in whatever dialect: the one reader of all of them."""
+"""CSV files of file names, labels and groups, in whatever dialect they were saved."""
 
 import codecs
 import csv
 import io
-import os
 import posixpath
 import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from hw1lib.errors import UserError
+from hw1lib.data import listing
+from hw1lib.errors import UserError, remedy
 
 HINT = "data/README.md shows the folders and files that are expected."
 SEPARATORS = ",;\t|"
-MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # labels that are none, in any case
+MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # texts of missing labels, in any letter case
+GROUPS = "groups.csv"  # beside p1_data and p2_data: which images show the same place
+SPLITS = ("p1_data/mini/train", "p1_data/office/train", "p1_data/office/val", "p2_data/train", "p2_data/validation")
+
+
+def read_text(path):
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte-order mark.
+
+    Raises:
+        UserError: the file cannot be read, or has another encoding.
+    """
+    try:
+        content = Path(path).read_bytes()
+        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy(error)}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not UTF-8 text in line {line}. Save it as UTF-8.") from error
 
 
 def read_rows(table, *columns):
     """Read a CSV as text, each cell as it is written.
 
-    Cells are separated by commas, semicolons, tabs or |; column names may have other letter case and spaces around
-    them; the encoding is UTF-8, or UTF-16 with a byte-order mark. Empty rows and empty cells at the end are dropped.
+    Cells are separated by commas, semicolons, tabs or |. Column names may have other letter case and spaces around
+    them. Empty rows, and empty cells at the end of a row, are dropped.
 
     Args:
         table: path.
-        columns: lower-case names of those that it must have.
+        columns: lower-case names of required columns.
 
     Returns:
-        DataFrame with lower-case column names; its index holds the number of each row's line in an editor.
+        DataFrame with lower-case column names; its index is the number of each row's first line in an editor.
 
     Raises:
-        UserError: it cannot be read, lacks a column or has it twice, or a row has more cells than there are columns.
+        UserError: the file cannot be read, lacks a column or has it twice, or a row has more cells than the first.
     """
-    text = re.sub(r"^sep=.(?=\s)", "", _text(table))  # Excel's first line; rows keep their numbers
-    head = next((line for line in text.splitlines() if line.strip()), "")[: csv.field_size_limit()]
-    names = {separator: _names(next(csv.reader([head], delimiter=separator), [])) for separator in SEPARATORS}
-    separator = max(names, key=lambda of: (set(columns) <= set(names[of]), len(names[of])))
-    before_quote = re.search(rf'{re.escape(separator)} +"', text) is not None
-    reader = csv.reader(io.StringIO(text, ""), delimiter=separator, skipinitialspace=before_quote, strict=True)
+    text = re.sub(r"^sep=.(?=\s)", "", read_text(table))  # Excel's first line; rows keep their numbers
+    first_line = next((line for line in text.splitlines() if line.strip()), "")[: csv.field_size_limit()]
+    names = {separator: _names(next(csv.reader([first_line], delimiter=separator), [])) for separator in SEPARATORS}
+    separator = max(names, key=lambda key: (set(columns) <= set(names[key]), len(names[key])))
+    spaces = re.search(rf'{re.escape(separator)} +"', text) is not None  # before a quoted cell
+    reader = csv.reader(io.StringIO(text, ""), delimiter=separator, skipinitialspace=spaces, strict=True)
     rows, number = {}, 1
     try:
         for cells in reader:
@@ -47,24 +67,21 @@ def read_rows(table, *columns):
                 rows[number] = cells
             number = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(
-            f"{table}, row {number}, cannot be read as CSV: a quotation mark is out of place, or a cell has more than "
-            f"{csv.field_size_limit():,} characters. {HINT}"
-        ) from error
+        limit = f"a cell has more than {csv.field_size_limit():,} characters"
+        reason = f"cannot be read as CSV: a quotation mark is out of place, or {limit}"
+        raise UserError(f"{table}, row {number}, {reason}. {HINT}") from error
 
     header = _names(rows.pop(next(iter(rows), None), []))
-    shown = f"its columns are {shortened(list(map(quoted, header)), 12)}" if header else "it is empty"
+    present = f"its columns are {shortened(list(map(quoted, header)), 12)}" if header else "it is empty"
     if missing := [name for name in columns if name not in header]:
-        raise UserError(f"The CSV file {table} lacks the column {' and '.join(missing)}; {shown}. {HINT}")
-    if twice := [name for name in columns if header.count(name) > 1]:
-        raise UserError(f"{table} has more than one column {twice[0]}; {shown}. Take one of them away.")
+        raise UserError(f"The CSV file {table} lacks the column {' and '.join(missing)}; {present}. {HINT}")
+    if repeated := [name for name in columns if header.count(name) > 1]:
+        raise UserError(f"{table} has more than one column {repeated[0]}; {present}. Remove one of them.")
     width = len(header)
     for number, cells in rows.items():
         if any(map(str.strip, cells[width:])):
-            raise UserError(
-                f"{table}, row {number}, cannot be read as CSV: it has {len(cells)} cells, the first row {width}. "
-                "Put cells that hold a separator into quotation marks."
-            )
+            reason = f"it has {len(cells)} cells, the first row {width}. Put cells that hold a separator in quotes"
+            raise UserError(f"{table}, row {number}, cannot be read as CSV: {reason}.")
     cells = [(cells + [""] * width)[:width] for cells in rows.values()]
     frame = pd.DataFrame(cells, index=list(rows), columns=header, dtype=object)
     return frame.loc[:, ~frame.columns.duplicated()]
@@ -74,35 +91,25 @@ def _names(header):
     return [name.strip().casefold() for name in header]
 
 
-def _text(table):
-    try:
-        content = Path(table).read_bytes()
-    except OSError as error:
-        raise UserError(f"{table} cannot be read as a CSV file: {error.strerror}. {HINT}") from error
-    wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    try:
-        return content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{table}, row {row}, is no UTF-8 text. Save the file as CSV in UTF-8.") from error
-
-
 def quoted(text):
-    """A cell as messages show it, at most 80 characters; UserError makes invisible ones visible."""
+    """Return a cell in quotation marks, cut to 80 characters, for messages."""
     return f'"{text if len(text) <= 80 else text[:79] + "…"}"'
 
 
 def shortened(names, most=3):
-    """The first few of some names, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+# --- labels
+
+
 def parse_label(text):
-    """An int for a whole number of 64 bits, a float for any other number, None for a missing label, else the name."""
+    """Return a label: an int (64 bits), a float for any other number, None if it is missing, else its text."""
     text = unicodedata.normalize("NFC", text.strip())
     if text.casefold() in MISSING:
         return None
-    whole = re.fullmatch(r"([+-]?[0-9]{1,19})(\.0*)?", text)  # 3.0, too
+    whole = re.fullmatch(r"([+-]?[0-9]{1,19})(\.0*)?", text)  # 3.0 is a whole number, too
     if whole and -(2**63) <= int(whole[1]) < 2**63:
         return int(whole[1])
     try:
@@ -112,7 +119,7 @@ def parse_label(text):
 
 
 def parse_labels(table, rows):
-    """The labels of a CSV, as of `read_rows`: all int or all str, None where one is missing.
+    """Return the labels of a CSV, as returned by `read_rows`: all int or all str, None where one is missing.
 
     Raises:
         UserError: a number is not whole, or some labels are numbers and others names.
@@ -125,35 +132,37 @@ def parse_labels(table, rows):
         if label is not None:
             first.setdefault(type(label), f"{quoted(text)} in row {number}")
     if len(first) > 1:
-        raise UserError(
-            f"{table} has labels of two kinds: the name {first[str]} and the number {first[int]}. Use either."
-        )
+        kinds = f"the name {first[str]} and the number {first[int]}"
+        raise UserError(f"{table} has labels of two kinds: {kinds}. Use either names or numbers.")
     return labels
 
 
-def read_labels(table):
-    """Read a CSV that has a file name and a label in every row: a DataFrame as of `read_rows`, with parsed labels.
+def read_labelled(table):
+    """Read a CSV in which every row has a file name and a label.
+
+    Returns:
+        DataFrame as returned by `read_rows`, with parsed labels.
 
     Raises:
-        UserError: also where a row lacks either, or labels are of two kinds.
+        UserError: the CSV cannot be read, has no rows, or a row lacks one of the two or has a label of another kind.
     """
     rows = read_rows(table, "filename", "label")
-    labels = parse_labels(table, rows)
+    labels, rule = parse_labels(table, rows), f"every row must have a filename and a label. {HINT}"
     for number, name, label, text in zip(rows.index, rows["filename"], labels, rows["label"]):
         if not name.strip() or label is None:
-            what = f"the label is {quoted(text)}" if name.strip() else "the filename is empty"
-            raise UserError(f"{table}, row {number}: {what}. Every row must have a filename and a label. {HINT}")
+            fault = f"the label is {quoted(text)}" if name.strip() else "the filename is empty"
+            raise UserError(f"{table}, row {number}: {fault}; {rule}")
     if rows.empty:
-        raise UserError(f"{table} has no rows; every row must have a filename and a label. {HINT}")
+        raise UserError(f"{table} has no rows; {rule}")
     return rows.assign(label=pd.Series(labels, rows.index, dtype=object))
 
 
 def read_pool(table):
-    """Read the CSV of images that need no labels.
+    """Read a CSV of images that need no labels.
 
     Returns:
-        A DataFrame as of `read_labels`, in which a label that cannot be used is None, and a sentence that says what was
-        not as expected, empty where all was. The DataFrame is None where the file names cannot be read.
+        DataFrame as returned by `read_labelled`, in which labels that cannot be used are None, and a sentence about
+        what is not as expected, or "". The DataFrame is None if the CSV has no readable file names.
     """
     try:
         rows = read_rows(table, "filename")
@@ -162,96 +171,77 @@ def read_pool(table):
     if "label" not in rows:
         return rows.assign(label=None), f"{table} has no column label, so the images count as unlabelled."
     labels = [None if isinstance(label, float) else label for label in map(parse_label, rows["label"])]
-    notes, unusable = [], [n for n, label in zip(rows.index, labels) if label is None]
+    notes, unusable = [], [number for number, label in zip(rows.index, labels) if label is None]
     if any(isinstance(label, str) for label in labels):
         labels = [None if label is None else str(label) for label in labels]
-        classes = sorted(set(labels) - {None})
-        names = f"labels are names, such as {quoted(classes[0])}"
-        notes.append(f"{names}, numbered 0 to {len(classes) - 1} in their order")
+        names = sorted(set(labels) - {None})
+        notes.append(f"labels are names, such as {quoted(names[0])}, numbered 0 to {len(names) - 1} in sorted order")
     if unusable:
-        value = quoted(rows["label"][unusable[0]])
-        notes.append(
-            f"{len(unusable):,} of {len(rows):,} labels cannot be used ({value} in row {unusable[0]}), so these images "
-            "count as unlabelled"
-        )
+        example = f"{quoted(rows['label'][unusable[0]])} in row {unusable[0]}"
+        count = f"{len(unusable):,} of {len(rows):,} labels cannot be used ({example})"
+        notes.append(f"{count}, so these images count as unlabelled")
     rows = rows.assign(label=pd.Series(labels, rows.index, dtype=object))
     return rows, f"{table}: {'; '.join(notes)}." if notes else ""
 
 
-def listed(folder, required=True):
-    """Read the CSV beside a folder of images.
+# --- groups.csv
+
+
+class Groups:
+    """The groups of a data root, from a groups.csv that may be absent or name only some files.
+
+    Splits may be written as office\\train, file names as in any other CSV.
 
     Args:
-        folder: the images; may be absent.
-        required: whether every row needs a label, as Office's do; else what cannot be used is left out.
+        root: the data root.
 
-    Returns:
-        DataFrame with `filename` (of files in the folder, None where there is none), `label`, `given` (the name in the
-        CSV) and `outside` (whether that leads out of the folder), and a sentence about what was not as expected. The
-        DataFrame is None where the pool's CSV cannot be used.
+    Raises:
+        UserError: groups.csv cannot be read, or lacks a column.
     """
-    table = folder.with_suffix(".csv")
-    rows, note = (read_labels(table), "") if required else read_pool(table)
-    if folder.is_dir():
-        os.scandir(folder).close()  # what may not be read is not called absent
-    if rows is None:
-        return None, note
-    files = plain_names(folder, rows["filename"])
-    outside = [leaves(folder, files[name] or name) for name in rows["filename"]]
-    plain = pd.Series([files[name] for name in rows["filename"]], rows.index, dtype=object)
-    return rows.assign(given=rows["filename"], filename=plain, outside=outside), note
+
+    def __init__(self, root):
+        self.root, self.rows, self.unknown = Path(root), None, ""
+        if not (table := self.root / GROUPS).is_file():
+            return
+        rows = read_rows(table, "split", "filename", "group")
+        number = np.unique([text.strip() for text in rows["group"]], return_inverse=True)[1]
+        self.rows = rows.assign(number=number, place=rows["split"].map(_split))
+        unknown = self.rows["split"][self.rows["place"] == ""].drop_duplicates()
+        if names := [f"{quoted(text)} in row {row}" for row, text in unknown.items()]:
+            self.unknown = f"{GROUPS}: the split is none of {', '.join(SPLITS)}: {shortened(names)}."
+
+    def of(self, folder, names=()):
+        """Return the groups of a split's files.
+
+        Args:
+            folder: the split's folder.
+            names: its files; may be empty, to ask only for rows without a file.
+
+        Returns:
+            (N,) int64, or None unless every file has exactly one group, and sentences about rows that are not used.
+        """
+        place, numbers, notes = folder.relative_to(self.root).as_posix(), {}, []
+        if self.rows is None:
+            return None, notes
+        rows = self.rows[self.rows["place"] == place]
+        matches = listing.match(folder, rows["filename"])
+        for name, number, group in zip(rows["filename"], rows["number"].tolist(), rows["group"]):
+            if group.strip():
+                numbers.setdefault(matches[name], set()).add(number)
+        if absent := [f"{quoted(name)} in row {row}" for row, name in rows["filename"].items() if not matches[name]]:
+            notes.append(f"{GROUPS}: rows without a file in {place}: {shortened(absent)}.")
+        ungrouped = [name for name in names if len(numbers.get(name, ())) != 1]
+        if ungrouped and any(numbers):
+            count = f"of {len(names)} files of {place}, {len(ungrouped)} have no group or two"
+            text = f"{count} ({shortened(ungrouped)}), so none of them is used. Give each file one group."
+            notes.append(f"{GROUPS}: {text}")
+        if ungrouped or not names:
+            return None, notes
+        return np.array([min(numbers[name]) for name in names], dtype=np.int64), notes
 
 
-def absent_files(rows):
-    """The names in a CSV, as of `listed`, of which the folder has no file, with their rows."""
-    absent = rows["given"][rows["filename"].isna() & ~rows["outside"]]
-    return [f"{quoted(name)} in row {row}" for row, name in absent.items()]
-
-
-# --- names of files
-
-
-def plain_names(folder, names):
-    """Find the files that names from a CSV mean.
-
-    Such a name may have spaces around it, another Unicode normal form or letter case than the file's, or begin with the
-    folder's own path (office\\train\\x.jpg), if exactly one file fits.
-
-    Returns:
-        Dict from each name to that of a file in the folder itself; None where there is none.
-    """
-    own, files, by_key = os.path.abspath(folder), set(), {}
-    if os.path.isdir(folder):
-        files = {entry.name for entry in os.scandir(folder) if os.path.isfile(entry)}
-    for file in files:
-        by_key.setdefault(_key(file), []).append(file)
-
-    def plain(name):
-        if name in files:
-            return name
-        above, last = posixpath.split(_path(own, name))
-        inside = above.removeprefix(own)
-        if inside and not (above.startswith(f"{own}/") and own.casefold().endswith(inside.casefold())):
-            return None
-        fitting = by_key.get(_key(last), [])
-        return fitting[0] if len(fitting) == 1 else None
-
-    return {name: plain(name) for name in names}
-
-
-def _key(name):
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _path(own, name):
-    return posixpath.normpath(posixpath.join(own, name.strip().replace("\\", "/")))
-
-
-def leaves(folder, name):
-    """Whether the name of a file, such as one from a CSV, leads out of its folder, by itself or as a link."""
-    own = os.path.abspath(folder)
-    if not f"{_path(own, name)}/".startswith(f"{own}/"):
-        return True
-    path = os.path.join(folder, name)
-    # Not Path.resolve(), which fails where links go round in a loop.
-    return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+def _split(text):
+    """Return the one of SPLITS that a text such as office\\train means, or "" if none or several fit."""
+    path = posixpath.normpath(text.strip().replace("\\", "/")).casefold()
+    fitting = [split for split in SPLITS if f"/{split}".endswith(f"/{path}") or path.endswith(f"/{split}")]
+    return fitting[0] if len(fitting) == 1 else ""

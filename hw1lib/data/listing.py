@@ -1,37 +1,41 @@
-"""Which files of a folder are images, satellite tiles and masks, by their names alone."""
+"""File names: which files of a folder are images, tiles and masks, and which file a name in a CSV means."""
 
 import os
+import posixpath
+import unicodedata
+from pathlib import Path
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-IMAGES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".avif", ".heic", ".heif", ".jxl")  # the last three are only named
-SATELLITE, MASK = "_sat.jpg", "_mask.png"  # NNNN_sat.jpg has NNNN_mask.png; upper or lower case does not matter
+IMAGES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".avif", ".heic", ".heif", ".jxl")  # three are not decoded
+SATELLITE, MASK = "_sat.jpg", "_mask.png"  # NNNN_sat.jpg belongs to NNNN_mask.png, in upper or lower case
 
 
 def visible(folder):
-    """Sorted names of what is in a folder but hidden files, such as ._0001_sat.jpg; none without the folder."""
+    """Return the sorted names in a folder without hidden ones such as ._0001_sat.jpg; empty if there is no folder."""
     return sorted(name for name in os.listdir(folder) if name[0] != ".") if os.path.isdir(folder) else []
 
 
 def files(folder):
-    """Those of the names that are files, or links to files."""
+    """Return the visible names that are files or links to files."""
     return [name for name in visible(folder) if os.path.isfile(os.path.join(folder, name))]
 
 
 def images(names):
-    """Those of the names that are called like images, whether or not they can be decoded."""
+    """Return the names with the extension of an image format."""
     return [name for name in names if os.path.splitext(name)[1].lower() in IMAGES]
 
 
 def ending(names, end):
-    """Those of the names that end so, in upper or lower case."""
+    """Return the names that end with `end`, in upper or lower case."""
     return [name for name in names if name.lower().endswith(end)]
 
 
 def numbered(names, end):
-    """Tiles or masks by number.
+    """Return the tiles or masks among some names.
 
     Returns:
-        {"0001": "0001_sat.jpg"}, and a list of (number, name) of further files of a number.
+        Dict from number to name, such as {"0001": "0001_sat.jpg"}, and a list of (number, name) of further files with a
+        number that is already taken.
     """
     first, others = {}, []
     for name in ending(names, end):
@@ -39,3 +43,49 @@ def numbered(names, end):
         if first.setdefault(number, name) != name:
             others.append((number, name))
     return first, others
+
+
+def match(folder, names):
+    """Find the files of a folder that names from a CSV mean.
+
+    A name may have spaces around it, differ from the file's in Unicode normal form or letter case, or begin with the
+    folder's own path (office\\train\\x.jpg), as long as exactly one file fits.
+
+    Returns:
+        Dict from each name to that of a file in the folder itself, or None.
+    """
+    own, existing, by_key = os.path.abspath(folder), set(), {}
+    if os.path.isdir(folder):
+        existing = {entry.name for entry in os.scandir(folder) if os.path.isfile(entry)}
+    for file in existing:
+        by_key.setdefault(_key(file), []).append(file)
+
+    def find(name):
+        if name in existing:
+            return name
+        above, last = posixpath.split(_absolute(own, name))
+        below_own = above.removeprefix(own)
+        if below_own and not (above.startswith(f"{own}/") and own.casefold().endswith(below_own.casefold())):
+            return None
+        fitting = by_key.get(_key(last), [])
+        return fitting[0] if len(fitting) == 1 else None
+
+    return {name: find(name) for name in names}
+
+
+def escapes(folder, name):
+    """Return whether a file name leads out of its folder, by its path or as a link."""
+    own = os.path.abspath(folder)
+    if not f"{_absolute(own, name)}/".startswith(f"{own}/"):
+        return True
+    path = os.path.join(folder, name)
+    # Path.resolve() fails where links form a loop.
+    return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _key(name):
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _absolute(own, name):
+    return posixpath.normpath(posixpath.join(own, name.strip().replace("\\", "/")))

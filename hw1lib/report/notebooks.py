@@ -19,7 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from hw1lib import files, kept, paths, progress, provenance, settings
 from hw1lib.chapters import style
 from hw1lib.chapters.phrases import escape
-from hw1lib.data import groups, layout
+from hw1lib.data import csv_rows, layout
 from hw1lib.errors import UserError, remedy
 from hw1lib.report import render
 from hw1lib.steps.graph import check_of
@@ -129,7 +129,7 @@ def _stamp(name, book):
 
 def _inputs(source, book):
     """Return a hash of each input of a notebook, except steps: dict from its name in messages to the hash."""
-    read = [paths.STYLE, paths.ORIGINAL, paths.RECIPE, book.root / layout.SPLIT, book.root / groups.GROUPS]
+    read = [paths.STYLE, paths.ORIGINAL, paths.RECIPE, book.root / layout.SPLIT, book.root / csv_rows.GROUPS]
     read += sorted(source.parent.glob("*.py"))  # modules that notebooks may import
     try:
         cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]

@@ -6,7 +6,7 @@ import pypandoc
 
 from hw1lib import paths
 from hw1lib.chapters.phrases import escape
-from hw1lib.errors import UserError, remedy
+from hw1lib.data.csv_rows import read_text
 
 # Notes are plain Markdown: HTML is text, and there are no attributes and no other raw formats.
 NOTES = "markdown_strict-raw_html+pipe_tables+strikeout+footnotes+backtick_code_blocks+space_in_atx_header"
@@ -41,22 +41,6 @@ def unused(notes):
         elif path.name != "README.md":
             sentences.append(f"{path} is not in the report. Rename it to one of {', '.join(files)}.")
     return sentences
-
-
-def read_text(path):
-    """Return the text of a file that the author edits: UTF-8, or UTF-16 with a byte-order mark.
-
-    Raises:
-        UserError: the file cannot be read, or has another encoding.
-    """
-    try:
-        content = path.read_bytes()
-        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}. {remedy(error)}") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} is not UTF-8 text in line {line}. Save it as UTF-8.") from error
 
 
 def harmless(text):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from hw1lib.data.check import findings
-from hw1lib.data.groups import GROUPS
+from hw1lib.data.check import doctor
+from hw1lib.data.csv_rows import GROUPS
 from hw1lib.errors import UserError
 from hw1lib.loops import controls, finetune, generate_masks, pretrain, train_segmenter
 from hw1lib.metrics import projection
@@ -76,7 +76,7 @@ def steps(profile, data, device):
         data: layout.Layout.
         device: torch device that they run on.
     """
-    for problem, examine in ((1, findings.problem1), (2, findings.problem2)):
+    for problem, examine in ((1, doctor.problem1), (2, doctor.problem2)):
         if data.has[problem]:
             folder = data.root / f"p{problem}_data"
             run = partial(_check, examine, folder)

@@ -6,9 +6,9 @@ import unicodedata
 import numpy as np
 import pytest
 
-from hw1lib.data import csv_rows, hashes, layout
-from hw1lib.data.check import doctor
-from hw1lib.data.groups import GROUPS
+from hw1lib.data import csv_rows, hashes, layout, listing
+from hw1lib.data.check import report
+from hw1lib.data.csv_rows import GROUPS
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import OFFICE, picture, write_labelled, write_problem1
@@ -24,7 +24,7 @@ def root(tmp_path):
 
 def checked(root, warnings=0):
     """Problem 1 as a run reads it, and what the check of the data warns of; it has no errors."""
-    found = doctor.examine(root, progress=False)
+    found = report.examine(root, progress=False)
     assert found["errors"] == [] and len(found["warnings"]) == warnings, found
     return layout.find(root, Data()).problem1, " ".join(found["warnings"])
 
@@ -108,7 +108,7 @@ def test_a_name_may_have_another_normal_form_than_on_the_disk(root, forms):
     assert checked(root)[0].train.files[0] == on_disk
     (folder / unicodedata.normalize("NFD", "GRÖẞE É 1.JPG").casefold()).write_bytes((folder / on_disk).read_bytes())
     shutil.copy(folder / on_disk, folder / on_disk.replace("jpg", "JPG"))
-    with pytest.raises(UserError, match="train lacks: .* in row 2"):
+    with pytest.raises(UserError, match="train.csv: 1 file is missing .* in row 2"):
         layout.find(root, Data())
 
 
@@ -120,7 +120,7 @@ def test_names_are_found_in_the_folder_itself_alone(tmp_path):
     wanted = {" b.jpg": " b.jpg", "b.jpg ": "b.jpg", "A.jpg": "A.jpg", "a.JPG": None, "y.jpg": None, "sub/y.jpg": None}
     wanted |= {"sub/../x.jpg": "x.jpg", "../train/x.jpg": "x.jpg", "../x.jpg": None, "rain/x.jpg": None, "": None}
     wanted |= {str(folder / "x.jpg"): "x.jpg", "/elsewhere/p1_data/train/x.jpg": None, "sub": None, ".": None}
-    assert csv_rows.plain_names(folder, wanted) == wanted
+    assert listing.match(folder, wanted) == wanted
 
 
 def test_rows_are_counted_as_in_an_editor(root):
@@ -200,13 +200,13 @@ def test_labels_of_the_pool_are_used_as_far_as_they_can_be(root, kind):
 
 HEAD = b"id,filename,label\n"
 UNLISTED = {  # the pool's CSV; how many images are used; what is said
-    "no column label": (b"filename\n00001.jpg\n00002.jpg\n", 2, ["has no column label", "10 images without a row"]),
+    "no column label": (b"filename\n00001.jpg\n00002.jpg\n", 2, ["has no column label", "10 images are not used"]),
     "no column filename": (b"id,label\n1,3\n", 12, ["lacks the column filename", '"id", "label"']),
     "empty": (b"", 12, ["it is empty", "count as unlabelled"]),
-    "no text": (b"\xff\xfe\0", 12, ["is no UTF-8 text", "count as unlabelled"]),
+    "no text": (b"\xff\xfe\0", 12, ["is not UTF-8 text", "count as unlabelled"]),
     "files that are not there": (HEAD + b"1,00001.jpg,3\n2,00002.jpg,4\n3,x.jpg,4\n4,,3\n", 2,
-        ['2 files that p1_data/mini/train lacks: "x.jpg" in row 4, "" in row 5', "10 images without a row"]),
-    "none that is there": (HEAD + b"1,x.jpg,3\n2,y.jpg,4\n", 12, ['2 files that p1_data/mini/train lacks: "x.jpg"']),
+        ['2 files are missing from p1_data/mini/train: "x.jpg" in row 4, "" in row 5', "10 images are not used"]),
+    "none that is there": (HEAD + b"1,x.jpg,3\n2,y.jpg,4\n", 12, ['2 files are missing from p1_data/mini/train']),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torchvision import transforms
 
 from hw1lib import predict
 from hw1lib.data import hashes, images, landcover, layout
-from hw1lib.data.check import evidence
+from hw1lib.data.check import doctor
 from hw1lib.errors import UserError
 from tests.conftest import write_tile
 
@@ -119,9 +119,9 @@ def test_images_that_hold_the_same_are_the_same(tmp_path, kind):
     if pixels is None:
         pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)))
     assert np.array_equal(opened, np.broadcast_to(pixels.reshape(*opened.shape[:2], -1), opened.shape))
-    look = evidence.look(path, evidence.picture)
+    look = doctor.summarise(path, "image")
     assert look.size == images._size(path) == opened.shape[1::-1]
-    assert look.pixel_hash == evidence.look(saved_as_png(opened, tmp_path), evidence.picture).pixel_hash
+    assert look.pixel_hash == doctor.summarise(saved_as_png(opened, tmp_path), "image").pixel_hash
 
 
 def saved_as_png(pixels, folder):
@@ -136,9 +136,7 @@ def test_images_of_unclear_content_are_refused_by_name(tmp_path, kind):
     save(path := tmp_path / name)
     with pytest.raises(images.Unreadable, match=f"{name} .*{words}") as refused:
         images.open_rgb(path)
-    assert (
-        evidence.look(path, evidence.picture).fault == evidence.look(path, evidence.mask).fault == refused.value.reason
-    )
+    assert doctor.summarise(path, "image").fault == doctor.summarise(path, "mask").fault == refused.value.reason
 
 
 @pytest.mark.filterwarnings("error")
@@ -147,8 +145,8 @@ def test_images_of_any_shape_have_a_square_and_a_look(tmp_path, width, height):
     Image.new("RGB", (width, height), "red").save(path := tmp_path / "a.png")
     square = images.square(images.open_rgb(path), 16)
     assert square.shape == (3, 16, 16) and (square[0] == 255).all()
-    for measure in (evidence.picture, evidence.tile):
-        assert evidence.look(path, measure).size == (width, height)
+    for measure in ("image", "tile"):
+        assert doctor.summarise(path, measure).size == (width, height)
     if max(width, height) > 100 * min(width, height):
         with pytest.raises(UserError, match=f"a.png has {width} × {height} pixels"):
             images.Resized(layout.Split(tmp_path, ("a.png",)), 16)
@@ -205,11 +203,11 @@ def test_a_mask_is_read_by_one_rule_everywhere_or_refused(tmp_path, kind):
         Image.new("RGB", CLASSES.shape[::-1]).save(folder / "1_sat.jpg")
         Image.fromarray(COLOURS).save(folder / "1_mask.png")
     save(folders[0] / "1_mask.png")
-    tiles, look = layout.Tiles(folders[0], ("1",)), evidence.look(folders[0] / "1_mask.png", evidence.mask)
+    tiles, look = layout.Tiles(folders[0], ("1",)), doctor.summarise(folders[0] / "1_mask.png", "mask")
     if kind in MASKS:
         classes, inexact = expected
         assert np.array_equal(images.load_tiles(tiles)[1][0], classes) and images.load_tile(tiles, "1")[2] == inexact
-        assert look.stray == inexact and np.array_equal(look.counts, np.bincount(classes.ravel(), minlength=7))
+        assert look.inexact == inexact and np.array_equal(look.counts, np.bincount(classes.ravel(), minlength=7))
         for (prediction, truth), name in ((folders, "predicted"), (folders[::-1], "true")):
             if (classes == 6).all() and name == "true":
                 continue

@@ -14,7 +14,7 @@ from PIL import Image
 from hw1lib import cpus, files, kept, paths, profiles, variants
 from hw1lib.chapters import ch04_segmentation as two
 from hw1lib.chapters import phrases
-from hw1lib.data import groups, images
+from hw1lib.data import csv_rows, images
 from hw1lib.errors import UserError
 from hw1lib.metrics import iou as scores
 from hw1lib.models.segmenters import SEGMENTERS
@@ -171,7 +171,7 @@ def test_one_problem_alone_ignores_the_data_of_the_other(smoke_run, course_data,
     for path in (course_data / "p1_data" / "office" / "train").iterdir():
         path.write_bytes(b"")
     shutil.rmtree(course_data / "p2_data")
-    for name in ("p2_data", groups.GROUPS):
+    for name in ("p2_data", csv_rows.GROUPS):
         (course_data / name).symlink_to(paths.EARTH / name)
     shutil.copytree(smoke_run, tmp_path / "out")
     options = ["--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"]

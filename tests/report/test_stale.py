@@ -9,7 +9,7 @@ import pytest
 
 from hw1lib import files, kept, paths
 from hw1lib.chapters import style
-from hw1lib.data import groups, layout
+from hw1lib.data import csv_rows, layout
 from hw1lib.errors import UserError
 from hw1lib.report import notebooks, render
 from hw1lib.workbook import Workbook
@@ -125,7 +125,7 @@ CHANGES = {
     "the style sheet": (lambda p: append(paths.STYLE, "\n# x"), "figures.mplstyle changed"),
     "the recipe": (lambda p: append(paths.RECIPE, "\n"), "recipe.csv changed"),
     "a split": (lambda p: (p.root / layout.SPLIT).write_text("{}"), "split.json changed"),
-    "places": (lambda p: (p.root / groups.GROUPS).write_text("split,filename,group\n"), "groups.csv changed"),
+    "places": (lambda p: (p.root / csv_rows.GROUPS).write_text("split,filename,group\n"), "groups.csv changed"),
     "a module beside the notebooks": (lambda p: (p.notebooks / "mine.py").write_text("x = 1"), "mine.py changed"),
     "a cell": (lambda p: write("one", *ONE, "1"), "the notebook changed"),
     "a setting": ({"data.tile_limit": 3}, "a setting changed"),

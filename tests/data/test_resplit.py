@@ -12,7 +12,8 @@ from PIL import Image
 
 from hw1lib import paths
 from hw1lib.chapters import ch00_data as chapter
-from hw1lib.data import csv_rows, groups, landcover, layout, split
+from hw1lib.data import csv_rows, landcover, layout
+from hw1lib.data.check import resplit as split
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import hw1lib, one_paragraph, picture
@@ -58,7 +59,7 @@ def anew(dealt_out, tmp_path_factory):
 
 
 def origins(target):
-    rows = csv_rows.read_rows(target / groups.GROUPS, "split", "filename", "group", "origin")
+    rows = csv_rows.read_rows(target / csv_rows.GROUPS, "split", "filename", "group", "origin")
     return rows[rows["filename"].str.endswith("_sat.jpg")]
 
 
@@ -106,12 +107,12 @@ def test_groups_do_not_chain_into_a_giant_but_are_cut_where_the_evidence_is_weak
     """A hundred tiles in a row: at most ten in a group."""
     strengths = np.random.default_rng(0).random(99)
     links = [(float(s), i, i + 1) for i, s in enumerate(strengths)]
-    groups, cut = split.grouped(100, links)
+    groups, cut = split.group_tiles(100, links)
     assert max(Counter(groups.tolist()).values()) == 10
     assert len(cut) == len(set(groups)) - 1
     kept = [s for s, one, two in links if groups[one] == groups[two]]
     assert np.mean([s for s, one, two in links if groups[one] != groups[two]]) < np.mean(kept)
-    assert split.grouped(3, [])[0].tolist() == [0, 1, 2]
+    assert split.group_tiles(3, [])[0].tolist() == [0, 1, 2]
 
 
 def test_whole_groups_are_dealt_so_that_the_classes_resemble():
@@ -119,7 +120,7 @@ def test_whole_groups_are_dealt_so_that_the_classes_resemble():
     groups = np.repeat(np.arange(60), random.integers(1, 9, 60))
     classes = random.integers(0, 1000, (60, 7))[groups] * random.integers(0, 2, (len(groups), 1))
     wanted = classes[: len(groups) // 8].sum(axis=0)
-    held = split.dealt(groups, classes, 40, wanted)
+    held = split.choose_validation(groups, classes, 40, wanted)
     assert 36 <= held.sum() <= 40 and all(len(set(held[groups == g])) == 1 for g in range(60))
     found, aimed = classes[held].sum(axis=0), wanted / wanted.sum()
     assert np.abs(found / found.sum() - aimed).sum() / 2 < 0.1

@@ -1,0 +1,81 @@
+"""The data check of a whole data root, as JSON or as text."""
+
+import itertools
+import textwrap
+
+from hw1lib.data import layout
+from hw1lib.data.check import doctor
+from hw1lib.errors import UserError, remedy, visible
+
+WIDTH = 80  # columns of a terminal
+SPLITS = {"p1": ("pool", "train", "val"), "p2": ("train", "validation")}
+LABELS = {  # of facts whose name is not clear enough
+    "undecodable": "cannot be decoded", "without_file": "rows without a file", "without_row": "images without a row",
+    "duplicate_ids": "rows with a repeated id", "listed_twice": "files listed twice",
+    "left_out_labels": "gaps in labels", "sizes": "different sizes", "mask_of_other_size": "masks unlike their tile",
+    "exact": "exact copies", "near": "near copies", "in_train": "also in train", "in_pool": "also in the pool",
+}  # fmt: skip
+
+
+def examine(root, progress=True):
+    """Check a data root.
+
+    Args:
+        root: folder that holds p1_data/, p2_data/ or both.
+        progress: show a bar on standard error if that is a terminal.
+
+    Returns:
+        Plain JSON: lists of errors and warnings, and the facts of "p1" and "p2", or None for a missing problem.
+    """
+    report = {"errors": [], "warnings": [], "p1": None, "p2": None}
+    try:
+        for number, folder in layout.problem_folders(root).items():
+            diagnosis = {1: doctor.problem1, 2: doctor.problem2}[number](folder, progress)
+            report[f"p{number}"] = diagnosis.facts
+            report["errors"] += [f"Problem {number}: {text}" for text in diagnosis.errors]
+            report["warnings"] += [f"Problem {number}: {text}" for text in diagnosis.warnings]
+    except UserError as error:
+        report["errors"].append(str(error))
+    except OSError as error:  # such as missing permissions
+        report["errors"].append(visible(f"{error.filename}: {error.strerror}. {remedy(error)}"))
+    return report
+
+
+def table(report):
+    """Return what `examine` reports as text of at most 80 columns: a table per problem, then errors and warnings."""
+    lines = []
+    for problem, splits in SPLITS.items():
+        if facts := report[problem]:
+            if problem == "p2":
+                tiles, _, null = facts["leakage"].values()
+                leakage = {"continue a training tile": tiles, "with borders reversed": null}
+                facts = {**facts, "validation": facts["validation"] | leakage}
+            columns = [dict(_rows(facts[split])) for split in splits]
+            names = dict.fromkeys(itertools.chain(*columns))
+            lines += [_line(f"Problem {problem[1]}", splits), "─" * WIDTH]
+            lines += [_line(name, [column.get(name, "–") for column in columns]) for name in names] + [""]
+    for word in ("errors", "warnings"):
+        lines.append(word.capitalize() if report[word] else f"No {word}.")
+        for text in report[word]:
+            lines += textwrap.wrap(text, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _line(name, cells):
+    return f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def _rows(facts, prefix=""):
+    """Yield the name and the text of each fact; lists of files and Problem 1's classes are counted."""
+    for name, value in facts.items():
+        label = prefix + LABELS.get(name, name.replace("_", " "))
+        if name in ("smallest", "largest"):
+            yield label, doctor.size_text(value) or "–"
+        elif name == "classes" and value and min(value.values()) >= 1:
+            yield label, f"{len(value):,}"
+            yield "images of a class", f"{min(value.values()):,} … {max(value.values()):,}"
+        elif isinstance(value, dict):
+            yield from _rows(value, f"{label}: ")
+        elif value is not None:
+            value = len(value) if isinstance(value, list) else value
+            yield label, f"{value:.2%}" if isinstance(value, float) else f"{value:,}"

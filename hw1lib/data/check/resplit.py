@@ -1,0 +1,171 @@
+"""Split Problem 2's tiles again, so that tiles that continue one another on the ground stay on one side.
+
+Most of the course's validation tiles continue training tiles, so its numbers say little about new scenes. Here tiles
+are grouped by their borders (leakage.links), the strongest link first, and whole groups go to one side.
+
+On scenes of the Blue Marble that do not touch, of 3 × 3 tiles of 64 of its pixels, none of 156 touching pairs falls
+into two groups if tiles are enlarged to 128 pixels (JPEG 90 and 75), and 3 if they are not; of 2 × 2 tiles, 16 to 20
+of 160.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hw1lib import files
+from hw1lib.data import layout
+from hw1lib.data.check import doctor, duplicates, leakage
+from hw1lib.data.csv_rows import GROUPS
+from hw1lib.errors import UserError
+from hw1lib.settings import Data
+
+LARGEST = 0.1  # of all tiles: links that would make a larger group are cut, the weakest ones
+DRAWS = 500  # random choices of groups; the one with the most similar classes is taken
+
+
+def by_scene(root, target, progress=True):
+    """Write a layout of the same tiles split by scene, as hard links, or copies on another disk; always the same split.
+
+    Args:
+        root: data root with p2_data.
+        target: folder to create, outside of p1_data and p2_data.
+
+    Returns:
+        Facts about the split, as in its split.json.
+
+    Raises:
+        UserError: there are no tiles, one cannot be read, or the layout cannot be written.
+    """
+    root, target = Path(root), Path(target)
+    if target.exists():
+        raise UserError(f"{target} already exists. Name another folder, or delete it.")
+    for data in (root / "p1_data", root / "p2_data"):
+        if target.resolve().is_relative_to(data.resolve()):
+            raise UserError(f"--out {target} lies in {data}, which the new split is made of. Name a folder outside.")
+    splits = layout.find(root, Data(), "problem2").problem2
+    tiles = [(split, number) for split in (splits.train, splits.validation) for number in split.numbers]
+    borders, masks, copies = _read(root, tiles, progress)
+    classes = np.stack([mask.counts for mask in masks])  # (N, 7) pixels
+    groups, cut = group_tiles(len(tiles), leakage.links(borders) + copies)
+    count = len(splits.train)
+    held_out = choose_validation(groups, classes, len(splits.validation), classes[count:].sum(axis=0))
+    # Of two tiles with a clear link that was cut, the one in training is left out.
+    torn = [(one, two) for strength, one, two in cut if strength > leakage.CLEAR and held_out[one] != held_out[two]]
+    left_out = {two if held_out[one] else one for one, two in torn}
+    sides = {"train": [], "validation": []}
+    for index in range(len(tiles)):
+        if index not in left_out:
+            sides["validation" if held_out[index] else "train"].append(index)
+    if not all(sides.values()):
+        raise UserError(
+            f"{root}: its {len(tiles):,} tiles fall into {len(set(groups))} groups that continue one another, too few "
+            "for a training and a validation side. Such a split needs tiles of more places."
+        )
+    leaking, null = leakage.leaks(*(borders[indices] for indices in sides.values()))
+    sums = [classes[mask].sum(axis=0) for mask in (np.arange(len(tiles)) >= count, held_out)]
+    before, after = (pixels / max(pixels.sum(), 1) for pixels in sums)
+    facts = {
+        "by": "scene", "of": str(root.resolve()), "groups": len(set(groups)), "largest": int(np.bincount(groups).max()),
+        "cut": len(cut), "left_out": len(left_out), "train": len(sides["train"]),
+        "validation": len(sides["validation"]), "leaking": len(leaking), "null": null,
+        "leaking_before": len(leakage.leaks(borders[:count], borders[count:])[0]),
+        "classes_moved": float(np.abs(before - after).sum() / 2),
+    }  # fmt: skip
+    _write(target, tiles, sides, groups, facts)
+    return facts
+
+
+def _read(root, tiles, progress):
+    """Return all borders (N, 4, LINE, 3), the summaries of the masks, and links between copies, of strength 2."""
+    images = doctor.read([split.sat(number) for split, number in tiles], "tile", "tiles", progress)
+    masks = doctor.read([split.mask(number) for split, number in tiles], "mask", "masks", progress)
+    if bad := next((file for file in images + masks if file.fault), None):
+        raise UserError(f"{root}: {bad.name} cannot be decoded ({bad.fault}). Replace it; data check lists all faults.")
+    blank = np.zeros((4, leakage.LINE, 3), np.uint8)  # of tiles that are too small to compare
+    borders = np.stack([blank if image.borders is None else image.borders for image in images])
+    copies = [*duplicates.exact(images).items(), *duplicates.near(images).items()]
+    return borders, masks, [(2.0, *pair) for pair in copies]
+
+
+def group_tiles(count, links):
+    """Group linked tiles, the strongest link first.
+
+    Args:
+        count: number of tiles.
+        links: list of (strength, index, index); above 1 they are copies, and never cut.
+
+    Returns:
+        (count,) group numbers from 0, and the links that were cut because their group would be too large.
+    """
+    largest = max(2, int(LARGEST * count))
+    groups, members, cut = np.arange(count), {index: [index] for index in range(count)}, []
+    for strength, one, two in sorted(links, reverse=True):
+        kept, merged = groups[one], groups[two]
+        if kept == merged:
+            continue
+        if strength <= 1 and len(members[kept]) + len(members[merged]) > largest:
+            cut.append((strength, one, two))
+            continue
+        groups[members[merged]] = kept
+        members[kept] += members.pop(merged)
+    return np.unique(groups, return_inverse=True)[1], [link for link in cut if groups[link[1]] != groups[link[2]]]
+
+
+def choose_validation(groups, classes, size, pixels):
+    """Choose validation tiles: whole groups, about as many tiles as wanted, with similar classes.
+
+    Args:
+        groups: (N,) group numbers.
+        classes: (N, 7) pixels of each class.
+        size: number of tiles wanted.
+        pixels: (7,) pixels of each class, whose shares the validation tiles should resemble.
+
+    Returns:
+        (N,) bool.
+    """
+    sizes = np.bincount(groups)
+    counts = np.stack([np.bincount(groups, of, len(sizes)) for of in classes.T], axis=1)  # (groups, 7)
+    random, best, least = np.random.default_rng(0), None, np.inf
+    for _ in range(DRAWS):
+        total, chosen = 0, np.zeros(len(sizes), bool)
+        for group in random.permutation(len(sizes)):
+            if total + sizes[group] <= size:
+                chosen[group], total = True, total + sizes[group]
+        sums = counts[chosen].sum(axis=0)
+        difference = np.abs(sums / max(sums.sum(), 1) - pixels / max(pixels.sum(), 1)).sum() + (size - total) / size
+        if difference < least:
+            best, least = chosen, difference
+    return best[groups]
+
+
+def _write(target, tiles, sides, groups, facts):
+    """Write the layout to a temporary folder beside the target and rename it at the end."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    rows = []
+    with files.write_errors(target):
+        for side, indices in sides.items():
+            folder = part / "p2_data" / side
+            folder.mkdir(parents=True)
+            for number, index in enumerate(indices):
+                split, old = tiles[index]
+                for path in (split.sat(old), split.mask(old)):
+                    link = folder / f"{number:04d}{path.name.removeprefix(old)}"
+                    _link_or_copy(path, link)
+                    origin = f"{split.folder.name}/{path.name}"
+                    rows.append((f"p2_data/{side}", link.name, int(groups[index]), origin))
+        table = pd.DataFrame(rows, columns=["split", "filename", "group", "origin"])
+        table.to_csv(part / GROUPS, index=False)
+        (part / layout.SPLIT).write_text(json.dumps(facts, indent=1) + "\n")
+        part.rename(target)
+
+
+def _link_or_copy(source, target):
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, another owner's file, or a file system without links
+        shutil.copyfile(source, target)
