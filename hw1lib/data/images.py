@@ -1,4 +1,4 @@
-"""Decodes images and masks, and keeps whole splits as uint8 arrays on disk for all steps, seeds and processes."""
+"""Decode images and masks, and cache whole splits as uint8 arrays on disk for all steps, seeds and processes."""
 
 import contextlib
 import hashlib
@@ -15,10 +15,10 @@ from hw1lib import cpus, files
 from hw1lib.data import hashes, landcover
 from hw1lib.errors import UserError
 
-TOGETHER = 32  # images that a thread is given at once: so little is done in vain after an error
-VERSION = 3  # raised when images are decoded or resized otherwise
-LONGEST = 100  # times the shorter side: longer images are not resized as a whole
-TURNS = {  # EXIF orientation -> what puts the image upright
+CHUNK = 32  # images per task of a thread; few, so that an error stops the others soon
+VERSION = 3  # of the cache: raise it when images are decoded or resized differently
+LONGEST = 100  # times the shorter side; what is longer is cropped or refused
+TURNS = {  # EXIF orientation -> the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
@@ -26,7 +26,7 @@ TURNS = {  # EXIF orientation -> what puts the image upright
 
 
 class Unreadable(UserError):
-    """An image file that is missing, damaged or not clear in what it holds; `reason` says which."""
+    """An image file that is missing, damaged or ambiguous; `reason` says which."""
 
     def __init__(self, path, reason):
         super().__init__(f"{path} cannot be decoded ({reason}). Replace it, or remove it with its row, tile or mask.")
@@ -34,19 +34,19 @@ class Unreadable(UserError):
 
 
 def read(path, at_least=None):
-    """Decode any image file: the one place that does.
+    """Decode an image file; everything that decodes images calls this.
 
-    16 bits are scaled by the range of the data type, and EXIF orientation is honoured.
+    16-bit images are scaled by the range of the data type, and EXIF orientation is applied.
 
     Args:
-        path: of the file.
-        at_least: sides in pixels that are enough: JPEG is then decoded at a half, quarter or eighth of its size.
+        path: the file.
+        at_least: side in pixels that is enough; a larger JPEG is decoded at a half, quarter or eighth of its size.
 
     Returns:
-        The upright RGB image, and the mode of the file, such as L, or RGB;16 for 16 bits a band.
+        The upright RGB image, and the mode of the file, such as L, or RGB;16 for 16 bits per band.
 
     Raises:
-        Unreadable: the file is missing or damaged, or it has several pages, transparent pixels or more than 16 bits.
+        Unreadable: the file is missing or damaged, or has several pages, transparent pixels or more than 16 bits.
     """
     with _opened(path) as image:
         if at_least:
@@ -58,16 +58,16 @@ def read(path, at_least=None):
 
 
 def open_rgb(path, at_least=None):
-    """Decode any image file to an upright RGB image, as `read` does."""
+    """Decode an image file to an upright RGB image, as `read` does."""
     return read(path, at_least)[0]
 
 
 def read_mask(path):
-    """Decode a mask in the course's colours: the one place that does.
+    """Decode a mask in the course's colours; everything that decodes masks calls this.
 
     Returns:
-        (H, W) uint8 classes, the number of pixels whose colour is not exactly a class's (see landcover.decode), and the
-        mode of the file.
+        (H, W) uint8 classes, the number of pixels that do not have exactly a class's colour (see landcover.decode), and
+        the mode of the file.
 
     Raises:
         Unreadable: the file cannot be decoded, or it holds class numbers or gray levels instead of colours.
@@ -76,16 +76,16 @@ def read_mask(path):
     remedy = f"(mode {mode}): save it in the course's 8-bit colours, such as cyan (0, 255, 255) for urban"
     if ";16" in mode:
         raise Unreadable(path, f"16 bits per channel {remedy}")
-    if odd := _levels_of_no_colour(image, mode):
+    if odd := _suspect_levels(image, mode):
         raise Unreadable(path, f"class numbers or gray levels such as {odd} instead of colours {remedy}")
     return *landcover.decode(np.asarray(image)), mode
 
 
-def _levels_of_no_colour(image, mode):
-    """The first values that show that a mask holds no colours, as text; empty where it does.
+def _suspect_levels(image, mode):
+    """Return the first values that show that a mask holds class numbers or gray levels, as text; "" for colours.
 
-    Files with a single band or a palette must be near the course's colours. In RGB gray levels alone are no colours
-    where none but 255 (often "ignore") reaches the threshold.
+    Files with a single band or a palette must be close to the course's colours. In RGB, gray pixels are suspect if no
+    level but 255 (often "ignore") reaches the threshold.
     """
     colours, levels = np.asarray(image), np.flatnonzero(np.reshape(image.histogram(), (3, 256)).any(axis=0))
     single, dark = mode[0] in "1LP", levels[(levels > 0) & (levels < landcover.THRESHOLD)]
@@ -97,59 +97,59 @@ def _levels_of_no_colour(image, mode):
 
 
 def _size(path):
-    """Width and height of the upright image, from the file's first bytes."""
+    """Return width and height of the upright image, from the file's first bytes."""
     with _opened(path) as image:
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
 @contextlib.contextmanager
 def _opened(path):
-    """An open image of one page; only Pillow's work is done in here, so that no fault of ours is called damage."""
+    """Open an image of one page; only Pillow's code runs inside, so that no bug of ours is called damage."""
     try:
         with Image.open(path) as image:
             if (pages := _pages(image)) > 1:
-                raise ValueError(f"{pages} pages or frames: save the one that is meant as a file of its own")
+                raise ValueError(f"{pages} pages or frames: save the right one as a separate file")
             if 0 in image.size:
                 raise ValueError("no pixels")
-            if image.format == "TIFF" and 0 in (image.tag_v2.get(338) or ()):  # ExtraSamples that are no transparency
+            if image.format == "TIFF" and 0 in (image.tag_v2.get(338) or ()):  # ExtraSamples other than transparency
                 bands = image.tag_v2.get(277)
                 raise ValueError(f"{bands} bands: save the three that are red, green and blue as RGB")
             yield image
-    except Exception as error:  # Pillow's decoders raise errors of any kind for damaged files
+    except Exception as error:  # Pillow raises errors of any kind for damaged files
         raise Unreadable(path, _reason(path, error)) from error
 
 
 def _pages(image):
-    """Pages or frames of an image, without previews of the first one."""
+    """Return the number of pages or frames of an image, without previews of the first one."""
     count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if count == 1 or image.format != "TIFF":
         return count
-    whole = 0
+    pages = 0
     for page in reversed(range(count)):
         image.seek(page)
-        whole += not image.tag_v2.get(254, 0) & 5  # NewSubfileType: smaller copies and transparency masks
-    return whole
+        pages += not image.tag_v2.get(254, 0) & 5  # NewSubfileType: smaller copies and transparency masks
+    return pages
 
 
 def _orientation(image):
-    """EXIF orientation 1 … 8; Pillow itself turns TIFF, and damaged EXIF says nothing."""
+    """Return the EXIF orientation, 1 … 8; 1 for TIFF, which Pillow turns itself, and for damaged EXIF."""
     try:
         return 1 if image.format == "TIFF" else int(image.getexif().get(0x0112, 1))
-    except OSError:  # PNG: getexif decodes all
+    except OSError:  # for PNG, getexif decodes the whole image
         raise
     except Exception:
         return 1
 
 
 def _to_rgb(image):
-    """An image as 8-bit RGB.
+    """Convert an image to 8-bit RGB.
 
     Raises:
-        ValueError: its values have no known range, or pixels are transparent.
+        ValueError: the range of its values is unknown, or pixels are transparent.
     """
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise ValueError(f"{kind} (mode {image.mode}), whose range is not known: save it with 8 or 16 bits a band")
+        raise ValueError(f"{kind} (mode {image.mode}), whose range is unknown: save it with 8 or 16 bits per band")
     if image.mode.startswith("I;16"):
         pixels = np.asarray(image)
         if 0 < pixels.max() < 256:
@@ -158,14 +158,12 @@ def _to_rgb(image):
     if image.has_transparency_data:
         mode, image = image.mode, image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] < 255:
-            raise ValueError(
-                f"transparent pixels (mode {mode}), whose colour is not known: save it without transparency"
-            )
+            raise ValueError(f"transparent pixels (mode {mode}), whose colour is unknown: save it without transparency")
     return image.convert("RGB")
 
 
 def _reason(path, error):
-    """Why a file cannot be decoded: words without its name."""
+    """Return why a file cannot be decoded, without its name."""
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: cut it into tiles"
     if isinstance(error, MemoryError):
@@ -176,17 +174,17 @@ def _reason(path, error):
         with open(path, "rb") as file:
             start = file.read(4)
         if start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return "a TIFF of other bands or bits than can be read: save three bands of 8 bits as RGB"
-        return "no image that can be read" if start else "an empty file"
+            return "a TIFF with unsupported bands or bits: save three bands of 8 bits as RGB"
+        return "not an image in a known format" if start else "an empty file"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def square(image, size):
-    """Resizes the shorter side to `size` and crops the centre; returns (3, size, size) uint8."""
-    narrow = LONGEST * min(image.size)
-    if max(image.size) > narrow:  # the rest would be cut off, but resized before
-        left, top = ((side - min(side, narrow)) // 2 for side in image.size)
-        image = image.crop((left, top, left + min(image.width, narrow), top + min(image.height, narrow)))
+    """Resize the shorter side to `size` and crop the centre; return (3, size, size) uint8."""
+    longest = LONGEST * min(image.size)
+    if max(image.size) > longest:  # do not resize what is cropped anyway
+        left, top = ((side - min(side, longest)) // 2 for side in image.size)
+        image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
@@ -195,18 +193,18 @@ def square(image, size):
 
 
 def load(split, size):
-    """All images of a split: (N, 3, size, size) uint8; large JPEGs are decoded at a part of their size."""
+    """Load all images of a split as (N, 3, size, size) uint8; large JPEGs are decoded at a fraction of their size."""
     if split.whole is not None:
         return load(split.whole, size)[split.rows]
 
-    def write(array, at, path):
-        array[at] = square(open_rgb(path, at_least=size * 3 // 2), size)
+    def write(array, index, path):
+        array[index] = square(open_rgb(path, at_least=size * 3 // 2), size)
 
-    return _kept(split, f"square {size}", (len(split), 3, size, size), write, split.paths)
+    return _cached(split, f"square {size}", (len(split), 3, size, size), write, split.paths)
 
 
 def load_tile(tiles, number):
-    """One tile: (3, H, W) uint8 image, (H, W) uint8 classes, number of mask pixels that are not exactly of a colour."""
+    """Load a tile: (3, H, W) uint8 image, (H, W) uint8 classes, and the number of pixels with an inexact colour."""
     image = np.asarray(open_rgb(tiles.sat(number)))
     classes, inexact, _ = read_mask(tiles.mask(number))
     _same_size(tiles.sat(number), image.shape[:2], "its mask", classes.shape)
@@ -214,24 +212,24 @@ def load_tile(tiles, number):
 
 
 def load_tiles(tiles):
-    """All tiles of a split, which must be of one size.
+    """Load all tiles of a split, which must have one size.
 
     Returns:
         (N, 3, H, W) uint8 images, (N, H, W) uint8 classes.
     """
     width, height = _size(tiles.sat(tiles.numbers[0]))
 
-    def write(array, at, number):
+    def write(array, index, number):
         image, classes, _ = load_tile(tiles, number)
         _same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
-        array[at, :3], array[at, 3] = image, classes
+        array[index, :3], array[index, 3] = image, classes
 
-    array = _kept(tiles, "tiles", (len(tiles), 4, height, width), write, tiles.numbers)
+    array = _cached(tiles, "tiles", (len(tiles), 4, height, width), write, tiles.numbers)
     return array[:, :3], array[:, 3]
 
 
 class Resized:
-    """Images of a split with their shorter side resized, as torchvision does it; index -> PIL image.
+    """Images of a split with their shorter side resized as by torchvision; indexing returns a PIL image.
 
     Args:
         split: layout.Split.
@@ -239,16 +237,16 @@ class Resized:
     """
 
     def __init__(self, split, size):
-        shapes = _each(lambda at, path: _resized_shape(path, size), split.paths)
+        shapes = _map(lambda index, path: _resized_shape(path, size), split.paths)
         self.shapes = np.array(shapes)  # (N, 2) height and width
         self.ends = self.shapes.prod(axis=1).cumsum()
         self.starts = self.ends - self.shapes.prod(axis=1)
 
-        def write(array, at, path):
+        def write(array, index, path):
             image = transforms.functional.resize(open_rgb(path), size)
-            array[self.starts[at] : self.ends[at]] = np.asarray(image).reshape(-1, 3)
+            array[self.starts[index] : self.ends[index]] = np.asarray(image).reshape(-1, 3)
 
-        self.pixels = _kept(split, f"resized {size}", (int(self.ends[-1]), 3), write, split.paths)
+        self.pixels = _cached(split, f"resized {size}", (int(self.ends[-1]), 3), write, split.paths)
 
     def __len__(self):
         return len(self.shapes)
@@ -259,55 +257,55 @@ class Resized:
 
 
 def _resized_shape(path, size):
-    """Height and width after torchvision's Resize."""
+    """Return height and width after torchvision's Resize."""
     width, height = _size(path)
     if max(width, height) > LONGEST * min(width, height):
-        raise UserError(f"{path} has {width} × {height} pixels, too long and narrow to be resized. Crop or remove it.")
+        raise UserError(f"{path} has {width} × {height} pixels, too long and narrow to resize. Crop or remove it.")
     longer = int(size * max(width, height) / min(width, height))
     return (size, longer) if width > height else (longer, size)
 
 
-def _each(function, items):
-    """What function(place, item) gives for each item, in a thread a CPU: Pillow lets others work while it decodes."""
+def _map(function, items):
+    """Return function(index, item) for each item, with one thread per CPU; Pillow releases the GIL while it decodes."""
 
-    def some(first):
-        return [function(place, item) for place, item in enumerate(items[first : first + TOGETHER], first)]
+    def chunk(first):
+        return [function(index, item) for index, item in enumerate(items[first : first + CHUNK], first)]
 
-    with ThreadPoolExecutor(cpus.available()) as pool:  # more threads wait for each other
-        return [found for part in pool.map(some, range(0, len(items), TOGETHER)) for found in part]
+    with ThreadPoolExecutor(cpus.available()) as pool:
+        return [result for results in pool.map(chunk, range(0, len(items), CHUNK)) for result in results]
 
 
-def _kept(split, kind, shape, write, items):
-    """A uint8 array that is made once: on disk, mapped into memory, where the split has a folder for it.
+def _cached(split, kind, shape, write, items):
+    """Return a uint8 array of a split; if the split has a cache folder, it is filled once and memory-mapped.
 
     Args:
         split: layout.Split or layout.Tiles.
-        kind: what the array holds of it.
+        kind: what the array holds, for its file name.
         shape: of the array.
-        write: function(array, place, item) that writes one of the items.
-        items: paths or numbers.
+        write: function(array, index, item) that writes one item.
+        items: paths or numbers of tiles.
     """
     if split.decoded is None:
-        _each(partial(write, array := np.empty(shape, np.uint8)), items)
+        _map(partial(write, array := np.empty(shape, np.uint8)), items)
         return array
-    made_of = hashes.fingerprint(split)
-    path = split.decoded / f"{hashlib.sha256(f'{VERSION} {kind} {made_of}'.encode()).hexdigest()[:16]}.npy"
+    fingerprint = hashes.fingerprint(split)
+    path = split.decoded / f"{hashlib.sha256(f'{VERSION} {kind} {fingerprint}'.encode()).hexdigest()[:16]}.npy"
     with files.write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):  # a second process waits and finds it done
+    with filelock.FileLock(path.with_suffix(".lock")):  # a second process waits, then loads the array
         if not path.exists():
             with files.replacing(path) as temporary:
                 array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                _each(partial(write, array), items)
+                _map(partial(write, array), items)
                 array.flush()
-            if hashes.fingerprint(split) != made_of:
+            if hashes.fingerprint(split) != fingerprint:
                 path.unlink()
                 raise UserError(f"{split.folder} changed while its images were decoded. Run the same command again.")
-    return np.load(path, mmap_mode="c")  # pages that nobody writes are shared by all processes
+    return np.load(path, mmap_mode="c")  # processes share the pages that they do not write
 
 
 def _same_size(path, size, other, other_size):
-    """Refuses a tile whose (height, width) is not that of another image."""
+    """Raise a UserError if a tile and another image differ in (height, width)."""
     if size != other_size:
-        shown = [f"{width} × {height}" for height, width in (size, other_size)]
-        raise UserError(f"{path} is {shown[0]} pixels, {other} {shown[1]}; they must be of one size. Replace one.")
+        sizes = [f"{width} × {height}" for height, width in (size, other_size)]
+        raise UserError(f"{path} is {sizes[0]} pixels, {other} {sizes[1]}; both must have one size. Replace one.")

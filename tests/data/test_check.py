@@ -119,7 +119,7 @@ HEAD = b"id,filename,label\n"
 CSV = f"{OFFICE}/train.csv"
 DECODING = {  # errors that a run meets when it decodes: the fault, the words of the message
     "truncated image": (truncated(f"{OFFICE}/val/Mug00100.jpg"), [f"{OFFICE}/val: 1 image cannot", "00100", "trunc"]),
-    "text for an image": (written(f"{MINI}/00003.jpg", b"hello"), [MINI, "00003.jpg (no image that can be read)"]),
+    "text for an image": (written(f"{MINI}/00003.jpg", b"hello"), [MINI, "00003.jpg (not an image in a known"]),
     "many empty images": (lambda root: [path.write_bytes(b"") for path in (root / MINI).iterdir()],
         [MINI, "12 images cannot", "00003.jpg (an empty file) and 9 more"]),
     "truncated tile": (truncated(f"{TRAIN}/0002_sat.jpg"), [TRAIN, "1 tile cannot", "0002_sat.jpg"]),

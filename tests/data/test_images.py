@@ -93,7 +93,7 @@ REFUSED = {  # files that do not: how they are written, and what is said
     "32 bits": (pil(GRAY.astype(np.int32) * 40, "a.tif"), "32-bit integers .mode I.*save it"),
     "unsigned": (tiff(GRAY.astype(np.uint32)), "32-bit integers .mode I"),
     "floats": (tiff((GRAY / 255).astype(np.float32)), "floating-point numbers .mode F.*save it"),
-    "doubles": (tiff(GRAY / 255), "a TIFF of other bands or bits"),
+    "doubles": (tiff(GRAY / 255), "a TIFF with unsupported"),
     "8 bits in 16": (pil(GRAY.astype(np.uint16), "a.png"), "no value above 255"),
     "transparent": (pil(SPOTTED, "a.png"), "transparent pixels .mode RGBA.*save it"),
     "transparent gray": (pil(SPOTTED, "a.png", "LA"), "transparent pixels .mode LA"),
@@ -104,8 +104,8 @@ REFUSED = {  # files that do not: how they are written, and what is said
     "moving PNG": (pil(PIXELS, "a.png", **OTHER), "2 pages or frames"),
     "near infrared": (tiff(CLEAR, photometric="rgb", extrasamples=["unspecified"]), "4 bands: save"),
     "five bands": (tiff(np.dstack([CLEAR, GRAY]), photometric="rgb"), "5 bands: save"),
-    "five gray bands": (tiff(np.dstack([CLEAR, GRAY]), photometric="minisblack"), "a TIFF of other bands"),
-    "two bands": (tiff(CLEAR[..., :2], photometric="minisblack"), "a TIFF of other bands"),
+    "five gray bands": (tiff(np.dstack([CLEAR, GRAY]), photometric="minisblack"), "a TIFF with unsupported"),
+    "two bands": (tiff(CLEAR[..., :2], photometric="minisblack"), "a TIFF with unsupported"),
 }  # fmt: skip
 
 
