@@ -1,17 +1,17 @@
-"""What the fine-tuning table compares: settings A–E and the controls that they must beat, each defined once."""
+"""The settings A–E of fine-tuning and their controls."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table.
+    """One setting or control: a row of tables/finetune.csv.
 
     Attributes:
-        name: A … E, or of a control.
-        pretraining: the step that the backbone comes from, pretrain or pretrain-supervised; None: random weights.
-        frozen: whether the backbone stays as it is.
-        trained: what learns, in words.
+        name: A … E, or the name of a control.
+        pretraining: step whose backbone is used, pretrain or pretrain-supervised; None: random weights.
+        frozen: whether the backbone is frozen.
+        trained: description of the trained part, for the report.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Row:
 
     @property
     def step(self):
-        """The step behind the row."""
+        """Name of the step that trains or fits it."""
         return f"{'finetune' if self.name in SETTINGS else 'control'}-{self.name}"
 
 

@@ -23,11 +23,11 @@ def counts(data, image_size, is_sample):
     sentences, one, two = [], data.problem1, data.problem2
     if one:
         pool, target = domains(is_sample)
-        labelled = "with labels" if one.pool.labels is not None else "without labels"
-        images = f"{len(one.train):,} training and {len(one.val):,} validation images of {target}"
+        labels = "without" if one.pool.labels is None else "with"
         sentences.append(
-            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool} ({labelled}) and fine-tunes on {images} in "
-            f"{len(one.classes)} classes, at {image_size} × {image_size} pixels."
+            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool} ({labels} labels) and fine-tunes on "
+            f"{len(one.train):,} training and {len(one.val):,} validation images of {target} in {len(one.classes)} "
+            f"classes, at {image_size} × {image_size} pixels."
         )
     if two:
         sentences.append(f"Problem 2 has {len(two.train):,} training and {len(two.validation):,} validation tiles.")
@@ -155,13 +155,13 @@ def pixel_frequencies(split):
 def frequency_bars(frequencies):
     """Draw one bar per split, divided by class, from a dict from name to (7,) frequencies."""
     figure, (axis,) = canvas(1, 1, (6.4, 1.6))
-    starts = np.zeros(len(frequencies))
-    for name, colour, widths in zip(landcover.CLASSES, landcover.PALETTE / 255, np.transpose([*frequencies.values()])):
-        bars = axis.barh(list(frequencies), widths, left=starts, color=colour, edgecolor=MUTED, linewidth=0.5)
-        labels = [f"{width:.0%}" if width > 0.04 else "" for width in widths]
+    frame = pd.DataFrame.from_dict(frequencies, orient="index", columns=landcover.CLASSES)
+    bars = {"color": landcover.PALETTE / 255, "edgecolor": MUTED, "linewidth": 0.5, "width": 0.8}
+    frame.plot.barh(stacked=True, ax=axis, legend=False, **bars)
+    for name, segments in zip(frame, axis.containers):
+        labels = [f"{share:.0%}" if share > 0.04 else "" for share in frame[name]]
         ink = "white" if name in ("water", "unknown") else "black"
-        axis.bar_label(bars, labels, label_type="center", fontsize=7, color=ink)
-        starts += widths
+        axis.bar_label(segments, labels, label_type="center", fontsize=7, color=ink)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.xaxis.set_major_formatter("{x:.0%}")

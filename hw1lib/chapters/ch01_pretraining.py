@@ -84,10 +84,6 @@ def curves(history, before, supervised=None):
             axis.axhline(before[column], color=MUTED, linestyle=":", label="before training")
             axis.legend(fontsize=7)
         axis.set_ylim(bottom=0)
-        if column == "lr":
-            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        if column == "knn":
-            axis.yaxis.set_major_formatter("{x:.0%}")
         epochs(axis)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)

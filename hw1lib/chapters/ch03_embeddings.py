@@ -71,32 +71,25 @@ def in_words(metrics, setting):
         metrics: those of step embed; None for what was not measured.
         setting: the setting whose activations were embedded.
     """
-    sentences = []
-    first, last = metrics["silhouette_first"], metrics["silhouette_last"]
-    if None in (first, last):
-        sentences.append(
-            "The silhouette was not measured, as it needs two classes, one of them with at least two images."
-        )
-    else:
-        change = "rises" if last > first else "falls" if last < first else "stays the same"
-        verdict = "denser and better separated" if last > first else "not denser or better separated"
-        sentences.append(
-            f"From the first to the last epoch of setting {setting}, the mean silhouette of the activations {change} "
-            f"({first:.3f} to {last:.3f}): the classes are {verdict}."
-        )
-    purity = metrics["purity_first"], metrics["purity_last"]
-    trust = metrics["trustworthiness_first"], metrics["trustworthiness_last"]
-    if None in (*purity, *trust):
-        sentences.append("Nearest neighbours were not measured, as there are too few images.")
-    else:
-        sentences.append(
-            f"The share of nearest neighbours of the same class goes from {percent(purity[0])} to {percent(purity[1])} "
-            f"({percent(metrics['purity_chance'])} by chance). t-SNE preserves neighbourhoods with a trustworthiness "
-            f"of {trust[0]:.3f} and {trust[1]:.3f}."
-        )
-    variance = metrics["pca_variance"]
-    sentences.append(
-        f"PCA, fitted to both epochs together, explains {'none' if variance is None else percent(variance)} of the "
-        "variance in two dimensions. Distances between clusters in t-SNE have no meaning."
+    (first, last), purity, trust = (
+        [metrics[f"{measure}_{epoch}"] for epoch in ("first", "last")]
+        for measure in ("silhouette", "purity", "trustworthiness")
     )
-    return " ".join(sentences)
+    text = "The silhouette was not measured, as it needs two classes, one of them with at least two images."
+    if None not in (first, last):
+        verdict = "denser and better separated" if last > first else "not denser or better separated"
+        text = (
+            f"From the first to the last epoch of setting {setting}, the mean silhouette of the activations goes from "
+            f"{first:.3f} to {last:.3f}: the classes are {verdict}."
+        )
+    if None in (*purity, *trust):
+        text += " Nearest neighbours were not measured, as there are too few images."
+    else:
+        text += (
+            f" The share of nearest neighbours of the same class goes from {percent(purity[0])} to "
+            f"{percent(purity[1])} ({percent(metrics['purity_chance'])} by chance). t-SNE preserves neighbourhoods "
+            f"with a trustworthiness of {trust[0]:.3f} and {trust[1]:.3f}."
+        )
+    share = "none" if metrics["pca_variance"] is None else percent(metrics["pca_variance"])
+    text += f" PCA, fitted to both epochs together, explains {share} of the variance in two dimensions."
+    return f"{text} Distances between clusters in t-SNE have no meaning."

@@ -136,18 +136,14 @@ def domains(tests, pool, target):
             sentences.append(f"{frozen} and {tuned} are not compared, as {kind} pre-training collapsed.")
             continue
         difference, p = test
+        meaning = f"features learnt on {pool} have to be adapted to {target}"
         if p >= LEVEL:
-            meaning = f"no evidence that features learnt on {pool} have to be adapted to {target}"
-        elif difference < 0:
-            meaning = f"features learnt on {pool} have to be adapted to {target}"
-        else:
-            meaning = (
-                f"features learnt on {pool} suit {target} better as they are than after fine-tuning on so few images"
-            )
-        effect = (
-            f"{'costs' if difference < 0 else 'gains'} {points(abs(difference))} compared with fine-tuning it ({tuned})"
-        )
-        sentences.append(f"Freezing the {kind} backbone ({frozen}) {effect}{_verdict(p)}: {meaning}.")
+            meaning = f"no evidence that {meaning}"
+        elif difference > 0:
+            meaning = f"features learnt on {pool} suit {target} better as they are than fine-tuned on so few images"
+        effect = f"{'costs' if difference < 0 else 'gains'} {points(abs(difference))}"
+        effect += f" compared with fine-tuning it ({tuned}){_verdict(p)}"
+        sentences.append(f"Freezing the {kind} backbone ({frozen}) {effect}: {meaning}.")
     return " ".join(sentences)
 
 
