@@ -39,8 +39,9 @@ def mcnemar_tests(right):
     """Return exact McNemar tests of all PAIRS.
 
     Args:
-        right: DataFrame of bool, which validation images each setting and control (its columns) classifies correctly at
-            its last epoch. The index is the place that each image shows; a unique index makes images independent.
+        right: DataFrame of bool with a column per setting and control, which validation images it classifies correctly
+            at its last epoch. The index is the place that each image shows, or unique. Without the SELF_SUPERVISED
+            columns, if their pre-training collapsed, they win no comparison.
 
     Returns:
         DataFrame with columns first, second, difference (of their accuracies), p and adjusted (p after Holm).
@@ -88,7 +89,7 @@ def compare(first, second, tests, names=None):
 
 
 def ranked(right):
-    """Return the settings A–E in `right`, see `mcnemar_tests`, by descending accuracy."""
+    """Return the settings A–E in `right` by descending accuracy; `right` as in `mcnemar_tests`."""
     return sorted((s for s in right if s in SETTINGS), key=lambda s: (-right[s].mean(), s))
 
 
@@ -97,7 +98,7 @@ def ranking(tests, right):
 
     Args:
         tests: table returned by `mcnemar_tests`.
-        right: see `mcnemar_tests`.
+        right: as in `mcnemar_tests`.
     """
     best, second, *_ = order = ranked(right)
     lead, _ = _test(tests, best, second)
