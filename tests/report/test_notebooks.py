@@ -52,12 +52,10 @@ def test_entries_and_manifest_describe_everything_in_the_report(smoke_run, book)
     entries = kept.entries(smoke_run)
     assert {entry["notebook"] for entry in entries.values()} == {*notebooks.NOTEBOOKS, "the report"}
     assert all(entry["steps"].items() <= keys.items() for entry in entries.values())
-    assert {label for entry in entries.values() for label in entry["steps"]} == set(
-        keys
-    )  # otherwise its change would go unnoticed
+    assert {label for entry in entries.values() for label in entry["steps"]} == set(keys)
     included = set(re.findall(r'kept\("([\w-]+)"\)', re.sub("(?s){#.*?#}", "", paths.TEMPLATE.read_text())))
     assert included | TABLES_ALONE | {f"network_{name}" for name in SEGMENTERS} == set(entries)
-    hashes = {file: digest for entry in entries.values() for file, digest in entry["files"].items()}
+    hashes = kept.hashes(entries)
     written = files.read_json(smoke_run / "manifest.json")
     assert written == hashes | {name: files.digest(smoke_run / name) for name in ("report.md", *render.NUMBERS)}
     assert kept.changed(smoke_run, written) == []
