@@ -121,6 +121,12 @@ def anchors(text):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_that_a_document_names_exist(name):
+    for file in re.findall(r"`((?:hw1lib|tests|tools|benchmarks|report)/[\w/]+\.(?:py|toml|j2))`", TEXT[name]):
+        assert (paths.ROOT / file).is_file(), file
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_between_documents_resolve(name):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT[name]):
         file, _, anchor = target.partition("#")
