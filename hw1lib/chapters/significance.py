@@ -39,9 +39,9 @@ def mcnemar_tests(right):
     """Return exact McNemar tests of all PAIRS.
 
     Args:
-        right: DataFrame of bool with a column per setting and control, which validation images it classifies correctly
-            at its last epoch. The index is the place that each image shows, or unique. Without the SELF_SUPERVISED
-            columns, if their pre-training collapsed, they win no comparison.
+        right: DataFrame of bool, which validation images each setting and control (its columns) classifies correctly at
+            its last epoch. Its index is the place that each image shows, unique where places are unknown. If
+            self-supervised pre-training collapsed, leave out the columns SELF_SUPERVISED: they must not win.
 
     Returns:
         DataFrame with columns first, second, difference (of their accuracies), p and adjusted (p after Holm).
@@ -55,10 +55,7 @@ def mcnemar_tests(right):
 
 
 def _test(tests, first, second):
-    """Difference of first minus second and its adjusted p-value, in whichever order the pair was tested.
-
-    Returns None where the pair was not tested, as pre-training collapsed.
-    """
+    """Return first minus second and the adjusted p-value; None if pre-training collapsed, so no test was made."""
     for row in tests.itertuples():
         if {row.first, row.second} == {first, second}:
             return (row.difference if row.first == first else -row.difference), row.adjusted

@@ -9,6 +9,7 @@ import torch
 
 from hw1lib import profiles
 from hw1lib.chapters import ch01_pretraining
+from hw1lib.loops import augment
 from hw1lib.metrics import collapse
 from tests.chapters.made import assert_drawn, counted, pictures
 
@@ -20,14 +21,6 @@ def uint8(count, side=6):
 def arrays(images):
     """(B, 3, S, S) tensor -> (B, S, S, 3) array."""
     return images.permute(0, 2, 3, 1).numpy()
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_views_are_drawn_below_their_images(count):
-    images = uint8(count)
-    figure = ch01_pretraining.views(images, images / 255, 1 - images / 255)
-    assert np.array_equal(pictures(figure), arrays(torch.cat([images, images, 255 - images])))
-    assert_drawn(figure)
 
 
 @pytest.mark.parametrize(("labelled", "trained", "epochs"), [(True, True, 9), (True, False, 1), (False, True, 1)])
@@ -58,12 +51,24 @@ def test_nearest_neighbours_by_brute_force():
         assert rows.tolist() == others[:6]
 
 
-def test_neighbours_are_drawn_beside_their_query_and_compared_by_class():
+def test_views_and_neighbours_are_drawn_beside_their_images_and_compared_by_class():
     images, nearest = uint8(9), {"trained": np.array([[1, 2], [3, 4]]), "random": np.array([[5, 6], [7, 8]])}
+    views = ch01_pretraining.views(images, images / 255, 1 - images / 255)
+    assert np.array_equal(pictures(views), arrays(torch.cat([images, images, 255 - images])))
     figure = ch01_pretraining.neighbours(images, [0, 8], nearest)
     assert np.array_equal(pictures(figure), arrays(images)[[0, 1, 2, 0, 5, 6, 8, 3, 4, 8, 7, 8]])
     labels = np.array([0, 0, 1, 2, 1, 3, 3, 3, 1])
     assert ch01_pretraining.same_class(labels, [0, 8], nearest) == {"trained": 0.5, "random": 0.25}
+
+
+def test_augmentations_have_a_probability_per_view():
+    views = augment.two_views(32, profiles.get("demo").pretrain.model_copy(update={"views": "byol"}), True)
+    table = ch01_pretraining.augmentations(*views).set_index("augmentation")
+    assert list(table) == ["probability in view 1", "probability in view 2", "strength"]
+    assert table.loc["rotation"].tolist()[:2] == ["0.75", "0.75"]
+    assert not table["probability in view 1"].equals(table["probability in view 2"])
+    assert "probability" in ch01_pretraining.augmentations(views[0])
+    assert list(ch01_pretraining.augmentations(augment.original(32))) == ["augmentation"]
 
 
 def test_queries_are_of_different_classes():

@@ -43,18 +43,6 @@ def test_changes_are_printed_with_their_signs():
     ]
 
 
-def test_cut_outs_are_the_largest_masks_on_white():
-    picture, masks = np.full((30, 30, 3), 7, dtype=np.uint8), np.zeros((12, 30, 30), dtype=bool)
-    for number in range(12):
-        masks[number, number, : number + 1] = True  # the first three are left out
-    sheet = ch05_segment_anything.cut_outs(picture, masks)
-    filled = (sheet == 7).all(axis=-1)
-    assert sheet.shape == (30, 30, 3) and (filled | (sheet == 255).all(axis=-1)).all()
-    sizes = filled.reshape(3, 10, 3, 10).sum(axis=(1, 3)).ravel()
-    assert sizes[-3:].tolist() == [6, 5, 4] and (sizes > 0).all()
-    assert (ch05_segment_anything.cut_outs(picture, masks[:0]) == 255).all()
-
-
 @pytest.mark.parametrize("methods", [["slic"], ["sam", "slic", "felzenszwalb"]])
 def test_masks_are_drawn_from_the_stored_arrays(tmp_path, methods):
     """In the order that was asked for; pixels without a mask keep the image."""
