@@ -1,6 +1,6 @@
 """Shared by all tests: a small data folder in the course's layout, the command line, a smoke run.
 
-Tests compute with one thread, or HW1_TEST_THREADS, here and in what they start.
+Tests and the processes that they start use one thread, or HW1_TEST_THREADS.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["OMP_NUM_THREADS"] = os.environ.get("HW1_TEST_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin would slow down those of other processes
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow down other processes
 
 import filelock
 import numpy as np
@@ -26,7 +26,7 @@ FIRST = ("test_kill", "test_distributed", "test_run_steps", "test_notebooks", "t
 
 
 def pytest_collection_modifyitems(items):
-    """What needs the whole smoke run is slow; while one of pytest's processes makes it, the other can do without."""
+    """Start with the longest files, and mark the tests that need the smoke run as slow."""
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     for item in items:
         if "smoke_run" in getattr(item, "fixturenames", ()):
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says on which processor the tests ran: at the end, as -q leaves out a header."""
+    """Name the processor at the end, as -q leaves out pytest's header."""
     cpu, (aten, onednn) = torch.device("cpu"), cpus.instruction_sets()
     used = f"ATen {aten}, oneDNN {onednn or 'unknown'}, {torch.get_num_threads()} threads"
     precision = str(device.dtype("auto", cpu) or torch.float32).removeprefix("torch.")
@@ -43,11 +43,11 @@ def pytest_terminal_summary(terminalreporter):
 
 SIDE = 32  # of every image of the small course folder
 OFFICE = ("Couch", "Alarm_Clock", "Mug")
-POOL = ("100", "200")  # labels of the pool, whose file names say nothing
+POOL = ("100", "200")  # labels of the pool, which its file names do not show
 
 
 def picture(seed, size=(SIDE, SIDE), colour=None):
-    """A smooth random image with one prevailing colour, as Pillow image."""
+    """Return a smooth random image with one prevailing colour, as a Pillow image."""
     random = np.random.default_rng(seed)
     base = random.integers(40, 216, 3) if colour is None else np.array(colour)
     small = base + random.integers(-30, 31, (4, 4, 3))
@@ -56,7 +56,7 @@ def picture(seed, size=(SIDE, SIDE), colour=None):
 
 
 def write_labelled(table, rows):
-    """Writes a CSV with columns id, filename, label."""
+    """Write a CSV with columns id, filename, label."""
     frame = pd.DataFrame(rows, columns=["filename", "label"])
     frame.insert(0, "id", range(len(frame)))
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def write_labelled(table, rows):
 
 
 def write_problem1(root, pool=12, train=4, val=2):
-    """p1_data with a labelled pool and `train` and `val` images of each of three classes."""
+    """Write p1_data with a labelled pool, and `train` and `val` images of each of three classes."""
     rows = []
     for number in range(pool):
         name = f"{number + 1:05d}.jpg"
@@ -91,13 +91,13 @@ GROUND = np.array(
 
 
 def write_tile(folder, number, classes):
-    """A satellite tile whose colour tells its class, and its mask."""
+    """Write a satellite tile whose colours tell its classes, and its mask."""
     _save(Image.fromarray(GROUND[classes]), folder / f"{number}_sat.jpg")
     Image.fromarray(landcover.encode(classes)).save(folder / f"{number}_mask.png")
 
 
 def write_problem2(root, train=4, validation=3):
-    """p2_data with tiles of 8 × 8 pixel blocks of all classes, numbered from 0001."""
+    """Write p2_data with tiles of 8 × 8 pixel blocks of all classes, numbered from 0001."""
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("validation", validation)):
         for number in range(count):
@@ -112,7 +112,7 @@ def _save(image, path):
 
 
 def save_oddly(folder):
-    """Saves two images of a folder again: one in shades of gray, one in printing inks."""
+    """Save two images of a folder again, one in greyscale and one in CMYK."""
     for path, mode in zip(sorted(folder.glob("*.jpg")), ("L", "CMYK")):
         Image.open(path).convert(mode).save(path)
         with Image.open(path) as saved:
@@ -121,7 +121,7 @@ def save_oddly(folder):
 
 @pytest.fixture
 def course_data(tmp_path):
-    """A data root of its own for each test: 12 pool, 12 + 6 Office images, 4 + 3 tiles."""
+    """A data root of the test's own: 12 pool images, 12 + 6 Office images, 4 + 3 tiles."""
     root = tmp_path / "hw1_data"
     write_problem1(root / "p1_data")
     write_problem2(root / "p2_data")
@@ -132,7 +132,7 @@ def course_data(tmp_path):
 
 
 def run(capsys, *words):
-    """Exit code, standard output and error of one command, in this process."""
+    """Run one command in this process; return its exit code, standard output and standard error."""
     capsys.readouterr()
     try:
         code = cli.main([str(word) for word in words])
@@ -142,40 +142,40 @@ def run(capsys, *words):
     return code, captured.out, captured.err
 
 
-def one_paragraph(said):
-    """What standard error says, if that is one paragraph and no traceback."""
-    text = said.strip()
-    assert text.startswith("hw1lib: ") and "\n" not in text and len(text) < 700, said
-    return text
+def one_paragraph(text):
+    """Return standard error, which must be one paragraph and no traceback."""
+    paragraph = text.strip()
+    assert paragraph.startswith("hw1lib: ") and "\n" not in paragraph and len(paragraph) < 700, text
+    return paragraph
 
 
 def refused(capsys, *words):
-    """The one paragraph of a command that ends with 1."""
-    code, _, said = run(capsys, *words)
-    assert code == 1, said
-    return one_paragraph(said)
+    """Run a command that must end with 1; return its one paragraph."""
+    code, _, text = run(capsys, *words)
+    assert code == 1, text
+    return one_paragraph(text)
 
 
 def hw1lib(*words, build=None, **options):
-    """Runs the command line in a process of its own."""
+    """Run a command in a process of its own."""
     environment = os.environ | ({"HW1_BUILD": str(build)} if build else {})
     command = [sys.executable, "-m", "hw1lib", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, env=environment, **options)
 
 
 def everything_of(folder):
-    """What a finished step holds, byte for byte, but for when it ran, and the marker with that file's hash."""
+    """Return {name: bytes} of a finished step's files, without run.json and the marker that holds its hash."""
     timed = ("run.json", "done.json")
-    found = (path for path in folder.iterdir() if path.name not in timed and not path.name.startswith("."))
-    return {path.name: path.read_bytes() for path in found}
+    kept = (path for path in folder.iterdir() if path.name not in timed and not path.name.startswith("."))
+    return {path.name: path.read_bytes() for path in kept}
 
 
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory):
-    """The build folder of the one finished smoke run that all tests share, in a path with a space."""
+    """The build folder of the finished smoke run that all tests share, in a path with a space."""
     folder = tmp_path_factory.getbasetemp()
     build = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "smoke run"
-    with filelock.FileLock(f"{build}.lock"):  # the first process that needs it makes it
+    with filelock.FileLock(f"{build}.lock"):  # whichever process needs it first runs it
         if not (build / "smoke" / "report.pdf").exists():
             done = hw1lib("report", "--profile", "smoke", build=build)
             assert done.returncode == 0, done.stdout + done.stderr
