@@ -100,7 +100,9 @@ def ranking(tests, right):
     best, second, *_ = order = ranked(right)
     lead, _ = _test(tests, best, second)
     places = right.index.nunique()
-    images = f"{len(right)} validation images" + (f" of {places} places" if places < len(right) else "")
+    images = f"{len(right)} validation images"
+    if places < len(right):
+        images += " of one place" if places == 1 else f" of {places} places"
     ahead = f"{points(lead)} above" if lead > 0 else "level with"
     text = (
         f"At the last epoch setting {best} has the highest accuracy, {percent(right[best].mean())} of {images}, "

@@ -135,6 +135,12 @@ def test_images_of_one_place_are_kept_together_in_every_test(images):
     assert ("240 validation images of 60 places" in significance.ranking(tests, grouped)) == (images == 4)
 
 
+def test_images_that_all_show_one_place_are_no_evidence():
+    right = results(3).set_index(np.zeros(60, int))
+    text = significance.ranking(significance.mcnemar_tests(right), right)
+    assert "60 validation images of one place" in text and "is not significantly better than" in text
+
+
 # --- seeds
 
 
