@@ -1,4 +1,4 @@
-"""report/about.toml and the report's other own files, which are read before anything trains."""
+"""report/about.toml and other files of the report are checked before anything is trained."""
 
 import pytest
 
@@ -11,19 +11,19 @@ WHOLE = 'title = "HW1"\nname = "Zoë Ω"\nid = "R1"\n'
 
 @pytest.fixture
 def about(tmp_path, monkeypatch):
-    """A function that writes about.toml; the notes lie in an empty folder."""
+    """A function that writes about.toml, in a folder without notes."""
     monkeypatch.setattr(paths, "ABOUT", tmp_path / "about.toml")
     monkeypatch.setattr(paths, "NOTES", tmp_path)
     return lambda content: paths.ABOUT.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @pytest.mark.parametrize("content", [WHOLE.encode(code) for code in ("utf-8", "utf-8-sig", "utf-16")])
-def test_it_is_read_however_an_editor_saves_it(about, content):
+def test_it_may_have_any_unicode_encoding(about, content):
     about(content)
     assert render.about() == {"title": "HW1", "name": "Zoë Ω", "id": "R1"} and render.check() == ([], [])
 
 
-def test_numbers_are_text_and_lines_are_joined_and_it_may_be_absent(about):
+def test_numbers_become_text_lines_are_joined_and_the_file_is_optional(about):
     assert render.about() == render.ABOUT and "about.toml is missing" in render.check()[1][0]
     about('title = """\n# A\nB"""\nname = ""\nid = 123\nName = "x"\n')
     assert render.about() == {"title": "# A B", "name": "", "id": "123"}
@@ -42,7 +42,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_used_is_named_before_anything_trains(about, course_data, tmp_path, capsys, case):
+def test_an_error_is_named_before_anything_is_trained(about, course_data, tmp_path, capsys, case):
     content, words = WRONG[case]
     about(content)
     (problem,) = render.check()[0]

@@ -1,4 +1,4 @@
-"""The author's notes: Markdown is kept, and nothing in them acts, on a page, a code host or paper."""
+"""The author's notes: Markdown works, but nothing in them loads or runs, in HTML, Markdown or PDF."""
 
 import re
 
@@ -44,7 +44,7 @@ def converted(text, to):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """A function that writes a note and gives it as the report takes it."""
+    """A function that writes a note and returns it as the report includes it."""
     monkeypatch.setattr(paths, "NOTES", tmp_path)
 
     def write(content):
@@ -55,8 +55,8 @@ def written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_nothing_in_a_note_acts(written, name):
-    """It ends where it ends, and what it says is still read."""
+def test_nothing_in_a_note_loads_or_runs(written, name):
+    """Its words are still shown, and what follows the note is not affected."""
     text = written(f"before\n\n{NOTES[name]}\n\nafter") + "\n\nThe next paragraph.\n"
     page = Page(converted(text, "html5"))
     page.assert_harmless(also=["a"])
@@ -67,7 +67,7 @@ def test_nothing_in_a_note_acts(written, name):
     assert not re.search(r"(?<![\\`])#(image|include|panic|read)", paper)
 
 
-def test_a_note_keeps_its_markdown_and_without_a_note_there_is_nothing(written):
+def test_a_note_keeps_its_markdown(written):
     text = written("**bold** [here](https://example.com) `code` 3 < 4\n\n- one\n- two")
     page = Page(converted(text, "html5"))
     assert {"blockquote", "strong", "a", "code", "li"} <= set(page.tags()) and "3 < 4" in page.words
@@ -76,7 +76,7 @@ def test_a_note_keeps_its_markdown_and_without_a_note_there_is_nothing(written):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\ncaf\xe9", "Müller".encode("cp1250"), b"\x80"])
-def test_a_note_that_is_no_utf8_is_named(written, content):
+def test_a_note_that_is_not_utf8_is_named(written, content):
     with pytest.raises(UserError, match=f"problem1-1.md is not UTF-8 text in line {content.count(10) + 1}"):
         written(content)
 
@@ -94,7 +94,7 @@ def test_a_note_that_is_no_utf8_is_named(written, content):
         (".DS_Store", "words", None),
     ],
 )
-def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name, content, message):
+def test_a_file_that_is_not_shown_is_named(written, tmp_path, name, content, message):
     texts = {"problem1-1": written("words")}
     (tmp_path / name).write_text(content, encoding="utf-8")
     texts["problem2-1"] = notes.note("problem2-1")
@@ -105,6 +105,6 @@ def test_a_file_of_the_author_that_is_not_shown_is_named(written, tmp_path, name
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
-def test_a_byte_order_mark_is_no_text(written, encoding):
+def test_a_byte_order_mark_is_not_shown(written, encoding):
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     assert written(f"{mark}Grüße".encode(encoding)).endswith("> Grüße")

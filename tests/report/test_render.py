@@ -65,7 +65,7 @@ def report(tmp_path, monkeypatch):
 # --- what was kept
 
 
-def test_things_are_included_by_their_kind_and_figures_numbered_as_they_come(tmp_path, report):
+def test_what_was_kept_is_included_by_its_kind_and_figures_are_numbered(tmp_path, report):
     keep(tmp_path, "one", line(), "A caption\n  of two lines.")
     keep(tmp_path, "two", line(), 'Odd: "q" – 5 % *of* `it`, <b>, {{ x }}, #let x, $y$ and [here].')
     keep(tmp_path, "counts", pd.DataFrame({"model": ["a"], "miou": [0.5]}))
@@ -87,7 +87,7 @@ def test_things_are_included_by_their_kind_and_figures_numbered_as_they_come(tmp
     [("kept/one.json", None), ("figures/one.png", None), ("figures/one.pdf", "%PDF"), ("text/said.md", None),
      ("text/said.md", "Other"), ("kept/said.json", '{"kind": '), ("kept/said.json", "{}"), ("kept/said.json", "[]")],
 )  # fmt: skip
-def test_what_is_not_as_it_was_kept_is_named_with_its_remedy(tmp_path, lost, text):
+def test_what_was_changed_since_it_was_kept_is_named_with_a_remedy(tmp_path, lost, text):
     keep(tmp_path, "said", "Words.")
     keep(tmp_path, "one", line(), "A figure.")
     (tmp_path / lost).unlink()
@@ -111,7 +111,7 @@ def test_a_template_that_cannot_be_filled_is_named(report, template, message):
 # --- a report with nasty names everywhere
 
 
-def test_nasty_names_are_shown_as_they_stand(tmp_path, report):
+def test_nasty_names_are_shown_literally(tmp_path, report):
     keep(tmp_path, "one", line(), "A figure.")
     keep(tmp_path, "names", pd.DataFrame({"classes": NASTY, "n": 1}))
     keep(tmp_path, "warnings", ch00_data.weaknesses([f"train: {name} is odd." for name in NASTY], 1))
@@ -125,7 +125,7 @@ def test_nasty_names_are_shown_as_they_stand(tmp_path, report):
 
 
 def test_the_title_of_page_and_pdf_is_the_plain_text(report):
-    """Neither knows Markdown, so nothing is escaped for it; a Chinese name finds its font."""
+    """Neither is Markdown, so nothing is escaped. Chinese characters need a system font."""
     page, _, paper = report("Words.", title="HW_1 *x* – “ü” 王小明", name='A "B" \\ <C>')
     expected = 'HW_1 *x* – “ü” 王小明 – A "B" \\ <C>'
     assert page.title == expected
@@ -152,7 +152,7 @@ def built(tmp_path, monkeypatch):
     return out
 
 
-def test_a_report_is_published_whole_in_place_of_the_old_one_or_not_at_all(built):
+def test_a_report_is_published_completely_or_not_at_all(built):
     files.write_text(paths.REPORT / "mine" / "figures" / "gone.png", "old")
     target = render.publish(built, "mine")
     published = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
@@ -178,7 +178,7 @@ def test_the_picture_shows_the_page_with_the_figure_or_the_first_page(built):
         assert (np.asarray(image.convert("L")) != second).mean() > 0.02
 
 
-def test_figures_are_exported_in_each_format_and_one_that_is_not_there_is_named(built, tmp_path):
+def test_figures_are_exported_in_each_format(built, tmp_path):
     into = tmp_path / "into"
     (pdf, svg, png), others = render.export(built, ["two"], ["pdf", "svg", "png"], 100, into)
     assert others == ["two"]  # which the report does not show
