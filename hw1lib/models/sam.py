@@ -103,7 +103,7 @@ def hugging_face_name(name):
     return name
 
 
-def untrained(seed=1, side=256):
+def untrained(seed=5, side=256):
     """Build a small SAM with random weights, to try the generator without SAM's own; its masks mean nothing.
 
     Args:
@@ -119,12 +119,16 @@ def untrained(seed=1, side=256):
     transformer = TwoWayTransformer(depth=2, embedding_dim=32, num_heads=8, mlp_dim=64)
     decoder = MaskDecoder(transformer_dim=32, transformer=transformer, iou_head_hidden_dim=48)
     network = Sam(encoder, prompts, decoder)
-    with torch.no_grad():  # without these changes all masks would be faint and alike
+    with torch.no_grad():  # without these changes all masks would be faint, large and alike
         for parameter in network.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
         prompts.pe_layer.positional_encoding_gaussian_matrix *= 4
+        decoder.output_upscaling[3].weight[:, 0] = 0
+        decoder.output_upscaling[3].bias[0] = 1  # a constant channel, by which every mask's logits are lowered
         for mlp in decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight *= 20
+            mlp.layers[-1].weight[0] = 0
+            mlp.layers[-1].bias[0] = -8
         decoder.iou_prediction_head.layers[-1].weight *= 0.1
         decoder.iou_prediction_head.layers[-1].bias.fill_(0.9)
     return network.eval()
@@ -190,7 +194,7 @@ def sam_everything(
         masks, scores, stability, points_xy = _select(part, _distinct(*part[:2], box_nms_thresh))
         funnel["distinct by box NMS"] += len(masks)
         smallness = torch.full((len(masks),), 1 / ((x1 - x0) * (y1 - y0)))
-        # Only now, as there can be very many crops.
+        # Masks get the image's size only now, because there can be very many crops.
         masks = amg.uncrop_masks(masks, box, height, width)
         parts.append((masks, scores, stability, points_xy + torch.tensor([x0, y0]), smallness))
 

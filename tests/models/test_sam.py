@@ -27,7 +27,7 @@ ALL = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "box_nms_thresh": 1.0}
 @pytest.fixture(scope="module", params=IMAGES)
 def case(request):
     """An image, and a random SAM whose predicted IoU is spread around 0.88 and whose masks take 2 % of the image."""
-    image, network = IMAGES[request.param], sam.untrained()
+    image, network = IMAGES[request.param], sam.untrained(1)
     decoder, predictor = network.mask_decoder, SamPredictor(network)
     with torch.no_grad():
         # One channel of the upscaled embedding becomes constant, GELU(1) = 0.8413, to carry a shift of the logits.
@@ -121,7 +121,7 @@ def test_no_mask_at_all_and_a_tiny_image_are_no_errors(refusing):
 
 def test_an_untrained_sam_gives_diverse_and_reproducible_masks():
     image, settings = IMAGES["landscape"], ALL | {"points_per_side": 4}
-    first, again, other = (sam.sam_everything(image, sam.untrained(seed), **settings) for seed in (1, 1, 2))
+    first, again, other = (sam.sam_everything(image, sam.untrained(seed), **settings) for seed in (5, 5, 6))
     assert np.array_equal(first.masks, again.masks) and (other.masks != first.masks).any()
     assert np.isfinite(first.scores).all() and np.median(first.scores) > 0
     assert len(np.unique(first.masks.reshape(48, -1), axis=0)) > 20
