@@ -1,4 +1,4 @@
-"""CSV files as other programs write them: what has one meaning is read, and what is not used is named."""
+"""CSV files as other programs write them: what is unambiguous is read, and what is not used is named."""
 
 import shutil
 import unicodedata
@@ -23,7 +23,7 @@ def root(tmp_path):
 
 
 def checked(root, warnings=0):
-    """Problem 1 as a run reads it, and what the check of the data warns of; it has no errors."""
+    """Problem 1 as a run reads it and the warnings of the data check, which has no errors."""
     found = report.examine(root, progress=False)
     assert found["errors"] == [] and len(found["warnings"]) == warnings, found
     return layout.find(root, Data()).problem1, " ".join(found["warnings"])
@@ -41,7 +41,7 @@ def head(names):
 
 
 def names(change):
-    """Changes every file name, by the path of its folder below p1_data."""
+    """Change every file name, given the path of its folder below p1_data."""
 
     def edit(text, part):
         head, *rows = (line.split(",") for line in text.splitlines())
@@ -100,7 +100,7 @@ def test_a_table_means_the_same_in_every_dialect(root, dialect):
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_a_name_may_have_another_normal_form_than_on_the_disk(root, forms):
-    """As of files in archives that macOS made; two files that differ in nothing else are never mixed up."""
+    """As in archives made by macOS; files that differ in nothing else are not confused."""
     on_disk, in_table = (unicodedata.normalize(form, "Größe é 1.jpg") for form in forms)
     folder, table = root / "p1_data/office/train", root / "p1_data/office/train.csv"
     (folder / "Couch00001.jpg").rename(folder / on_disk)
@@ -112,7 +112,7 @@ def test_a_name_may_have_another_normal_form_than_on_the_disk(root, forms):
         layout.find(root, Data())
 
 
-def test_names_are_found_in_the_folder_itself_alone(tmp_path):
+def test_only_files_in_the_folder_itself_match(tmp_path):
     folder = tmp_path / "p1_data" / "train"
     (folder / "sub").mkdir(parents=True)
     for name in ("x.jpg", "sub/y.jpg", "A.jpg", "a.jpg", " b.jpg", "b.jpg"):
@@ -124,7 +124,7 @@ def test_names_are_found_in_the_folder_itself_alone(tmp_path):
 
 
 def test_rows_are_counted_as_in_an_editor(root):
-    """Excel's separator, empty rows and line ends inside of quotes count."""
+    """Excel's separator line, empty rows and line ends in quotes count."""
     table = root / "p1_data/office/train.csv"
     table.write_bytes(b'sep=;\r\nfilename;label;note\r\n\r\nMug00001.jpg;2;"two\r\nlines"\r\nMug00002.jpg;;\r\n')
     with pytest.raises(UserError, match='train.csv, row 6: the label is ""'):
@@ -152,7 +152,7 @@ def test_labels_identify_classes_whatever_files_are_called(root, odd):
 
 
 def relabel(root, part, label):
-    """Writes a CSV anew, with a label for each file by its name and number."""
+    """Rewrite a CSV with a label for each file, given its name and number."""
     table = root / "p1_data" / f"{part}.csv"
     files = csv_rows.read_rows(table, "filename")["filename"]
     write_labelled(table, [(name, label(name, n)) for n, name in enumerate(files)])
@@ -161,7 +161,7 @@ def relabel(root, part, label):
 @pytest.mark.parametrize(
     "spelt", [str, lambda name: f" {name} ", lambda name: unicodedata.normalize("NFD", name + "ü")]
 )
-def test_labels_may_be_names_which_are_numbered_in_their_order(root, spelt):
+def test_labels_may_be_names_which_are_numbered_in_sorted_order(root, spelt):
     for part in PARTS[1:]:
         relabel(root, part, lambda name, _: spelt(name[:-9]))
     one, _ = checked(root)
@@ -175,7 +175,7 @@ def test_labels_may_be_names_which_are_numbered_in_their_order(root, spelt):
 
 WORDNET = ("n01532829", "n02091244")
 SOME = [["", "5", "7"], ["NaN", "7", "x1"], ["1.5", "3", "inf"]]
-POOLS = {  # label of the n-th image; labels of the pool; what is said
+POOLS = {  # label of the n-th image, labels of the pool, words of the warning
     "WordNet ids": (lambda n: WORDNET[n % 2], [0, 1] * 6, ['labels are names, such as "n01532829", numbered 0 to 1']),
     "some missing": (lambda n: SOME[0][n % 3], [-1, 0, 1] * 4, ['4 of 12 labels cannot be used ("" in row 2)']),
     "names, numbers and none": (lambda n: SOME[1][n % 3], [-1, 0, 1] * 4, ['such as "7"', "4 of 12 labels cannot be"]),
@@ -186,11 +186,11 @@ POOLS = {  # label of the n-th image; labels of the pool; what is said
 
 
 @pytest.mark.parametrize("kind", POOLS)
-def test_labels_of_the_pool_are_used_as_far_as_they_can_be(root, kind):
+def test_usable_labels_of_the_pool_are_used(root, kind):
     label, labels, words = POOLS[kind]
     relabel(root, "mini/train", lambda _, n: label(n))
-    one, said = checked(root, warnings=1 + ("k-NN" in words))
-    assert all(word in said for word in ["p1_data/mini/train.csv", *words]) and len(one.pool) == 12
+    one, text = checked(root, warnings=1 + ("k-NN" in words))
+    assert all(word in text for word in ["p1_data/mini/train.csv", *words]) and len(one.pool) == 12
     assert one.pool.labels is labels if labels is None else one.pool.labels.tolist() == labels
     part = one.pool.labelled()
     assert (
@@ -199,7 +199,7 @@ def test_labels_of_the_pool_are_used_as_far_as_they_can_be(root, kind):
 
 
 HEAD = b"id,filename,label\n"
-UNLISTED = {  # the pool's CSV; how many images are used; what is said
+UNLISTED = {  # the pool's CSV, number of images used, words of the warnings
     "no column label": (b"filename\n00001.jpg\n00002.jpg\n", 2, ["has no column label", "10 images are not used"]),
     "no column filename": (b"id,label\n1,3\n", 12, ["lacks the column filename", '"id", "label"']),
     "empty": (b"", 12, ["it is empty", "count as unlabelled"]),
@@ -211,11 +211,11 @@ UNLISTED = {  # the pool's CSV; how many images are used; what is said
 
 
 @pytest.mark.parametrize("kind", UNLISTED)
-def test_the_pool_needs_no_whole_table(root, kind):
+def test_the_csv_of_the_pool_may_be_incomplete(root, kind):
     content, count, words = UNLISTED[kind]
     (root / "p1_data" / "mini" / "train.csv").write_bytes(content)
-    one, said = checked(root, warnings=1 + (count == 2) + (count == 2))
-    assert len(one.pool) == count and all(word in said for word in words), said
+    one, text = checked(root, warnings=1 + (count == 2) + (count == 2))
+    assert len(one.pool) == count and all(word in text for word in words), text
 
 
 # --- groups.csv
@@ -231,7 +231,7 @@ USED = {
     ),
     "a long path": lambda n, row: f"C:\\hw1_data\\{row}",
 }
-UNUSED = {  # rows, those of p1 by number; which splits have groups; what is said
+UNUSED = {  # rows (those of ROWS by number), which splits have groups, words of the note
     "unknown files": ([*range(18), "p1_data/office/val,x.jpg,b", "office/val,..\\y.jpg,b"], (True, True),
         'rows without a file in p1_data/office/val: "x.jpg" in row 20, "..\\y.jpg" in row 21'),
     "unknown splits": ([*range(18), "p1/train,x.jpg,b", "train,Mug00001.jpg,b"], (True, True),
@@ -262,6 +262,6 @@ def test_groups_are_used_however_they_are_written(root, kind):
 def test_groups_that_are_not_used_are_named_once(root, kind):
     rows, used, words = UNUSED[kind]
     write_groups(root, [f"{ROWS[row]},g{row // 3}" if isinstance(row, int) else row for row in rows])
-    one, said = checked(root, warnings=bool(words))
-    assert words in said and (one.train.groups is not None, one.val.groups is not None) == used
+    one, text = checked(root, warnings=bool(words))
+    assert words in text and (one.train.groups is not None, one.val.groups is not None) == used
     assert bool(one.group_notes) == bool(words)

@@ -1,4 +1,4 @@
-"""Decoding: every kind of file becomes RGB, damage is named, sizes are as torchvision's."""
+"""Decoding: every kind of file becomes RGB, damage is named, sizes are those of torchvision."""
 
 import dataclasses
 import re
@@ -72,7 +72,7 @@ def with_overview(path):
 SHARP = PIXELS // 128 * 255  # colours of the web palette
 DEEP = CLEAR.astype(np.uint16) * 257
 OTHER = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
-SAME = {  # files that hold the same as an 8-bit RGB image: how they are written, and its pixels
+SAME = {  # files equal to an 8-bit RGB image: how they are written, and its pixels
     "gray": (pil(GRAY, "a.png"), GRAY), "opaque": (pil(CLEAR, "a.png"), PIXELS),
     "opaque gray": (pil(CLEAR, "a.png", "LA"), np.asarray(Image.fromarray(PIXELS).convert("L"))),
     "palette": (pil(SHARP, "a.png", "P"), SHARP),
@@ -89,7 +89,7 @@ SAME = {  # files that hold the same as an 8-bit RGB image: how they are written
     "damaged EXIF": (pil(PIXELS, "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0"), PIXELS),
     **{f"turned {n} {kind}": (exif(n, kind), None) for kind in ("png", "jpg", "tif", "webp") for n in (1, 3, 5, 8)},
 }  # fmt: skip
-REFUSED = {  # files that do not: how they are written, and what is said
+REFUSED = {  # ambiguous files: how they are written, and words of the message
     "32 bits": (pil(GRAY.astype(np.int32) * 40, "a.tif"), "32-bit integers .mode I.*save it"),
     "unsigned": (tiff(GRAY.astype(np.uint32)), "32-bit integers .mode I"),
     "floats": (tiff((GRAY / 255).astype(np.float32)), "floating-point numbers .mode F.*save it"),
@@ -111,7 +111,7 @@ REFUSED = {  # files that do not: how they are written, and what is said
 
 @pytest.mark.filterwarnings("error")  # a warning would be a library's text
 @pytest.mark.parametrize("kind", SAME)
-def test_images_that_hold_the_same_are_the_same(tmp_path, kind):
+def test_equal_images_decode_equally(tmp_path, kind):
     """Upright, in 8 bits, for training, the data check and their size alike."""
     (name, save), pixels = SAME[kind]
     save(path := tmp_path / name)
@@ -130,8 +130,8 @@ def saved_as_png(pixels, folder):
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_images_of_unclear_content_are_refused_by_name(tmp_path, kind):
-    """Wherever they are opened, in the same words."""
+def test_ambiguous_images_are_refused_by_name(tmp_path, kind):
+    """By training and by the data check, in the same words."""
     (name, save), words = REFUSED[kind]
     save(path := tmp_path / name)
     with pytest.raises(images.Unreadable, match=f"{name} .*{words}") as refused:
@@ -178,7 +178,7 @@ MASKS = {  # how masks are written, their classes, and how many pixels are not e
     "254 in gray": (pil(np.minimum(BLACK_OR_WHITE, 254), "a.png"), WHITE, (CLASSES > 2).sum()),
     "red": (pil(COLOURS * RED, "a.png"), np.full_like(CLASSES, 6), (COLOURS[..., 0] > 0).sum()),
 }  # fmt: skip
-NO_MASKS = {  # how images without colours are written, and what is said
+NO_MASKS = {  # images without colours: how they are written, and words of the message
     "class numbers": (pil(CLASSES, "a.png"), "class numbers or gray levels such as 1, 2, 3 .*mode L"),
     "0 and 1": (pil(CLASSES // 4, "a.png"), "gray levels such as 1 "),
     "class numbers, 255 for unknown": (pil(IGNORE, "a.png"), "such as 1, 2, 3"),
@@ -226,8 +226,8 @@ def test_a_mask_is_read_by_one_rule_everywhere_or_refused(tmp_path, kind):
 # --- damage (more of it in test_fuzz)
 
 
-def test_what_is_no_image_is_named(tmp_path, monkeypatch):
-    """Cut files, text, zeros, a folder, nothing at all, and what Pillow refuses as a possible decompression bomb."""
+def test_files_that_are_not_images_are_named(tmp_path, monkeypatch):
+    """Truncated files, text, zeros, a folder, no file, and a possible decompression bomb."""
     (tmp_path / "folder.png").mkdir()
     harmed = {"folder.png": None, "nothing.png": None, "text.jpg": b"<html>not found</html>", "zeros.jpg": b"\0" * 300}
     for name in ("whole.jpg", "whole.png"):
@@ -319,7 +319,7 @@ def opened(monkeypatch):
 
 
 def test_images_are_decoded_once_for_all_processes_and_parts(split, opened):
-    """What lies on disk is what decoding anew gives; a part is rows of the whole, in its own order."""
+    """The cached array equals a fresh decoding; a part is rows of the whole, in its own order."""
     fresh = images.load(dataclasses.replace(split, decoded=None), 8)
     opened.clear()
     whole = images.load(split, 8)
@@ -329,21 +329,21 @@ def test_images_are_decoded_once_for_all_processes_and_parts(split, opened):
     assert np.array_equal(images.load(split, 8), fresh) and len(opened) == 6
     assert images.load(split, 16).shape == (6, 3, 16, 16) and len(opened) == 12  # another size is another array
     whole[:] = 0
-    assert np.array_equal(images.load(split, 8), fresh)  # what one process writes into it stays its own
+    assert np.array_equal(images.load(split, 8), fresh)  # a process only writes to its own copy
 
 
 def test_large_jpegs_are_decoded_at_a_part_of_their_size(split):
-    """Within two of 256 levels, on average, of what PIL makes of the whole image; smaller ones to the bit."""
+    """On average within two of 256 levels of the fully decoded image; smaller images are equal."""
     large = Image.fromarray(skimage.data.astronaut())
     for name, side in (("0.jpg", 512), ("1.jpg", 150)):
         large.resize((side, side)).save(split.folder / name, quality=95)
-    found = images.load(split, 64)[:2]
+    loaded = images.load(split, 64)[:2]
     whole = [images.square(images.open_rgb(path), 64) for path in split.paths[:2]]
-    off = np.abs(found.astype(int) - whole).mean(axis=(1, 2, 3))
+    off = np.abs(loaded.astype(int) - whole).mean(axis=(1, 2, 3))
     assert 0 < off[0] < 2 and off[1] == 0
 
 
-def test_other_data_is_decoded_anew_and_a_failure_leaves_nothing(split, opened):
+def test_changed_data_is_decoded_again_and_a_failure_leaves_nothing(split, opened):
     before = images.load(split, 8).copy()
     noise((30, 30), 9).save(split.paths[2])
     assert not np.array_equal(images.load(split, 8)[2], before[2])

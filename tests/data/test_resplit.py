@@ -1,4 +1,4 @@
-"""Another split of the tiles: on scenes of the Earth, whose neighbours are known."""
+"""A new split of the tiles by scene, on scenes of the Earth whose neighbours are known."""
 
 import errno
 import itertools
@@ -13,7 +13,7 @@ from PIL import Image
 from hw1lib import paths
 from hw1lib.chapters import ch00_data as chapter
 from hw1lib.data import csv_rows, landcover, layout
-from hw1lib.data.check import resplit as split
+from hw1lib.data.check import resplit
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
 from tests.conftest import hw1lib, one_paragraph, picture
@@ -29,13 +29,13 @@ def earth():
 
 
 @pytest.fixture(scope="module")
-def dealt_out(earth, tmp_path_factory):
-    """Tiles of scenes of land that do not touch, dealt out to both splits at random: the root, where each file lies."""
+def random_split(earth, tmp_path_factory):
+    """Tiles of separate scenes of land in random splits: the data root, and where on Earth each file lies."""
     image, labels = earth
     size = SCENE * TILE
     tops, lefts = (range(0, side - size, size + TILE) for side in labels.shape)
     land = [p for p in itertools.product(tops, lefts) if (labels[p[0] :, p[1] :][:size, :size] != 0).mean() > 0.98]
-    root, random = tmp_path_factory.mktemp("dealt") / "data", np.random.default_rng(0)
+    root, random = tmp_path_factory.mktemp("random") / "data", np.random.default_rng(0)
     places, tiles = {}, [(n, y, x) for n in range(len(land)) for y in range(SCENE) for x in range(SCENE)]
     for number, at in enumerate(random.permutation(len(tiles))):
         scene, y, x = tiles[at]
@@ -53,9 +53,10 @@ def dealt_out(earth, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def anew(dealt_out, tmp_path_factory):
-    target = tmp_path_factory.mktemp("anew") / "by scene"
-    return target, split.by_scene(dealt_out[0], target, progress=False)
+def by_scene(random_split, tmp_path_factory):
+    """The same tiles split by scene: the data root, and the facts about it."""
+    target = tmp_path_factory.mktemp("new") / "by scene"
+    return target, resplit.by_scene(random_split[0], target, progress=False)
 
 
 def origins(target):
@@ -67,8 +68,8 @@ def touching(one, two):
     return abs(one[0] - two[0]) + abs(one[1] - two[1]) == 1
 
 
-def test_no_validation_tile_shares_a_border_with_a_training_tile(dealt_out, anew):
-    rows, places = origins(anew[0]), dealt_out[1]
+def test_no_validation_tile_shares_a_border_with_a_training_tile(random_split, by_scene):
+    rows, places = origins(by_scene[0]), random_split[1]
     train, validation = (
         [places[origin] for origin in rows.loc[rows["split"] == f"p2_data/{name}", "origin"]]
         for name in ("train", "validation")
@@ -78,8 +79,8 @@ def test_no_validation_tile_shares_a_border_with_a_training_tile(dealt_out, anew
     assert len([pair for pair in itertools.product(*before) if touching(*pair)]) > len(before[1])
 
 
-def test_it_is_a_layout_like_any_other_of_about_the_same_size_and_classes(dealt_out, anew):
-    root, (target, facts) = dealt_out[0], anew
+def test_the_new_split_has_about_the_same_size_and_classes(random_split, by_scene):
+    root, (target, facts) = random_split[0], by_scene
     old, new = (layout.find(folder, Data()).problem2 for folder in (root, target))
     assert len(new.train) + len(new.validation) + facts["left_out"] == len(old.train) + len(old.validation)
     assert 0.8 * len(old.validation) <= len(new.validation) == facts["validation"] <= len(old.validation)
@@ -87,7 +88,7 @@ def test_it_is_a_layout_like_any_other_of_about_the_same_size_and_classes(dealt_
     assert not set(new.train.groups) & set(new.validation.groups)
     for tiles in (new.train, new.validation):
         for number in tiles.numbers:
-            assert tiles.sat(number).stat().st_nlink > 1  # a link, no copy
+            assert tiles.sat(number).stat().st_nlink > 1  # a hard link
     assert facts["leaking"] <= facts["null"] < facts["leaking_before"]
     text = chapter.split(target)
     assert f"{facts['groups']:,} groups" in text and "not the data's own" in text
@@ -95,61 +96,61 @@ def test_it_is_a_layout_like_any_other_of_about_the_same_size_and_classes(dealt_
 
 
 @pytest.mark.slow
-def test_it_is_the_same_every_time_and_never_written_over(dealt_out, anew, tmp_path):
-    again = split.by_scene(dealt_out[0], tmp_path / "again", progress=False)
-    assert again == anew[1] == json.loads((tmp_path / "again" / layout.SPLIT).read_text())
-    assert origins(tmp_path / "again").equals(origins(anew[0]))
-    done = hw1lib("data", "split", "--by", "scene", "--data-root", dealt_out[0], "--out", tmp_path / "again")
-    assert done.returncode == 1 and "is there already" in one_paragraph(done.stderr)
+def test_the_new_split_is_always_the_same_and_never_overwritten(random_split, by_scene, tmp_path):
+    again = resplit.by_scene(random_split[0], tmp_path / "again", progress=False)
+    assert again == by_scene[1] == json.loads((tmp_path / "again" / layout.SPLIT).read_text())
+    assert origins(tmp_path / "again").equals(origins(by_scene[0]))
+    done = hw1lib("data", "split", "--by", "scene", "--data-root", random_split[0], "--out", tmp_path / "again")
+    assert done.returncode == 1 and "already exists" in one_paragraph(done.stderr)
 
 
-def test_groups_do_not_chain_into_a_giant_but_are_cut_where_the_evidence_is_weakest():
-    """A hundred tiles in a row: at most ten in a group."""
+def test_groups_that_would_be_too_large_are_cut_at_their_weakest_links():
+    """A hundred tiles in a row, at most ten in a group."""
     strengths = np.random.default_rng(0).random(99)
     links = [(float(s), i, i + 1) for i, s in enumerate(strengths)]
-    groups, cut = split.group_tiles(100, links)
+    groups, cut = resplit.group_tiles(100, links)
     assert max(Counter(groups.tolist()).values()) == 10
     assert len(cut) == len(set(groups)) - 1
     kept = [s for s, one, two in links if groups[one] == groups[two]]
     assert np.mean([s for s, one, two in links if groups[one] != groups[two]]) < np.mean(kept)
-    assert split.group_tiles(3, [])[0].tolist() == [0, 1, 2]
+    assert resplit.group_tiles(3, [])[0].tolist() == [0, 1, 2]
 
 
-def test_whole_groups_are_dealt_so_that_the_classes_resemble():
+def test_validation_consists_of_whole_groups_with_similar_classes():
     random = np.random.default_rng(1)
     groups = np.repeat(np.arange(60), random.integers(1, 9, 60))
     classes = random.integers(0, 1000, (60, 7))[groups] * random.integers(0, 2, (len(groups), 1))
     wanted = classes[: len(groups) // 8].sum(axis=0)
-    held = split.choose_validation(groups, classes, 40, wanted)
-    assert 36 <= held.sum() <= 40 and all(len(set(held[groups == g])) == 1 for g in range(60))
-    found, aimed = classes[held].sum(axis=0), wanted / wanted.sum()
-    assert np.abs(found / found.sum() - aimed).sum() / 2 < 0.1
+    chosen = resplit.choose_validation(groups, classes, 40, wanted)
+    assert 36 <= chosen.sum() <= 40 and all(len(set(chosen[groups == g])) == 1 for g in range(60))
+    pixels = classes[chosen].sum(axis=0)
+    assert np.abs(pixels / pixels.sum() - wanted / wanted.sum()).sum() / 2 < 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reason", ["EXDEV", "EPERM", "EMLINK", "EOPNOTSUPP"])
-def test_where_files_cannot_be_linked_they_are_copied(dealt_out, anew, tmp_path, monkeypatch, reason):
-    """To another disk, from another owner, or where there are no links."""
+def test_files_that_cannot_be_linked_are_copied(random_split, by_scene, tmp_path, monkeypatch, reason):
+    """Another disk, another owner, or a file system without links."""
 
     def refuse(source, target):
         raise OSError(getattr(errno, reason), "refused", source, None, target)
 
     monkeypatch.setattr(os, "link", refuse)
-    assert split.by_scene(dealt_out[0], tmp_path / "copies", progress=False) == anew[1]
-    for path in anew[0].rglob("*.*g"):
-        copy = tmp_path / "copies" / path.relative_to(anew[0])
+    assert resplit.by_scene(random_split[0], tmp_path / "copies", progress=False) == by_scene[1]
+    for path in by_scene[0].rglob("*.*g"):
+        copy = tmp_path / "copies" / path.relative_to(by_scene[0])
         assert copy.read_bytes() == path.read_bytes() and copy.stat().st_nlink == 1
 
 
-def test_no_split_is_written_into_the_data_it_is_made_of(course_data):
-    for name in ("p2_data/train/anew", "p2_data/anew", "p1_data/x/y", "z/../p2_data/anew"):
+def test_a_split_inside_its_own_data_is_refused(course_data):
+    for name in ("p2_data/train/new", "p2_data/new", "p1_data/x/y", "z/../p2_data/new"):
         with pytest.raises(UserError, match="lies in .*p[12]_data.*Name a folder outside"):
-            split.by_scene(course_data, course_data / name, progress=False)
+            resplit.by_scene(course_data, course_data / name, progress=False)
         assert not (course_data / name).exists()
 
 
-def test_tiles_of_one_place_alone_cannot_be_split(tmp_path):
-    """Copies are of one place, too; nothing is written."""
+def test_tiles_of_a_single_place_cannot_be_split(tmp_path):
+    """Copies show one place, too; nothing is written."""
     for name in ("train", "validation"):
         folder = layout.Tiles(tmp_path / "p2_data" / name, ())
         folder.folder.mkdir(parents=True)
@@ -157,5 +158,5 @@ def test_tiles_of_one_place_alone_cannot_be_split(tmp_path):
             picture(1, (64, 64)).save(folder.sat(number), quality=95)
             Image.new("RGB", (64, 64), (0, 255, 0)).save(folder.mask(number))
     with pytest.raises(UserError, match="4 tiles fall into 1 groups"):
-        split.by_scene(tmp_path, tmp_path / "anew", progress=False)
-    assert not (tmp_path / "anew").exists()
+        resplit.by_scene(tmp_path, tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
