@@ -1,4 +1,4 @@
-"""Property tests: whatever a file holds, a right result or a clear error.
+"""Property tests: whatever a file holds, the result is correct or the error is clear.
 
 Each test draws inputs that a user could have, reads them a second time in the simplest way, and
 holds the library's result against that. A refusal must be one line of text.
@@ -36,7 +36,7 @@ fuzz = functools.partial(hypothesis.settings, deadline=None, derandomize=True, s
 
 
 def outcome(function, *arguments):
-    """What a function gives, or None where it refuses in one line."""
+    """Return the result of a function, or None if it raises a UserError of one line."""
     try:
         return function(*arguments)
     except UserError as error:
@@ -45,7 +45,7 @@ def outcome(function, *arguments):
 
 
 def examined(root):
-    """What the doctor says of a data folder: plain data that can be printed, each finding in one line."""
+    """Return the data check of a folder, which must be plain, printable data with one line per finding."""
     found = report.examine(root, progress=False)
     assert found == json.loads(json.dumps(found, ensure_ascii=False).encode())
     assert all(text.strip() and len(text.splitlines()) == 1 for text in found["errors"] + found["warnings"])
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def encoded(kind):
-    """An image of a few pixels as that format's bytes."""
+    """Return the bytes of a small image in a format."""
     stream = io.BytesIO()
     picture(0, (9, 7)).save(stream, format=kind)
     return stream.getvalue()
@@ -80,7 +80,7 @@ HEADERS = st.permutations(COLUMNS) | st.lists(st.sampled_from((*COLUMNS, "Label"
 
 @st.composite
 def tables(draw):
-    """The bytes of a CSV: mostly right, with one or more of the things that spreadsheets do."""
+    """Draw the bytes of a CSV, mostly valid, with some of the things that spreadsheets do."""
     header, plain = draw(HEADERS), draw(st.booleans())
     names = st.sampled_from(IMAGES if plain else IMAGES + ABSENT)
     cells = {"filename": names, "label": SMALL if plain else SMALL | ODD}
@@ -96,7 +96,7 @@ def tables(draw):
 
 
 def read_simply(content):
-    """Filename and label row by row, and whether rows or columns are ambiguous; None where it is no such table."""
+    """Return rows of filename and label, or None if it is no such table, and whether rows or columns are ambiguous."""
     try:
         lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
         lines = [line for line in lines if any(map(str.strip, line))]
@@ -109,7 +109,7 @@ def read_simply(content):
 
 
 def finite(text):
-    """A number from text, exactly; None where it is none."""
+    """Return the exact number that a text holds, or None."""
     try:
         number = Decimal(text.strip())
     except InvalidOperation:
@@ -118,7 +118,7 @@ def finite(text):
 
 
 def meant(text):
-    """A label: a number, a name, or None where it is missing."""
+    """Return a label: a number, a name, or None if it is missing."""
     if (number := finite(text)) is not None:
         return number
     return None if text.strip() in ("", "nan", "NA") else text.strip()
@@ -126,7 +126,7 @@ def meant(text):
 
 @pytest.fixture(scope="module")
 def labelled(folder):
-    """A data root whose tables are to be written."""
+    """A data root without CSVs."""
     for part in ("mini/train", "office/train", "office/val"):
         (folder / "p1_data" / part).mkdir(parents=True)
         for name in IMAGES:
@@ -147,7 +147,7 @@ def labelled(folder):
 @hypothesis.example(content=b'filename,label\n"a\nb",1\n')
 @pytest.mark.filterwarnings("error")  # a warning is no clear error
 def test_a_table_is_read_as_it_stands_or_refused(labelled, content):
-    """Its text, its labels and their accuracy; what a run refuses the doctor finds."""
+    """Its text, its labels and their accuracy; the data check reports what a run refuses."""
     for part in ("mini/train", "office/train", "office/val"):
         path = labelled / "p1_data" / f"{part}.csv"
         path.write_bytes(content)
@@ -210,7 +210,7 @@ KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX"
 
 @st.composite
 def harmed(draw):
-    """An image file that was cut, or of which some bytes are others; and its kind, where it is only cut."""
+    """Draw an image file that was truncated or has wrong bytes, and its format if it is only truncated."""
     kind = draw(st.sampled_from(KINDS))
     content = bytearray(encoded(kind))
     places = st.integers(0, min(len(content), 120) - 1)
@@ -229,7 +229,7 @@ HARMED = harmed() | st.tuples(st.binary(max_size=40), st.none())
 @hypothesis.given(harmed=HARMED, half=st.sampled_from(("sat.jpg", "mask.png")))
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it then refuses
 def test_a_harmed_image_is_an_image_or_refused_and_a_cut_one_is_never_another(folder, harmed, half):
-    """By a run and by the doctor alike."""
+    """By a run and by the data check."""
     content, kind = harmed
     write_tile(folder, 1, np.zeros((7, 9), np.uint8))
     (folder / f"1_{half}").write_bytes(content)
@@ -291,7 +291,7 @@ EXTRA += ["._0001_sat.jpg", "_sat.jpg", "0009_sat.jpg", "0001_SAT.JPG", "0001_Ma
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A small data root without a fault, to be copied."""
+    """A small valid data root to copy."""
     root = tmp_path_factory.mktemp("whole")
     write_problem1(root / "p1_data", pool=2, train=1, val=1)
     write_problem2(root / "p2_data", train=2, validation=1)
@@ -299,7 +299,7 @@ def whole(tmp_path_factory):
 
 
 def harm(path, how):
-    """Takes a part of a data root away, puts something else in its place, or an image beside it."""
+    """Remove a part of a data root, replace it, or put an image beside it."""
     if not path.exists():
         return
     if how in EXTRA:
@@ -313,7 +313,7 @@ def harm(path, how):
 
 
 def counted_simply(folder):
-    """How many images or tiles a split has, counted with os alone."""
+    """Count the images or tiles of a split with os alone."""
     table, ending = folder.with_suffix(".csv"), "_sat.jpg" if folder.parent.name == "p2_data" else ".jpg"
     if table.is_file():
         return len(table.read_text().splitlines()) - 1
@@ -327,7 +327,7 @@ def counted_simply(folder):
 )
 @hypothesis.example(harms=[(3, EXTRA[5])], bare=True)  # a name that is no UTF-8, in the pool
 def test_a_layout_is_counted_right_or_refused(whole, folder, harms, bare):
-    """The doctor never stumbles and finds what stops a run."""
+    """The data check never fails and reports what stops a run."""
     root, parts = folder / "root", sorted(whole.rglob("*"))
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(whole, root)

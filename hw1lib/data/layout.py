@@ -149,7 +149,7 @@ def scan_problem1(folder, groups, limits, decoded=None):
     if train.split and val.split:
         scan.error(folder / "office", disagreement(train.split, val.split))
     named = [() if part is pool or not part.split else part.split.files for part in scan.parts]
-    numbers, notes = _grouped(groups, scan, named)
+    numbers, notes = _assign_groups(groups, scan, named)
     if scan.errors:
         return scan
 
@@ -187,7 +187,7 @@ def disagreement(train, val):
 def _find_images(scan, part, required):
     """Find a split's images: those in its CSV, or all *.jpg if it needs no labels and no row can be used."""
     folder, table, rows = part.folder, part.folder.with_suffix(".csv"), None
-    if not _list(scan, part):
+    if not _read_listing(scan, part):
         return
     try:
         if required:
@@ -251,7 +251,7 @@ def scan_problem2(folder, groups, limits, decoded=None):
     scan = Scan(folder, [Part(folder / place, "tile") for place in ("train", "validation")])
     for part in scan.parts:
         _find_tiles(scan, part)
-    numbers, notes = _grouped(groups, scan, [part.files for part in scan.parts])
+    numbers, notes = _assign_groups(groups, scan, [part.files for part in scan.parts])
     if not scan.errors:
         splits = [dataclasses.replace(part.split, groups=of, decoded=decoded) for part, of in zip(scan.parts, numbers)]
         scan.problem = Problem2(*(split.take(limits.tile_limit) for split in splits), notes)
@@ -260,7 +260,7 @@ def scan_problem2(folder, groups, limits, decoded=None):
 
 def _find_tiles(scan, part):
     """Find a split's tiles and masks."""
-    if not _list(scan, part):
+    if not _read_listing(scan, part):
         return
     folder = part.folder
     (tiles, twice), (masks, others) = (listing.numbered(part.listing, end) for end in (SATELLITE, MASK))
@@ -281,7 +281,7 @@ def _find_tiles(scan, part):
 # --- both
 
 
-def _list(scan, part):
+def _read_listing(scan, part):
     """List the files of a part; return False after an error."""
     try:
         part.listing = listing.files(part.folder)
@@ -297,9 +297,9 @@ def _refuse_links(scan, folder, names):
     scan.error(folder, describe(outside, "link", "leads|lead", f"out of {folder}", advice))
 
 
-def _grouped(groups, scan, names):
+def _assign_groups(groups, scan, names):
     """Return the groups of each part's files, and a tuple of notes, which are added to the warnings, too."""
-    numbers, notes = zip(*(groups.of(part.folder, of) for part, of in zip(scan.parts, names)))
+    numbers, notes = zip(*(groups.of(part.folder, files) for part, files in zip(scan.parts, names)))
     first = scan.folder.name == "p1_data" or not (groups.root / "p1_data").is_dir()
     notes = [*([groups.unknown] if groups.unknown and first else []), *itertools.chain(*notes)]
     scan.warnings += notes
