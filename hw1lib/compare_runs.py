@@ -1,4 +1,4 @@
-"""Several reports compared: their scores, and the settings, data and versions in which they differ."""
+"""Compare reports: their scores, and the settings, data, versions and machines in which they differ."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from hw1lib import files, paths, profiles
 from hw1lib.errors import UserError
 
 SCORES = {"accuracy at the last epoch": "accuracy_last", "mIoU at the last epoch": "miou_last"}
-MACHINE = ("device", "device_name", "threads", "python", "packages", "precision")  # of run.json
+MACHINE = ("device", "device_name", "threads", "python", "packages", "precision")  # in run.json
 
 
 def compare(names):
     """Compare the reports of several build folders.
 
     Args:
-        names: build folders, published ones such as report/demo, or profiles that were run.
+        names: build folders, published ones such as report/demo, or names of profiles whose report was built.
 
     Returns:
         {title: DataFrame with a column for each report}, without empty ones, and a list of sentences.
@@ -23,61 +23,65 @@ def compare(names):
     Raises:
         UserError: fewer than two different folders, or one without a report's metrics.json.
     """
-    folders = {name: (paths.BUILD / name if name in profiles.NAMES else Path(name)) for name in names}
+    folders = {str(name): (paths.BUILD / name if name in profiles.NAMES else Path(name)) for name in names}
     if len({folder.resolve() for folder in folders.values()}) < max(2, len(names)):
         raise UserError(f"compare {' '.join(map(str, names))}: give two or more different reports.")
-    reports = {str(name): _metrics(folder) for name, folder in folders.items()}
-    tables = {}
-    for title, score in SCORES.items():
-        columns = {n: {s: v[score] for s, v in r["steps"].items() if score in v} for n, r in reports.items()}
-        tables[title] = pd.DataFrame({name: column for name, column in columns.items() if column})
-
-    machines = {str(name): _read(folder / "run.json") for name, folder in folders.items()}
-    computed = {name: {part: run[part] for part in MACHINE if part in run} for name, run in machines.items()}
+    reports = {name: _metrics(folder) for name, folder in folders.items()}
+    machines = {name: _read(folder / "run.json") for name, folder in folders.items()}
+    tables = {title: pd.DataFrame(_scores(reports, score)) for title, score in SCORES.items()}
     parts = {
-        "settings": {name: {k: v for k, v in r["settings"].items() if k != "about"} for name, r in reports.items()},
+        "settings": {n: {k: v for k, v in r["settings"].items() if k != "about"} for n, r in reports.items()},
         "data": _data(reports),
-        "versions of steps": {name: r.get("versions", {}) for name, r in reports.items()},
-        "packages and machine": computed,
+        "versions of steps": {name: report.get("versions", {}) for name, report in reports.items()},
+        "packages and machine": {n: {key: run[key] for key in MACHINE if key in run} for n, run in machines.items()},
     }
     same, unknown = [], []
-    for what, columns in parts.items():
+    for part, columns in parts.items():
         if not all(columns.values()):
-            unknown.append(what)
+            unknown.append(part)
             continue
         flat = {name: pd.json_normalize(values).iloc[0].map(str) for name, values in columns.items()}
         table = pd.DataFrame(flat).fillna("–")
-        tables[f"{what} that differ"] = differing = table[table.nunique(axis=1) > 1]
-        same += [] if len(differing) else [what]
+        tables[f"{part} that differ"] = differing = table[table.nunique(axis=1) > 1]
+        same += [] if len(differing) else [part]
     sentences = [f"The same: {', '.join(same)}."] if same else []
     if unknown:
-        sentences.append(f"Not recorded by all of them, so that they may differ: {', '.join(unknown)}.")
+        sentences.append(f"Not recorded in all reports, so they may differ: {', '.join(unknown)}.")
     if len(tables.get("data that differ", ())):
-        sentences.append("The data differ: scores of different images do not compare.")
+        sentences.append("The data differ, so the scores cannot be compared.")
     return {title: table for title, table in tables.items() if len(table)}, sentences
 
 
+def _scores(reports, score):
+    """Return {report: {step: score}} of the reports that have this score."""
+    columns = {
+        name: {step: metrics[score] for step, metrics in report["steps"].items() if score in metrics}
+        for name, report in reports.items()
+    }
+    return {name: column for name, column in columns.items() if column}
+
+
 def _data(reports):
-    """Hashes of the data by split; reports of earlier versions only have the key of each problem's check."""
-    recorded = {name: report.get("data") for name, report in reports.items()}
-    if all(recorded.values()):
-        return recorded
+    """Return the hashes of each report's data by split; older reports have only the key of each data check."""
+    hashes = {name: report.get("data") for name, report in reports.items()}
+    if all(hashes.values()):
+        return hashes
     checks = ("check-problem1", "check-problem2")
     return {n: {c: r["steps"][c].get("key") for c in checks if c in r["steps"]} for n, r in reports.items()}
 
 
 def _metrics(folder):
-    """A report's metrics.json."""
-    found = _read(folder / "metrics.json")
-    groups = [found.get("settings"), found.get("steps")]
+    """Read a report's metrics.json."""
+    metrics = _read(folder / "metrics.json")
+    groups = [metrics.get("settings"), metrics.get("steps")]
     if not all(isinstance(group, dict) for group in (*groups, *(groups[1] or {}).values())):
         raise UserError(f"{folder} holds no metrics.json with settings and steps. Run the report there first.")
-    return found
+    return metrics
 
 
 def _read(path):
     try:
-        found = files.read_json(path)
+        content = files.read_json(path)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

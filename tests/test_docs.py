@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hw1lib import cli, paths, profiles, variants
+from hw1lib import cli, paths, profiles, terminal, variants
 from hw1lib.chapters import ch01_pretraining
 from hw1lib.data import layout
 from hw1lib.loops import pretrain
@@ -92,7 +92,7 @@ def test_each_command_parses(command):
         command = next((line for line in lines if "-m hw1lib" in line), "")
     words = shlex.split(command.partition("-m hw1lib")[2])
     if words:
-        arguments = cli._parser().parse_args(cli._split_settings(words))
+        arguments = cli.build_parser().parse_args(terminal.split_settings(words))
         assert profiles.get("demo", dict(setting.split("=") for setting in getattr(arguments, "settings", [])))
 
 

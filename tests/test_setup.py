@@ -1,4 +1,4 @@
-"""setup.sh: what goes wrong on a fresh machine is said in one clear paragraph."""
+"""setup.sh explains in one paragraph what a fresh machine lacks."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from hw1lib import paths
 
 @pytest.fixture
 def clone(tmp_path):
-    """The files that setup.sh reads, in a folder with a space, and a folder of stand-ins."""
+    """The files that setup.sh reads, in a folder with a space, beside a folder for replaced programs."""
     folder = tmp_path / "my homework"
     folder.mkdir()
     for name in ("setup.sh", "requirements.txt", "requirements-dev.txt", "pyproject.toml"):
@@ -20,22 +20,22 @@ def clone(tmp_path):
     return folder
 
 
-def stand_in(clone, name, script):
-    """Puts a shell script under a program's name before the real one."""
+def replace_program(clone, name, script):
+    """Replace a program by a shell script."""
     path = clone.parent / "bin" / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
 def setup(clone, **variables):
-    own = os.environ | {"PATH": f"{clone.parent}/bin:{os.environ['PATH']}", "PYTHON": "python3"} | variables
-    return subprocess.run([clone / "setup.sh"], capture_output=True, text=True, cwd="/", env=own)
+    environment = os.environ | {"PATH": f"{clone.parent}/bin:{os.environ['PATH']}", "PYTHON": "python3"} | variables
+    return subprocess.run([clone / "setup.sh"], capture_output=True, text=True, cwd="/", env=environment)
 
 
-def fails_with(done, *words):
-    said = " ".join(done.stderr.split())
+def assert_fails(done, *words):
+    text = " ".join(done.stderr.split())
     assert done.returncode == 1
-    assert all(word in said for word in words), said
+    assert all(word in text for word in words), text
     paragraph = done.stderr.rpartition("\n\n")[2] or done.stderr
     assert all(len(line) <= 81 for line in paragraph.splitlines())
 
@@ -49,24 +49,24 @@ def fails_with(done, *words):
     ],
 )
 def test_what_a_machine_lacks_is_named(clone, program, script, words):
-    stand_in(clone, program, script)
-    fails_with(setup(clone), words)
+    replace_program(clone, program, script)
+    assert_fails(setup(clone), words)
 
 
 @pytest.mark.slow
-def test_no_network(clone):
-    stand_in(clone, "df", "echo head; echo /dev/sda 9 9 99999999 9% /")
-    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
-    done = setup(clone, **nowhere, PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
-    fails_with(done, "could not be installed", "network", "same command again")
+def test_a_missing_network_is_named(clone):
+    replace_program(clone, "df", "echo head; echo /dev/sda 9 9 99999999 9% /")
+    no_index = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+    done = setup(clone, **no_index, PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="")
+    assert_fails(done, "could not be installed", "network", "same command again")
     assert not (clone / ".venv" / ".installed").exists()
 
 
-def test_only_with_the_stamp_in_place_no_python_is_looked_for(clone):
+def test_nothing_is_done_where_the_stamp_matches(clone):
     stamp = clone / ".venv" / ".installed"
     stamp.parent.mkdir()
     stamp.write_bytes(subprocess.check_output("cat requirements.txt pyproject.toml | cksum", shell=True, cwd=clone))
     done = setup(clone, PYTHON="python9")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     stamp.unlink()
-    fails_with(setup(clone, PYTHON="python9"), "python9 was not found", "PYTHON=")
+    assert_fails(setup(clone, PYTHON="python9"), "python9 was not found", "PYTHON=")

@@ -1,9 +1,9 @@
-"""Do the tests notice a fault? Those of faults.toml, each put into a copy of the library, one at a time.
+"""Mutation testing: put each fault of faults.toml into a copy of the library, and see whether a test fails.
 
     .venv/bin/python tools/mutation.py [PART of a function's or file's name …]
 
-Each fault is run against the tests that mirror its file, then against the others of that folder. Takes
-about half an hour for all; a fault that no test notices is printed as "survived".
+The tests that mirror the file run first, then the others of their folder, or those of the command line. All faults take
+about half an hour. A fault that no test notices is printed as "survived".
 """
 
 import ast
@@ -15,13 +15,13 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-ROOT = Path(os.environ.get("MUTATED", Path(__file__).parents[1]))  # another checkout, to compare two
+ROOT = Path(os.environ.get("MUTATED", Path(__file__).parents[1]))  # MUTATED: another checkout, to compare the two
 FAULTS = tomllib.loads(Path(__file__).with_name("faults.toml").read_text())["faults"]
 
 
 def place(root, function, old):
-    """The one file and the position in its text where `function` holds `old`."""
-    found = []
+    """Return the file, and the position in its text, where `function` contains `old`; exit unless there is just one."""
+    places = []
     for path in sorted((root / "hw1lib").rglob("*.py")):
         text = path.read_text()
         for node in ast.walk(ast.parse(text)):
@@ -29,18 +29,18 @@ def place(root, function, old):
                 start = len("".join(text.splitlines(keepends=True)[: node.lineno - 1]))
                 source = ast.get_source_segment(text, node)
                 if old in source:
-                    found.append((path.relative_to(root), start + text[start:].index(old)))
-    if len(set(found)) != 1:
-        raise SystemExit(f"{function}: {old!r} stands in {len(set(found))} functions, not in one")
-    return found[0]
+                    places.append((path.relative_to(root), start + text[start:].index(old)))
+    if len(set(places)) != 1:
+        raise SystemExit(f"{function}: {old!r} is in {len(set(places))} functions, not in one")
+    return places[0]
 
 
-def notice(root, function, old, new):
-    """Whether a test fails once `old` in `function` is `new`, in a copy of the project at `root`."""
+def is_noticed(root, function, old, new):
+    """Return whether a test fails after `old` in `function` was replaced by `new`, in a copy of the project."""
     path, at = place(root, function, old)
     part, module = path.parts[1], f"test_{path.name}"
     mirrors = [f"tests/{part}/{module}", f"tests/{module}", f"tests/{part}"]
-    tests = [name for name in mirrors if (root / name).exists()]
+    tests = [name for name in mirrors if (root / name).exists()] or ["tests/test_cli.py"]
     text = (root / path).read_text()
     (root / path).write_text(text[:at] + new + text[at + len(old) :])
     try:
@@ -48,7 +48,7 @@ def notice(root, function, old, new):
         environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired:
-        return True  # it hangs: that is noticed
+        return True  # it hangs
     finally:
         (root / path).write_text(text)
     if done.returncode > 1:
@@ -66,7 +66,7 @@ def main(parts):
         chosen = [(p, f) for p, f in places if not parts or any(part in f"{p} {f[0]}" for part in parts)]
         caught = 0
         for path, fault in chosen:
-            noticed = notice(root, *fault)
+            noticed = is_noticed(root, *fault)
             caught += noticed
             print(f"{'noticed ' if noticed else 'survived'}  {path} {fault[0]}: {fault[1]}", flush=True)
         print(f"{caught} of {len(chosen)} noticed")

@@ -1,8 +1,8 @@
-"""Runs the tests on this processor, on each that it can emulate, and with one, two and four threads (hours).
+"""Run the tests on this processor and on each that it can emulate, with one, two and four threads (takes hours).
 
-    .venv/bin/python -m tools.processors [what to pass to pytest …]
+    .venv/bin/python -m tools.processors [arguments of pytest …]
 
-Exit code 1 if a test fails in any of the runs. One of them by hand:
+The exit code is 1 if a test fails in any run. A single run:
 
     ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 HW1_TEST_THREADS=4 .venv/bin/python -m pytest -n 1
 """
@@ -21,7 +21,7 @@ SUMMARY = re.compile(r"\d+ \w+.* in [\d.]+s.*")  # such as 2 failed, 2039 passed
 
 
 def processors(onednn):
-    """Environment variables for each processor to test, by its name, or the reason why it is skipped.
+    """Return the environment variables of each processor to test, {name: dict}, or why it is skipped, {name: text}.
 
     Args:
         onednn: the best instruction set of this processor, one of cpus.ONEDNN, or "" on other CPUs than x86-64.
@@ -34,7 +34,7 @@ def processors(onednn):
 
 
 def run(environment, threads, arguments):
-    """Runs pytest once and shows its output; returns its exit code and its last line."""
+    """Run pytest once and print its output; return its exit code and its last line."""
     command = [sys.executable, "-m", "pytest", "-n", "2" if threads == 1 else "1", *arguments]
     environment = os.environ | environment | {"HW1_TEST_THREADS": str(threads)}
     summary = "no test ran to its end"

@@ -1,8 +1,8 @@
-"""A smoke report on Slurm, for real: starts it on this machine, runs two jobs, kills one, compares.
+"""Test a smoke report on Slurm: start Slurm on this machine, run two jobs, kill one, compare with one process.
 
     make test-cluster      # as root, with Debian's packages slurm-wlm and munge
 
-Says aloud where it cannot run. Stops what it started.
+Prints why if it cannot run here, and stops all daemons at the end.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 
 
 def missing():
-    """What keeps it from running here: a sentence, or nothing."""
+    """Return why the test cannot run here; empty if it can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "it starts Slurm's daemons, which needs root"
     absent = [name for name in NEEDED if shutil.which(name) is None]
@@ -66,13 +66,13 @@ def run(*words, **options):
 
 
 def daemon(*words):
-    """A process that writes into its own log file."""
+    """Start a process that writes its own log file."""
     return subprocess.Popen([*map(str, words)], stderr=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
 def slurm(folder):
-    """Slurm on this machine alone."""
+    """Run Slurm on this machine while the block runs."""
     for name in ("state", "spool", "logs"):
         (folder / name).mkdir()
     host = socket.gethostname().split(".")[0]
@@ -85,10 +85,10 @@ def slurm(folder):
     os.chmod(key, 0o400)
     Path("/run/munge").mkdir(exist_ok=True)
     log = f"--log-file={folder}/munged.log"
-    started = [daemon("munged", "-F", "--force", f"--key-file={key}", log, f"--pid-file={folder}/munged.pid")]
+    daemons = [daemon("munged", "-F", "--force", f"--key-file={key}", log, f"--pid-file={folder}/munged.pid")]
     try:
         time.sleep(1)
-        started += [daemon(name, "-D", "-f", conf) for name in ("slurmctld", "slurmd")]
+        daemons += [daemon(name, "-D", "-f", conf) for name in ("slurmctld", "slurmd")]
         for _ in range(60):
             with contextlib.suppress(subprocess.CalledProcessError):
                 if "idle" in run("sinfo", "-h", "-o", "%T"):
@@ -102,20 +102,20 @@ def slurm(folder):
         with contextlib.suppress(Exception):
             run("scancel", "--user=root")
             time.sleep(3)
-        for process in reversed(started):
+        for process in reversed(daemons):
             process.terminate()
             process.wait()
 
 
 def report(build, *words):
-    """A smoke report of three seeds with one thread, as a process."""
+    """Start a smoke report of three seeds with one thread."""
     command = [sys.executable, "-m", "hw1lib", "report", "--profile", "smoke", "--seeds", "3", *words]
     environment = os.environ | {"HW1_BUILD": str(build), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "--set", "threads=1", "checkpoint_every=0"], cwd=paths.ROOT, env=environment)
 
 
 def job_of(step):
-    """The Slurm job under which a step runs that has a checkpoint; None where none does."""
+    """Return the Slurm job that runs a step which has a checkpoint; None if there is none."""
     for checkpoint in step.glob("*/checkpoint.pt"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             holder = files.read_json(checkpoint.with_name(lock.HOLDER))["pid"]
@@ -142,17 +142,17 @@ def main():
             print(run("squeue", "-a", "-t", "all"), flush=True)
             assert process.returncode == 0 and killed, (process.returncode, killed)
         assert report(folder / "one").wait() == 0
-        found, expected = (
+        results, expected = (
             {path.parent.relative_to(folder / which): everything_of(path.parent) for path in done}
             for which, done in (
                 (which, (folder / which).glob("smoke/steps/*/*/done.json")) for which in ("slurm", "one")
             )
         )
-        assert found.keys() == expected.keys()
+        assert results.keys() == expected.keys()
         resumed = [path.parent.parent.name for path in (folder / "slurm").glob("smoke/steps/*/*/run.json")
                    if files.read_json(path)["resumed"]]  # fmt: skip
         assert "pretrain" in resumed, resumed
-        wrong = [str(step) for step in expected if found[step] != expected[step]]
+        wrong = [str(step) for step in expected if results[step] != expected[step]]
         assert not wrong, wrong
         print(f"{len(expected)} steps, three seeds, two Slurm jobs, one killed: every byte as on one process.")
     return 0

@@ -1,7 +1,7 @@
-"""Runs the steps of a report on workers, on this machine or on many (Dask distributed).
+"""Run the steps of a report on Dask workers.
 
-Each step is a process of its own, `hw1lib run STEP`, so a crash costs one step, and memory and devices come back. What
-it writes lies in the build folder, on a file system that all workers see; nothing else travels.
+Each step runs as `hw1lib run STEP` in a process of its own, so a crash costs one step, and memory and devices are
+released. The process writes its result into the build folder, which all machines must see; nothing else is transferred.
 """
 
 import contextlib
@@ -12,20 +12,18 @@ import secrets
 import shutil
 import signal
 import sys
-import threading
 import time
+
+import distributed
 
 from hw1lib import cpus, paths, processes, progress, provenance
 from hw1lib.cluster import schedule
-from hw1lib.cluster.display import Board, images_of
 from hw1lib.cluster.workers import connect
 from hw1lib.errors import UserError
 
-FREE_BYTES = 2e9  # that results need on their disk
-WAIT_MESSAGE_AFTER = 10  # seconds without a worker
-WORKER_TIMEOUT = 600  # seconds until the first worker has to be there
-SHUTDOWN_GRACE = 5  # seconds until a worker knows that its job ends
-RESERVING = threading.Lock()  # of a worker's devices, as steps on it are threads
+FREE_BYTES = 2e9  # that results need
+WORKER_TIMEOUT = 600  # seconds to wait for the first worker
+SHUTDOWN_GRACE = 5  # seconds after which a worker knows that its job ends
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
 
 
@@ -34,251 +32,228 @@ def run(book, where):
 
     Args:
         book: workbook.Workbook.
-        where: local:N, the address of a scheduler such as tls://host:8786, or a file cluster.yaml.
+        where: local:N, the address of a scheduler such as tls://host:8786, or a file such as my-cluster.yaml.
 
     Raises:
-        UserError: a step failed, or the workers cannot do it; what was finished is kept.
+        UserError: a step failed, or the workers cannot run it; what was finished is kept.
     """
-
-    distributed = _distributed()
-    steps = {label: (steps, name) for label, steps, name in book.planned()}
-    tasks = schedule.tasks(book, [label for label, (its, name) in steps.items() if its.status(name) != "done"])
-    with connect(where, book) as client, _marked(book) as mine, Board(client, mine["token"]) as board:
-        check(client, book, mine)
-        futures, threads = {}, _threads(book, where)
-        first = schedule.levels(schedule.begun(tasks, 1.0))  # a second, where nothing was measured
+    planned = {label: (steps, name) for label, steps, name in book.planned()}
+    tasks = schedule.remaining(book)
+    priorities = schedule.path_lengths(schedule.with_startup(tasks, 1.0))  # 1 s for steps that were never measured
+    with connect(where, book) as client, shared_folders(book) as folders:
+        threads, expected, futures = _threads(book, where), snapshot(*folders), {}
+        check_workers(client, book, folders, expected)
+        topic = folders[0].name
+        client.subscribe_topic(topic, lambda event: progress.show(f"  {event[1]}"))
         try:
-            for label, (_, before) in tasks.items():
-                its, name = steps[label]
-                devices = _devices(book, its.step(name))
-                board.add(label, images_of(book.data, its.step(name)))
-                words = [sys.executable, *its.command(name)]
+            for label, (_, upstream) in tasks.items():
+                steps, name = planned[label]
+                step, key = steps.step(name), f"{label} {steps.key(name)} {secrets.token_hex(3)}"
+                gpus, images = _gpu_count(book, step), _image_count(step)
                 futures[label] = client.submit(
-                    work, label, words, threads, devices, mine, *[futures[other] for other in before],
-                    key=f"{label} {its.key(name)} {secrets.token_hex(3)}", pure=False, priority=first[label],
-                    resources={"GPU": devices} if devices else {},
+                    work, label, [sys.executable, *steps.command(name)], threads, gpus, images, folders, expected,
+                    *(futures[other] for other in upstream), key=key, pure=False, priority=priorities[label],
+                    resources={"GPU": gpus} if gpus else {},
                 )  # fmt: skip
-            failed = _finish(distributed, futures, board)
+            errors = _wait(futures)
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
             raise UserError(
-                f"The scheduler of {where} is gone ({type(error).__name__}). Nothing that was finished is lost, and "
-                "half done steps have their checkpoints: run the same command again."
+                f"The scheduler of {where} is gone ({type(error).__name__}). Nothing is lost: run the same command "
+                "again, and unfinished steps continue from their checkpoints."
             ) from error
-    if failed:
-        (label, said), *others = failed.items()
-        more = f" So did {', '.join(other for other, _ in others)}." if others else ""
-        raise UserError(f"Step {label} failed: {said}{more} Everything that does not build on it is finished.")
+    if errors:
+        (label, error), *others = errors.items()
+        also = f" So did {', '.join(other for other, _ in others)}." if others else ""
+        raise UserError(f"Step {label} failed: {error}{also} Everything that does not build on it is finished.")
 
 
-def _distributed():
-    """Import Dask; the handler that dask-jobqueue sets for SIGINT at its import, which exits without a word, goes."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        import cryptography  # noqa: F401
-        import dask_jobqueue  # noqa: F401
-        import distributed
-        import yaml  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "Workers need Dask: .venv/bin/python -m pip install -r requirements-cluster.txt, then run the same command "
-            "again. Without --cluster all steps run here, one after the other."
-        ) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-    return distributed
-
-
-# --- what is checked before anything runs
+# --- the machines
 
 
 @contextlib.contextmanager
-def _marked(book):
-    """What this process sees, beside a mark in the build folder that workers must see, too."""
+def shared_folders(book):
+    """Yield the paths that all machines must see: a marker in the build folder, the data, and the checkout."""
     book.out.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(8)
-    mark = book.out / f".seen-{token}"  # others may work on the same folder
-    mark.write_text(token)
+    marker = book.out / f".seen-{secrets.token_hex(8)}"  # another report may be writing to the same folder
+    marker.touch()
     try:
-        yield look(mark, book.root, paths.ROOT)
+        yield marker, book.root, paths.ROOT
     finally:
-        mark.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
 
 
-def check(client, book, mine):
-    """Holds every worker that is there against this process; those that come later are when they get a step.
+def snapshot(marker, data, root):
+    """Return what must be equal on all machines, {name: value}: folders, code and package versions."""
+    return {
+        "build folder": str(marker.parent) if marker.exists() else "not found",
+        "data folder": str(data) if data.is_dir() else "not found",
+        "code of hw1lib": provenance.code(root)[:8],
+        **provenance.versions(),
+    }
 
-    Args:
-        mine: as of `look`.
+
+def difference(folders, expected):
+    """Return how this machine differs from the one that `expected` describes; empty if it does not."""
+    host, found, build = f"on {platform.node()}", snapshot(*folders), folders[0].parent
+    for name, value in expected.items():
+        if found.get(name) != value:
+            return (
+                f"{host} has another {name}: {found.get(name)} instead of {value}. All machines need the same packages "
+                "and, on a shared disk, the same checkout, build folder and data. If hw1lib was edited, start again."
+            )
+    if (free := shutil.disk_usage(build).free) < FREE_BYTES:
+        return f"{host} has {free / 1e9:.1f} GB left in {build}; results need {FREE_BYTES / 1e9:.0f}."
+    return ""
+
+
+def check_workers(client, book, folders, expected):
+    """Wait for a worker, and compare all that are there with this process; later ones are compared before each step.
 
     Raises:
-        UserError: one of them differs; it is named. Or there is none, or none that offers a GPU, or one does in vain.
+        UserError: no worker came, one differs, or their GPUs do not suit the steps.
     """
-    try:
-        client.wait_for_workers(1, timeout=WAIT_MESSAGE_AFTER)
-    except TimeoutError:
-        print(f"Waiting for the first worker, {WORKER_TIMEOUT // 60} minutes at most", flush=True)
     try:
         client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
     except TimeoutError as error:
         raise UserError(
-            f"No worker came within {WORKER_TIMEOUT} s. A batch system's queue, or the logs of its jobs, may say why."
+            f"No worker came within {WORKER_TIMEOUT} s. The batch system's queue or the logs of its jobs may say why."
         ) from error
-    offers = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
-    undone = [steps.step(name) for _, steps, name in book.planned() if steps.status(name) != "done"]
-    needs = max((_devices(book, step) for step in undone), default=0)
-    if max(offers) and book.profile.device == "auto" and book.device.type == "cpu":
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    offered = max(worker["resources"].get("GPU", 0) for worker in workers.values())
+    needed = max((_gpu_count(book, s.step(n)) for _, s, n in book.planned() if s.status(n) != "done"), default=0)
+    if offered and book.profile.device == "auto" and book.device.type == "cpu":
         raise UserError(
-            "Workers offer GPUs, but this process sees none and would ask for none. Start it where there is one, in a "
-            "job of its own, or give --device cpu."
+            "Workers offer GPUs, but this process sees none, so its steps would not use them. Start it on a machine "
+            "with a GPU, or give --device cpu."
         )
-    if needs > max(offers):
+    if needed > offered:
         raise UserError(
-            f"A step on {book.device} needs a worker with --resources GPU={needs:.0f}, but the largest offers "
-            f"{max(offers):.0f}. Start workers so, lower `processes`, or give --device cpu."
+            f"A step on {book.device} needs a worker with --resources GPU={needed:.0f}, but the largest offers "
+            f"{offered:.0f}. Start such workers, lower `processes`, or give --device cpu."
         )
-    for worker, theirs in client.run(look, *mine["places"]).items():
-        if wrong := difference(mine, theirs):
-            raise UserError(f"Worker {worker} on {theirs['host']} {wrong}")
+    for address, problem in client.run(difference, folders, expected).items():
+        if problem:
+            raise UserError(f"Worker {address} {problem}")
 
 
-def difference(mine, theirs):
-    """What a worker sees otherwise than this process: the rest of a sentence, empty where nothing is."""
-    mark, data, root = mine["places"]
-    if theirs["token"] != mine["token"]:
-        return f"does not see the build folder {mark.parent}; --out must be on a shared disk."
-    if not theirs["data"]:
-        return f"does not see the data in {data}; it must be on a shared disk."
-    if theirs["code"] != mine["code"]:
-        return (
-            f"has other code in {root / 'hw1lib'} than this process began with ({theirs['code']}, not {mine['code']}). "
-            "Where a file was edited meanwhile, run the same command again."
-        )
-    for name, needed in mine["packages"].items():
-        if (found := theirs["packages"].get(name)) != needed:
-            has = f"has {name} {found or 'not at all'}, but this process {needed}."
-            return f"{has} All need the same: let workers run {sys.executable}."
-    room, needed = theirs["room"] / 1e9, FREE_BYTES / 1e9
-    return f"has {room:.1f} GB left in {mark.parent}; results need {needed:.0f}." if room < needed else ""
+# --- the steps
 
 
-def look(mark, data, root):
-    """What a process sees, as plain data: the mark's text, the data, a hash of the code, packages, room on the disk."""
-    token = mark.read_text() if mark.is_file() else ""
-    room = shutil.disk_usage(mark.parent).free if token else 0
-    return {
-        "token": token,
-        "data": data.is_dir(),
-        "room": room,
-        "code": provenance.code(root)[:8],
-        "packages": provenance.versions(),
-        "host": platform.node(),
-        "places": (mark, data, root),
-    }
-
-
-# --- steps
-
-
-def _devices(book, step):
-    """How many GPUs a step works on."""
+def _gpu_count(book, step):
     if book.device.type == "cpu" or not step.trains:
         return 0
     return step.processes
 
 
+def _image_count(step):
+    """Return the number of images in an epoch of a step; 0 if it has none."""
+    return next((len(data) for data in step.data.values() if hasattr(data, "__len__")), 0)
+
+
 def _threads(book, where):
-    """Return the threads of each step: the setting, or a local worker's share of the CPUs; 0: the worker's own."""
+    """Return the CPU threads of each step: as set, or a local worker's share of the CPUs; 0: as the worker has."""
     kind, _, count = where.partition(":")
     return book.profile.threads or (cpus.share(int(count)) if kind == "local" else 0)
 
 
 class Failed(Exception):
-    """A step that ended by itself with an error: its label, and the error."""
+    """A step ended with an error: its label, and the error's text."""
 
 
-def work(label, words, threads, devices, mine, *after):
-    """Run a step on a worker, and log its progress as events."""
-    from distributed import Reschedule, get_worker
+def work(label, command, threads, gpus, images, folders, expected, *upstream):
+    """Run the process of a step on a worker, and send its progress to the client as lines of text.
 
-    worker = get_worker()
-    place = f"{worker.name} on {platform.node()}"
-    if wrong := difference(mine, look(*mine["places"])):
-        raise Failed(label, f"worker {place} {wrong}")
-    topic, event = mine["token"], {"label": label, "place": place, "record": None}
-    worker.log_event(topic, event)
-    if devices and not threads:  # Dask has set one thread, but loading images for a GPU takes more
+    Args:
+        label: name of the step, with its seed where that is not the report's own.
+        command: the process's words.
+        threads: CPU threads; 0: as the worker has.
+        gpus: number of GPUs.
+        images: number of images in an epoch.
+        folders, expected: as yielded by `shared_folders` and returned by `snapshot`.
+        upstream: results of the steps that it builds on, which Dask waits for.
+    """
+    worker = distributed.get_worker()
+    show = functools.partial(worker.log_event, folders[0].name)
+    if problem := difference(folders, expected):
+        raise Failed(label, f"worker {worker.name} {problem}")
+    show(f"{label}: runs on worker {worker.name} on {platform.node()}")
+    if gpus and not threads:  # Dask has set one thread, too few to load images for a GPU
         threads = cpus.share(worker.state.nthreads, threads=False)
     environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
-    with _own_devices(worker, devices) as own:
-        if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    with _reserved_gpus(worker, gpus) as visible:
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = visible
         try:
-            log = functools.partial(_log, worker, topic, event)
-            with progress.Follower(log) as records:
-                code, output = processes.run(words, environment | records.environment, cwd=mine["places"][-1])
+            with progress.Follower(epoch_printer(label, images, show)) as records:
+                code, output = processes.run(command, environment | records.environment, cwd=folders[-1])
         except OSError as error:
-            raise Failed(label, f"worker {place}: {error}") from error
+            raise Failed(label, f"worker {worker.name} on {platform.node()}: {error}") from error
     if code == -signal.SIGTERM:
         time.sleep(SHUTDOWN_GRACE)
-        if worker.status.name != "running":  # its job ends: elsewhere
-            raise Reschedule
+        if worker.status.name != "running":  # its job ends; another worker takes the step
+            raise distributed.Reschedule
     if code < 0:
         raise Failed(label, f"it was ended by {signal.Signals(-code).name}; memory may have run out.")
     if code:
         raise Failed(label, (records.error or output)[-2000:])
-    return label
 
 
-def _log(worker, topic, event, record):
-    worker.log_event(topic, event | {"record": record})
+def epoch_printer(label, images, show):
+    """Return a function that shows progress records, from the second epoch on with images per second and time left."""
+    first = []
+
+    def on_record(record):
+        line, epoch, now = progress.relabel(record, label)["line"], record.get("epoch"), time.monotonic()
+        if epoch:
+            first[:] = first or [epoch, now]
+        if epoch and epoch > first[0]:
+            seconds = (now - first[1]) / (epoch - first[0])
+            minutes, left = divmod(round(seconds * (record["epochs"] - epoch)), 60)
+            line += (f"  {images / seconds:.0f} images/s" if images else "") + f"  {minutes}:{left:02d} left"
+        show(line)
+
+    return on_record
 
 
 @contextlib.contextmanager
-def _own_devices(worker, count):
-    """Reserve `count` GPUs of this worker: their numbers as in CUDA_VISIBLE_DEVICES."""
-    if not count:
-        yield []
-        return
-    with RESERVING:
-        taken = _taken(worker, count)
+def _reserved_gpus(worker, count):
+    """Yield CUDA_VISIBLE_DEVICES: `count` GPUs of this worker that none of its other steps uses."""
+    free = vars(worker).setdefault("hw1lib_gpus", _gpus_of(worker)) if count else []
+    own = [free.pop(0) for _ in free[:count]]
     try:
-        yield taken
+        yield ",".join(own)
     finally:
-        with RESERVING:
-            worker.hw1lib_devices = taken + worker.hw1lib_devices
+        free[:0] = own
 
 
-def _taken(worker, count):
-    if "hw1lib_devices" not in vars(worker):
-        import torch
+def _gpus_of(worker):
+    import torch
 
-        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        all_ = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
-        here = isinstance(worker.name, int) and all_  # workers of local:N share this machine's
-        worker.hw1lib_devices = [all_[worker.name % len(all_)]] if here else all_
-    taken, worker.hw1lib_devices = worker.hw1lib_devices[:count], worker.hw1lib_devices[count:]
-    return taken
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    is_local = isinstance(worker.name, int) and gpus  # workers of local:N share the GPUs of this machine
+    return [gpus[worker.name % len(gpus)]] if is_local else gpus
 
 
-def _finish(distributed, futures, board):
-    """Wait for all steps; return those that failed by themselves: {label: error}."""
-    labels, failed = {future.key: label for label, future in futures.items()}, {}
+def _wait(futures):
+    """Wait for all steps; return the errors of those that failed themselves, {label: text}."""
+    labels, errors = {future.key: label for label, future in futures.items()}, {}
     for future in distributed.as_completed(futures.values()):
-        label = labels[future.key]
+        label = culprit = labels[future.key]
         if future.status in ("cancelled", "lost"):
             raise distributed.CancelledError(label)
         if future.status == "finished":
-            board.end(label, "done")
+            progress.show(f"  {label}: done")
             continue
-        error = future.exception()
-        killed = isinstance(error, distributed.scheduler.KilledWorker)
-        culprit = labels[error.task] if killed else error.args[0] if isinstance(error, Failed) else label
-        if culprit != label:
-            board.end(label, f"not run: {culprit} failed")
-            continue
-        failed[label] = error.args[1] if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
-        if killed:
-            failed[label] = f"{error.allowed_failures + 1} workers died that had it to do; memory may have run out."
-        board.end(label, "failed")
-    return failed
+        match future.exception():
+            case Failed() as error:
+                culprit, text = error.args
+            case distributed.scheduler.KilledWorker() as error:
+                culprit, deaths = labels[error.task], error.allowed_failures + 1
+                text = f"{deaths} workers died while they ran it; memory may have run out."
+            case error:
+                text = f"{type(error).__name__}: {error}"
+        if culprit == label:
+            errors[label] = text
+        progress.show(f"  {label}: " + ("failed" if culprit == label else f"not run: {culprit} failed"))
+    return errors

@@ -36,22 +36,20 @@ NOTEBOOKS = {  # in order, with the problem that each belongs to; 0: both
 STAMP = {"inputs", "steps", "outputs", "kept"}
 
 
-def run(book, parameters, cluster=None):
+def run(book, parameters, run_steps=None):
     """Run the steps and notebooks that are out of date and build the report.
 
     Args:
         book: workbook.Workbook.
         parameters: what it was made from, as the notebooks' parameters: profile, data_root, out, settings.
-        cluster: the workers that run the steps, see cluster.run_steps.run; None runs them in the notebooks.
+        run_steps: function of `book` that runs the steps beforehand, such as on workers; None: the notebooks run them.
     """
     started = time.time()
     print(f"Profile {book.profile.name}: {book.profile.about}")
     print(f"Data    {book.root}\nBuild   {book.out}\nDevice  {book.device}")
     undone = _print_plan(book)
-    if undone and cluster:
-        from hw1lib.cluster import run_steps
-
-        run_steps.run(book, cluster)
+    if undone and run_steps:
+        run_steps(book)
 
     for name in _notebooks(book):
         _execute(name, book, parameters | {"out": str(book.out)})

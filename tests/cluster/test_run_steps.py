@@ -1,4 +1,4 @@
-"""Steps on workers: the same bytes, whoever dies; and what is refused before anything runs."""
+"""Steps on workers give the same bytes whatever is killed, and unsuitable workers are refused before anything runs."""
 
 import contextlib
 import os
@@ -16,30 +16,32 @@ import psutil
 import pytest
 import torch
 
-from hw1lib import files, paths
+from hw1lib import cluster, files, paths
 from hw1lib.cluster import run_steps, workers
 from hw1lib.errors import UserError
-from tests.conftest import hw1lib, one_paragraph, refused
-from tests.test_kill import assert_same, checkpoint_of, only
-
-AGAIN = ("pretrain", "finetune-C", "segment-lraspp")  # what the workers train
+from tests.conftest import everything_of, hw1lib, one_paragraph, refused
+from tests.test_kill import checkpoint_time, folder_of
 
 
 def report(build, *words, settings):
-    """A smoke report on two workers, as a process."""
+    """Start a smoke report, on two workers unless `words` name others."""
     where = () if "--cluster" in words else ("--cluster", "local:2")
     command = [sys.executable, "-m", "hw1lib", "report", "--profile", "smoke", *where, *words]
-    return piped(*command, "--set", *settings, build=build)
+    return start(*command, "--set", *settings, build=build)
 
 
-def piped(*words, build):
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+def start(*words, build):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environment = os.environ | {"HW1_BUILD": str(build)}
-    return subprocess.Popen([*map(str, words)], cwd=paths.ROOT, env=environment, **out)
+    return subprocess.Popen([*map(str, words)], cwd=paths.ROOT, env=environment, **pipes)
+
+
+def last_error(text):
+    return one_paragraph(text[text.rindex("hw1lib: ") :])
 
 
 def worker_of(process, step):
-    """The worker under which a step runs, and the step's own process; None where none does."""
+    """Return the worker process that runs a step, and the step's own process; None where there is none."""
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.cmdline()[2:5] == ["hw1lib", "run", step]:
@@ -47,191 +49,157 @@ def worker_of(process, step):
     return None
 
 
+TRAINED = ("pretrain", "finetune-C", "segment-lraspp")  # the steps that are not copied from the finished run
+
+
 @pytest.mark.slow
-def test_two_workers_that_are_killed_give_the_bytes_of_one_process(smoke_run, tmp_path):
-    """Their steps end with them, and go on elsewhere from the last checkpoint; then a notebook shows them."""
-    ignored = shutil.ignore_patterns(*AGAIN, ".04_segmentation.json", "report.pdf")
+def test_two_killed_workers_change_no_byte(smoke_run, tmp_path):
+    """A step ends with its worker and resumes on another one from its checkpoint; then the notebooks show it."""
+    ignored = shutil.ignore_patterns(*TRAINED, ".04_segmentation.json", "report.pdf")
     shutil.copytree(smoke_run, tmp_path / "smoke", ignore=ignored)
-    threads = files.read_json(only(smoke_run.parent, "pretrain") / "run.json")["threads"]
+    threads = files.read_json(folder_of(smoke_run.parent, "pretrain") / "run.json")["threads"]
     process, killed = report(tmp_path, settings=(f"threads={threads}", "checkpoint_every=0")), []
     while len(killed) < 2 and process.poll() is None:
         time.sleep(0.02)
         for step in {"pretrain", "segment-lraspp"} - set(killed):
-            if checkpoint_of(tmp_path, step) and (found := worker_of(process, step)):
+            if checkpoint_time(tmp_path, step) and (found := worker_of(process, step)):
                 found[0].send_signal(signal.SIGKILL)
                 found[1].wait(timeout=20)  # the step ends with its worker
                 killed.append(step)
-    said = process.communicate(timeout=600)[0]
-    assert len(killed) == 2, said
-    assert process.returncode == 0, said
-    assert "Watch   http://" in said and all(said.count(f"{step}: runs on worker") >= 2 for step in killed)
-    for step in AGAIN:
-        assert_same(only(tmp_path, step), only(smoke_run.parent, step))
-    assert "04_segmentation: " in said and said.count("nothing to do") == 5
+    text = process.communicate(timeout=600)[0]
+    assert len(killed) == 2 and process.returncode == 0, text
+    assert "Watch   http://" in text and all(text.count(f"{step}: runs on worker") >= 2 for step in killed)
+    for step in TRAINED:
+        assert everything_of(folder_of(tmp_path, step)) == everything_of(folder_of(smoke_run.parent, step))
+    assert "04_segmentation: " in text and text.count("nothing to do") == 5
     assert (tmp_path / "smoke" / "report.pdf").is_file()
 
 
 @pytest.mark.slow
-def test_a_step_that_fails_is_not_tried_for_ever_and_the_others_finish(course_data, tmp_path):
-    """Its error is the one paragraph that it said itself; what does not build on it is finished, and kept."""
-    chosen = (
-        "lraspp.lr=1e30",
-        "lraspp.crop=0",
-        "fcn32s.crop=0",
-        "deeplabv3.crop=0",
-        "fcn32s.epochs=1",
-        "deeplabv3.epochs=1",
-        "segmentation.stage_images=0001",
-    )
-    process = report(tmp_path, "--data-root", course_data, "--only", "problem2", settings=chosen)
-    said = process.communicate(timeout=600)[0]
-    assert process.returncode == 1 and "Traceback" not in said, said
-    paragraph = one_paragraph(said[said.rindex("hw1lib: ") :])
-    assert paragraph.startswith("hw1lib: Step segment-lraspp failed") and "lower the learning rate" in paragraph
-    assert said.count("segment-lraspp: runs on worker") == 1 and "everything: not run: segment-lraspp failed" in said
+def test_a_failing_step_is_not_repeated_and_independent_steps_finish(course_data, tmp_path):
+    settings = ("lraspp.lr=1e30", "segmentation.stage_images=0001")
+    settings += tuple(f"{name}.crop=0" for name in ("fcn32s", "lraspp", "deeplabv3"))
+    settings += ("fcn32s.epochs=1", "deeplabv3.epochs=1")
+    process = report(tmp_path, "--data-root", course_data, "--only", "problem2", settings=settings)
+    text = process.communicate(timeout=600)[0]
+    assert process.returncode == 1 and "Traceback" not in text, text
+    error = last_error(text)
+    assert error.startswith("hw1lib: Step segment-lraspp failed") and "lower the learning rate" in error
+    assert text.count("segment-lraspp: runs on worker") == 1 and "everything: not run: segment-lraspp failed" in text
     done = {path.parent.parent.name for path in tmp_path.glob("smoke/steps/*/*/done.json")}
     assert done == {"check-problem2", "segment-fcn32s", "segment-deeplabv3", "segment-colour"}
 
 
 @pytest.mark.slow
-def test_scheduler_and_client_killed_lose_nothing(course_data, tmp_path):
-    """Without a scheduler it says so; the same command goes on from the checkpoint, also when it was killed itself."""
+def test_a_killed_scheduler_and_a_killed_client_lose_nothing(course_data, tmp_path):
     dask, file = (sys.executable, "-m", "dask"), tmp_path / "scheduler.json"
-    scheduler = piped(*dask, "scheduler", "--port", 0, "--no-dashboard", "--scheduler-file", file, build=tmp_path)
-    worker = piped(*dask, "worker", "--scheduler-file", file, "--no-dashboard", build=tmp_path)
+    scheduler = start(*dask, "scheduler", "--port", 0, "--no-dashboard", "--scheduler-file", file, build=tmp_path)
+    worker = start(*dask, "worker", "--scheduler-file", file, "--no-dashboard", build=tmp_path)
     words = ("--data-root", course_data, "--only", "problem2")
-    settings = (
-        "lraspp.epochs=80",
-        "lraspp.crop=0",
-        "segmentation.stage_images=0001",
-        "checkpoint_every=0",
-        "threads=1",
-    )
+    settings = ("lraspp.epochs=80", "lraspp.crop=0", "segmentation.stage_images=0001", "checkpoint_every=0")
+    settings += ("threads=1",)
 
-    def until(done, *processes):
-        while not done():
+    def wait_until(condition, *processes):
+        while not condition():
             assert all(process.poll() is None for process in processes)
             time.sleep(0.05)
 
-    until(file.exists, scheduler, worker)
+    wait_until(file.exists, scheduler, worker)
     client = report(tmp_path, "--cluster", files.read_json(file)["address"], *words, settings=settings)
-    until(lambda: checkpoint_of(tmp_path, "segment-lraspp"), client)
-    for each in (scheduler, worker):
-        each.kill()
-    said = client.communicate(timeout=120)[0]
-    assert client.returncode == 1 and "Traceback" not in said, said
-    assert "is gone" in one_paragraph(said[said.rindex("hw1lib: ") :])
+    wait_until(lambda: checkpoint_time(tmp_path, "segment-lraspp"), client)
+    for process in (scheduler, worker):
+        process.kill()
+    text = client.communicate(timeout=120)[0]
+    assert client.returncode == 1 and "Traceback" not in text, text
+    assert "is gone" in last_error(text)
 
-    client, saved = report(tmp_path, *words, settings=settings), checkpoint_of(tmp_path, "segment-lraspp")
-    until(lambda: checkpoint_of(tmp_path, "segment-lraspp") != saved, client)
+    client, saved = report(tmp_path, *words, settings=settings), checkpoint_time(tmp_path, "segment-lraspp")
+    wait_until(lambda: checkpoint_time(tmp_path, "segment-lraspp") != saved, client)
     family = psutil.Process(client.pid).children(recursive=True)
     client.kill()
     assert psutil.wait_procs(family, timeout=30)[1] == []  # workers and steps end with it
 
     done = hw1lib("run", "segment-lraspp", "--profile", "smoke", *words[:2], "--set", *settings, build=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert files.read_json(only(tmp_path, "segment-lraspp") / "run.json")["resumed"]
+    assert files.read_json(folder_of(tmp_path, "segment-lraspp") / "run.json")["resumed"]
 
 
 # --- what is refused
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ("local:x", "write it as local:N"),
         ("none.yaml", "does not describe a cluster"),
         ("tcp://127.0.0.1:1", "no sched"),
     ],
 )
-def test_a_cluster_that_is_none_is_one_paragraph(capsys, monkeypatch, course_data, tmp_path, where, said):
+def test_an_unusable_cluster_is_one_paragraph(capsys, monkeypatch, course_data, tmp_path, where, message):
     monkeypatch.setattr(workers, "CONNECT_TIMEOUT", "1s")
-    words = ("report", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", where)
-    assert said in refused(capsys, *words)
+    words = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", where)
+    assert message in refused(capsys, "report", *words)
 
 
-@pytest.mark.slow
-def test_ctrl_c_still_interrupts_once_dask_is_imported():
-    """dask-jobqueue installs a handler of its own, which ends the process without a word."""
-    code = (
-        "import signal; from hw1lib.cluster import run_steps; run_steps._distributed(); "
-        "signal.raise_signal(signal.SIGINT)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
-    assert done.stderr.strip().endswith("KeyboardInterrupt")
-
-
-def test_without_dask_it_says_what_to_install(capsys, monkeypatch, course_data, tmp_path):
+def test_without_dask_the_error_says_what_to_install(capsys, monkeypatch, course_data, tmp_path):
+    monkeypatch.delattr(cluster, "run_steps")
+    monkeypatch.delitem(sys.modules, "hw1lib.cluster.run_steps")
     monkeypatch.setitem(sys.modules, "distributed", None)
     words = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out", "--cluster", "local:2")
     assert "requirements-cluster.txt" in refused(capsys, "report", *words)
 
 
-class Workers:
-    """A client whose one worker sees something else."""
-
-    def __init__(self, change=None, resources=None):
-        self.change, self.resources = change or {}, resources or {}
-
-    def wait_for_workers(self, *_, **__):
-        pass
-
-    def scheduler_info(self, **_):
-        return {"workers": {"tcp://10.0.0.7:1": {"resources": self.resources}}}
-
-    def run(self, function, *arguments):
-        return {"tcp://10.0.0.7:1": function(*arguments) | {"host": "node7"} | self.change}
-
-
-def book_in(folder, device="cpu", asked="auto"):
+def book_in(folder, device="cpu", setting="auto"):
+    """A workbook of one step that trains and is not done."""
     step = SimpleNamespace(trains=True, parallel=False)
     steps = SimpleNamespace(step=lambda name: step, status=lambda name: "to run")
-    about = {"profile": SimpleNamespace(device=asked), "planned": lambda: [("pretrain", steps, "pretrain")]}
-    return SimpleNamespace(out=folder / "out", root=folder, device=torch.device(device), **about)
+    facts = {"profile": SimpleNamespace(device=setting), "planned": lambda: [("pretrain", steps, "pretrain")]}
+    return SimpleNamespace(out=folder / "out", root=folder, device=torch.device(device), **facts)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"token": ""}, "does not see the build folder"),
-        ({"data": False}, "does not see the data"),
-        ({"code": "abc"}, "has other code in .*hw1lib than this process began with .abc"),
-        ({"packages": {}}, "has torch not at all"),
-        ({"room": 1e6}, "has 0.0 GB left"),
-    ],
+    ("name", "value"), [("build folder", "/x"), ("data folder", "/x"), ("code of hw1lib", "abc"), ("torch", "1.0")]
 )
-def test_a_worker_that_sees_something_else_is_named(tmp_path, change, said):
+def test_a_machine_that_differs_is_named(tmp_path, name, value):
     book = book_in(tmp_path)
-    with run_steps._marked(book) as mine, run_steps._marked(book):  # another report writes to the same folder
-        run_steps.check(Workers(), book, mine)
-        with pytest.raises(UserError, match=f"Worker tcp://10.0.0.7:1 on node7 {said}"):
-            run_steps.check(Workers(change), book, mine)
-    assert list(book.out.iterdir()) == []
+    with run_steps.shared_folders(book) as folders, run_steps.shared_folders(book):  # two reports on one build folder
+        expected = run_steps.snapshot(*folders)
+        assert run_steps.difference(folders, expected) == ""
+        text = run_steps.difference(folders, expected | {name: value})
+        assert f"another {name}: {expected[name]} instead of {value}" in text
+    assert list(book.out.iterdir()) == [] and "not found instead of" in run_steps.difference(folders, expected)
 
 
-def test_steps_on_a_gpu_want_workers_that_offer_one(tmp_path):
-    book = book_in(tmp_path, "cuda")
-    with run_steps._marked(book) as mine:
-        run_steps.check(Workers(resources={"GPU": 1}), book, mine)
-        with pytest.raises(UserError, match="--resources GPU=1, but the largest offers 0"):
-            run_steps.check(Workers(), book, mine)
+def test_a_full_disk_of_a_machine_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_steps, "FREE_BYTES", 1e18)
+    with run_steps.shared_folders(book_in(tmp_path)) as folders:
+        assert "GB left in" in run_steps.difference(folders, run_steps.snapshot(*folders))
 
 
-def test_gpus_of_workers_are_not_left_unused_where_this_process_has_none(tmp_path):
-    workers = Workers(resources={"GPU": 1})
-    with run_steps._marked(book_in(tmp_path)) as mine:
-        run_steps.check(workers, book_in(tmp_path, asked="cpu"), mine)
-        with pytest.raises(UserError, match="this process sees none"):
-            run_steps.check(workers, book_in(tmp_path), mine)
+@pytest.mark.slow
+def test_gpus_of_workers_must_suit_the_steps(tmp_path):
+    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    for offered, book, message in (
+        ({"GPU": 1}, book_in(tmp_path, "cuda"), ""),
+        ({}, book_in(tmp_path, "cuda"), "--resources GPU=1, but the largest offers 0"),
+        ({"GPU": 1}, book_in(tmp_path, setting="cpu"), ""),
+        ({"GPU": 1}, book_in(tmp_path), "this process sees none"),
+    ):
+        outcome = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
+        client = distributed.Client(**options, resources=offered)
+        with client, run_steps.shared_folders(book) as folders, outcome:
+            run_steps.check_workers(client, book, folders, run_steps.snapshot(*folders))
 
 
-REPORTS = f"{shlex.quote(sys.executable)} -c 'from hw1lib import progress; progress.error(\"The disk is full.\")'"
+# --- a step on its worker
+
+ERROR = f"{shlex.quote(sys.executable)} -c 'from hw1lib import progress; progress.error(\"The disk is full.\")'"
 
 
 @pytest.mark.parametrize(
-    ("script", "status", "error", "said"),
+    ("script", "status", "error", "message"),
     [
-        (f"{REPORTS}; echo 'hw1lib: boo'; exit 1", "running", run_steps.Failed, r"^The disk is full\.$"),
+        (f"{ERROR}; echo 'hw1lib: boo'; exit 1", "running", run_steps.Failed, r"^The disk is full\.$"),
         ("echo 'hw1lib: boo'; echo 'more'; exit 1", "running", run_steps.Failed, "hw1lib: boo more"),
         ("kill -KILL $$", "running", run_steps.Failed, "SIGKILL; memory may have run out"),
         ("kill -TERM $$", "running", run_steps.Failed, "ended by SIGTERM"),
@@ -239,27 +207,36 @@ REPORTS = f"{shlex.quote(sys.executable)} -c 'from hw1lib import progress; progr
         (None, "running", run_steps.Failed, "worker 3 on .*: .*No such file"),
     ],
 )
-def test_how_a_step_ended_is_said_by_its_worker(tmp_path, monkeypatch, script, status, error, said):
-    """Its own error, a signal, a Python that is not there; only where the worker ends with it does it go elsewhere."""
+def test_the_worker_says_how_a_step_ended(tmp_path, monkeypatch, script, status, error, message):
+    """Only a step whose worker ends, too, is run on another one."""
     worker = SimpleNamespace(name=3, log_event=lambda topic, event: None, status=SimpleNamespace(name=status))
     monkeypatch.setattr(distributed, "get_worker", lambda: worker)
     monkeypatch.setattr(run_steps, "SHUTDOWN_GRACE", 0)
-    words = ["/none/python"] if script is None else ["sh", "-c", script]
-    with run_steps._marked(book_in(tmp_path)) as mine, pytest.raises(error) as caught:
-        run_steps.work("pretrain", words, 1, 0, mine)
-    assert not said or (caught.value.args[0] == "pretrain" and re.search(said, caught.value.args[1]))
+    command = ["/none/python"] if script is None else ["sh", "-c", script]
+    with run_steps.shared_folders(book_in(tmp_path)) as folders, pytest.raises(error) as caught:
+        run_steps.work("pretrain", command, 1, 0, 0, folders, run_steps.snapshot(*folders))
+    assert not message or (caught.value.args[0] == "pretrain" and re.search(message, caught.value.args[1]))
 
 
-@pytest.mark.parametrize(("name", "own"), [(1, ["3"]), ("node7", ["2", "3"])])
-def test_a_step_has_devices_of_its_own(monkeypatch, name, own):
-    """Of those that the worker was given; local workers share a machine's, and give back what they took."""
+@pytest.mark.parametrize(("name", "gpus"), [(1, ["3"]), ("node7", ["2", "3"])])
+def test_concurrent_steps_use_different_gpus_of_their_worker(monkeypatch, name, gpus):
+    """Workers of local:N, which have numbers for names, share the machine's GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     worker = SimpleNamespace(name=name)
-    with run_steps._own_devices(worker, 0) as none:
-        assert none == []
     for _ in range(2):
-        with run_steps._own_devices(worker, 1) as first:
-            assert first == own[:1]
-            with run_steps._own_devices(worker, 1) as second:
-                assert second == own[1:]
-    assert worker.hw1lib_devices == own
+        with run_steps._reserved_gpus(worker, 1) as first, run_steps._reserved_gpus(worker, 1) as second:
+            assert [first, second] == [*gpus, ""][:2]
+
+
+def test_lines_give_speed_and_time_left_from_the_second_epoch_on(monkeypatch):
+    lines = []
+    show = run_steps.epoch_printer("pretrain, seed 1", 100, lines.append)
+    for seconds, epoch in ((10.0, 1), (11.0, None), (12.0, 2)):
+        monkeypatch.setattr(time, "monotonic", lambda now=seconds: now)
+        text = f"pretrain  epoch {epoch}/4" if epoch else "pretrain: epoch 9/9 collapsed"
+        show({"label": "pretrain", "line": text} | ({"epoch": epoch, "epochs": 4} if epoch else {}))
+    assert lines == [
+        "pretrain, seed 1  epoch 1/4",
+        "pretrain, seed 1: epoch 9/9 collapsed",
+        "pretrain, seed 1  epoch 2/4  50 images/s  0:04 left",
+    ]

@@ -1,4 +1,4 @@
-"""Clusters of our own are closed to everybody without their certificate; a scheduler of the user's own may be, too."""
+"""Clusters that a report starts accept nobody without their certificate, and their dashboards listen on localhost."""
 
 import os
 import shlex
@@ -22,14 +22,14 @@ from hw1lib.errors import UserError
 
 
 def listening():
-    """(address, port) of each socket on which this process or one that it started listens."""
+    """Return (address, port) of each socket on which this process or its children listen."""
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     sockets = [one for member in family for one in member.net_connections("inet")]
     return {one.laddr[:2] for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
 def answers_in_plain_text(address, port):
-    """Whether a socket takes HTTP or Dask's own messages from whom it does not know."""
+    """Whether a socket answers HTTP without TLS."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     with socket.create_connection((address, port), timeout=5) as plain:
         plain.sendall(b"GET /status HTTP/1.0\r\n\r\n")
@@ -39,8 +39,8 @@ def answers_in_plain_text(address, port):
             return False
 
 
-def takes_no_stranger(address):
-    """Whether a server refuses TLS without a certificate: what it answers to a handshake, or to a first byte."""
+def refuses_strangers(address):
+    """Whether a server closes a TLS connection that presents no certificate."""
     host, _, port = address.partition("://")[2].rpartition(":")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -53,7 +53,7 @@ def takes_no_stranger(address):
 
 
 class Shell(Subprocess):
-    """Dask-jobqueue's own cluster for tests splits a job's command at each space, also at quoted ones."""
+    """Replaces that of dask-jobqueue's LocalCluster, which splits a job's command at quoted spaces, too."""
 
     def __init__(self, words, **streams):
         super().__init__(shlex.split(" ".join(words)), **streams)
@@ -61,35 +61,35 @@ class Shell(Subprocess):
 
 CLUSTERS = {
     "local:1": None,
-    "plain": "worker_extra_args: [--resources, GPU=1]",
     "open": "scheduler_options: {dashboard_address: ':0', protocol: 'tcp://'}, protocol: 'tcp://', security: false",
-    "own interface": "interface: lo, scheduler_options: {host: 127.0.0.1}, worker_extra_args: [--dashboard]",
+    "own interface": "interface: lo, scheduler_options: {host: 127.0.0.1}, "
+    "worker_extra_args: [--dashboard, --resources, GPU=1]",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_a_cluster_of_our_own_takes_work_only_with_its_certificate(name, tmp_path, capsys, monkeypatch):
-    """As local workers and as jobs, whatever a file says; dashboards listen on this machine alone."""
-    monkeypatch.setattr(dask_jobqueue, "LocalCluster", local.LocalCluster, raising=False)  # jobs without a queue
+def test_a_started_cluster_accepts_only_its_certificate(name, tmp_path, capsys, monkeypatch):
+    """Local workers and batch jobs, whatever the file says."""
+    monkeypatch.setattr(dask_jobqueue, "LocalCluster", local.LocalCluster, raising=False)  # jobs without a batch system
     monkeypatch.setattr(local, "Subprocess", Shell)
     monkeypatch.setattr(workers, "CONNECT_TIMEOUT", "3s")
-    before, where = listening(), name
+    before, cluster = listening(), name
     book = SimpleNamespace(out=tmp_path / "out", device=torch.device("cpu"))
     if CLUSTERS[name]:
-        where = tmp_path / "cluster.yaml"
-        where.write_text(f"kind: Local\njobs: 1\noptions: {{cores: 1, memory: 1GB, {CLUSTERS[name]}}}\n")
-    with workers.connect(str(where), book) as client:
+        cluster = tmp_path / "cluster.yaml"
+        cluster.write_text(f"kind: Local\njobs: 1\noptions: {{cores: 1, memory: 1GB, {CLUSTERS[name]}}}\n")
+    with workers.connect(str(cluster), book) as client:
         client.wait_for_workers(1, timeout=60)
         assert client.submit(os.getpid).result() != os.getpid()
         address = client.scheduler.address
-        assert address.startswith("tls://") and takes_no_stranger(address)
+        assert address.startswith("tls://") and refuses_strangers(address)
         with pytest.raises((OSError, TypeError, RuntimeError)):
             distributed.Client(address.replace("tls", "tcp"), timeout="3s")
         with pytest.raises(UserError, match="CLIENT__CERT"), workers.connect(address, book):
             pass
         for worker in client.scheduler_info(n_workers=-1)["workers"]:
-            assert worker.startswith("tls://") and takes_no_stranger(worker)
+            assert worker.startswith("tls://") and refuses_strangers(worker)
         opened = listening() - before
         assert [one for one in opened if one[0] != "127.0.0.1" and answers_in_plain_text(*one)] == []
         watch = capsys.readouterr().out.split("Watch")[1].split()
@@ -100,12 +100,12 @@ def test_a_cluster_of_our_own_takes_work_only_with_its_certificate(name, tmp_pat
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             files = {part: next(folder.glob(f"*.{part}.*")) for part in ("ca_file", "cert", "key")}
             assert {stat.S_IMODE(file.stat().st_mode) for file in files.values()} == {0o600}
-            check_users_own(address, files, book)
+            check_running_scheduler(address, files, book)
     assert list(book.out.glob("*")) + list(book.out.glob(".*")) == [] if book.out.exists() else True
 
 
-def check_users_own(address, files, book):
-    """A scheduler of the user's own that speaks TLS is reached with the certificates that Dask's settings name."""
+def check_running_scheduler(address, files, book):
+    """Check that a running TLS scheduler is reached with the certificates that Dask's configuration names."""
     tls = {"ca-file": files["ca_file"], "client.cert": files["cert"], "client.key": files["key"]}
     names = {f"distributed.comm.tls.{name}": str(file) for name, file in tls.items()}
     with dask.config.set(names), workers.connect(address, book) as client:

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from hw1lib import predict
+from hw1lib import evaluate
 from hw1lib.data import hashes, images, landcover, layout
 from hw1lib.data.check import doctor
 from hw1lib.errors import UserError
@@ -211,14 +211,14 @@ def test_a_mask_is_read_by_one_rule_everywhere_or_refused(tmp_path, kind):
         for (prediction, truth), name in ((folders, "predicted"), (folders[::-1], "true")):
             if (classes == 6).all() and name == "true":
                 continue
-            scores, problems = predict.score_segmentation(prediction, truth)
+            scores, problems = evaluate.score_segmentation(prediction, truth)
             assert scores[f"inexact_{name}"] == inexact and problems == []
             same = np.mean((classes == CLASSES)[(CLASSES if name == "predicted" else classes) < 6])
             assert scores["pixel_accuracy"] == pytest.approx(same)
         return
     assert re.search(expected[0], look.fault) and "save it" in look.fault
-    for read in (lambda: images.load_tiles(tiles), lambda: predict.score_segmentation(*folders[::-1]),
-                 lambda: predict.score_segmentation(*folders)):  # fmt: skip
+    for read in (lambda: images.load_tiles(tiles), lambda: evaluate.score_segmentation(*folders[::-1]),
+                 lambda: evaluate.score_segmentation(*folders)):  # fmt: skip
         with pytest.raises(UserError, match=f"1_mask.png.*{expected[0]}"):
             read()
 

@@ -1,0 +1,154 @@
+"""Scores of predictions, computed as the course does: mIoU of masks, accuracy of labels.
+
+Each function also returns a list of (file, reason) of what it did not score or counted as wrong.
+"""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+from hw1lib.data import csv_rows, landcover, listing
+from hw1lib.data import images as image_files
+from hw1lib.errors import UserError
+from hw1lib.metrics import iou
+from hw1lib.metrics.statistics import wilson
+
+
+def score_segmentation(predicted_dir, true_dir):
+    """Return the course's mIoU of a folder of masks; a missing or unusable prediction counts as wrong.
+
+    Args:
+        predicted_dir, true_dir: folders of NNNN_mask.png with the same numbers.
+
+    Returns:
+        Dict of miou, iou (by class; None where a class does not occur), pixel_accuracy, coverage (the tiles that were
+        scored, counted as wrong or left out, in words), inexact_predicted and inexact_true (pixels whose colour is not
+        exactly a class's); and a list of (path, reason) of what was not scored or counts as wrong.
+
+    Raises:
+        UserError: a folder holds no masks, no prediction could be scored, or no true mask shows a class.
+    """
+    (predicted, others), (true, true_others) = (_masks_in(Path(folder)) for folder in (predicted_dir, true_dir))
+    lone, others = predicted.keys() - true.keys(), others + true_others
+    problems = others + [(predicted[number], "it has no true mask") for number in sorted(lone)]
+    matrix, wrong, left_out = np.zeros((len(landcover.CLASSES),) * 2, np.int64), 0, len(lone)
+    inexact = {"inexact_predicted": 0, "inexact_true": 0}
+
+    def read(path, kind, problem, shape=None):
+        try:
+            mask, count, _ = image_files.read_mask(path)
+            if shape and shape != mask.shape:
+                sizes = (f"{width} × {height}" for height, width in (mask.shape, shape))
+                raise image_files.Unreadable(path, f"its size is {' instead of '.join(sizes)}")
+        except image_files.Unreadable as error:
+            problems.append((path, f"{problem}: {error.reason}"))
+            return None
+        inexact[f"inexact_{kind}"] += count
+        return mask
+
+    for number, path in true.items():
+        truth = read(path, "true", "it cannot be decoded")
+        if truth is None:
+            left_out += 1
+            continue
+        path = predicted.get(number, Path(predicted_dir, number + listing.MASK))
+        prediction = read(path, "predicted", "it counts as wrong", truth.shape)
+        if prediction is None:
+            wrong += 1
+            prediction = np.full_like(truth, landcover.UNKNOWN)
+        matrix += iou.confusion(truth, prediction)
+    tiles = len(true) + len(lone)
+    if tiles == wrong + left_out:
+        path, reason = problems[-1]
+        raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}. {path}: {reason}.")
+    if not matrix[: landcover.UNKNOWN].any():
+        message = f"No mask of {true_dir} shows a class: all of its pixels are unknown, so there is no mIoU."
+        raise UserError(f"{message} Use the course's colours, such as cyan (0, 255, 255) for urban.")
+    exceptions = {
+        "without a usable prediction, counted as wrong": wrong,
+        "without a usable true mask, left out": left_out,
+        "other images, not scored": len(others),
+    }
+    score = {"miou": iou.miou(matrix), "iou": iou.iou_by_class(matrix)}
+    score |= {"pixel_accuracy": iou.pixel_accuracy(matrix)} | inexact
+    return score | {"coverage": _coverage(f"{tiles - wrong - left_out} of {tiles} tiles", exceptions)}, problems
+
+
+def _masks_in(folder):
+    """Return a folder's masks by number, {"0001": path}, and (path, reason) of other images, but not of their tiles."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    names = listing.images(listing.visible(folder))
+    masks, twice = listing.numbered(names, listing.MASK)
+    if not masks:
+        content = f", but {names[0]}; rename what is to be scored" if names else ""
+        raise UserError(f"{folder} holds no *{listing.MASK} files{content}.")
+    if twice:
+        (number, name), *_ = twice
+        raise UserError(f"{folder}: {name} and {masks[number]} have one mask's name. Remove one of the two.")
+    known = {*masks.values(), *(f"{number}_sat".lower() for number in masks)}
+    others = [name for name in names if name not in known and Path(name).stem.lower() not in known]
+    reason = f"it is not called NNNN{listing.MASK} and not scored"
+    return {number: folder / name for number, name in masks.items()}, [(folder / name, reason) for name in others]
+
+
+def score_classification(predicted_csv, true_csv):
+    """Return the accuracy of a CSV of labels; an image without a prediction counts as wrong.
+
+    Args:
+        predicted_csv, true_csv: CSVs with columns filename and label (numbers or names).
+
+    Returns:
+        Dict of accuracy, ci_low and ci_high (95 % interval), and coverage (how many images were scored, counted as
+        wrong and left out, in words); and a list of (file, reason) of those without a prediction or a true label.
+
+    Raises:
+        UserError: a CSV cannot be read or names an image twice, one has numbers and the other names, or they have no
+            image in common.
+    """
+    predicted, true = _labels(predicted_csv), _labels(true_csv)
+    examples = [next(pair for pair in labels.items() if pair[1] is not None) for labels in (predicted, true)]
+    if len({type(label) for _, label in examples}) > 1:
+        one, other = (f"{label} of {name}" for name, label in examples)
+        raise UserError(
+            f"{predicted_csv} and {true_csv} have labels of two kinds, such as {one} and {other}. Use numbers in both "
+            "or names in both."
+        )
+    if not predicted.keys() & true.keys():
+        one, other = next(iter(predicted)), next(iter(true))
+        raise UserError(f"{predicted_csv} and {true_csv} have no image in common; they begin with {one} and {other}.")
+    truth = {name: label for name, label in true.items() if label is not None}
+    missing = [name for name in truth if predicted.get(name) is None]
+    unlabelled = [name for name in predicted | true if name not in truth]
+    problems = [(name, "it has no prediction") for name in missing]
+    problems += [(name, f"it has no label in {true_csv}") for name in unlabelled]
+    correct, total = sum(predicted.get(name) == label for name, label in truth.items()), len(truth)
+    low, high = wilson(correct, total)
+    exceptions = {"without a prediction, wrong": len(missing), "without a true label, not counted": len(unlabelled)}
+    coverage = f"{_coverage(f'{correct} of {total}', exceptions)}; 95 % interval {low:.4f} to {high:.4f}"
+    return {"accuracy": correct / total, "ci_low": low, "ci_high": high, "coverage": coverage}, problems
+
+
+def _coverage(scored, exceptions):
+    """Return what a score covers and how many images it does not, in words."""
+    return "; ".join([scored, *(f"{count} {what}" for what, count in exceptions.items() if count)])
+
+
+def _labels(table):
+    """Return a CSV's labels by file name, None where missing; a folder that all names share is removed from them."""
+    rows = csv_rows.read_rows(table, "filename", "label")
+    labels = csv_rows.parse_labels(table, rows)
+    if all(label is None for label in labels):
+        raise UserError(f"{table} holds no labels.")
+    names = [unicodedata.normalize("NFC", name.strip().replace("\\", "/")) for name in rows["filename"]]
+    if len({os.path.dirname(name) for name in names}) == 1:
+        names = [os.path.basename(name) for name in names]
+    first = {}
+    for row, name in zip(rows.index, names):
+        if not name:
+            raise UserError(f"{table}, row {row}: the filename is empty.")
+        if first.setdefault(name, row) != row:
+            raise UserError(f"{table} names {name} more than once, in rows {first[name]} and {row}.")
+    return dict(zip(names, labels))
