@@ -90,7 +90,7 @@ def test_the_miou_is_the_courses_and_inexact_colours_are_counted(tmp_path, capsy
 NUMBERED = np.arange(108, dtype=np.uint8).reshape(9, 12) % 7
 CASES = {  # change of a folder; tiles counted as wrong and left out, and other images; what names them
     "missing": ("predicted", lambda f: (f / "0003_mask.png").unlink(), (1, 0, 0), "0003_mask.png: .*missing"),
-    "damaged": ("predicted", lambda f: (f / "0004_mask.png").write_bytes(b"text"), (1, 0, 0), "0004_.*no image"),
+    "damaged": ("predicted", lambda f: (f / "0004_mask.png").write_bytes(b"text"), (1, 0, 0), "0004_.*not an image"),
     "cut": ("predicted", lambda f: (f / "0004_mask.png").write_bytes((f / "0004_mask.png").read_bytes()[:60]),
         (1, 0, 0), "0004_mask.png: it counts as wrong"),
     "size": ("predicted", lambda f: save_mask(f / "0001_mask.png", NUMBERED.T), (1, 0, 0),
