@@ -151,7 +151,7 @@ def test_without_dask_the_error_says_what_to_install(capsys, monkeypatch, course
 
 def book_in(folder, device="cpu", setting="auto"):
     """A workbook of one step that trains and is not done."""
-    step = SimpleNamespace(trains=True, parallel=False)
+    step = SimpleNamespace(trains=True, processes=1)
     steps = SimpleNamespace(step=lambda name: step, status=lambda name: "to run")
     facts = {"profile": SimpleNamespace(device=setting), "planned": lambda: [("pretrain", steps, "pretrain")]}
     return SimpleNamespace(out=folder / "out", root=folder, device=torch.device(device), **facts)
