@@ -173,6 +173,13 @@ def test_a_file_changes_exactly_the_steps_that_see_it(course_data, file, expecte
     assert changed(before, keys(make(course_data), ALL | CHECKS)) == expected | check
 
 
+def test_notes_on_groups_csv_change_the_key_of_the_check(course_data, monkeypatch):
+    """The check's result holds them."""
+    before = keys(make(course_data), CHECKS)
+    monkeypatch.setattr(layout.Layout, "group_notes", lambda self, problem: ("2 rows are not used",))
+    assert changed(before, keys(make(course_data), CHECKS)) == CHECKS
+
+
 @pytest.mark.parametrize(("gone", "left"), [("p1_data", PROBLEM2), ("p2_data", PROBLEM1)])
 def test_with_one_problem_alone_its_keys_stay(course_data, tmp_path, gone, left):
     before = keys(make(course_data))
