@@ -85,7 +85,7 @@ ERRORS = [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on devi
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-@pytest.mark.parametrize("broken", [None, *map(Broken, ERRORS)], ids=repr)
+@pytest.mark.parametrize("broken", [None, *map(Broken, ERRORS)], ids=["None", "broken pipe", "full disk", "closed"])
 def test_a_line_that_cannot_be_written_is_dropped_and_its_record_arrives(broken, stream, monkeypatch, tmp_path):
     """If the record cannot be written either, nothing happens."""
     monkeypatch.setattr(sys, stream, broken)
