@@ -84,8 +84,8 @@ def verify(arguments):
     book = _workbook(arguments)
     if problems := book.steps.store.verify():
         raise UserError(
-            f"{book.out} was changed since it was written: {'; '.join(problems)}. `make report` runs those of these "
-            "steps again that the report shows; delete the folders of the others."
+            f"{book.out} was changed since it was written: {'; '.join(problems)}. Run `make report` to "
+            "compute the steps of this report again, and delete the folders of the others."
         )
     print(f"{book.out}: every result is as it was written.")
 

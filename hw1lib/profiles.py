@@ -28,7 +28,7 @@ def get(profile, settings=None):
         UserError: there is no such profile, or a setting does not exist or has a wrong value.
     """
     if not isinstance(settings or {}, dict):
-        raise UserError(f"settings: {settings!r} is no dict such as {{'pretrain.epochs': 20}}.")
+        raise UserError(f"settings must be a dict such as {{'pretrain.epochs': 20}}, not {settings!r}.")
     result = _read(path(profile))
     for dotted, value in (settings or {}).items():
         result = replace(result, dotted, value)
@@ -61,7 +61,7 @@ def _read(file):
             about = f"profile {base}, changed by {file.name}"
             profile = get(base).model_copy(update={"name": file.stem, "about": about})
         else:
-            raise UserError(f"base={base} is no profile. Choose one of {', '.join(NAMES)}.")
+            raise UserError(f"There is no profile {base} to use as base. Choose one of {', '.join(NAMES)}.")
         for name in DESCRIPTION & content.keys():
             profile = assign(profile, name, content.pop(name))
         for name, value in content.items():

@@ -106,7 +106,7 @@ class Workbook:
             shown: a DataFrame that readers see in place of `content`, such as one with rounded intervals.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-            raise UserError(f"keep({name!r}): a name has lower-case letters, digits, - and _.")
+            raise UserError(f"keep({name!r}): a name may contain only lower-case letters, digits, - and _.")
         text = None
         if isinstance(content, Figure):
             kind = "figure"
@@ -118,7 +118,9 @@ class Workbook:
         elif isinstance(content, str):
             kind, text = "text", content
         else:
-            raise UserError(f"keep({name!r}): a {type(content).__name__} is no figure, DataFrame or text.")
+            raise UserError(
+                f"keep({name!r}): content must be a Figure, a DataFrame or a str, not a {type(content).__name__}."
+            )
         if text is not None:
             files.write_text(self.out / "text" / f"{name}.md", text + "\n")
         stale = kept.record(self.out, name, kind, caption, self._used, self.notebook)

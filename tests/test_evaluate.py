@@ -206,7 +206,7 @@ FAULTY = [  # content of one CSV, and the error
     (b"id,filename\n1,a.jpg\n", "lacks the column label"), (b"id,filename,label\n1,a.jpg,\n", "holds no labels"),
     (b"id,filename,label\n1,a.jpg,3\n2,b.jpg,x\n", "two kinds: .*row 3 .*row 2"), (None, "No such file"),
     (b"id,filename,label\n1,a.jpg,3\n2,a.jpg,3\n", "a.jpg more than once, in rows 2 and 3"),
-    (b"filename,label\n0,1\n", "no image in common; they begin with"),
+    (b"filename,label\n0,1\n", "no image in common; their first images are"),
     (b"filename,label\nMug00001.jpg,Couch\n", "of two kinds, such as"),
 ]  # fmt: skip
 

@@ -51,7 +51,9 @@ def test_an_unknown_name_comes_with_those_that_exist():
         profiles.get("demo", {"finetune.learning_rate": 1})
     with pytest.raises(UserError, match=r"'dmeo'.*smoke, demo, seed, strong.*\.toml.*Did you mean demo"):
         profiles.get("dmeo")
-    with pytest.raises(UserError, match=r"\['seed'\] is no dict"):  # papermill's -p settings '[seed]'
+    with pytest.raises(
+        UserError, match=r"settings must be a dict .* not \['seed'\]"
+    ):  # papermill's -p settings '[seed]'
         profiles.get("demo", ["seed"])
 
 

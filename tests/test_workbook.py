@@ -119,7 +119,7 @@ def test_figures_and_texts_are_kept_with_their_caption_and_the_steps_behind_them
 
 def test_wrong_names_and_types_are_not_kept(book):
     for name in ("../x", "Name", "", "a b", "a/b", "ä"):
-        with pytest.raises(UserError, match="a name has lower-case letters"):
+        with pytest.raises(UserError, match="a name may contain only lower-case letters"):
             book.keep(name, "text")
     for content in (3, None, {"a": 1}, np.zeros(3)):
         with pytest.raises(UserError, match=type(content).__name__):

@@ -47,7 +47,7 @@ def interval(low, high, form=".3f", missing="no interval: one place"):
 
 
 def confidence(low, high, form=".3f", missing="no interval: one place"):
-    """The same with its level: "95 % interval −0.003 to 0.020"."""
+    """Format an interval with its level: "95 % interval −0.003 to 0.020"."""
     return f"95 % interval {interval(low, high, form)}" if low == low else missing
 
 
@@ -91,7 +91,7 @@ def capital(text):
 
 
 def escape(text):
-    """Text as one line of Markdown that shows its characters as they are: no markup, HTML or curly quotes."""
+    """Escape a text for one line of Markdown: no markup, HTML or curly quotes."""
     special = r"""[\\`*_{}\[\]<>#|~^$@&'"]|(?<=-)-|(?<=\.)\."""  # the last two: -- and ...
     return re.sub(special, r"\\\g<0>", " ".join(str(text).split()))
 

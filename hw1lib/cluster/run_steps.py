@@ -116,7 +116,7 @@ def check_workers(client, book, folders, expected):
         client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
     except TimeoutError as error:
         raise UserError(
-            f"No worker came within {WORKER_TIMEOUT} s. The batch system's queue or the logs of its jobs may say why."
+            f"No worker connected within {WORKER_TIMEOUT} s. Look at the batch queue and the logs of its jobs."
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"]
     offered = max(worker["resources"].get("GPU", 0) for worker in workers.values())

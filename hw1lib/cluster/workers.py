@@ -38,7 +38,9 @@ def connect(where, book):
     description = _read(Path(where)) if is_file else {"jobs": count}
     is_own = is_file or kind == "local"
     if is_own and not (str(description["jobs"]).isdecimal() and int(description["jobs"])):
-        raise UserError(f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; a file says jobs: N.")
+        raise UserError(
+            f"CLUSTER={where}: write it as local:N, such as local:2 for two workers; in a file, set jobs: N."
+        )
     for name in ("client", "utils"):  # run_steps.run reports a lost scheduler in one paragraph
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     config = {"distributed.comm.timeouts.connect": CONNECT_TIMEOUT, "distributed.nanny.pre-spawn-environ": {}}

@@ -80,7 +80,7 @@ def read_rows(table, *columns):
     width = len(header)
     for number, cells in rows.items():
         if any(map(str.strip, cells[width:])):
-            reason = f"it has {len(cells)} cells, the first row {width}. Put cells that hold a separator in quotes"
+            reason = f"it has {len(cells)} cells, the first row {width}. Quote cells that contain a separator"
             raise UserError(f"{table}, row {number}, cannot be read as CSV: {reason}.")
     cells = [(cells + [""] * width)[:width] for cells in rows.values()]
     frame = pd.DataFrame(cells, index=list(rows), columns=header, dtype=object)

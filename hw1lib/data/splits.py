@@ -78,7 +78,7 @@ class Tiles:
     numbers: tuple[str, ...]
     decoded: Path | None = None  # as in Split
     groups: np.ndarray | None = None  # as in Split
-    names: dict = dataclasses.field(default_factory=dict)  # usual name -> the file's own, such as 0001_SAT.JPG
+    names: dict = dataclasses.field(default_factory=dict)  # standard name -> actual file name, such as 0001_SAT.JPG
 
     def __len__(self):
         return len(self.numbers)

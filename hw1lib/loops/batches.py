@@ -121,7 +121,7 @@ class FileBatches(_Shuffled):
 
 
 def worker_count(device, bytes_ahead, shared_memory=SHARED_MEMORY):
-    """Return how many processes load images for this one: all its CPUs for a GPU, but few beside training on the CPU.
+    """Return the number of image-loading processes: all available CPUs beside a GPU, few beside training on the CPU.
 
     Args:
         device: torch device of the network.

@@ -37,7 +37,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def due(self, mid_epoch=False):
-        """Whether to save now, in rank 0: at the end of an epoch, or between two steps of one."""
+        """Return whether rank 0 should save now, at the end of an epoch or between two of its steps."""
         wait = max(self.every * (MID_EPOCH_FACTOR if mid_epoch else 1), self._min_wait)
         return distributed.rank() == 0 and time.monotonic() - self._last >= wait
 

@@ -33,7 +33,7 @@ LOST_PEER = re.compile("gloo|NCCL|c10d|[Cc]onnection|Broken pipe")  # in torch's
 
 @dataclass
 class _State:
-    """What this process knows of the process group and of the current step."""
+    """State of this process: its group, and the size of the current global batch."""
 
     store: Any = None  # torchrun's key-value store
     control_group: Any = None  # gloo group for plain data and barriers; None: no group was joined
@@ -296,7 +296,7 @@ def no_sync(loss, enabled):
 
 
 class _LossModule(nn.Module):
-    """A loss with its network, as DistributedDataParallel wraps a module's forward pass only."""
+    """Module whose forward pass returns the loss: DistributedDataParallel synchronises only what forward() computes."""
 
     def __init__(self, module, loss):
         super().__init__()

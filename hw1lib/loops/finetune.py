@@ -1,4 +1,4 @@
-"""Fine-tuning on Office, settings A–E; with a random frozen backbone also the control `random`."""
+"""Fine-tuning on Office: settings A–E, and the control `random` (a frozen random backbone)."""
 
 import torch
 

@@ -222,7 +222,7 @@ class DivergenceGuard:
         self._pending = None
 
     def add(self, loss, epoch, step):
-        """Take the loss of a step, and check that of the step before."""
+        """Store the loss of this step, and check the loss of the previous one."""
         copy = AsyncCopy(loss)
         self._check_pending()
         self._pending = copy, epoch, step

@@ -75,7 +75,7 @@ def holm(p_values):
     """
     p_values = np.asarray(p_values, dtype=float)
     order, adjusted = np.argsort(p_values, kind="stable"), np.empty(len(p_values))
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)  # the smallest counts M times, the next M - 1 …
+    steps = p_values[order] * np.arange(len(p_values), 0, -1)  # Holm: the smallest times M, the next times M - 1, …
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
 

@@ -7,7 +7,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from hw1lib.models import fast_conv
 
-FEATURES = 2048  # of ResNet50's average pooling
+FEATURES = 2048  # channels after ResNet50's average pooling
 
 
 def backbone(scale=1.0, zero_init_residual=False):

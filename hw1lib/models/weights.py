@@ -107,7 +107,7 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
     except (requests.RequestException, UnicodeError) as error:  # UnicodeError: an impossible host name
         remedies = f"Connect to the network, set {MIRROR} to an address that has it, or copy it with --from FILE"
         raise UserError(f"{url} could not be downloaded ({_reason(error)}). {remedies}.") from error
-    except ValueError as error:  # pooch's, for the wrong hash
+    except ValueError as error:  # raised by pooch for a wrong hash
         wrong = f"{source or url} is not {path.name}: its SHA-256 does not begin with {weights.sha256[:12]}"
         raise UserError(f"{wrong}. It was not kept; get the file again.") from error
     except OSError as error:

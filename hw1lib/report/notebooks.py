@@ -177,7 +177,7 @@ def _read(path):
 
 def _papermill(name, source, target, parameters):
     """Execute a notebook; the steps' progress lines are printed, other output only goes into its copy."""
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it logs what cells show
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # papermill would log the outputs of cells
     os.environ[kept.NOTEBOOK] = name  # inherited by the kernel, which then keeps for the report
     try:
         with warnings.catch_warnings(), progress.Follower(_print_progress) as records:

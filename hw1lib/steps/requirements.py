@@ -12,7 +12,7 @@ from hw1lib.loops import distributed
 from hw1lib.models import pretrained, resnet, sam, segmenters, weights
 from hw1lib.settings import flatten, replace
 
-# --- of single steps: sentences, each with its remedy
+# --- problems of single steps, each as a sentence with its remedy
 
 
 def supervised(profile, problem1, source):

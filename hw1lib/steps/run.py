@@ -118,7 +118,7 @@ class Steps:
         return self._fingerprints[part]
 
     def _hash(self, step, part):
-        """Hash some data of a step as it is now; files that did not change are not read again."""
+        """Return the hash of a step's current data; unchanged files are not read again."""
         source, cache = step.data[part], self.data.decoded
         if isinstance(source, Path) and source.is_dir():
             content, notes = hashes.folder_fingerprint(source, cache), self.data.group_notes(step.problem)

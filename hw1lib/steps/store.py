@@ -73,13 +73,13 @@ class Result:
 
     @property
     def run(self):
-        """How it ran: seconds, device, precision, versions."""
+        """Return how the step ran: seconds, device, precision, versions."""
         return self._read("run.json")
 
     def _read(self, name):
         """Read a JSON file; it may have been damaged since the result was checked."""
         if (data := _read_dict(self.folder / name)) is None:
-            text = f"Run the same command again: it runs step {self.step} anew."
+            text = f"Run the same command again to compute step {self.step} again."
             raise UserError(f"{self.folder / name} is damaged. {text}")
         return data
 
@@ -293,7 +293,7 @@ class Store:
         """
         markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
         if not markers:
-            raise UserError(f"{self.out} holds no finished step yet. Run the report first.")
+            raise UserError(f"There is no finished step in {self.out} yet. Run the report first.")
         problems = [(marker.parent, problem) for marker in markers for problem in _damage(marker.parent)]
         for run in sorted(self.out.glob("steps/*/*/run.json")):  # written just before the marker
             running = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()

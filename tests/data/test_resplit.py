@@ -144,7 +144,7 @@ def test_files_that_cannot_be_linked_are_copied(random_split, by_scene, tmp_path
 
 def test_a_split_inside_its_own_data_is_refused(course_data):
     for name in ("p2_data/train/new", "p2_data/new", "p1_data/x/y", "z/../p2_data/new"):
-        with pytest.raises(UserError, match="lies in .*p[12]_data.*Name a folder outside"):
+        with pytest.raises(UserError, match="is inside .*p[12]_data.*Choose a folder outside"):
             resplit.by_scene(course_data, course_data / name, progress=False)
         assert not (course_data / name).exists()
 

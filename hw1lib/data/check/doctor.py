@@ -314,7 +314,7 @@ def _check_classes(scan, part, masks):
 def _check_absent_classes(scan, learnt, asked):
     """Warn of classes that no mask shows, or only validation masks, by the fractions of pixels in both splits."""
     if not learnt.any() or not asked.any():
-        return  # an error says so
+        return  # already reported as an error
     scored = list(zip(landcover.SCORED, learnt, asked))
     if unlearnt := ", ".join(name for name, in_train, in_validation in scored if in_validation and not in_train):
         scan.warn(scan.folder, f"{unlearnt} occurs in validation, but in no training mask: its IoU will be 0.")

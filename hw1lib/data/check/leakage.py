@@ -27,9 +27,9 @@ from scipy.ndimage import uniform_filter1d
 LINE = 128  # samples along a border, whatever the tile's size
 WINDOW = 17  # samples: fine detail is the difference from their mean
 NOISE = 1.0  # gray levels of detail that count as noise
-MIN_DETAIL = 0.5  # of at most 1: borders with less, such as open sea, are not compared
+MIN_DETAIL = 0.5  # 0…1: borders with less detail, such as open sea, are not compared
 SHORTEST = 32  # pixels: shorter sides are not compared
-MIN_MUTUAL_FIT = 0.05  # enough for two borders that fit each other best of all
+MIN_MUTUAL_FIT = 0.05  # sufficient if each border is the other's best match
 CLEAR = 0.2  # strength above which a link is almost never chance
 FITTING = 0.4  # product of two concordances, of lines and of their detail
 FACING = ((0, 1), (1, 0), (2, 3), (3, 2))  # one tile's top continues another's bottom, and so on
@@ -121,7 +121,7 @@ def _mutual_nearest(distance):
 
 
 def _prepare(borders):
-    """Return what is compared of (N, 4, LINE, 3) uint8 borders.
+    """Prepare (N, 4, LINE, 3) uint8 borders for comparison.
 
     Returns:
         The lines minus 128, and their fine detail divided by its local strength, so that one coast does not outweigh

@@ -45,7 +45,9 @@ def by_scene(root, target, progress=True):
         raise UserError(f"{target} already exists. Name another folder, or delete it.")
     for data in (root / "p1_data", root / "p2_data"):
         if target.resolve().is_relative_to(data.resolve()):
-            raise UserError(f"--out {target} lies in {data}, which the new split is made of. Name a folder outside.")
+            raise UserError(
+                f"--out {target} is inside {data}, from which the new split is made. Choose a folder outside it."
+            )
     splits = layout.find(root, Data(), "problem2").problem2
     tiles = [(split, number) for split in (splits.train, splits.validation) for number in split.numbers]
     borders, masks, copies = _read(root, tiles, progress)
