@@ -116,7 +116,7 @@ BROKEN = {
     'name = "x"': ["no setting 'name'"],
     "ours = 3": ["ours=3", "tuple"],
     "epochs = \nlr = 1": ["line 1", "profiles/demo.toml"],
-    'base = "dmeo"': ["base=dmeo", "smoke, demo, seed, strong"],
+    'base = "dmeo"': ["no profile dmeo", "smoke, demo, seed, strong"],
     "\udcff": ["utf-8", "profiles/demo.toml"],
 }
 
