@@ -28,8 +28,8 @@ LAYERS = [  # from bottom to top: a module imports from its own layer and from t
     ["loops"],
     ["chapters", "steps"],
     ["workbook"],
-    ["cluster", "compare_runs", "predict", "report"],
-    ["commands", "cli", "__main__"],
+    ["cluster", "compare_runs", "evaluate", "predict", "report"],
+    ["inputs", "terminal", "cli", "__main__"],
 ]
 NEVER = {  # within a layer, or far below
     "metrics": {"models", "files", "paths", "settings"},

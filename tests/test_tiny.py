@@ -39,7 +39,7 @@ def test_one_image_a_class_two_in_the_pool_and_one_place(tmp_path):
         json.loads(path.read_text(), parse_constant=lambda constant, path=path: pytest.fail(f"{constant} in {path}"))
     for path in [*out.glob("text/*.md"), *out.glob("tables/*.csv")]:
         assert "nan" not in path.read_text().lower().replace("finance", ""), path
-    assert "3 images of one place" in (out / "text" / "ranking.md").read_text()
+    assert "3 validation images of one place" in (out / "text" / "ranking.md").read_text()
 
 
 TOO_FEW = {  # numbers of pool, train and val images, and the error

@@ -185,7 +185,7 @@ def _papermill(name, source, target, parameters):
             warnings.simplefilter("ignore")  # from papermill's dependencies
             papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
+                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=50"],  # no log of interrupts
             )  # fmt: skip
     finally:
         os.environ.pop(progress.EVENTS, None)
