@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock
 import numpy as np
 import pandas as pd
 import safetensors.torch
@@ -22,13 +21,11 @@ import safetensors.torch
 from hw1lib import files, progress
 from hw1lib.errors import UserError
 from hw1lib.loops import distributed
-from hw1lib.steps import lock
+from hw1lib.steps import lock, step_folder
+from hw1lib.steps.step_folder import CHECKPOINT, DONE, UNREADABLE
 
-DONE = "done.json"
 CONFIG = "config.json"
 METRICS = "metrics.json"
-CHECKPOINT = "checkpoint.pt"
-UNREADABLE = "unreadable"  # folder of a checkpoint that could not be read, with its arrays
 
 # Limits on unfinished attempts; beyond them the oldest is deleted first.
 ATTEMPT_DAYS = 30
@@ -40,13 +37,6 @@ def key_of(parts):
     """Return a key for plain JSON data: 16 hex digits of its SHA-256."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _read_dict(path):
-    """Return the dict in a JSON file, or None if the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        data = files.read_json(path)
-        return data if isinstance(data, dict) else None
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ class Result:
 
     def _read(self, name):
         """Read a JSON file; it may have been damaged since the result was checked."""
-        if (data := _read_dict(self.folder / name)) is None:
+        if (data := step_folder.read_dict(self.folder / name)) is None:
             text = f"Run the same command again to compute step {self.step} again."
             raise UserError(f"{self.folder / name} is damaged. {text}")
         return data
@@ -114,7 +104,7 @@ class Draft:
 
     def earlier_metrics(self):
         """Return the metrics that the attempt which this one resumes has saved, a dict; {} where there are none."""
-        return _read_dict(self.folder / METRICS) or {}
+        return step_folder.read_dict(self.folder / METRICS) or {}
 
     def history(self, rows):
         """Save the plain numbers of each epoch; nested values belong into metrics."""
@@ -189,10 +179,10 @@ class Store:
         if not (folder / DONE).is_file():
             return []
         try:
-            stat = _stat(folder)
+            stat = step_folder.stat(folder)
             if self._verified.get(folder) == stat:
                 return []
-            problems = _damage(folder)
+            problems = step_folder.damage(folder)
         except FileNotFoundError:
             return ["another process is writing it anew"]
         if not problems:
@@ -216,7 +206,7 @@ class Store:
 
     def configs(self, step):
         """Return the configs of the finished results of a step, a list of dicts."""
-        return [config for result in self.results(step) if (config := _read_dict(result.folder / CONFIG))]
+        return [config for result in self.results(step) if (config := step_folder.read_dict(result.folder / CONFIG))]
 
     @contextlib.contextmanager
     def claim(self, step, key, config):
@@ -250,11 +240,11 @@ class Store:
         keep = []
         with lock.write_errors(folder):
             if (folder / DONE).is_file():
-                progress.say(step, f"{'; '.join(_damage(folder))}. The step is run again.")
+                progress.say(step, f"{'; '.join(step_folder.damage(folder))}. The step is run again.")
                 (folder / DONE).unlink()  # first, as nothing counts without it
             elif (folder / CHECKPOINT).is_file():
                 keep = [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
-            _empty(folder, keep)
+            step_folder.empty(folder, keep)
             self._limit_attempts()
         files.write_json(folder / CONFIG, config)
         return Draft(step, folder)
@@ -267,9 +257,11 @@ class Store:
         """
         attempts = []
         for folder in self.out.glob("steps/*/*/"):
-            _if_idle(folder, _tidy, folder)
+            step_folder.if_idle(folder, step_folder.tidy, folder)
             for part in (folder, folder / UNREADABLE):
-                if (part / CHECKPOINT).is_file() and (size := _if_idle(folder, _size, part)) is not None:
+                if (part / CHECKPOINT).is_file() and (
+                    size := step_folder.if_idle(folder, step_folder.size, part)
+                ) is not None:
                     attempts.append(((part / CHECKPOINT).stat().st_mtime, size, folder, part))
         total, free = sum(size for _, size, *_ in attempts), shutil.disk_usage(self.out).free
         for date, size, folder, part in sorted(attempts):
@@ -281,7 +273,7 @@ class Store:
                 reason = f"less than {FREE_BYTES / 1e9:g} GB of the disk is free"
             else:
                 break
-            if _if_idle(folder, _delete, part, date):
+            if step_folder.if_idle(folder, step_folder.delete, part, date):
                 total, free = total - size, free + size
                 progress.say(folder.parent.name, f"deleted the unfinished attempt {part}, as {reason}")
 
@@ -294,7 +286,7 @@ class Store:
         markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
         if not markers:
             raise UserError(f"There is no finished step in {self.out} yet. Run the report first.")
-        problems = [(marker.parent, problem) for marker in markers for problem in _damage(marker.parent)]
+        problems = [(marker.parent, problem) for marker in markers for problem in step_folder.damage(marker.parent)]
         for run in sorted(self.out.glob("steps/*/*/run.json")):  # written just before the marker
             running = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()
             if not running and not (run.parent / DONE).exists():
@@ -307,62 +299,3 @@ def _finish(draft):
     results = [path for path in sorted(draft.folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
     files.write_json(draft.folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
     draft.checkpoint.unlink(missing_ok=True)
-
-
-def _stat(folder):
-    """Return {file name: (size, date)} of a folder."""
-    stats = {path.name: path.lstat() for path in folder.glob("[!.]*")}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
-def _damage(folder):
-    """Compare the files of a finished step with its marker, and return a list of phrases."""
-    expected = (_read_dict(folder / DONE) or {}).get("files")
-    if not expected or not isinstance(expected, dict):
-        return [f"{DONE} is damaged"]
-    problems = []
-    for name, digest in expected.items():
-        if not (folder / name).is_file():
-            problems.append(f"{name} is missing")
-        elif files.digest(folder / name) != digest:
-            problems.append(f"{name} was altered")
-    return problems
-
-
-def _if_idle(folder, function, *arguments):
-    """Call a function with the lock of a step; return None if the step is running or its folder cannot be written."""
-    with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(folder / lock.LOCK, timeout=0):
-        return function(*arguments)
-
-
-def _size(folder):
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def _delete(folder, date):
-    """Delete an attempt and return True, unless its checkpoint was written after `date`."""
-    if unchanged := (folder / CHECKPOINT).stat().st_mtime == date:
-        _empty(folder)
-    return unchanged
-
-
-def _tidy(folder):
-    """Delete half-written files, a finished step's checkpoint, and results with neither checkpoint nor marker."""
-    for path in folder.glob(".*"):
-        if path.name != lock.LOCK and path.is_file():
-            path.unlink()
-    if (folder / DONE).is_file():
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    elif not (folder / CHECKPOINT).is_file():
-        _empty(folder)
-
-
-def _empty(folder, keep=()):
-    """Delete what is in the folder of a step, except the files named in `keep`, locks, and an unreadable checkpoint."""
-    for path in folder.iterdir():
-        if path.name in (lock.LOCK, lock.HOLDER, UNREADABLE, *keep):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
