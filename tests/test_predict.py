@@ -198,7 +198,7 @@ def test_an_unknown_or_untrained_model_is_named(capsys, book, tiles, tmp_path):
     [
         ("nowhere", "out", "no folder .*nowhere"), ("file.jpg", "out", "no folder .*file.jpg"),
         ("masks", "out", "masks holds no images"), ("tiles", "file.jpg", "file.jpg.* could not be written"),
-        ("tiles", "masks/../tiles", "both .*tiles: true masks in there"),
+        ("tiles", "masks/../tiles", "both .*tiles: true masks there"),
     ],
 )  # fmt: skip
 def test_an_unusable_folder_is_named(book, tiles, tmp_path, images, out, message):
