@@ -1,8 +1,8 @@
 """The CPUs that this process may use: their number, and their instruction sets."""
 
-import math
 import os
-from pathlib import Path
+
+import joblib
 
 ONEDNN = {  # oneDNN's instruction sets for x86-64 in ascending order, with the CPU flag that each adds
     "SSE41": "sse4_1",
@@ -19,26 +19,23 @@ ONEDNN = {  # oneDNN's instruction sets for x86-64 in ascending order, with the 
 }
 
 
-def available(threads=True, system=Path("/")):
+def available(threads=True):
     """Return how many CPUs this process may use, at least 1.
 
-    The minimum of its CPU affinity (taskset, Slurm), the quotas of its control groups (containers, Slurm) and
-    OMP_NUM_THREADS, which batch systems, Dask and torchrun set for the processes that they start.
+    The minimum of its CPU affinity (taskset, Slurm), the quota of its container, and OMP_NUM_THREADS, which batch
+    systems, Dask and torchrun set for the processes that they start.
 
     Args:
         threads: whether OMP_NUM_THREADS counts.
-        system: root of the file system with the control groups.
     """
-    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    limits += [math.ceil(quota) for quota in _quotas(system)]
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    limits += [int(first)] if threads and first.isdecimal() and int(first) else []
-    return max(1, min(limits))
+    count, first = joblib.cpu_count(), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    limit = int(first) if threads and first.isdecimal() else 0
+    return min(count, limit) if limit else count
 
 
-def share(processes, **options):
-    """Return the CPUs for each of several processes or threads, at least 1; options are those of `available`."""
-    return max(1, available(**options) // processes)
+def share(processes, threads=True):
+    """Return the CPUs for each of several processes or threads, at least 1; `threads` as for `available`."""
+    return max(1, available(threads=threads) // processes)
 
 
 def instruction_sets():
@@ -60,32 +57,3 @@ def fast_bfloat16():
     """Whether the instruction sets in use multiply bfloat16 numbers: AVX512-BF16 or AMX."""
     (aten, onednn), names = instruction_sets(), list(ONEDNN)
     return aten == "AVX512" and onednn in names[names.index("AVX512_CORE_BF16") :]
-
-
-def _quotas(system):
-    """Yield the CPU quotas of the control groups of this process (version 1 or 2), as numbers of CPUs."""
-    try:
-        entries = [line.split(":", 2) for line in (system / "proc/self/cgroup").read_text().splitlines()]
-    except (OSError, ValueError):
-        return
-    for _, controllers, group in (entry for entry in entries if len(entry) == 3):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = system / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        folder = root / group.lstrip("/")
-        while folder.is_relative_to(root):
-            yield from _quota(folder)
-            folder = folder.parent
-
-
-def _quota(folder):
-    """Yield the quota of one control group, if it has a valid one."""
-    try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if int(quota) > 0 and int(period) > 0:  # int fails for "max"
-            yield int(quota) / int(period)
-    except (OSError, ValueError):
-        return

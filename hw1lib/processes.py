@@ -9,7 +9,6 @@ from collections import deque
 
 LIBC = ctypes.CDLL(None)  # loaded early: nothing may be opened between fork and exec
 PR_SET_PDEATHSIG = 1  # an option of prctl, which only Linux has
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
 
 def run(argv, env, death_signal=signal.SIGKILL, cwd=None, tail=12):
@@ -41,10 +40,10 @@ def run(argv, env, death_signal=signal.SIGKILL, cwd=None, tail=12):
 
 def under_torchrun():
     """Whether torchrun started this process as one of several: all of its variables are set to sensible values."""
-    if not all(os.environ.get(name) for name in TORCHRUN):
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    try:
+        rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in numbers)
+    except (KeyError, ValueError):
         return False
-    numbers = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
-        return False
-    rank, world_size, local_rank, local_world_size = map(int, numbers)
-    return rank < world_size > 1 and local_rank < local_world_size
+    is_launched = all(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"))
+    return is_launched and 0 <= rank < world_size > 1 and 0 <= local_rank < local_world_size

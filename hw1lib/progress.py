@@ -80,45 +80,37 @@ def _record(record):
             file.write(json.dumps(record, default=str) + "\n")
 
 
-class Follower:
-    """Pass on the records of a child process as they arrive; a context manager around the child's life.
+@contextlib.contextmanager
+def follow(on_record):
+    """Pass on the records of child processes as they arrive, until the block ends.
 
     Args:
         on_record: function(record), called in a thread of its own.
 
-    Attributes:
-        environment: variables to set for the child.
-        error: after the block, the error that the child reported, or "".
+    Yields:
+        (variables to set for the children; a list of the errors that they report, complete after the block).
     """
+    ended, errors = threading.Event(), []
+    with tempfile.TemporaryDirectory(prefix="hw1lib-") as folder:
+        path = Path(folder) / "events.jsonl"
+        path.touch()
+        thread = threading.Thread(target=_read_records, args=(path, ended, on_record, errors), daemon=True)
+        thread.start()
+        try:
+            yield {EVENTS: str(path)}, errors
+        finally:
+            ended.set()
+            thread.join()
 
-    def __init__(self, on_record):
-        self.error = ""
-        self._on_record = on_record
-        self._folder = tempfile.TemporaryDirectory(prefix="hw1lib-")
-        self._path = Path(self._folder.name) / "events.jsonl"
-        self._path.touch()
-        self.environment = {EVENTS: str(self._path)}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ended.set()
-        self._thread.join()
-        self._folder.cleanup()
-
-    def _follow(self):
-        with open(self._path, "rb") as file:
-            rest, last = b"", False
-            while not last:
-                last = self._ended.wait(POLL_INTERVAL)
-                *lines, rest = (rest + file.read()).split(b"\n")
-                for line in lines:
-                    record = json.loads(line)
-                    if "error" in record:
-                        self.error = self.error or record["error"]
-                    else:
-                        self._on_record(record)
+def _read_records(path, ended, on_record, errors):
+    with open(path, "rb") as file:
+        rest, last = b"", False
+        while not last:
+            last = ended.wait(POLL_INTERVAL)
+            *lines, rest = (rest + file.read()).split(b"\n")
+            for record in map(json.loads, lines):
+                if "error" in record:
+                    errors.append(record["error"])
+                else:
+                    on_record(record)

@@ -228,9 +228,5 @@ def assign(part, name, value, dotted=None):
         return type(part)(**dict(part) | {name: value})
     except ValueError as error:  # pydantic's, or Python's own about integers of thousands of digits
         reason = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else str(error)
-        if " than " in reason:  # pydantic names only the limit that is exceeded
-            allowed = type(part).model_json_schema()["properties"][name]
-            low = f"from {allowed['minimum']}" if "minimum" in allowed else f"above {allowed['exclusiveMinimum']}"
-            reason = f"its value should be {low} to {allowed['maximum']}"
         given = f"{dotted or name}={value:.80}" if isinstance(value, str) else dotted or name
         raise UserError(f"Setting {given}: {reason.replace('Input', 'its value', 1)}.") from error

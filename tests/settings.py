@@ -2,14 +2,18 @@
 
 import functools
 
-from hw1lib import profiles
+from hw1lib.settings import Profile
 
 
 def allowed(dotted):
     """Return the JSON schema of a setting, with type, enum, minimum and maximum."""
-    *groups, name = dotted.split(".")
-    owner = functools.reduce(getattr, groups, profiles.get("demo"))
-    return type(owner).model_json_schema()["properties"][name]
+    group, _, name = dotted.rpartition(".")
+    return _properties(Profile.model_fields[group].annotation if group else Profile)[name]
+
+
+@functools.cache
+def _properties(group):
+    return group.model_json_schema()["properties"]
 
 
 def other(dotted, value):

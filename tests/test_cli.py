@@ -113,7 +113,7 @@ WRONG = {  # options, and what the error must say
     "--data-root /nowhere/at/all": "/nowhere/at/all",
     "--seeds -3": "seeds=-3",
     "--device tpu9000": "--device tpu9000",
-    "--seeds 99999999999": "from 1 to 1000",
+    "--seeds 99999999999": "less than or equal to 1000",
     "--set threads=-1": "from 0 to 1024",
     "--set Pretrain.Epochs=3": "Did you mean pretrain.epochs?",
     "--profile Smoke": "Did you mean smoke?",

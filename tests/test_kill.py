@@ -27,15 +27,10 @@ TIMEOUT = 300  # seconds
 
 def start(build, *words):
     """Start the command line in a process group of its own; it saves a checkpoint after every training step."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "hw1lib", *words, "--profile", "smoke", "--set", "checkpoint_every=0"],
-        cwd=paths.ROOT,
-        env=os.environ | {"HW1_BUILD": str(build)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "hw1lib", *words, "--profile", "smoke", "--set", "checkpoint_every=0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = os.environ | {"HW1_BUILD": str(build)}
+    return subprocess.Popen(command, cwd=paths.ROOT, env=environment, start_new_session=True, **pipes)
 
 
 def wait_until(condition, process):
@@ -61,7 +56,7 @@ def checkpoint_time(build, step):
 def is_held(build, step, process):
     """Whether a process has claimed a step."""
     with contextlib.suppress(FileNotFoundError):
-        return f'"pid": {process.pid},' in (folder_of(build, step) / lock.HOLDER).read_text()
+        return f"process {process.pid} on " in (folder_of(build, step) / lock.HOLDER).read_text()
 
 
 # pretrain: a target network and a probe; finetune-C: uses results; segment-lraspp: arrays beside the checkpoint

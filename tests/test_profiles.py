@@ -26,60 +26,47 @@ def as_text(value):
 # --- replaced settings
 
 
-@pytest.mark.parametrize("dotted", DEMO)
-def test_replacing_one_setting_keeps_all_others(dotted):
-    wanted = other(dotted, DEMO[dotted])
-    after = profiles.get("demo", {dotted: as_text(wanted)})
-    assert flatten(after) == DEMO | {dotted: wanted}
-    assert flatten(profiles.get("demo")) == DEMO
-    assert repr(profiles.get("demo", {dotted: json.loads(json.dumps(wanted))})) == repr(after)
-
-
-@pytest.mark.parametrize(
-    "dotted",
-    ["nonsense", "pretrain.nonsense", "pretrain.epochs.more", "pretrain", "", ".", "pretrain.", "Pretrain.epochs"]
-    + ["name", "needs_data", "ours", "__class__", "data.__dict__", "data.__class__.image_size"],
-)
-def test_a_name_that_is_no_setting_is_named(dotted):
-    with pytest.raises(UserError, match="There is no setting") as caught:
-        profiles.get("demo", {dotted: 1})
-    assert dotted in str(caught.value)
+def test_replacing_one_setting_keeps_all_others():
+    demo = profiles.get("demo")
+    for dotted, value in DEMO.items():
+        wanted = other(dotted, value)
+        after = settings.replace(demo, dotted, as_text(wanted))
+        assert flatten(after) == DEMO | {dotted: wanted}
+        assert repr(settings.replace(demo, dotted, json.loads(json.dumps(wanted)))) == repr(after)
+    assert flatten(demo) == DEMO
 
 
 def test_an_unknown_name_comes_with_those_that_exist():
+    names = ("nonsense", "pretrain.nonsense", "pretrain.epochs.more", "pretrain", "", "pretrain.", "needs_data")
+    for dotted in (*names, "__class__", "data.__dict__", "data.__class__.image_size"):
+        with pytest.raises(UserError, match=re.escape(f"There is no setting {dotted!r}")):
+            profiles.get("demo", {dotted: 1})
     with pytest.raises(UserError, match=r"finetune\.epochs\b.*finetune\.lr\b"):
         profiles.get("demo", {"finetune.learning_rate": 1})
     with pytest.raises(UserError, match=r"'dmeo'.*smoke, demo, seed, strong.*\.toml.*Did you mean demo"):
         profiles.get("dmeo")
-    with pytest.raises(
-        UserError, match=r"settings must be a dict .* not \['seed'\]"
-    ):  # papermill's -p settings '[seed]'
-        profiles.get("demo", ["seed"])
+    with pytest.raises(UserError, match=r"settings must be a dict .* not \['seed'\]"):
+        profiles.get("demo", ["seed"])  # papermill's -p settings '[seed]'
 
 
 WRONG = [  # values, and settings that refuse them
-    ([0], ["pretrain.epochs", "pretrain.crop_scale", "finetune.batch_size", "finetune.hidden", "controls.knn"]),
-    ([0], ["embed.perplexity", "lraspp.crop_scale", "lraspp.enlarge", "data.image_size", "seeds", "model_scale"]),
-    ([0], [f"everything.{n}" for n in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")]),
-    ([-1], ["pretrain.warmup_epochs", "finetune.lr", "lraspp.crop", "lraspp.balance", "data.pool_limit", "seed"]),
-    ([-1], [f"everything.{n}" for n in ("segments", "crop_n_layers", "min_mask_region_area")]),
-    ([-0.1, 1.1], ["lraspp.jitter", "lraspp.balance", "lraspp.average", "finetune.dropout", "model_scale"]),
-    ([1.1], ["pretrain.crop_scale", "pretrain.moving_average_decay", "everything.crop_overlap_ratio"]),
-    ([1], ["lraspp.average", "finetune.batch_size"]), ([9, 1.5], ["lraspp.enlarge"]), ([7], ["data.image_size"]),
-    (["original"], ["fcn32s.augmentation"]), (["maybe", 2, None], ["data.overhead"]),
-    (["none"], ["pretrain.augmentation", "pretrain.views", "supervised.source", "embed.setting", "lraspp.loss"]),
-    (["p1"], ["lraspp.tta", "segmentation.improved", "everything.refine", "zero_init_residual", "only"]),
+    ([0], ["pretrain.epochs", "pretrain.crop_scale", "finetune.batch_size", "finetune.hidden", "embed.perplexity"]),
+    ([0], ["lraspp.enlarge", "data.image_size", "seeds", "model_scale", "everything.points_per_side"]),
+    ([-1], ["finetune.lr", "lraspp.crop", "data.pool_limit", "seed", "everything.segments"]),
+    ([-0.1, 1.1], ["lraspp.jitter", "finetune.dropout", "pretrain.crop_scale", "model_scale"]),
+    ([1], ["lraspp.average"]), ([9, 1.5], ["lraspp.enlarge"]), (["maybe", 2, None], ["data.overhead"]),
+    (["original"], ["fcn32s.augmentation"]), (["none"], ["pretrain.augmentation", "supervised.source", "only"]),
     (["many", "2.5", 2.5, True, "", None, [1], 10**400, 10**5000], ["pretrain.epochs", "seed"]),
     (["fast", "0,1", False, {}, "nan", "inf"], ["finetune.lr", "lraspp.average"]),
     ([None, []], ["segmentation.stage_images", "device"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("values", "names"), WRONG)
-def test_a_wrong_value_is_named(values, names):
-    for dotted, value in itertools.product(names, values):
+def test_a_wrong_value_is_named():
+    demo = profiles.get("demo")
+    for dotted, value in ((n, value) for values, names in WRONG for n, value in itertools.product(names, values)):
         with pytest.raises(UserError, match=re.escape(dotted)) as caught:
-            profiles.get("demo", {dotted: value})
+            settings.replace(demo, dotted, value)
         assert "\n" not in str(caught.value)
 
 
@@ -109,7 +96,7 @@ def test_a_copy_of_a_profile_is_that_profile(name, tmp_path):
 
 
 BROKEN = {
-    "[pretrain]\nepochs = 0": ["pretrain.epochs=0", "from 1 to 1000000"],
+    "[pretrain]\nepochs = 0": ["pretrain.epochs=0", "greater than or equal to 1"],
     "[pretrain]\nepoch = 3": ["no setting 'pretrain.epoch'", "pretrain.epochs"],
     "[pretrain]\nepochs = 2026-01-01": ["pretrain.epochs", "integer"],
     "pretrain = 3": ["no setting 'pretrain'"],
@@ -122,17 +109,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_what_is_wrong_with_a_file_is_named(tmp_path, content, capsys):
+def test_what_is_wrong_with_a_file_is_named(tmp_path, content):
     (tmp_path / "mine.toml").write_bytes(content.encode(errors="surrogateescape"))
-    text = refused(capsys, "plan", "--profile", tmp_path / "mine.toml")
-    assert [word for word in (str(tmp_path / "mine.toml"), *BROKEN[content]) if word not in text] == []
+    with pytest.raises(UserError) as caught:
+        profiles.get(tmp_path / "mine.toml")
+    expected = (str(tmp_path / "mine.toml"), *BROKEN[content])
+    assert [word for word in expected if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("name", ["missing.toml", "folder.toml", "a\0.toml"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(UserError, match=r"missing\.toml: No such file|folder\.toml: Is a dir|null"):
-        profiles.get(f"{tmp_path}/{name}")
+    for name, reason in {"missing": "No such file", "folder": "Is a dir", "a\0": "null"}.items():
+        with pytest.raises(UserError, match=reason):
+            profiles.get(f"{tmp_path}/{name}.toml")
+    assert "missing.toml" in refused(capsys, "plan", "--profile", tmp_path / "missing.toml")
 
 
 def test_a_profile_from_a_file_has_a_build_folder_and_runs_by_itself(course_data, tmp_path, monkeypatch, capsys):
@@ -164,14 +154,6 @@ def test_no_setting_changes_unnoticed():
     assert keys == ["ac4d6054fe24e7f8", "d6aa2f69829398ea", "5e133156902cd9fd", "5826db9a14bcd9d4"]
 
 
-def test_seed_names_what_the_original_leaves_open():
-    text = "; ".join(profiles.get("seed").ours)
-    checkpoints = ("lowest loss", "last full batch")
-    transforms = ("draws the same transforms", "never augmented", "eval mode")
-    others = ("simplicial", "learning rates", "Adam for fine-tuning", "DeepLabV3", "SAM runs here", "TF32")
-    assert all(part in text for part in checkpoints + transforms + others)
-
-
 def test_smoke_takes_the_demos_code_path_and_does_less():
     smoke = flatten(profiles.get("smoke"))
     sizes = {"model_scale", "pretrain.projection_hidden_size", "embed.perplexity", "segmentation.stage_images"}
@@ -179,5 +161,4 @@ def test_smoke_takes_the_demos_code_path_and_does_less():
     sizes |= {f"{step}.{what}" for step in TRAININGS for what in ("epochs", "batch_size")}
     assert {name for name in DEMO if DEMO[name] != smoke[name]} <= sizes
     assert smoke["model_scale"] < 1 == DEMO["model_scale"]
-    assert all(smoke[f"{step}.epochs"] <= DEMO[f"{step}.epochs"] for step in TRAININGS)
     assert min(smoke[f"data.{what}_limit"] for what in ("pool", "office", "tile")) > 0

@@ -38,35 +38,34 @@ class Evil:
         return os.mkdir, (str(self.marker),)
 
 
-SAVED = {
+SAVE = {
     "zip": torch.save,
     "old": functools.partial(torch.save, _use_new_zipfile_serialization=False),
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
 }
 
 
-@pytest.mark.parametrize("save", [*SAVED, "sam"])
-def test_weights_with_code_are_refused_and_not_run(tmp_path, save):
-    name, load = "pretrain_model_SL.pt", pretrained.load_backbone
-    if save == "sam":
-        name, load, save = weights.SAM_FILES[0], sam.load, "zip"
-    SAVED[save]({"state_dict": Evil(tmp_path / "ran"), "conv1.weight": torch.zeros(1)}, tmp_path / name)
+@pytest.mark.parametrize("save", SAVE)
+@pytest.mark.parametrize(
+    ("name", "load"), [("pretrain_model_SL.pt", pretrained.load_backbone), (weights.SAM_FILES[0], sam.load)]
+)
+def test_weights_with_code_are_refused_and_not_run(tmp_path, name, load, save):
+    SAVE[save]({"state_dict": Evil(tmp_path / "ran"), "conv1.weight": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(UserError, match=f"{name} cannot be used: it (holds|is)") as caught:
         load(tmp_path / name)
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", segmenters.SEGMENTERS)
-def test_downloaded_weights_with_code_are_refused_and_not_run(tmp_path, monkeypatch, model):
+def test_downloaded_weights_with_code_are_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     evil = {"conv1.weight": Evil(tmp_path / "ran")}
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, *_, **__: torch.save(evil, path))
     with pytest.raises(UserError) as caught:
-        segmenters.build(model, pretrained=True)
+        segmenters.build("lraspp", pretrained=True)
     assert not (tmp_path / "ran").exists()
-    assert f"--set {model}.pretrained=false" in str(caught.value)
+    assert "--set lraspp.pretrained=false" in str(caught.value)
 
 
 def test_an_array_of_objects_is_refused_and_not_run(tmp_path):
@@ -85,15 +84,7 @@ def find(root):
     return layout.find(root, Data())
 
 
-OUTSIDE = (
-    "../x.jpg",
-    "../other/Couch00100.jpg",
-    "/etc/hostname",
-    "..",
-    "..\\x.jpg",
-    "sub\\..\\..\\x.jpg",
-    "train/../../x.jpg",
-)
+OUTSIDE = ("../x.jpg", "/etc/hostname", "..", "..\\x.jpg", "sub\\..\\..\\x.jpg", "train/../../x.jpg")
 MISSING = ("sub/x.jpg", ".", "a\0b.jpg", "C:\\x.jpg", "~/x.jpg")  # not files in the folder
 P1 = ("p1_data/mini/train", "p1_data/office/train", "p1_data/office/val")
 
@@ -137,9 +128,7 @@ def test_names_and_links_in_a_table_stay_inside_its_folder(course_data, secret, 
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["p1_data/mini/train/00003.jpg"]
-    + [f"p2_data/{split}/0002_{half}" for split in ("train", "validation") for half in ("sat.jpg", "mask.png")],
+    "name", ["p1_data/mini/train/00003.jpg", "p2_data/train/0002_sat.jpg", "p2_data/validation/0002_mask.png"]
 )
 def test_links_without_a_table_stay_inside_their_folder(course_data, secret, name):
     (course_data / "p1_data" / "mini" / "train.csv").unlink()
@@ -168,14 +157,14 @@ def test_a_data_folder_may_be_a_link(course_data, tmp_path):
         assert hashes.folder_fingerprint(course_data / part[:7]) != held
 
 
-@pytest.mark.parametrize("target", [".", "..", "../../abroad"])
-def test_other_links_in_the_data_are_not_followed(course_data, tmp_path, target):
+def test_other_links_in_the_data_are_not_followed(course_data, tmp_path):
     (tmp_path / "abroad").mkdir()
     (tmp_path / "abroad" / "file.jpg").write_bytes(b"abroad")
     for part in ("p1_data", "p2_data"):
         before = hashes.folder_fingerprint(course_data / part)
-        (course_data / part / "elsewhere").symlink_to(target, target_is_directory=True)
-        assert hashes.folder_fingerprint(course_data / part) == before
+        for number, target in enumerate((".", "..", "../../abroad")):
+            (course_data / part / f"elsewhere {number}").symlink_to(target, target_is_directory=True)
+            assert hashes.folder_fingerprint(course_data / part) == before
 
 
 # --- JupyterLab

@@ -68,10 +68,11 @@ def test_the_earth_sample_is_recognised_by_any_path(book, tmp_path):
 def test_a_result_is_computed_once_whichever_seed_asks(course_data, tmp_path, capsys):
     two_seeds = small(course_data, tmp_path / "out", seeds=2)
     first, second = (two_seeds.result("control-colour", seed) for seed in (0, 1))
-    assert capsys.readouterr().out.count("  epoch") == 2 and first.folder != second.folder
+    lines = [line.partition("  epoch")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["control-colour", "control-colour, seed 1"] and first.folder != second.folder
     for settings, result in (({}, first), ({"seed": 1}, second)):
         assert small(course_data, tmp_path / "out", **settings).result("control-colour").folder == result.folder
-    assert "epoch" not in capsys.readouterr().out  # only notebooks show the last epoch of a loaded result
+    assert capsys.readouterr().out == ""  # only notebooks show the last epoch of a loaded result
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -118,7 +119,7 @@ def test_figures_and_texts_are_kept_with_their_caption_and_the_steps_behind_them
 
 
 def test_wrong_names_and_types_are_not_kept(book):
-    for name in ("../x", "Name", "", "a b", "a/b", "ä"):
+    for name in ("../x", "Name", "", "a b", "ä"):
         with pytest.raises(UserError, match="a name may contain only lower-case letters"):
             book.keep(name, "text")
     for content in (3, None, {"a": 1}, np.zeros(3)):
@@ -128,13 +129,6 @@ def test_wrong_names_and_types_are_not_kept(book):
 
 
 # --- live notebooks
-
-
-def test_browse_draws_the_first_choice_outside_live_notebooks(monkeypatch):
-    displayed = []
-    monkeypatch.setattr(workbook, "display", displayed.append)
-    workbook.browse(lambda number, stage: f"{number}, {stage}", number=["7", "8"], stage=("early", "final"))
-    assert displayed == ["7, early"]
 
 
 @pytest.fixture
@@ -178,3 +172,7 @@ def test_live_figures_change_no_result(course_data, tmp_path, displays, monkeypa
     headless = small(course_data, tmp_path / "headless").result("control-colour")
     assert len(displays) == 1 and live.key == headless.key
     assert everything_of(live.folder) == everything_of(headless.folder)
+    shown = []
+    monkeypatch.setattr(workbook, "display", shown.append)
+    workbook.browse(lambda number, stage: f"{number}, {stage}", number=["7", "8"], stage=("early", "final"))
+    assert shown == ["7, early"]  # the first choice, without a slider

@@ -117,8 +117,8 @@ def report(build, *words):
 def job_of(step):
     """Return the Slurm job that runs a step which has a checkpoint; None if there is none."""
     for checkpoint in step.glob("*/checkpoint.pt"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            holder = files.read_json(checkpoint.with_name(lock.HOLDER))["pid"]
+        with contextlib.suppress(OSError, LookupError):
+            holder = checkpoint.with_name(lock.HOLDER).read_text().split()[1]  # "process 123 on host …"
             variables = Path(f"/proc/{holder}/environ").read_bytes().decode().split("\0")
             return dict(pair.split("=", 1) for pair in variables if "=" in pair)["SLURM_JOB_ID"]
     return None

@@ -9,7 +9,6 @@ import functools
 import os
 import platform
 import secrets
-import shutil
 import signal
 import sys
 import time
@@ -21,7 +20,6 @@ from hw1lib.cluster import schedule
 from hw1lib.cluster.workers import connect
 from hw1lib.errors import UserError
 
-FREE_BYTES = 2e9  # that results need
 WORKER_TIMEOUT = 600  # seconds to wait for the first worker
 SHUTDOWN_GRACE = 5  # seconds after which a worker knows that its job ends
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
@@ -38,10 +36,12 @@ def run(book, where):
         UserError: a step failed, or the workers cannot run it; what was finished is kept.
     """
     planned = {label: (steps, name) for label, steps, name in book.planned()}
-    tasks = schedule.remaining(book)
-    priorities = schedule.path_lengths(schedule.with_startup(tasks, 1.0))  # 1 s for steps that were never measured
+    tasks = schedule.remaining(book, startup=1.0)
+    priorities = schedule.path_lengths(tasks)
     with connect(where, book) as client, shared_folders(book) as folders:
-        threads, expected, futures = _threads(book, where), snapshot(*folders), {}
+        expected, futures = snapshot(*folders), {}
+        kind, _, count = where.partition(":")
+        share = cpus.share(int(count)) if kind == "local" else 0  # 0: as a worker has
         check_workers(client, book, folders, expected)
         topic = folders[0].name
         client.subscribe_topic(topic, lambda event: progress.show(f"  {event[1]}"))
@@ -51,9 +51,9 @@ def run(book, where):
                 step, key = steps.step(name), f"{label} {steps.key(name)} {secrets.token_hex(3)}"
                 gpus, images = _gpu_count(book, step), _image_count(step)
                 futures[label] = client.submit(
-                    work, label, [sys.executable, *steps.command(name)], threads, gpus, images, folders, expected,
-                    *(futures[other] for other in upstream), key=key, pure=False, priority=priorities[label],
-                    resources={"GPU": gpus} if gpus else {},
+                    work, label, [sys.executable, *steps.command(name)], book.profile.threads or share, gpus, images,
+                    folders, expected, *(futures[other] for other in upstream), key=key, pure=False,
+                    priority=priorities[label], resources={"GPU": gpus} if gpus else {},
                 )  # fmt: skip
             errors = _wait(futures)
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
@@ -94,15 +94,14 @@ def snapshot(marker, data, root):
 
 def difference(folders, expected):
     """Return how this machine differs from the one that `expected` describes; empty if it does not."""
-    host, found, build = f"on {platform.node()}", snapshot(*folders), folders[0].parent
+    own = snapshot(*folders)
     for name, value in expected.items():
-        if found.get(name) != value:
+        if own.get(name) != value:
             return (
-                f"{host} has another {name}: {found.get(name)} instead of {value}. All machines need the same packages "
-                "and, on a shared disk, the same checkout, build folder and data. If hw1lib was edited, start again."
+                f"on {platform.node()} has another {name}: {own.get(name)} instead of {value}. All machines need the "
+                "same packages and, on a shared disk, the same checkout, build folder and data. If hw1lib was edited, "
+                "start again."
             )
-    if (free := shutil.disk_usage(build).free) < FREE_BYTES:
-        return f"{host} has {free / 1e9:.1f} GB left in {build}; results need {FREE_BYTES / 1e9:.0f}."
     return ""
 
 
@@ -150,12 +149,6 @@ def _image_count(step):
     return next((len(data) for data in step.data.values() if hasattr(data, "__len__")), 0)
 
 
-def _threads(book, where):
-    """Return the CPU threads of each step: as set, or a local worker's share of the CPUs; 0: as the worker has."""
-    kind, _, count = where.partition(":")
-    return book.profile.threads or (cpus.share(int(count)) if kind == "local" else 0)
-
-
 class Failed(Exception):
     """A step ended with an error: its label, and the error's text."""
 
@@ -183,11 +176,8 @@ def work(label, command, threads, gpus, images, folders, expected, *upstream):
     with _reserved_gpus(worker, gpus) as visible:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = visible
-        try:
-            with progress.Follower(epoch_printer(label, images, show)) as records:
-                code, output = processes.run(command, environment | records.environment, cwd=folders[-1])
-        except OSError as error:
-            raise Failed(label, f"worker {worker.name} on {platform.node()}: {error}") from error
+        with progress.follow(epoch_printer(label, images, show)) as (variables, errors):
+            code, output = processes.run(command, environment | variables, cwd=folders[-1])
     if code == -signal.SIGTERM:
         time.sleep(SHUTDOWN_GRACE)
         if worker.status.name != "running":  # its job ends; another worker takes the step
@@ -195,7 +185,7 @@ def work(label, command, threads, gpus, images, folders, expected, *upstream):
     if code < 0:
         raise Failed(label, f"it was ended by {signal.Signals(-code).name}; memory may have run out.")
     if code:
-        raise Failed(label, (records.error or output)[-2000:])
+        raise Failed(label, (errors[0] if errors else output)[-2000:])
 
 
 def epoch_printer(label, images, show):

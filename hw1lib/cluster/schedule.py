@@ -11,11 +11,16 @@ from hw1lib.chapters import style
 WORKERS = (1, 2, 4, 8)
 
 
-def remaining(book):
+def remaining(book, startup):
     """Return the steps that are not done (all if none is left), in order.
 
+    Args:
+        book: workbook.Workbook.
+        startup: seconds that the process of each step needs to start.
+
     Returns:
-        {label: (expected seconds or None, labels of the steps that it waits for)}.
+        {label: (expected seconds with startup, labels of the steps that it waits for)}; steps that were never measured
+        count as 0 seconds.
     """
     planned = list(book.planned())
     chosen = [step for step in planned if step[1].status(step[2]) != "done"] or planned
@@ -24,13 +29,8 @@ def remaining(book):
     for label, steps, name in chosen:
         step = steps.step(name)
         keys = [steps.key(other) for other in {*step.upstream, step.check} - {name}]
-        tasks[label] = steps.expected(name), [labels[key] for key in keys if key in labels]
+        tasks[label] = startup + (steps.expected(name) or 0.0), [labels[key] for key in keys if key in labels]
     return tasks
-
-
-def with_startup(tasks, seconds):
-    """Return the same tasks, each longer by the seconds that its process needs to start."""
-    return {label: ((expected or 0.0) + seconds, upstream) for label, (expected, upstream) in tasks.items()}
 
 
 def path_lengths(tasks):
@@ -38,7 +38,7 @@ def path_lengths(tasks):
     lengths = {}
     for label in reversed(tasks):  # each step comes after those that it waits for
         longest = max((lengths[other] for other in lengths if label in tasks[other][1]), default=0.0)
-        lengths[label] = (tasks[label][0] or 0.0) + longest
+        lengths[label] = tasks[label][0] + longest
     return lengths
 
 
@@ -55,7 +55,7 @@ def simulate(tasks, workers):
     """Schedule tasks greedily: a free worker takes, of the steps that are ready, the one with the longest chain.
 
     Args:
-        tasks: as returned by `remaining`; unknown seconds count as 0.
+        tasks: as returned by `remaining`.
         workers: how many.
 
     Returns:
@@ -67,7 +67,7 @@ def simulate(tasks, workers):
     while len(plan) < len(tasks):
         for label in [label for label, upstream in waiting.items() if not upstream][: len(free)]:
             worker = heapq.heappop(free)
-            plan[label] = worker, now, now + (tasks[label][0] or 0.0)
+            plan[label] = worker, now, now + tasks[label][0]
             heapq.heappush(running, (plan[label][2], worker, label))
             del waiting[label]
         now, worker, label = heapq.heappop(running)
@@ -90,24 +90,23 @@ def summary(book, workers):
     """
     started = time.time()  # each step on a worker starts a process that imports the library
     subprocess.run([sys.executable, "-c", "import hw1lib.workbook"], cwd=paths.ROOT, check=True)
-    startup, tasks = time.time() - started, remaining(book)
-    path = book.out / "figures" / "schedule.png"
-    style.save(gantt(with_startup(tasks, startup), workers), path)
+    startup = time.time() - started
+    tasks, path = remaining(book, startup), book.out / "figures" / "schedule.png"
+    style.save(gantt(tasks, workers), path)
     return [*table(tasks, workers, startup), str(path)]
 
 
 def table(tasks, workers, startup):
     """Return lines: seconds for each number of workers, what limits them, and the critical path."""
-    total, tasks = sum(seconds or 0.0 for seconds, _ in tasks.values()), with_startup(tasks, startup)
-    path = critical_path(tasks)
-    longest = sum(tasks[label][0] for label in path)
+    work, path = sum(seconds for seconds, _ in tasks.values()), critical_path(tasks)
+    total, longest = work - startup * len(tasks), sum(tasks[label][0] for label in path)
     lines = [f"In this process {total:.0f} s; on workers each step takes {startup:.1f} s more to start its process."]
     lines += [f"{'workers':>7}{'seconds':>10}{'speed-up':>10}{'busy':>7}   limited by"]
     for count in sorted({*WORKERS, workers}):
         if seconds := makespan(simulate(tasks, count)):
-            busy = sum(seconds for seconds, _ in tasks.values()) / seconds / count
             limit = "the critical path" if seconds <= 1.02 * longest else "the work"
-            lines.append(f"{count:>7}{seconds:>10.0f}{total / seconds:>10.2f}{busy:>7.0%}   {limit}")
+            speedup, busy = total / seconds, work / seconds / count
+            lines.append(f"{count:>7}{seconds:>10.0f}{speedup:>10.2f}{busy:>7.0%}   {limit}")
     return [*lines, f"Critical path, {longest:.0f} s: {' → '.join(path)}"]
 
 

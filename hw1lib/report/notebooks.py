@@ -180,8 +180,8 @@ def _papermill(name, source, target, parameters):
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # papermill would log the outputs of cells
     os.environ[kept.NOTEBOOK] = name  # inherited by the kernel, which then keeps for the report
     try:
-        with warnings.catch_warnings(), progress.Follower(_print_progress) as records:
-            os.environ |= records.environment
+        with warnings.catch_warnings(), progress.follow(_print_progress) as (environment, _):
+            os.environ |= environment
             warnings.simplefilter("ignore")  # from papermill's dependencies
             papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", progress_bar=False,

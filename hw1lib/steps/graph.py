@@ -15,6 +15,7 @@ from hw1lib.loops import controls, finetune, generate_masks, pretrain, train_seg
 from hw1lib.metrics import projection
 from hw1lib.models import weights
 from hw1lib.models.segmenters import SEGMENTERS
+from hw1lib.settings import Group
 from hw1lib.steps import requirements
 from hw1lib.variants import ROWS
 
@@ -58,9 +59,15 @@ class Step:
         return check_of(self.problem)
 
     @property
+    def training(self):
+        """The settings of its training, a group; None for a step without settings of its own."""
+        group = next(iter(self.settings.values()), None)
+        return group if isinstance(group, Group) else None
+
+    @property
     def processes(self):
         """Number of processes that share its batches."""
-        return next(iter(self.settings.values())).processes if self.parallel else 1
+        return self.training.processes if self.parallel else 1
 
 
 def check_of(problem):

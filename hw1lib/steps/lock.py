@@ -2,8 +2,6 @@
 
 import contextlib
 import datetime
-import errno
-import json
 import os
 import platform
 
@@ -23,33 +21,27 @@ def acquire(folder, name):
         folder: pathlib.Path, created if need be.
         name: begins the message to those who wait.
     """
-    lock = filelock.FileLock(folder / LOCK)
+    lock, holder = filelock.FileLock(folder / LOCK), folder / HOLDER
     with write_errors(folder):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            progress.say(name, f"waiting for {_holder(folder)}, which works on it")
+            text = "another process"
+            with contextlib.suppress(OSError, ValueError):
+                text = holder.read_text() or text
+            progress.say(name, f"waiting for {text}, which works on it")
             lock.acquire()
-        except NotImplementedError as error:  # raised for file systems without locks
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(folder)) from error
     try:
-        with write_errors(folder):
+        with contextlib.suppress(OSError):  # only a note
             since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-            (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
+            holder.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
         yield
     finally:
         with contextlib.suppress(OSError):
-            (folder / HOLDER).unlink()
+            holder.unlink()
         lock.release()
 
 
 def write_errors(folder):
     """Re-raise an OSError about a build folder as a UserError."""
     return files.write_errors(folder, "--out names another build folder.")
-
-
-def _holder(folder):
-    try:
-        return "process {pid} on {host} (since {since})".format(**files.read_json(folder / HOLDER))
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"

@@ -68,7 +68,7 @@ def everything(profile, problem2, sam_path):
 
 def _processes(step, device):
     """Yield why the processes of a step cannot share each batch, or have no GPU each."""
-    group, settings = next(iter(step.settings.items()))
+    group, settings = next(iter(step.settings)), step.training
     images = len(next(iter(step.data.values())))
     if getattr(settings, "hold_out", False):
         images -= images // 10  # queries of the k-NN probe
@@ -118,12 +118,9 @@ def refuse(planned, also=(), writes=True):
         also: sentences about other problems, such as those of the report's own files.
         writes: whether the build folder will be written to.
     """
-    planned = list(planned)
-    problems = list(_problems(planned, writes))
-    if problems:  # only now, as the status of a step takes a hash of its data
-        planned = [(steps, n) for steps, n in planned if not (steps.store.results(n) and steps.status(n) == "done")]
-        problems = list(_problems(planned, writes))
-    if problems := list(dict.fromkeys([*also, *problems])):
+    # The status of a step takes a hash of its data, so it is not asked for where no result can be done.
+    planned = [(steps, n) for steps, n in planned if not (steps.store.results(n) and steps.status(n) == "done")]
+    if problems := list(dict.fromkeys([*also, *_problems(planned, writes)])):
         numbered = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
         several = f"{len(problems)} things must be fixed before this can run. {numbered}"
         raise UserError(several if len(problems) > 1 else problems[0])
@@ -150,11 +147,9 @@ def _folder(planned):
         return
     free = shutil.disk_usage(folder).free
     free += sum(path.stat().st_size for path in out.glob("steps/*/*/checkpoint.pt"))  # these are overwritten
-    kept = needed = _decoded_bytes(planned[0][0])
-    for steps, name in planned:
-        result, checkpoint = _bytes_of(steps.step(name), steps.profile.model_scale)
-        needed = max(needed, kept + result + 2 * checkpoint)  # a checkpoint is written before the last one is deleted
-        kept += result
+    results, checkpoints = zip(*(_bytes_of(steps.step(name), steps.profile.model_scale) for steps, name in planned))
+    # A checkpoint is written before the last one is deleted.
+    needed = _decoded_bytes(planned[0][0]) + sum(results) + 2 * max(checkpoints)
     if needed > free:
         yield (
             f"{out} needs {needed / 1e9:.1f} GB for results and checkpoints, but {free / 1e9:.1f} GB are free. Free "
@@ -166,7 +161,7 @@ def _bytes_of(step, scale):
     """Return the bytes of a step's weights, and at most of its checkpoint with the optimizer's moments, in float32."""
     if not step.network:
         return 0, 0
-    settings = next(iter(step.settings.values()))
+    settings = step.training
     weights = trained = _count_weights(step.network, scale)
     if step.name == "pretrain":
         trained += settings.projection_hidden_size * (resnet.FEATURES + 3 * settings.projection_size)

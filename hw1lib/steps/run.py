@@ -15,12 +15,10 @@ import torch
 
 from hw1lib import cpus, files, processes, profiles, progress, provenance
 from hw1lib.data import hashes
-from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory
+from hw1lib.errors import Diverged, UserError, did_you_mean, out_of_memory, visible
 from hw1lib.loops import device, distributed
 from hw1lib.settings import Group, flatten, result_settings
 from hw1lib.steps import explain, requirements, store
-
-NOT_FINITE = "not_finite.json"  # beside the checkpoint: the images of a batch whose loss is not finite
 
 
 class Steps:
@@ -120,14 +118,13 @@ class Steps:
     def _hash(self, step, part):
         """Return the hash of a step's current data; unchanged files are not read again."""
         source, cache = step.data[part], self.data.decoded
-        if isinstance(source, Path) and source.is_dir():
-            content, notes = hashes.folder_fingerprint(source, cache), self.data.group_notes(step.problem)
-            return (
-                store.key_of([content, notes]) if notes else content
-            )  # notes are what the check reports of groups.csv
-        if source is None or isinstance(source, Path):
+        if not isinstance(source, Path | None):
+            return hashes.fingerprint(source)
+        if source is None or not source.is_dir():
             return hashes.file_fingerprint(source, cache) if source and source.is_file() else None
-        return hashes.fingerprint(source)
+        content = hashes.folder_fingerprint(source, cache)
+        notes = self.data.group_notes(step.problem)  # what the check reports of groups.csv
+        return store.key_of([content, notes]) if notes else content
 
     # --- states
 
@@ -147,7 +144,7 @@ class Steps:
 
     def expected(self, name):
         """Return the seconds that a step took, or will take by earlier results of other keys; None if unknown."""
-        epochs = getattr(next(iter(self.step(name).settings.values()), None), "epochs", None)
+        epochs = getattr(self.step(name).training, "epochs", None)
         seconds = {}
         for result in self.store.results(name):
             with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # a damaged result
@@ -212,10 +209,10 @@ class Steps:
         def report(record):
             progress.emit(progress.relabel(record, self.label(step.name)))
 
-        with progress.Follower(report) as records:
-            code, output = processes.run(words, threads | os.environ | records.environment, signal.SIGTERM, tail=5)
+        with progress.follow(report) as (variables, errors):
+            code, output = processes.run(words, threads | os.environ | variables, signal.SIGTERM, tail=5)
         if code:
-            raise UserError(f"{step.name}, on {step.processes} processes: {records.error or output}")
+            raise UserError(f"{step.name}, on {step.processes} processes: {errors[0] if errors else output}")
 
     def _claim(self, step, upstream):
         with self.store.claim(step.name, self.key(step.name), self.config(step.name)) as draft:
@@ -250,8 +247,7 @@ class Steps:
 
     def _precision(self, step):
         """Return the precision that a step trains in; None if it trains nothing."""
-        settings = self._resolve(next(iter(step.settings.values()), None))
-        precision = settings.get("precision") if isinstance(settings, dict) else None
+        precision = self._resolve(step.training).get("precision") if step.training else None
         tf32 = precision == "float32" and self.profile.tf32 and self.device.type != "cpu"
         return "float32, products in TF32" if tf32 else precision
 
@@ -261,11 +257,10 @@ class Steps:
         try:
             yield
         except Diverged as error:
-            look, note = "", draft.folder / NOT_FINITE
-            with contextlib.suppress(UserError):  # a full disk must not hide the reason
-                if error.files and not distributed.rank():
-                    files.write_json(note, {"problem": str(error), "files": error.files})
-                    look = f"look whether one of the images that {note} names is odd, or "
+            look = ""
+            if error.files:
+                progress.say(draft.label, visible(f"the images of this batch are {', '.join(error.files)}"))
+                look = "look whether one of the images of the batch, which are listed above, is odd, or "
             raise UserError(
                 f"{step.name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
                 f"for example --set {next(iter(step.settings))}.lr={error.rate / 10:g}."

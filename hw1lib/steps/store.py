@@ -14,18 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import pandas as pd
 import safetensors.torch
 
 from hw1lib import files, progress
+from hw1lib.data import hashes
 from hw1lib.errors import UserError
 from hw1lib.loops import distributed
-from hw1lib.steps import lock, step_folder
-from hw1lib.steps.step_folder import CHECKPOINT, DONE, UNREADABLE
+from hw1lib.steps import lock
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
+DONE = "done.json"
+CHECKPOINT = "checkpoint.pt"
+UNREADABLE = "unreadable"  # folder of a checkpoint that could not be read, with its arrays
+LOCKS = (lock.LOCK, lock.HOLDER)
 
 # Limits on unfinished attempts; beyond them the oldest is deleted first.
 ATTEMPT_DAYS = 30
@@ -68,7 +73,7 @@ class Result:
 
     def _read(self, name):
         """Read a JSON file; it may have been damaged since the result was checked."""
-        if (data := step_folder.read_dict(self.folder / name)) is None:
+        if (data := _read_dict(self.folder / name)) is None:
             text = f"Run the same command again to compute step {self.step} again."
             raise UserError(f"{self.folder / name} is damaged. {text}")
         return data
@@ -104,7 +109,7 @@ class Draft:
 
     def earlier_metrics(self):
         """Return the metrics that the attempt which this one resumes has saved, a dict; {} where there are none."""
-        return step_folder.read_dict(self.folder / METRICS) or {}
+        return _read_dict(self.folder / METRICS) or {}
 
     def history(self, rows):
         """Save the plain numbers of each epoch; nested values belong into metrics."""
@@ -160,7 +165,7 @@ class Store:
 
     def __init__(self, out):
         self.out = Path(out)
-        self._verified = {}  # folder -> sizes and dates of its files when their hashes were right
+        self._hashes = hashes.Cache(None)  # reads a file again only if its size, date or inode changes
 
     def folder(self, step, key):
         """Return the folder of a step's result."""
@@ -171,23 +176,9 @@ class Store:
         return (self.folder(step, key) / DONE).is_file() and not self.damage(step, key)
 
     def damage(self, step, key):
-        """Return what is wrong with the files of a finished step, a list of phrases.
-
-        Files are hashed the first time, and again when their size or date changes.
-        """
+        """Return what is wrong with the files of a finished step, a list of phrases."""
         folder = self.folder(step, key)
-        if not (folder / DONE).is_file():
-            return []
-        try:
-            stat = step_folder.stat(folder)
-            if self._verified.get(folder) == stat:
-                return []
-            problems = step_folder.damage(folder)
-        except FileNotFoundError:
-            return ["another process is writing it anew"]
-        if not problems:
-            self._verified[folder] = stat
-        return problems
+        return _damage(folder, self._hashes.digest) if (folder / DONE).is_file() else []
 
     def status(self, step, key):
         """Return "done", "to resume" or "to run"."""
@@ -206,7 +197,7 @@ class Store:
 
     def configs(self, step):
         """Return the configs of the finished results of a step, a list of dicts."""
-        return [config for result in self.results(step) if (config := step_folder.read_dict(result.folder / CONFIG))]
+        return [config for result in self.results(step) if (config := _read_dict(result.folder / CONFIG))]
 
     @contextlib.contextmanager
     def claim(self, step, key, config):
@@ -237,45 +228,48 @@ class Store:
 
     def _begin(self, step, folder, config):
         """Delete what an earlier attempt left that cannot be resumed, then old attempts; return a Draft."""
-        keep = []
+        keep = [UNREADABLE]
         with lock.write_errors(folder):
             if (folder / DONE).is_file():
-                progress.say(step, f"{'; '.join(step_folder.damage(folder))}. The step is run again.")
+                progress.say(step, f"{'; '.join(_damage(folder, files.digest))}. The step is run again.")
                 (folder / DONE).unlink()  # first, as nothing counts without it
             elif (folder / CHECKPOINT).is_file():
-                keep = [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
-            step_folder.empty(folder, keep)
+                keep += [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
+            _empty(folder, keep)
             self._limit_attempts()
         files.write_json(folder / CONFIG, config)
         return Draft(step, folder)
 
     def _limit_attempts(self):
-        """Delete files that nothing can use, and the oldest unfinished attempts beyond the limits above.
+        """Delete the oldest unfinished attempts beyond the limits above; those that are running do not count."""
+        with contextlib.ExitStack() as locks:
+            attempts = sorted(self._lock_attempts(locks))
+            total = sum(size for _, size, _ in attempts)
+            room = min(ATTEMPT_BYTES, shutil.disk_usage(self.out).free + total - FREE_BYTES)
+            for date, size, folder in attempts:
+                if time.time() - date > 86_400 * ATTEMPT_DAYS:
+                    reason = f"it is older than {ATTEMPT_DAYS} days"
+                elif total > room:
+                    limit, free = f"{ATTEMPT_BYTES / 1e9:g} GB", f"less than {FREE_BYTES / 1e9:g} GB of the disk"
+                    reason = f"attempts take more than {limit}, or leave {free} free"
+                else:
+                    break
+                with contextlib.suppress(OSError):
+                    _empty(folder)
+                    total -= size
+                    progress.say(folder.parent.name, f"deleted the unfinished attempt {folder}, as {reason}")
 
-        An attempt is a checkpoint, even an unreadable one, with the files beside it. Steps that are running are left
-        alone and not counted.
-        """
-        attempts = []
+    def _lock_attempts(self, locks):
+        """Yield (date, bytes, folder) of each unfinished step that is not running, and hold its lock in `locks`."""
         for folder in self.out.glob("steps/*/*/"):
-            step_folder.if_idle(folder, step_folder.tidy, folder)
-            for part in (folder, folder / UNREADABLE):
-                if (part / CHECKPOINT).is_file() and (
-                    size := step_folder.if_idle(folder, step_folder.size, part)
-                ) is not None:
-                    attempts.append(((part / CHECKPOINT).stat().st_mtime, size, folder, part))
-        total, free = sum(size for _, size, *_ in attempts), shutil.disk_usage(self.out).free
-        for date, size, folder, part in sorted(attempts):
-            if time.time() - date > 86_400 * ATTEMPT_DAYS:
-                reason = f"it is older than {ATTEMPT_DAYS} days"
-            elif total > ATTEMPT_BYTES:
-                reason = f"unfinished attempts take more than {ATTEMPT_BYTES / 1e9:g} GB"
-            elif free < FREE_BYTES:
-                reason = f"less than {FREE_BYTES / 1e9:g} GB of the disk is free"
-            else:
-                break
-            if step_folder.if_idle(folder, step_folder.delete, part, date):
-                total, free = total - size, free + size
-                progress.say(folder.parent.name, f"deleted the unfinished attempt {part}, as {reason}")
+            with contextlib.suppress(filelock.Timeout, OSError):  # it is running, or another user's
+                if (folder / DONE).is_file():
+                    (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed before it did so
+                    continue
+                locks.enter_context(filelock.FileLock(folder / lock.LOCK, timeout=0))
+                stats = [path.stat() for path in folder.rglob("*") if path.is_file() and path.name not in LOCKS]
+                if stats and not (folder / DONE).is_file():
+                    yield max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats), folder
 
     def verify(self):
         """Hash every finished step again, and return a line for each file that has changed.
@@ -283,19 +277,52 @@ class Store:
         Raises:
             UserError: no step is finished.
         """
-        markers = sorted(self.out.glob(f"steps/*/*/{DONE}"))
-        if not markers:
+        finished = sorted(marker.parent for marker in self.out.glob(f"steps/*/*/{DONE}"))
+        if not finished:
             raise UserError(f"There is no finished step in {self.out} yet. Run the report first.")
-        problems = [(marker.parent, problem) for marker in markers for problem in step_folder.damage(marker.parent)]
+        problems = [(folder, problem) for folder in finished for problem in _damage(folder, files.digest)]
         for run in sorted(self.out.glob("steps/*/*/run.json")):  # written just before the marker
-            running = (run.parent / CHECKPOINT).is_file() or (run.parent / lock.HOLDER).is_file()
-            if not running and not (run.parent / DONE).exists():
+            if not any((run.parent / name).exists() for name in (DONE, CHECKPOINT, lock.HOLDER)):
                 problems.append((run.parent, f"{DONE} is missing"))
         return ["/".join((*folder.parts[-2:], problem)) for folder, problem in problems]
 
 
+def _read_dict(path):
+    """Return the dict in a JSON file, or None if the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        data = files.read_json(path)
+        return data if isinstance(data, dict) else None
+
+
+def _damage(folder, digest):
+    """Compare the files of a finished step with its marker by their SHA-256, and return a list of phrases."""
+    expected = (_read_dict(folder / DONE) or {}).get("files")
+    if not expected or not isinstance(expected, dict):
+        return [f"{DONE} is damaged"]
+    problems = []
+    for name in expected:
+        try:
+            if digest(folder / name) != expected[name]:
+                problems.append(f"{name} was altered")
+        except (OSError, ValueError):  # a ValueError: no possible name of a file
+            problems.append(f"{name} is missing")
+    return problems
+
+
+def _empty(folder, keep=()):
+    """Delete what is in the folder of a step, except its lock and the files named in `keep`."""
+    for path in folder.iterdir():
+        if path.name in (*LOCKS, *keep):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _finish(draft):
-    """Write the marker with the hash of each file, then delete the checkpoint."""
+    """Write the marker with the hash of each file, then delete the checkpoint, also one that could not be read."""
     results = [path for path in sorted(draft.folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
     files.write_json(draft.folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
     draft.checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(draft.folder / UNREADABLE, ignore_errors=True)

@@ -26,9 +26,7 @@ def with_settings(**groups):
     ("changes", "expected"),
     [
         ({"version": 2}, "its code computes something else now"),
-        ({"data": {"train": "aa", "val": "cc"}}, "the data changed (val)"),
         ({"upstream": {"pretrain": "4567"}}, "pretrain is another"),
-        (with_settings(finetune={"lr": 5e-4, "epochs": 5}), "finetune.lr 0.001 → 0.0005"),
         (with_settings(profile={"seed": 1, "stages": ("1",)}), "seed 0 → 1; stages ['1', '3'] → ['1']"),
         (with_settings(finetune={"lr": 1e-3, "new": 1}), "finetune.epochs 5 → –; finetune.new – → 1"),
         ({}, "its results are gone"),

@@ -1,12 +1,12 @@
 """The store: results are found by their key, used only if undamaged, and locked while they are made."""
 
 import contextlib
+import hashlib
 import multiprocessing
 import os
 import platform
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import filelock
@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from hw1lib import files
+from hw1lib.data import hashes
 from hw1lib.errors import UserError
 from hw1lib.steps import explain, store
-from tests.test_files import full_disk, held_to_permissions, names
+from tests.test_files import full_disk, names
 
 KEY = "0123456789abcdef"
 HIDDEN = [".holder", ".lock"]
-NOT_A_DICT = (b"", b"{", b"\xff\xfe", b"null", b"3", b'"files"', b"[]", b"{}")
-WRITTEN = ["metrics.json", "history.csv", "predictions.npy", "weights.safetensors", "config.json"]
+NOT_A_DICT = (b"", b"{", b"\xff\xfe", b"null", b"[]", b"{}")
 RESUMED = [*HIDDEN, "checkpoint.pt", "config.json", "metrics.json", "stage_early.npy"]
 
 
@@ -46,13 +46,12 @@ class Stopped(Exception):
     pass
 
 
-def attempt(results, step="pretrain", checkpoint=b"half way", key=KEY, config=None):
+def attempt(results, step="pretrain", checkpoint=b"half way", key=KEY):
     """Stop a step on its way, and return its folder."""
-    with contextlib.suppress(Stopped), results.claim(step, key, config or {}) as draft:
+    with contextlib.suppress(Stopped), results.claim(step, key, {}) as draft:
         draft.metrics({"accuracy": 0.1})
         draft.history([{"epoch": 1}])
         draft.array("stage_early", np.zeros(3))
-        files.write_json(draft.folder / "not_finite.json", {"files": []})
         if checkpoint:
             draft.checkpoint.write_bytes(checkpoint)
         raise Stopped
@@ -95,29 +94,20 @@ def test_what_was_written_is_what_is_read(results):
         draft.array("masks", np.array([[True, False]]))
         draft.weights(module)
         files.write_json(draft.folder / "run.json", {"seconds": 1})
+        with pytest.raises(ValueError, match="pickle"):  # which reading it would take
+            draft.array("bad", np.array([{}, None], dtype=object))
     result = results.result("pretrain", KEY)
     assert result.metrics == {"miou": 1 / 3, "none": None} and result.run == {"seconds": 1} and result.key == KEY
     assert result.history.to_dict("list") == {"epoch": [1, 2], "loss": [0.1 + 0.2, 1e-9]}
     assert result.array("masks").dtype == bool and result.array("masks").tolist() == [[True, False]]
     torch.testing.assert_close(result.weights(), dict(module.state_dict()), rtol=0, atol=0)
     assert files.read_json(result.folder / "config.json") == {"lr": 1e-3}
-    assert is_free(result.folder) and ".holder" not in names(result.folder)
+    assert is_free(result.folder) and not {".holder", "bad.npy"} & set(names(result.folder))
 
-
-def test_an_array_of_objects_is_never_written(tmp_path):
-    """Reading it would take pickle."""
-    with pytest.raises(ValueError, match="pickle"):
-        store.Draft("x", tmp_path).array("bad", np.array([{}, None], dtype=object))
-    assert names(tmp_path) == []
-
-
-def test_a_finished_step_is_not_claimed_again(results):
-    marker = finish(results).folder / "done.json"
-    date = marker.stat().st_mtime_ns
-    with results.claim("pretrain", KEY, {"step": "other"}) as draft:
+    before = (result.folder / "done.json").stat().st_mtime_ns
+    with results.claim("pretrain", KEY, {"step": "other"}) as draft:  # is not run again
         assert draft is None
-    assert marker.stat().st_mtime_ns == date
-    assert files.read_json(marker.parent / "config.json") == {"step": "pretrain"}
+    assert (result.folder / "done.json").stat().st_mtime_ns == before
 
 
 def test_configs_are_those_of_finished_results(results):
@@ -149,15 +139,16 @@ def damage(path, kind):
         path.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize("verified", [True, False])
-@pytest.mark.parametrize("kind", ["altered", "truncated", "deleted", "a folder", "a dead link"])
-@pytest.mark.parametrize("file", WRITTEN)
-def test_a_damaged_step_is_run_again(results, capsys, file, kind, verified):
-    """Whether this process has verified it before or not."""
+DAMAGE = [("metrics.json", "altered"), ("weights.safetensors", "truncated"), ("history.csv", "deleted")]
+DAMAGE += [("predictions.npy", "a folder"), ("config.json", "a dead link")]
+
+
+@pytest.mark.parametrize(("file", "kind"), DAMAGE)
+def test_a_damaged_step_is_run_again(results, capsys, monkeypatch, file, kind):
+    """Also if this process has verified it before, and keeps its hashes."""
+    monkeypatch.setattr(hashes, "RACY", -1)
     folder = finish(results).folder
-    for path in folder.iterdir():
-        os.utime(path, (1, 1))  # so that a change has another date, however coarse the clock
-    assert not verified or results.done("pretrain", KEY)
+    assert results.done("pretrain", KEY)
     damage(folder / file, kind)
     problem = f"{file} {'was altered' if kind in ('altered', 'truncated') else 'is missing'}"
     assert not results.done("pretrain", KEY) and results.status("pretrain", KEY) == "to run"
@@ -169,14 +160,13 @@ def test_a_damaged_step_is_run_again(results, capsys, file, kind, verified):
     assert results.done("pretrain", KEY) and store.Store(results.out).verify() == []
 
 
-FILES = ["null", "3", '"abc"', "[1]", "[]", "[[1, 2]]", "{}", r'{"a\u0000b": "0"}', '{"metrics.json": null}']
+FILES = ["null", "[[1, 2]]", "{}", r'{"a\u0000b": "0"}', '{"metrics.json": null}']
 
 
 @pytest.mark.parametrize("marker", [*NOT_A_DICT, *(f'{{"files": {files}}}'.encode() for files in FILES), None])
 def test_a_damaged_marker_is_no_marker(results, marker):
     """Nor is a folder in its place."""
     path = finish(results).folder / "done.json"
-    assert results.done("pretrain", KEY)
     damage(path, "a folder") if marker is None else path.write_bytes(marker)
     assert not results.done("pretrain", KEY) and len(results.verify()) == 1
     assert finish(results, accuracy=0.75).metrics == {"accuracy": 0.75}
@@ -191,28 +181,28 @@ def test_verify_names_a_marker_that_is_gone(results):
     (folder / "done.json").unlink()
     assert not results.done("finetune-A", KEY)
     assert results.verify() == [f"finetune-A/{KEY}/done.json is missing"]
-    (folder / ".holder").write_text("{}")  # the step is running
+    (folder / ".holder").touch()  # the step is running
     assert results.verify() == []
 
 
 def test_a_result_is_hashed_once_and_again_when_its_date_changes(results, monkeypatch):
     """A report asks hundreds of times."""
-    folder, hashed, digest = finish(results).folder, [], files.digest
-    monkeypatch.setattr(files, "digest", lambda path: hashed.append(path.name) or digest(path))
+    folder, hashed, digest = finish(results).folder, [], hashlib.file_digest
+    monkeypatch.setattr(hashes, "RACY", -1)
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
     results = store.Store(results.out)
-    assert all(results.done("pretrain", KEY) for _ in range(3))
-    assert sorted(hashed) == sorted(WRITTEN)
+    assert all(results.done("pretrain", KEY) for _ in range(3)) and len(hashed) == 5
     os.utime(folder / "metrics.json", (1, 1))
-    assert results.done("pretrain", KEY) and len(hashed) == 10
+    assert results.done("pretrain", KEY) and hashed[5:] == [str(folder / "metrics.json")]
 
 
-@pytest.mark.parametrize("name", ["metrics", "run"])
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff"])
-def test_a_result_that_is_damaged_while_in_use_is_named(results, name, content):
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
+def test_a_result_that_is_damaged_while_in_use_is_named(results, content):
     result = finish(results)
-    (result.folder / f"{name}.json").write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}\.json is damaged.*pretrain"):
-        getattr(result, name)
+    for name in ("metrics", "run"):
+        (result.folder / f"{name}.json").write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}\.json is damaged.*pretrain"):
+            getattr(result, name)
 
 
 # --- unfinished attempts
@@ -225,16 +215,15 @@ def test_a_resumed_step_finds_its_checkpoint_arrays_and_metrics_alone(results, c
     assert results.status("pretrain", KEY) == ("to resume" if checkpoint else "to run")
     with pytest.raises(UserError, match="no finished step"):
         results.verify()
-    for name in (".metrics.json.k3x", ".checkpoint.pt.x7a", ".late.npy.abc"):
+    for name in (".checkpoint.pt.x7a", ".late.npy.abc"):
         (folder / name).write_text("half of it")
     for name in (".ipynb_checkpoints", "copies"):
         (folder / name).mkdir()
         (folder / name / "metrics-checkpoint.json").write_text("{}")
     with results.claim("pretrain", KEY, {"n": 2}) as draft:
         assert names(folder) == (RESUMED if checkpoint else [*HIDDEN, "config.json"])
-        assert draft.resumed == bool(checkpoint) and draft.earlier_metrics() == (
-            {"accuracy": 0.1} if checkpoint else {}
-        )
+        metrics = {"accuracy": 0.1} if checkpoint else {}
+        assert draft.resumed == bool(checkpoint) and draft.earlier_metrics() == metrics
         assert files.read_json(folder / "config.json") == {"n": 2}
         draft.metrics({})
         (folder / "copies").mkdir()
@@ -254,17 +243,12 @@ def test_a_kill_while_results_are_hashed_costs_no_training(results, monkeypatch)
     assert checkpoints(results) == [] and results.done("pretrain", KEY)
 
 
-@pytest.mark.parametrize("config", [b'{"step": "pretrain"}', b"{", b'{"settings": 3}', None])
-def test_other_attempts_and_results_are_kept(results, config):
-    """Those with a checkpoint, whatever their config says; without a checkpoint nothing can resume."""
-    begun = [attempt(results, step, key=key * 16) for key in "123" for step in ("pretrain", "segment-fcn32s")]
-    for folder in begun:
-        (folder / "config.json").unlink() if config is None else (folder / "config.json").write_bytes(config)
-    bare = attempt(results, checkpoint=b"", key="4" * 16)
-    done = [path for key in "567" for path in finish(results, key=key * 16).folder.iterdir()]
+def test_other_attempts_and_results_are_kept(results):
+    begun = [attempt(results, step, key=key * 16) for key in "12" for step in ("pretrain", "segment-fcn32s")]
+    done = [path for key in "56" for path in finish(results, key=key * 16).folder.iterdir()]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in done}
     last = attempt(results, key="8" * 16)
-    assert checkpoints(results) == sorted([*begun, last]) and set(names(bare)) <= set(HIDDEN)
+    assert checkpoints(results) == sorted([*begun, last])
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     for folder in begun:
         with results.claim(folder.parent.name, folder.name, {}) as draft:
@@ -272,10 +256,11 @@ def test_other_attempts_and_results_are_kept(results, config):
 
 
 def dated(folder, days, size=0):
-    """Give a checkpoint an age in days, and a size in bytes that takes no room on the disk."""
+    """Give an attempt an age in days, and its checkpoint a size in bytes that takes no room on the disk."""
     with open(folder / "checkpoint.pt", "ab") as file:
         file.truncate(size)
-    os.utime(folder / "checkpoint.pt", (time.time() - 86_400 * days,) * 2)
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - 86_400 * days,) * 2)
     return folder
 
 
@@ -284,8 +269,7 @@ LIMITS = [  # ages in days and sizes in GB of attempts, GB of free disk, which a
     ([(31, 0.001), (1, 1), (400, 1)], 100, [1], "older than 30 days"),
     ([(5, 2.2), (4, 2.2), (3, 2.2), (2, 2.2), (1, 2.2)], 100, [1, 2, 3, 4], "more than 10 GB"),
     ([(1, 11), (2, 0.5)], 100, [], "more than 10 GB"),
-    ([(3, 2), (2, 2), (1, 2)], 2, [2], "less than 5 GB of the disk is free"),
-    ([(2, 0.1), (1, 0.1)], 0, [], "less than 5 GB of the disk is free"),
+    ([(3, 2), (2, 2), (1, 2)], 2, [2], "less than 5 GB of the disk free"),
 ]
 
 
@@ -314,50 +298,32 @@ def test_running_attempts_are_neither_counted_nor_deleted(results, monkeypatch):
     with running(results.out, checkpoint=True) as (process, _):
         busy = dated(results.folder("pretrain", KEY), 40)
         own = dated(attempt(results, "segment-fcn32s"), 60)
-        assert set(checkpoints(results)) == {busy, own} and "stage_early.npy" not in names(idle)
+        assert set(checkpoints(results)) == {busy, own} and names(idle) == [".lock"]
         with results.claim("segment-fcn32s", KEY, {}) as draft:
             assert draft.resumed
         assert process.is_alive()
 
 
-def test_an_unreadable_checkpoint_counts_as_an_attempt_and_breaks_nothing(results, monkeypatch, capsys):
+def test_an_unreadable_checkpoint_is_kept_until_its_step_is_done(results, monkeypatch, capsys):
+    """It counts as an attempt."""
     draft = store.Draft("pretrain", attempt(results))
     draft.set_aside("it is damaged")
     assert results.status("pretrain", KEY) == "to run"
     unreadable = draft.folder / "unreadable"
-    text = (
-        f"pretrain: {draft.checkpoint} cannot be used (it is damaged). It is kept in {unreadable}, and the step starts"
-    )
+    text = f"pretrain: {draft.checkpoint} cannot be used (it is damaged). It is kept in {unreadable}, and the step"
     assert text in capsys.readouterr().out
-    for _ in range(2):
-        finish(results)
-        assert results.done("pretrain", KEY) and results.verify() == []
-        assert names(unreadable) == ["checkpoint.pt", "stage_early.npy"]
-        (draft.folder / "metrics.json").write_text("")
+    attempt(results)
+    assert names(unreadable) == ["checkpoint.pt", "stage_early.npy"]
     finish(results)
+    assert results.done("pretrain", KEY) and results.verify() == [] and not unreadable.exists()
+    other = store.Draft("embed", attempt(results, "embed"))
+    other.set_aside("it is damaged")
     monkeypatch.setattr(store, "ATTEMPT_BYTES", 20)
     finish(results, "finetune-A")
-    assert not (unreadable / "checkpoint.pt").exists() and results.done("pretrain", KEY)
-    assert results.verify() == []
+    assert names(other.folder) == [".lock"]
 
 
 # --- locks
-
-
-def test_threads_that_claim_one_step_run_it_once(tmp_path):
-    gate, ran = threading.Barrier(4), []
-
-    def claim(number):
-        gate.wait(10)
-        with store.Store(tmp_path).claim("pretrain", KEY, {}) as draft:
-            if draft is not None:
-                ran.append(number)
-                draft.metrics({"by": number})
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(claim, range(4)))  # raises what a thread raised
-    assert len(ran) == 1
-    assert store.Store(tmp_path).result("pretrain", KEY).metrics == {"by": ran[0]}
 
 
 def run_step(out, checkpoint, connection):
@@ -385,43 +351,24 @@ def running(out, checkpoint=False):
         process.join()
 
 
+@pytest.mark.parametrize("note", [None, b"", b"\xff\xfe"])
 @pytest.mark.parametrize("killed", [False, True], ids=["finishes", "is killed"])
-def test_the_second_process_waits_says_for_whom_and_takes_over(results, capsys, killed):
-    """It loads what the first one finished; if that was killed, it runs the step at once."""
+def test_the_second_process_waits_says_for_whom_and_takes_over(results, capsys, killed, note):
+    """It loads what the first one finished; if that was killed, it runs the step. A damaged note does not matter."""
     with running(results.out) as (process, finish_it):
-        assert not is_free(results.folder("pretrain", KEY))
-        ended = []
-
-        def end():
-            ended.append(time.monotonic())
-            process.kill() if killed else finish_it()
-
-        threading.Timer(0.4, end).start()
+        folder = results.folder("pretrain", KEY)
+        assert not is_free(folder)
+        if note is not None:
+            (folder / ".holder").write_bytes(note)
+        threading.Timer(0.4, process.kill if killed else finish_it).start()
         with results.claim("pretrain", KEY, {}) as draft:
-            waited = time.monotonic()
             assert (draft is not None) == killed
             if killed:
                 draft.metrics({"by": 0})
-    assert ended and 0 <= waited - ended[0] < 3
     (line,) = capsys.readouterr().out.splitlines()
-    who = f"pretrain: waiting for process {process.pid} on {platform.node()} (since 2"
-    assert line.startswith(who) and line.endswith("which works on it")
+    who = "another process" if note is not None else f"process {process.pid} on {platform.node()} (since 2"
+    assert line.startswith(f"pretrain: waiting for {who}") and line.endswith("which works on it")
     assert results.result("pretrain", KEY).metrics == {"by": 0 if killed else process.pid}
-
-
-@pytest.mark.parametrize("content", [*NOT_A_DICT, b'{"pid": 1}', b'{"pid": [1]}'])
-def test_a_damaged_note_of_the_holder_does_not_matter(results, capsys, content):
-    """Neither when the step is free nor for those who wait."""
-    note = results.folder("pretrain", KEY) / ".holder"
-    note.parent.mkdir(parents=True)
-    note.write_bytes(content)
-    with running(results.out) as (_, finish_it):
-        note.write_bytes(content)
-        threading.Timer(0.1, finish_it).start()
-        with results.claim("pretrain", KEY, {}) as draft:
-            assert draft is None
-    assert capsys.readouterr().out == "pretrain: waiting for another process, which works on it\n"
-    assert not note.exists()
 
 
 # --- errors of the system
@@ -429,10 +376,9 @@ def test_a_damaged_note_of_the_holder_does_not_matter(results, capsys, content):
 
 def test_a_full_disk_leaves_the_lock_free_and_what_was_finished(results):
     finish(results, "finetune-A")
-    for limit in (10, 60):  # the note of the holder, the config
-        with pytest.raises(UserError, match="Free some disk space"), full_disk(limit):
-            attempt(results, config={"step": "x" * 80})
-        assert is_free(results.folder("pretrain", KEY))
+    with pytest.raises(UserError, match=r"config\.json could not be written.*Free some disk space"), full_disk(1):
+        attempt(results)
+    assert is_free(results.folder("pretrain", KEY))
     limit = contextlib.ExitStack()
     refused = pytest.raises(UserError, match=r"done\.json could not be written")
     with limit, refused, results.claim("pretrain", KEY, {}) as draft:
@@ -440,12 +386,3 @@ def test_a_full_disk_leaves_the_lock_free_and_what_was_finished(results):
         limit.enter_context(full_disk(10))
     assert not results.done("pretrain", KEY) and "done.json" not in names(draft.folder)
     assert finish(results).metrics == {"accuracy": 0.5} and results.verify() == []
-
-
-def test_a_folder_that_becomes_read_only_is_a_clear_error(results):
-    """The message is about the write that failed, not about the lock's note, and the lock is free."""
-    text = r"metrics\.json could not be written: Permission denied"
-    with held_to_permissions(), pytest.raises(UserError, match=text), results.claim("pretrain", KEY, {}) as draft:
-        draft.folder.chmod(0o555)
-        draft.metrics({})
-    assert is_free(draft.folder)
