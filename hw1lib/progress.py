@@ -59,13 +59,9 @@ def relabel(record, label):
 
 def show(line, stream="stdout"):
     """Print a line above any progress bar; ignore a stream that cannot be written to."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a full disk, a closed stream or pipe
         if getattr(sys, stream) is not None:
             tqdm.write(line, file=getattr(sys, stream))
-    except BrokenPipeError:  # for example after `| head`: nothing can be printed any more
-        setattr(sys, stream, None)
-    except (OSError, ValueError):  # a full disk, a closed stream
-        pass
 
 
 def bar(items, label, total, done=0, unit="it"):

@@ -27,7 +27,7 @@ TIMEOUT = 300  # seconds
 
 def start(build, *words):
     """Start the command line in a process group of its own; it saves a checkpoint after every training step."""
-    command = [sys.executable, "-m", "hw1lib", *words, "--profile", "smoke", "--set", "checkpoint_every=0"]
+    command = [sys.executable, "-m", "hw1lib", *map(str, words), "--profile", "smoke", "--set", "checkpoint_every=0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environment = os.environ | {"HW1_BUILD": str(build)}
     return subprocess.Popen(command, cwd=paths.ROOT, env=environment, start_new_session=True, **pipes)

@@ -165,7 +165,6 @@ class Store:
 
     def __init__(self, out):
         self.out = Path(out)
-        self._hashes = hashes.Cache(None)  # reads a file again only if its size, date or inode changes
 
     def folder(self, step, key):
         """Return the folder of a step's result."""
@@ -176,9 +175,9 @@ class Store:
         return (self.folder(step, key) / DONE).is_file() and not self.damage(step, key)
 
     def damage(self, step, key):
-        """Return what is wrong with the files of a finished step, a list of phrases."""
+        """Return what is wrong with the files of a finished step, a list of phrases; unchanged files are read once."""
         folder = self.folder(step, key)
-        return _damage(folder, self._hashes.digest) if (folder / DONE).is_file() else []
+        return _damage(folder, hashes.file_fingerprint) if (folder / DONE).is_file() else []
 
     def status(self, step, key):
         """Return "done", "to resume" or "to run"."""
@@ -304,7 +303,7 @@ def _damage(folder, digest):
         try:
             if digest(folder / name) != expected[name]:
                 problems.append(f"{name} was altered")
-        except (OSError, ValueError):  # a ValueError: no possible name of a file
+        except (FileNotFoundError, IsADirectoryError, ValueError):  # a ValueError: no possible name of a file
             problems.append(f"{name} is missing")
     return problems
 

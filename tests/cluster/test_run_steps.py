@@ -1,7 +1,6 @@
 """Steps on workers give the same bytes whatever is killed, and unsuitable workers are refused before anything runs."""
 
 import contextlib
-import os
 import re
 import shlex
 import shutil
@@ -16,24 +15,17 @@ import psutil
 import pytest
 import torch
 
-from hw1lib import cluster, files, paths
+from hw1lib import cluster, files
 from hw1lib.cluster import run_steps, workers
 from hw1lib.errors import UserError
-from tests.conftest import everything_of, hw1lib, one_paragraph, refused
-from tests.test_kill import checkpoint_time, folder_of
+from hw1lib.workbook import Workbook
+from tests.conftest import everything_of, one_paragraph, refused
+from tests.test_kill import checkpoint_time, folder_of, start
 
 
-def report(build, *words, settings):
-    """Start a smoke report, on two workers unless `words` name others."""
-    where = () if "--cluster" in words else ("--cluster", "local:2")
-    command = [sys.executable, "-m", "hw1lib", "report", "--profile", "smoke", *where, *words]
-    return start(*command, "--set", *settings, build=build)
-
-
-def start(*words, build):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = os.environ | {"HW1_BUILD": str(build)}
-    return subprocess.Popen([*map(str, words)], cwd=paths.ROOT, env=environment, **pipes)
+def report(build, *words, settings, cluster="local:2"):
+    """Start a smoke report on workers."""
+    return start(build, "report", "--cluster", cluster, *words, "--set", *settings)
 
 
 def last_error(text):
@@ -58,7 +50,7 @@ def test_two_killed_workers_change_no_byte(smoke_run, tmp_path):
     ignored = shutil.ignore_patterns(*TRAINED, ".04_segmentation.json", "report.pdf")
     shutil.copytree(smoke_run, tmp_path / "smoke", ignore=ignored)
     threads = files.read_json(folder_of(smoke_run.parent, "pretrain") / "run.json")["threads"]
-    process, killed = report(tmp_path, settings=(f"threads={threads}", "checkpoint_every=0")), []
+    process, killed = report(tmp_path, settings=[f"threads={threads}"]), []
     while len(killed) < 2 and process.poll() is None:
         time.sleep(0.02)
         for step in {"pretrain", "segment-lraspp"} - set(killed):
@@ -75,29 +67,36 @@ def test_two_killed_workers_change_no_byte(smoke_run, tmp_path):
     assert (tmp_path / "smoke" / "report.pdf").is_file()
 
 
+PROBLEM2 = {"only": "problem2", "threads": 1, "segmentation.stage_images": "0001", "lraspp.crop": 0}
+PROBLEM2 |= {"fcn32s.crop": 0, "deeplabv3.crop": 0, "fcn32s.epochs": 1, "deeplabv3.epochs": 1}
+
+
+def as_words(settings):
+    return [f"{name}={value}" for name, value in settings.items()]
+
+
 @pytest.mark.slow
 def test_a_failing_step_is_not_repeated_and_independent_steps_finish(course_data, tmp_path):
-    settings = ("lraspp.lr=1e30", "segmentation.stage_images=0001")
-    settings += tuple(f"{name}.crop=0" for name in ("fcn32s", "lraspp", "deeplabv3"))
-    settings += ("fcn32s.epochs=1", "deeplabv3.epochs=1")
-    process = report(tmp_path, "--data-root", course_data, "--only", "problem2", settings=settings)
+    settings = PROBLEM2 | {"lraspp.lr": 1e30}
+    book = Workbook("smoke", course_data, tmp_path / "smoke", settings)
+    for name in ("segment-fcn32s", "segment-deeplabv3"):  # faster than on workers
+        book.result(name)
+    process = report(tmp_path, "--data-root", course_data, settings=as_words(settings))
     text = process.communicate(timeout=600)[0]
     assert process.returncode == 1 and "Traceback" not in text, text
     error = last_error(text)
     assert error.startswith("hw1lib: Step segment-lraspp failed") and "lower the learning rate" in error
     assert text.count("segment-lraspp: runs on worker") == 1 and "everything: not run: segment-lraspp failed" in text
-    done = {path.parent.parent.name for path in tmp_path.glob("smoke/steps/*/*/done.json")}
-    assert done == {"check-problem2", "segment-fcn32s", "segment-deeplabv3", "segment-colour"}
+    assert book.steps.status("segment-colour") == "done" and book.steps.status("everything") == "to run"
 
 
 @pytest.mark.slow
 def test_a_killed_scheduler_and_a_killed_client_lose_nothing(course_data, tmp_path):
-    dask, file = (sys.executable, "-m", "dask"), tmp_path / "scheduler.json"
-    scheduler = start(*dask, "scheduler", "--port", 0, "--no-dashboard", "--scheduler-file", file, build=tmp_path)
-    worker = start(*dask, "worker", "--scheduler-file", file, "--no-dashboard", build=tmp_path)
-    words = ("--data-root", course_data, "--only", "problem2")
-    settings = ("lraspp.epochs=80", "lraspp.crop=0", "segmentation.stage_images=0001", "checkpoint_every=0")
-    settings += ("threads=1",)
+    file, dask = tmp_path / "scheduler.json", [sys.executable, "-m", "dask"]
+    options = ["--scheduler-file", str(file), "--no-dashboard"]
+    scheduler = subprocess.Popen([*dask, "scheduler", "--port", "0", *options], stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen([*dask, "worker", *options], stderr=subprocess.DEVNULL)
+    words, settings = ("--data-root", course_data), as_words(PROBLEM2 | {"lraspp.epochs": 80})
 
     def wait_until(condition, *processes):
         while not condition():
@@ -105,7 +104,7 @@ def test_a_killed_scheduler_and_a_killed_client_lose_nothing(course_data, tmp_pa
             time.sleep(0.05)
 
     wait_until(file.exists, scheduler, worker)
-    client = report(tmp_path, "--cluster", files.read_json(file)["address"], *words, settings=settings)
+    client = report(tmp_path, *words, settings=settings, cluster=files.read_json(file)["address"])
     wait_until(lambda: checkpoint_time(tmp_path, "segment-lraspp"), client)
     for process in (scheduler, worker):
         process.kill()
@@ -118,10 +117,7 @@ def test_a_killed_scheduler_and_a_killed_client_lose_nothing(course_data, tmp_pa
     family = psutil.Process(client.pid).children(recursive=True)
     client.kill()
     assert psutil.wait_procs(family, timeout=30)[1] == []  # workers and steps end with it
-
-    done = hw1lib("run", "segment-lraspp", "--profile", "smoke", *words[:2], "--set", *settings, build=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert files.read_json(folder_of(tmp_path, "segment-lraspp") / "run.json")["resumed"]
+    assert checkpoint_time(tmp_path, "segment-lraspp")
 
 
 # --- what is refused
@@ -170,17 +166,16 @@ def test_a_machine_that_differs_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_gpus_of_workers_must_suit_the_steps(tmp_path):
-    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
-    for offered, book, message in (
-        ({"GPU": 1}, book_in(tmp_path, "cuda"), ""),
-        ({}, book_in(tmp_path, "cuda"), "--resources GPU=1, but the largest offers 0"),
-        ({"GPU": 1}, book_in(tmp_path, setting="cpu"), ""),
-        ({"GPU": 1}, book_in(tmp_path), "this process sees none"),
+    books = {"cuda": book_in(tmp_path, "cuda"), "cpu": book_in(tmp_path, setting="cpu"), "auto": book_in(tmp_path)}
+    for offered, errors in (
+        ({"GPU": 1}, {"cuda": "", "cpu": "", "auto": "this process sees none"}),
+        ({}, {"cuda": "--resources GPU=1, but the largest offers 0", "cpu": "", "auto": ""}),
     ):
-        outcome = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
-        client = distributed.Client(**options, resources=offered)
-        with client, run_steps.shared_folders(book) as folders, outcome:
-            run_steps.check_workers(client, book, folders, run_steps.snapshot(*folders))
+        with distributed.Client(n_workers=1, processes=False, dashboard_address=None, resources=offered) as client:
+            for name, message in errors.items():
+                outcome = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
+                with run_steps.shared_folders(books[name]) as folders, outcome:
+                    run_steps.check_workers(client, books[name], folders, run_steps.snapshot(*folders))
 
 
 # --- a step on its worker

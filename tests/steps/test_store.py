@@ -351,8 +351,7 @@ def running(out, checkpoint=False):
         process.join()
 
 
-@pytest.mark.parametrize("note", [None, b"", b"\xff\xfe"])
-@pytest.mark.parametrize("killed", [False, True], ids=["finishes", "is killed"])
+@pytest.mark.parametrize(("killed", "note"), [(False, None), (True, None), (False, b""), (False, b"\xff\xfe")])
 def test_the_second_process_waits_says_for_whom_and_takes_over(results, capsys, killed, note):
     """It loads what the first one finished; if that was killed, it runs the step. A damaged note does not matter."""
     with running(results.out) as (process, finish_it):
