@@ -1,6 +1,5 @@
 """Simulate how long a report takes on several workers, from what its steps took before."""
 
-import heapq
 import subprocess
 import sys
 import time
@@ -61,19 +60,17 @@ def simulate(tasks, workers):
     Returns:
         {label: (worker, start, end)} in seconds.
     """
-    lengths = path_lengths(tasks)
-    waiting = {label: set(tasks[label][1]) for label in sorted(tasks, key=lengths.get, reverse=True)}
-    free, running, plan, now = list(range(workers)), [], {}, 0.0
+    lengths, free, plan = path_lengths(tasks), [0.0] * workers, {}
     while len(plan) < len(tasks):
-        for label in [label for label, upstream in waiting.items() if not upstream][: len(free)]:
-            worker = heapq.heappop(free)
-            plan[label] = worker, now, now + tasks[label][0]
-            heapq.heappush(running, (plan[label][2], worker, label))
-            del waiting[label]
-        now, worker, label = heapq.heappop(running)
-        heapq.heappush(free, worker)
-        for upstream in waiting.values():
-            upstream.discard(label)
+        now = min(free)
+        starts = {
+            label: max([now, *(plan[other][2] for other in upstream)])
+            for label, (_, upstream) in tasks.items()
+            if label not in plan and plan.keys() >= set(upstream)
+        }
+        label, worker = min(starts, key=lambda label: (starts[label], -lengths[label])), free.index(now)
+        plan[label] = worker, starts[label], starts[label] + tasks[label][0]
+        free[worker] = plan[label][2]
     return plan
 
 
