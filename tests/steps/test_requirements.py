@@ -72,6 +72,7 @@ NEEDS = [  # settings, and words of the message
 ]
 
 
+@pytest.mark.slow
 def test_settings_that_need_what_is_missing_are_refused_at_once(course_data, tmp_path):
     for settings, words in NEEDS:
         text = refusal(course_data, tmp_path / "out", FIT | settings)
@@ -95,6 +96,7 @@ def test_what_a_later_step_needs_is_checked_at_once(course_data, tmp_path, case)
     assert [word for word in words if word not in text] == []
 
 
+@pytest.mark.slow
 def test_all_problems_are_named_at_once_but_only_those_of_the_steps_to_run(course_data, tmp_path, capsys):
     assert refusal(course_data, tmp_path / "out", FIT) == ""
     unlabelled(course_data)
@@ -112,6 +114,7 @@ def test_all_problems_are_named_at_once_but_only_those_of_the_steps_to_run(cours
     assert run(capsys, "run", "control-colour", *words)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_finished_step_needs_nothing(course_data, tmp_path):
     """Such as a network for weights that it has loaded."""
     settings = FIT | WHOLE | {"supervised.source": "imagenet"}
