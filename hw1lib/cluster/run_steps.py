@@ -49,10 +49,10 @@ def run(book, where):
             for label, (_, upstream) in tasks.items():
                 steps, name = planned[label]
                 step, key = steps.step(name), f"{label} {steps.key(name)} {secrets.token_hex(3)}"
-                gpus, images = _gpu_count(book, step), _image_count(step)
+                gpus = _gpu_count(book, step)
                 futures[label] = client.submit(
-                    work, label, [sys.executable, *steps.command(name)], book.profile.threads or share, gpus, images,
-                    folders, expected, *(futures[other] for other in upstream), key=key, pure=False,
+                    work, label, [sys.executable, *steps.command(name)], book.profile.threads or share, gpus,
+                    step.images, folders, expected, *(futures[other] for other in upstream), key=key, pure=False,
                     priority=priorities[label], resources={"GPU": gpus} if gpus else {},
                 )  # fmt: skip
             errors = _wait(futures)
@@ -139,14 +139,7 @@ def check_workers(client, book, folders, expected):
 
 
 def _gpu_count(book, step):
-    if book.device.type == "cpu" or not step.trains:
-        return 0
-    return step.processes
-
-
-def _image_count(step):
-    """Return the number of images in an epoch of a step; 0 if it has none."""
-    return next((len(data) for data in step.data.values() if hasattr(data, "__len__")), 0)
+    return step.processes if step.trains and book.device.type != "cpu" else 0
 
 
 class Failed(Exception):

@@ -65,6 +65,11 @@ class Step:
         return group if isinstance(group, Group) else None
 
     @property
+    def images(self):
+        """Number of images in an epoch; 0 for a step that reads none."""
+        return next((len(part) for part in self.data.values() if hasattr(part, "__len__")), 0)
+
+    @property
     def processes(self):
         """Number of processes that share its batches."""
         return self.training.processes if self.parallel else 1

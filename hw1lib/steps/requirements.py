@@ -69,10 +69,10 @@ def everything(profile, problem2, sam_path):
 def _processes(step, device):
     """Yield why the processes of a step cannot share each batch, or have no GPU each."""
     group, settings = next(iter(step.settings)), step.training
-    images = len(next(iter(step.data.values())))
+    images, processes = step.images, max(settings.processes, distributed.world_size())
     if getattr(settings, "hold_out", False):
         images -= images // 10  # queries of the k-NN probe
-    images, processes = min(settings.micro_batch, images), max(settings.processes, distributed.world_size())
+    images = min(settings.micro_batch, images)
     if images < 2 * processes > 2:
         yield (
             f"{step.name}: {images} images at a time are too few for {processes} processes, which need two each. Lower "

@@ -75,12 +75,18 @@ def as_words(settings):
     return [f"{name}={value}" for name, value in settings.items()]
 
 
+def book_with(build, root, settings):
+    """Return a workbook of Problem 2 in which two models are trained, which is faster here than on workers."""
+    book = Workbook("smoke", root, build / "smoke", settings)
+    for name in ("segment-fcn32s", "segment-deeplabv3"):
+        book.result(name)
+    return book
+
+
 @pytest.mark.slow
 def test_a_failing_step_is_not_repeated_and_independent_steps_finish(course_data, tmp_path):
     settings = PROBLEM2 | {"lraspp.lr": 1e30}
-    book = Workbook("smoke", course_data, tmp_path / "smoke", settings)
-    for name in ("segment-fcn32s", "segment-deeplabv3"):  # faster than on workers
-        book.result(name)
+    book = book_with(tmp_path, course_data, settings)
     process = report(tmp_path, "--data-root", course_data, settings=as_words(settings))
     text = process.communicate(timeout=600)[0]
     assert process.returncode == 1 and "Traceback" not in text, text
@@ -97,6 +103,7 @@ def test_a_killed_scheduler_and_a_killed_client_lose_nothing(course_data, tmp_pa
     scheduler = subprocess.Popen([*dask, "scheduler", "--port", "0", *options], stderr=subprocess.DEVNULL)
     worker = subprocess.Popen([*dask, "worker", *options], stderr=subprocess.DEVNULL)
     words, settings = ("--data-root", course_data), as_words(PROBLEM2 | {"lraspp.epochs": 80})
+    book_with(tmp_path, course_data, PROBLEM2)
 
     def wait_until(condition, *processes):
         while not condition():
