@@ -6,12 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 from hw1lib import paths, workbook
 from hw1lib.errors import UserError
-from hw1lib.models import resnet
 from hw1lib.steps.graph import repeated
 from hw1lib.workbook import Workbook
 from tests.conftest import everything_of
@@ -46,13 +44,6 @@ def test_profiles_for_the_course_data_run_all_steps(profile, course_data, tmp_pa
     assert results["finetune-A"].metrics["total"] == len(book.data.problem1.val)
     assert results["pretrain-supervised"].metrics["source"] == "pool"
     assert ("tta" in results["segment-lraspp"].metrics) == (profile == "strong")
-
-
-@pytest.mark.slow
-def test_the_courses_backbone_file_is_used(course_data, tmp_path):
-    torch.save(resnet.backbone().state_dict(), course_data / "p1_data" / "pretrain_model_SL.pt")
-    book = Workbook("seed", course_data, tmp_path / "out", SMALL | {"model_scale": 1.0})
-    assert book.result("pretrain-supervised").metrics["source"] == "file"
 
 
 def test_the_earth_sample_is_recognised_by_any_path(book, tmp_path):
