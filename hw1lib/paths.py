@@ -20,5 +20,6 @@ ORIGINAL = REPORT / "original.toml"  # the original report's numbers
 RECIPE = REPORT / "recipe.csv"  # the trials that chose the demo's settings
 STYLE = REPORT / "figures.mplstyle"
 TEMPLATE = REPORT / "report.md.j2"
+SENTENCES = REPORT / "sentences.j2"  # the words of what is computed
 ABOUT = REPORT / "about.toml"
 NOTES = REPORT / "notes"  # the author's own paragraphs

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hw1lib.chapters.phrases import escape
-from hw1lib.chapters.style import MUTED, PALETTE, canvas, class_legend, evenly, image_grid, land_cover, show
+from hw1lib.chapters.phrases import escape, sentences
+from hw1lib.chapters.style import MUTED, bars, canvas, class_legend, evenly, image_grid, show
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover, layout
 
@@ -20,18 +20,8 @@ def counts(data, image_size, is_sample):
         image_size: side of Problem 1's images in pixels, as training sees them.
         is_sample: whether the data is the Earth sample.
     """
-    sentences, one, two = [], data.problem1, data.problem2
-    if one:
-        pool, target = domains(is_sample)
-        labels = "without" if one.pool.labels is None else "with"
-        sentences.append(
-            f"Problem 1 pre-trains on {len(one.pool):,} images of {pool} ({labels} labels) and fine-tunes on "
-            f"{len(one.train):,} training and {len(one.val):,} validation images of {target} in {len(one.classes)} "
-            f"classes, at {image_size} × {image_size} pixels."
-        )
-    if two:
-        sentences.append(f"Problem 2 has {len(two.train):,} training and {len(two.validation):,} validation tiles.")
-    return " ".join(sentences)
+    pool, target = domains(is_sample)
+    return sentences("counts", one=data.problem1, two=data.problem2, size=image_size, pool=pool, target=target)
 
 
 def domains(is_sample):
@@ -67,26 +57,12 @@ def weaknesses(warnings, problem):
 def split(root):
     """Return a sentence on which split of the tiles is used: the data's own, or one made by `data split`."""
     path = Path(root) / layout.SPLIT
-    if not path.is_file():
-        return "All results use the data's own split of the tiles."
-    facts = json.loads(path.read_text())
-    return (
-        "**The split is not the data's own**: `data split --by scene` divided the tiles again by "
-        f"{facts['groups']:,} groups of tiles that are adjacent on the ground, and left out {facts['left_out']:,}. "
-        f"{facts['leaking']:,} of {facts['validation']:,} validation tiles appear to adjoin a training tile "
-        f"({facts['null']:,} expected by chance); in the data's own split, {facts['leaking_before']:,} do. The two "
-        "splits validate on different tiles, so their results are not directly comparable."
-    )
+    return sentences("split", facts=json.loads(path.read_text()) if path.is_file() else None)
 
 
 def strays(pixels):
     """Return a sentence on how many mask pixels do not have the exact colour of a class."""
-    if not pixels:
-        return "Every mask pixel has the exact colour of a class."
-    return (
-        f"{pixels:,} mask pixels do not have the exact colour of a class; as in the course's evaluator, a channel "
-        "value of 128 or more counts as 255, and pure red counts as unknown."
-    )
+    return sentences("strays", pixels=pixels)
 
 
 def examples(split, size, classes=8, images=8):
@@ -112,10 +88,8 @@ def class_counts(splits):
     figure, axes = canvas(1, len(splits), (7, max(2, 0.17 * len(classes) + 0.9)), sharey=True)
     for axis, (name, split) in zip(axes, splits.items(), strict=True):
         numbers = split.counts()
-        axis.barh(classes, [numbers.get(c, 0) for c in classes], color=PALETTE[0])
+        bars(axis, classes, [numbers.get(c, 0) for c in classes])
         axis.set_title(f"{name}: {len(split):,} images")
-        axis.grid(axis="y", visible=False)
-    axes[0].invert_yaxis()
     axes[0].tick_params(axis="y", labelsize=8 if len(classes) <= 20 else 5)
     return figure
 
@@ -141,8 +115,8 @@ def tiles(split, count=6):
     """Draw satellite tiles above their masks, evenly spaced over a layout.Tiles."""
     numbers = [split.numbers[index] for index in evenly(len(split), count)]
     pairs = [image_files.load_tile(split, number)[:2] for number in numbers]
-    rows = [[image.transpose(1, 2, 0) for image, _ in pairs], [classes for _, classes in pairs]]
-    return land_cover(numbers, rows, size=(7, 7 / len(numbers) * 2 + 0.5))
+    rows = {"image": [image.transpose(1, 2, 0) for image, _ in pairs], "mask": [classes for _, classes in pairs]}
+    return image_grid(rows, size=(7, 7 / len(numbers) * 2 + 0.5), titles=numbers)
 
 
 def pixel_frequencies(split):

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hw1lib.chapters.phrases import percent
-from hw1lib.chapters.style import MUTED, PALETTE, canvas, epochs, evenly, image_grid
+from hw1lib.chapters.phrases import sentences
+from hw1lib.chapters.style import MUTED, PALETTE, canvas, curve, evenly, image_grid
 from hw1lib.metrics.collapse import spectrum
 
 
@@ -77,14 +77,11 @@ def curves(history, before, supervised=None):
         panels.append((supervised, "loss", "supervised loss", PALETTE[0]))
     figure, axes = canvas(2, 3, (7.2, 4.2))
     for axis, (table, column, title, colour) in zip(axes, panels):
-        measured = table[["epoch", column]].dropna()  # the probe may run in some epochs only
-        axis.plot(measured["epoch"], measured[column], color=colour, marker="o", markersize=3)
-        axis.set_title(title, fontsize=9)
+        curve(axis, table, column, title, color=colour, marker="o", markersize=3)
         if column in before:
             axis.axhline(before[column], color=MUTED, linestyle=":", label="before training")
             axis.legend(fontsize=7)
         axis.set_ylim(bottom=0)
-        epochs(axis)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     return figure
@@ -147,61 +144,16 @@ def neighbours(images, queries, nearest_of):
     return image_grid(rows)
 
 
-def same_class(labels, queries, nearest_of):
-    """Return the share of neighbours with the query's own class, a dict from network to a float in [0, 1]."""
-    labels = np.asarray(labels)
-    return {name: float((labels[rows] == labels[queries][:, None]).mean()) for name, rows in nearest_of.items()}
-
-
 def forward(settings):
     """Return a paragraph on the forward pass and the target network; `settings` is a settings.Pretrain."""
-    if not settings.one_pass:
-        return "Training uses byol-pytorch's own forward pass."
-    target = "Without momentum the target is the online network itself, without gradient (SimSiam; Chen and He 2020)."
-    if settings.use_momentum:
-        target = (
-            "The target network is a moving average of the online network, including its BatchNorm statistics, with a "
-            f"decay that rises from {settings.moving_average_decay:g} to 1 along a cosine."
-        )
-    return (
-        "Training replaces the package's forward pass by one that computes each projection once and the cosines in "
-        f"float32; its loss and gradients equal the package's. {target}"
-    )
+    return sentences("forward", settings=settings)
 
 
 def collapse(metrics):
-    """Return a paragraph on whether pre-training learnt and whether its embedding collapsed.
-
-    Args:
-        metrics: those of step pretrain.
-    """
-    before = metrics["before"]
-    text = (
-        f"The loss of the last epoch is {metrics['loss']:.3f} on a scale of 0 to 8; a low loss alone is no evidence of "
-        "learning, as a collapsed network reaches 0. The embedding "
-        f"{'**has collapsed**' if metrics['collapsed'] else 'has not collapsed'}: its standard deviation times √d is "
-        f"{metrics['deviation']:.2f} ({before['deviation']:.2f} before training; 0 if collapsed), and its effective "
-        f"rank is {metrics['effective_rank']:.0f} ({before['effective_rank']:.0f} before training)."
-    )
-    if "knn" in metrics:
-        text += (
-            f" A k-NN classifier on the features classifies {percent(metrics['knn'])} of {metrics['queries']} "
-            f"pool images correctly ({percent(before['knn'])} before training)."
-        )
-    return text
+    """Return a paragraph on whether pre-training learnt and did not collapse; `metrics` are those of pretrain."""
+    return sentences("collapse", metrics=metrics)
 
 
 def supervised(metrics):
     """Return a sentence on the origin of settings B and D's backbone; `metrics` are those of pretrain-supervised."""
-    backbone = "supervised backbone of settings B and D"
-    if metrics["source"] == "file":
-        return f"The {backbone} comes with the data: {metrics['file']}."
-    if metrics["source"] == "imagenet":
-        return (
-            f"**Not allowed by the course:** the {backbone} is torchvision's {metrics['file']}, trained on ImageNet. "
-            "Results of B and D are no answer to the homework."
-        )
-    return (
-        f"The {backbone} was trained here on the pool's {metrics['images']:,} images with labels in "
-        f"{metrics['classes']} classes."
-    )
+    return sentences("supervised", metrics=metrics)

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn
 
 from hw1lib.chapters.phrases import percent
-from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, canvas, image_grid, show, training_curves
+from hw1lib.chapters.style import INK, MUTED, PALETTE, bare, bars, canvas, image_grid, show, training_curves
 from hw1lib.data import images as image_files
 from hw1lib.variants import ROWS, SETTINGS
 
@@ -117,17 +117,13 @@ def confused_classes(matrix, pairs, classes):
 def accuracy_bars(table):
     """Draw the accuracies of the last epoch with 95 % intervals, from the table returned by `accuracies`."""
     figure, (axis,) = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
-    rows = range(len(table))
-    colours = [COLOURS.get(setting, MUTED) for setting in table["setting"]]
-    axis.barh(rows, table["accuracy_last"], color=colours, alpha=0.85)
-    axis.hlines(rows, table["ci_low"], table["ci_high"], color=INK, linewidth=1.5, label="95 % interval")
+    names = table["setting"]
+    bars(axis, names, table["accuracy_last"], [COLOURS.get(name, MUTED) for name in names], alpha=0.85)
+    axis.hlines(names, table["ci_low"], table["ci_high"], color=INK, linewidth=1.5, label="95 % interval")
     diamonds = {"color": "white", "markeredgecolor": MUTED, "markersize": 4}
-    axis.plot(table["accuracy"], rows, "D", label="best epoch, selected on validation", **diamonds)
-    axis.set_yticks(rows, table["setting"])
-    axis.invert_yaxis()
+    axis.plot(table["accuracy"], names, "D", label="best epoch, selected on validation", **diamonds)
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.set_xlabel("validation accuracy (bar: last epoch)")
-    axis.grid(axis="y", visible=False)
     figure.legend(loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
@@ -180,12 +176,8 @@ def confused_images(split, predicted, pairs, size, columns=8):
         if len(chosen):
             label = f"{split.classes[true]}\ntaken for {split.classes[taken]}: {len(chosen)}"
             rows[label] = _load(split, chosen[:columns], size)
-    if rows:
-        return image_grid(rows, columns, (7.2, 0.66 * len(rows)), title_size=7)
-    figure, (axis,) = canvas(1, 1, (6.4, 0.6))
-    bare(axis)
-    axis.text(0.5, 0.5, "no image is taken for another class", ha="center", va="center")
-    return figure
+    rows = rows or {"no image is taken\nfor another class": []}
+    return image_grid(rows, columns, (7.2, 0.66 * len(rows)), title_size=7)
 
 
 def mistakes(split, predicted, size, page=1, columns=6):

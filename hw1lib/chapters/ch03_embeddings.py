@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 
-from hw1lib.chapters.phrases import percent
+from hw1lib.chapters.phrases import sentences
 from hw1lib.chapters.style import PALETTE, canvas
 
 MARKERS = "osD^vP*X<>hdp"
@@ -71,25 +71,4 @@ def in_words(metrics, setting):
         metrics: those of step embed; None for what was not measured.
         setting: the setting whose activations were embedded.
     """
-    (first, last), purity, trust = (
-        [metrics[f"{measure}_{epoch}"] for epoch in ("first", "last")]
-        for measure in ("silhouette", "purity", "trustworthiness")
-    )
-    text = "The silhouette was not measured, as it needs two classes, one of them with at least two images."
-    if None not in (first, last):
-        verdict = "denser and better separated" if last > first else "not denser or better separated"
-        text = (
-            f"From the first to the last epoch of setting {setting}, the mean silhouette of the activations goes from "
-            f"{first:.3f} to {last:.3f}: the classes are {verdict}."
-        )
-    if None in (*purity, *trust):
-        text += " Nearest neighbours were not measured, as there are too few images."
-    else:
-        text += (
-            f" The share of nearest neighbours of the same class goes from {percent(purity[0])} to "
-            f"{percent(purity[1])} ({percent(metrics['purity_chance'])} by chance). t-SNE preserves neighbourhoods "
-            f"with a trustworthiness of {trust[0]:.3f} and {trust[1]:.3f}."
-        )
-    share = "none" if metrics["pca_variance"] is None else percent(metrics["pca_variance"])
-    text += f" PCA, fitted to both epochs together, explains {share} of the variance in two dimensions."
-    return f"{text} Distances between clusters in t-SNE have no meaning."
+    return sentences("embedding", metrics=metrics, setting=setting)

@@ -6,9 +6,8 @@ Models, variants and the control are named as in tables/segmentation.csv: fcn32s
 import numpy as np
 import pandas as pd
 
-from hw1lib.chapters.phrases import capital, change, comparison, confidence, fraction, interval, listed
-from hw1lib.chapters.significance import ONE_SEED
-from hw1lib.chapters.style import INK, MUTED, canvas, land_cover, training_curves
+from hw1lib.chapters.phrases import ALL_AGREE, change, comparison, confidence, fraction, interval, sentences
+from hw1lib.chapters.style import INK, MUTED, canvas, image_grid, training_curves
 from hw1lib.data import landcover
 from hw1lib.data.landcover import SCORED
 from hw1lib.metrics import iou as scores
@@ -106,9 +105,7 @@ def readable(rows, intervals, original=None):
     shown = table(rows).drop(columns="parameters")
     shown["model"] = shown["model"].map(full_name)
     after = shown.columns.get_loc("miou_last") + 1
-    shown.insert(
-        after, "ceiling", [values.get("ceiling") if name in SEGMENTERS else None for name, values in rows.items()]
-    )
+    shown.insert(after, "ceiling", [values.get("ceiling") for values in rows.values()])
     shown.insert(after, "95 % interval", [interval(*intervals[name]) for name in rows])
     if original:
         shown.insert(1, "original", [fraction(original[name]) if name in original else None for name in rows])
@@ -179,7 +176,7 @@ def errors(image, truth, predicted):
     picture[~scored] = 160
     share = f"errors: {wrong.sum() / max(scored.sum(), 1):.0%} of the pixels"
     pictures = [image.transpose(1, 2, 0), truth, predicted, picture]
-    return land_cover(["image", "labels", "prediction", share], [pictures], (7.2, 2.3))
+    return image_grid({"": pictures}, size=(7.2, 2.3), titles=["image", "labels", "prediction", share])
 
 
 def stages(rows, at):
@@ -190,11 +187,11 @@ def stages(rows, at):
         at: dict from stage to epoch.
     """
     titles = ["image", *(f"{stage} (epoch {epoch})" for stage, epoch in at.items()), "labels"]
-    pictures, captions = [], []
-    for tile in rows.values():
-        pictures.append([tile["image"].transpose(1, 2, 0), *(tile[stage] for stage in at), tile["truth"]])
+    pictures, captions = {}, []
+    for number, tile in rows.items():
+        pictures[number] = [tile["image"].transpose(1, 2, 0), *(tile[stage] for stage in at), tile["truth"]]
         captions += ["", *(f"mIoU {_tile_miou(tile, stage):.2f}" for stage in at), ""]
-    return land_cover(titles, pictures, (7, 7 / len(titles) * len(rows) + 0.6), rows, captions)
+    return image_grid(pictures, None, (7, 7 / len(titles) * len(rows) + 0.6), titles, captions)
 
 
 def _tile_miou(tile, stage):
@@ -210,36 +207,24 @@ def ranked(table):
     return models.sort_values(["miou_last", "model"], ascending=[False, True])["model"].tolist()
 
 
-def in_words(table, differences, intervals, improved):
+def in_words(table, intervals, improved):
     """Return a paragraph on the best model at its last epoch, and on the models beside each other and the control.
 
     Args:
-        table, differences, intervals: as returned by the functions of these names.
+        table, intervals: as returned by the functions of these names.
         improved: name of the improved model.
     """
-    last = dict(zip(table["model"], table["miou_last"]))
-    signed = {}
-    for row in differences.itertuples():
-        signed[row.first, row.second] = row.change, row.low, row.high
-        signed[row.second, row.first] = -row.change, -row.high, -row.low
+    miou = dict(zip(table["model"], table["miou_last"]))
 
-    def compared(first, second, name=None):
-        return comparison(*signed[first, second], name or full_name(second))
+    def compare(first, second, name=None):
+        return comparison(miou[first] - miou[second], *intervals[first, second], name or full_name(second))
 
-    best, second, *_ = order = ranked(table)
-    lead = f"{last[best]:.3f} ({confidence(*intervals[best])}); it {compared(best, second)}"
-    text = f"At the last epoch {full_name(best)} has the highest mIoU, {lead}."
-    if improved != "fcn32s" and {improved, "fcn32s"} != {best, second}:
-        text += f" The improved model, {full_name(improved)}, {compared(improved, 'fcn32s')}."
-    clauses = [f"{full_name(model)} {compared(model, 'colour', 'it')}" for model in order]
-    text += f" A colour look-up table, the control, reaches {last['colour']:.3f}: {'; '.join(clauses)}."
-    for model in order:
-        if f"{model}+tta" in last:
-            text += (
-                " Test-time augmentation (TTA), the average over eight flips and rotations, changes the mIoU of "
-                f"{full_name(model)} by {change(*signed[f'{model}+tta', model])}."
-            )
-    return text
+    def changed(variant, model):
+        return change(miou[variant] - miou[model], *intervals[variant, model])
+
+    order = ranked(table)
+    words = {"name": full_name, "compare": compare, "change": changed}
+    return sentences("models", order=order, miou=miou, intervals=intervals, improved=improved, **words)
 
 
 def hardest(iou, name):
@@ -250,30 +235,18 @@ def hardest(iou, name):
         name: name of the model.
     """
     measured = {c: value for c, value in iou.items() if value is not None}
-    worst = min(measured, key=measured.get)
-    text = f"The hardest class for {name} is {worst} (IoU {measured[worst]:.3f})."
-    absent = [c for c in SCORED if c not in measured]
-    if absent:
-        occurs = "occurs in neither the labels nor its predictions and is"
-        plural = "occur in neither the labels nor its predictions and are"
-        text += f" {capital(listed(absent))} {occurs if len(absent) == 1 else plural} left out of the mean."
-    return text
+    worst, absent = min(measured, key=measured.get), [c for c in SCORED if c not in measured]
+    return sentences("hardest", name=name, worst=worst, iou=measured[worst], absent=absent)
 
 
 def seeds(table):
     """Return a sentence on the variation of the improved model's mIoU between seeds; `table` as of `by_seed`."""
-    last = table["miou_last"]
-    if len(last) == 1:
-        return ONE_SEED
-    spread = confidence(*mean_interval(last), missing="no interval, as all seeds agree")
-    return (
-        f"On average over {len(last)} seeds, {full_name(table['model'].iloc[0])} reaches an mIoU of {last.mean():.3f} "
-        f"({spread}) at the last epoch, with values from {last.min():.3f} to {last.max():.3f}."
-    )
+    miou = table["miou_last"]
+    spread = confidence(*mean_interval(miou), missing=ALL_AGREE)
+    return sentences("segmentation_seeds", miou=miou, name=full_name(table["model"].iloc[0]), spread=spread)
 
 
 def stages_in_words(rows, at, name):
     """Return a sentence on the mean mIoU of the shown tiles at each stage; `rows` and `at` as in `stages`."""
-    means = {stage: np.mean([_tile_miou(tile, stage) for tile in rows.values()]) for stage in at}
-    path = listed(f"{value:.3f} ({stage})" for stage, value in means.items())
-    return f"On these {len(rows)} tiles, too few for an interval, the mean mIoU of {name} is {path}."
+    means = [f"{np.mean([_tile_miou(tile, stage) for tile in rows.values()]):.3f} ({stage})" for stage in at]
+    return sentences("stages", tiles=len(rows), means=means, name=name)

@@ -1,11 +1,13 @@
 """Notebook 05: everything masks, their quality, and their effect on the improved model's predictions."""
 
-import matplotlib.colors
 import numpy as np
 import pandas as pd
+from matplotlib.colors import hsv_to_rgb
+from PIL import Image
+from skimage.color import label2rgb
 
-from hw1lib.chapters.phrases import change, percent
-from hw1lib.chapters.style import INK, PALETTE, canvas, land_cover, show
+from hw1lib.chapters.phrases import change, sentences
+from hw1lib.chapters.style import INK, PALETTE, canvas, image_grid, show
 from hw1lib.data import images as image_files
 from hw1lib.models.weights import SAM_HINT
 
@@ -74,12 +76,9 @@ def overlay(image, labels, seed=0, strength=0.45):
     Returns:
         (H, W, 3) float in [0, 1].
     """
-    numbers, inverse = np.unique(labels, return_inverse=True)
-    hues = np.random.default_rng(seed).permutation(len(numbers)) / len(numbers)
-    hsv = np.stack([hues, np.full_like(hues, 0.75), np.full_like(hues, 0.95)], axis=1)
-    colours = matplotlib.colors.hsv_to_rgb(hsv)[inverse.reshape(labels.shape)]
-    mixed = (1 - strength) * image / 255 + strength * colours
-    mixed[labels < 0] = image[labels < 0] / 255
+    count = max(labels.max() + 1, 1)
+    colours = hsv_to_rgb([(hue / count, 0.75, 0.95) for hue in np.random.default_rng(seed).permutation(count)])
+    mixed = label2rgb(labels, image, colours, strength, bg_label=-1, bg_color=None, saturation=1)
     for axis in (0, 1):  # pixels that differ from the one above, or on the left
         mixed[np.diff(labels, axis=axis, prepend=labels.take([0], axis)) != 0] = 1.0
     return mixed
@@ -96,7 +95,7 @@ def masks_figure(result, tiles, numbers, methods, predictions):
         predictions: (N, H, W) classes predicted by the improved model for all validation tiles.
     """
     titles = ["image", "model", *(title for method in methods for title in (METHODS[method], "after vote")), "labels"]
-    rows, captions = [], []
+    rows, captions = {}, []
     for number in numbers:
         image, truth, _ = image_files.load_tile(tiles, number)
         image = image.transpose(1, 2, 0)
@@ -106,10 +105,10 @@ def masks_figure(result, tiles, numbers, methods, predictions):
             labels, masks = load_masks(result, method, number)
             row += [overlay(image, labels), result.array(f"{method}_{number}_vote")]
             captions += [f"{len(masks)} masks", ""]
-        rows.append([*row, truth])
+        rows[number] = [*row, truth]
         captions.append("")
     size = (7.2, 7.2 / len(titles) * len(rows) + 0.8)
-    return land_cover(titles, rows, size, numbers, captions, title_size=7)
+    return image_grid(rows, None, size, titles, captions, title_size=7)
 
 
 def method_figure(image, grid_xy, points_xy, labels, masks, name):
@@ -137,17 +136,14 @@ def method_figure(image, grid_xy, points_xy, labels, masks, name):
 def cut_outs(image, masks, side=3):
     """Return the largest masks cut out of the image, on a white sheet of side × side cells: (H', W', 3) uint8."""
     cell = max(image.shape[:2]) // side
-    sheet = np.full((cell * side, cell * side, 3), 255, dtype=np.uint8)
+    sheet = Image.new("RGB", (cell * side, cell * side), "white")
     largest = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")[: side * side]
     for index, mask in enumerate(masks[largest]):
-        rows, columns = np.nonzero(mask)
-        box = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        piece = np.where(mask[box][..., None], image[box], 255)
-        step = max(1, int(np.ceil(max(piece.shape[:2]) / (cell - 2))))
-        piece = piece[::step, ::step]
-        top, left = (index // side) * cell + 1, (index % side) * cell + 1
-        sheet[top : top + piece.shape[0], left : left + piece.shape[1]] = piece
-    return sheet
+        piece = Image.fromarray(np.where(mask[..., None], image, np.uint8(255))).crop(Image.fromarray(mask).getbbox())
+        piece.thumbnail((cell - 2, cell - 2))
+        row, column = divmod(index, side)
+        sheet.paste(piece, (column * cell + 1, row * cell + 1))
+    return np.asarray(sheet)
 
 
 # --- sentences
@@ -155,20 +151,10 @@ def cut_outs(image, masks, side=3):
 
 def in_words(metrics):
     """Return a paragraph on the quality of the masks, method by method; `metrics` are those of step everything."""
-    sentences = []
-    if not metrics["sam"]:
-        sentences.append(f"**SAM was not measured**, so its rows are empty. {SAM_HINT}")
-        sentences.append("The two classical segmenters need no weights.")
     rows = pd.DataFrame(metrics["rows"]).astype({"vote_miou": float, "model_miou": float, "asa": float})
-    for method, mean in rows.groupby("method", sort=False).mean(numeric_only=True).iterrows():
-        bound = f"an upper bound of {percent(mean['asa'])} on the pixel accuracy (ASA)"
-        bound = "no ASA, as no shown image has a pixel of a known class" if pd.isna(mean["asa"]) else bound
-        sentences.append(
-            f"{METHODS[method]} finds {mean['masks']:.0f} masks per image on average, which gives {bound}. On these "
-            f"images the improved model reaches an mIoU of {mean['vote_miou']:.3f} with a majority vote within each "
-            f"mask, and {mean['model_miou']:.3f} without it."
-        )
-    return " ".join(sentences)
+    means = rows.groupby("method", sort=False).mean(numeric_only=True)
+    methods = [(METHODS[name], mean) for name, mean in means.iterrows()]
+    return sentences("masks", methods=methods, sam=metrics["sam"], hint=SAM_HINT)
 
 
 def refinement_in_words(table, chosen, model, tiles):
@@ -180,12 +166,8 @@ def refinement_in_words(table, chosen, model, tiles):
         model: name of the improved model in the report.
         tiles: number of validation tiles.
     """
-    effects = "; ".join(
+    effects = [
         f"with {METHODS[row.method]} ({row.segments:.0f} segments per image) by {change(row.change, row.low, row.high)}"
         for row in table.itertuples()
-    )
-    return (
-        f"On all {tiles} validation tiles, a majority vote within each segment changes the mIoU of {model} at the last "
-        f"epoch: {effects}. The variant *vote* in the table of models uses {METHODS[chosen]}, which was chosen before "
-        "any measurement."
-    )
+    ]
+    return sentences("refinement", tiles=tiles, model=model, effects=effects, chosen=METHODS[chosen])

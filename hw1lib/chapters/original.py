@@ -6,6 +6,7 @@ import tomllib
 import pandas as pd
 
 from hw1lib import paths
+from hw1lib.chapters.phrases import sentences
 from hw1lib.chapters.tables import settings_table as side_by_side
 from hw1lib.data import layout
 from hw1lib.settings import result_settings
@@ -43,16 +44,8 @@ def compare(data, problem, images, baselines, form):
         baselines: name of the course's baselines.
         form: function from a baseline to text.
     """
-    if not beside(data, problem):
-        return (
-            f"These {images} are not the course's, so the results are not comparable with the original report's, which "
-            "are listed at the end."
-        )
-    baseline = numbers()[f"problem{problem}"]["baseline"]
-    return (
-        f"The column *original* shows the original report's results on the same validation {images}; the course's "
-        f"{baselines} are {form(baseline['simple'])} (simple) and {form(baseline['strong'])} (strong)."
-    )
+    baseline = {name: form(value) for name, value in numbers()[f"problem{problem}"]["baseline"].items()}
+    return sentences("comparable", same=beside(data, problem), images=images, baselines=baselines, **baseline)
 
 
 def table(problem, column, value, names=None):
@@ -97,19 +90,12 @@ def defects(views, metrics, history, before, after):
         after: state dict of setting E's resnet.Classifier, whose frozen backbone is the same one.
     """
     statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
-    occurs = {
-        "one draw of augmentation for a whole batch": (views[0] == views[1]).all(),
-        "the checkpoint of the lowest self-supervised loss is kept, which rewards collapse": (
-            metrics["loss"] != history["loss"].iloc[-1]
-        ),
-        "frozen backbones in training mode: BatchNorm statistics drift": any(
-            (before[name] != after[f"backbone.{name}"]).any() for name in statistics
-        ),
-        "frozen features are not standardised": not after["head.mean"].any(),
-    }
-    quotes = numbers()["defects"]  # empty where the original's report does not show the defect
-    rows = [
-        (name, f"yes ({'stated' if quotes[name] else 'assumed'})", "yes" if here else "no")
-        for name, here in occurs.items()
-    ]
-    return pd.DataFrame(rows, columns=["defect", "original", "this run"])
+    occurs = (  # in the order of report/original.toml
+        (views[0] == views[1]).all(),
+        metrics["loss"] != history["loss"].iloc[-1],
+        any((before[name] != after[f"backbone.{name}"]).any() for name in statistics),
+        not after["head.mean"].any(),
+    )
+    table = pd.DataFrame(numbers()["defects"].items(), columns=["defect", "original"])
+    table["original"] = ["yes (stated)" if quote else "yes (assumed)" for quote in table["original"]]
+    return table.assign(**{"this run": ["yes" if here else "no" for here in occurs]})

@@ -1,8 +1,17 @@
-"""Numbers, intervals, comparisons and lists as text for report sentences."""
+"""Numbers, intervals, comparisons and lists as text, and the sentences of report/sentences.j2 that they fill."""
 
+import contextlib
+import functools
 import re
 
+import jinja2
+
+from hw1lib import paths
+from hw1lib.errors import UserError
+
 LEVEL = 0.05  # significance level of all tests
+ONE_PLACE = "no interval: one place"  # where all images show one place, or all seeds have one result
+ALL_AGREE = "no interval, as all seeds agree"
 
 
 def percent(value):
@@ -41,17 +50,17 @@ def number(value, form):
     return f"{value:{form}}".replace("-", "−")
 
 
-def interval(low, high, form=".3f", missing="no interval: one place"):
+def interval(low, high, form=".3f", missing=ONE_PLACE):
     """An interval such as "−0.003 to 0.020"; `missing` where its ends are nan."""
     return f"{number(low, form)} to {number(high, form)}" if low == low else missing
 
 
-def confidence(low, high, form=".3f", missing="no interval: one place"):
+def confidence(low, high, form=".3f", missing=ONE_PLACE):
     """Format an interval with its level: "95 % interval −0.003 to 0.020"."""
     return f"95 % interval {interval(low, high, form)}" if low == low else missing
 
 
-def comparison(difference, low, high, other, form=".3f", unit="", missing="no interval: one place"):
+def comparison(difference, low, high, other, form=".3f", unit="", missing=ONE_PLACE):
     """Verb phrase such as "is 1.2 points above B (95 % interval −4.9 to 7.2), which is not significant".
 
     Args:
@@ -79,10 +88,10 @@ def verdict(low, high):
     return ", which is not significant" if low <= 0 <= high else ""
 
 
-def listed(items):
+def listed(items, last=" and "):
     """A, B and C."""
-    items = list(items)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    *first, end = map(str, items)
+    return f"{', '.join(first)}{last}{end}" if first else end
 
 
 def capital(text):
@@ -104,3 +113,46 @@ def folded(title, markdown):
 def code(text):
     """Text as a block of code in Markdown."""
     return f"```\n{text}\n```"
+
+
+FILTERS = {
+    "thousands": "{:,}".format,
+    "percent": percent,
+    "fraction": fraction,
+    "points": points,
+    "number": number,
+    "confidence": lambda ends: confidence(*ends),
+    "listed": listed,
+    "capital": capital,
+}
+
+
+@functools.cache
+def _environment(folder):
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= FILTERS
+    return environment
+
+
+@contextlib.contextmanager
+def template(path):
+    """Yield a Jinja template with FILTERS.
+
+    Raises:
+        UserError: the file is no template, or something that it uses is missing.
+    """
+    try:
+        yield _environment(path.parent).get_template(path.name)
+    except jinja2.TemplateError as error:
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise UserError(f"The template {path}{line} cannot be filled: {error.message}.") from error
+
+
+def sentences(macro, /, **facts):
+    """Return the sentences that a macro of report/sentences.j2 makes of facts, as one paragraph."""
+    with template(paths.SENTENCES) as macros:
+        text = getattr(macros.module, macro)(**facts)
+    return " ".join(text.split())

@@ -9,7 +9,7 @@ import itertools
 
 import pandas as pd
 
-from hw1lib.chapters.phrases import LEVEL, capital, comparison, listed, p_value, percent, points
+from hw1lib.chapters.phrases import ALL_AGREE, LEVEL, comparison, p_value, sentences
 from hw1lib.metrics.statistics import holm, mcnemar, mean_interval
 from hw1lib.variants import ROWS, SETTINGS
 
@@ -18,7 +18,6 @@ PAIRS = (  # all comparisons of the report: settings with each other, self-super
     *(("E", control) for control in ("random", "colour", "simple")),
     ("knn", "knn-random"),
 )
-ONE_SEED = "Only one seed was run, so the variation between seeds was not measured; `--seeds 3` adds two more."
 SELF_SUPERVISED = [name for name, row in ROWS.items() if row.pretraining == "pretrain"]
 
 
@@ -30,9 +29,9 @@ def contingency(first, second, names):
         names: their names.
     """
     one, two = names
-    columns = {f"{two} right": second, f"{two} wrong": ~second}
-    counts = {name: [(first & column).sum(), (~first & column).sum()] for name, column in columns.items()}
-    return pd.DataFrame({"": [f"{one} right", f"{one} wrong"]} | counts)
+    rows = ((f"{one} right", first), (f"{one} wrong", ~first))
+    counts = [(name, (row & second).sum(), (row & ~second).sum()) for name, row in rows]
+    return pd.DataFrame(counts, columns=["", f"{two} right", f"{two} wrong"])
 
 
 def mcnemar_tests(right):
@@ -55,34 +54,26 @@ def mcnemar_tests(right):
 
 
 def _test(tests, first, second):
-    """Return first minus second and the adjusted p-value; None if pre-training collapsed, so no test was made."""
+    """Return first minus second, whether it is significant, and this in words; None without a test after a collapse."""
     for row in tests.itertuples():
         if {row.first, row.second} == {first, second}:
-            return (row.difference if row.first == first else -row.difference), row.adjusted
+            significant = row.adjusted < LEVEL
+            return {
+                "difference": row.difference if row.first == first else -row.difference,
+                "significant": significant,
+                "verdict": f"{'' if significant else ', which is not significant'} ({p_value(row.adjusted)})",
+            }
     return None
 
 
-def _verdict(p):
-    """The end of a clause about a difference."""
-    return f" ({p_value(p)})" if p < LEVEL else f", which is not significant ({p_value(p)})"
-
-
-def compare(first, second, tests, names=None):
+def compare(first, second, tests):
     """Return a sentence on whether `first` differs from `second`.
 
     Args:
         first, second: settings or controls.
         tests: table returned by `mcnemar_tests`.
-        names: dict from setting or control to its name in the sentence.
     """
-    one, two = ((names or {}).get(name, f"setting {name}") for name in (first, second))
-    test = _test(tests, first, second)
-    if test is None:
-        return f"{capital(one)} and {two} are not compared, as self-supervised pre-training collapsed."
-    difference, p = test
-    if difference == 0:
-        return f"{capital(one)} and {two} have the same accuracy."
-    return f"{capital(one)} is {points(abs(difference))} {'above' if difference > 0 else 'below'} {two}{_verdict(p)}."
+    return sentences("compare", first=first, second=second, test=_test(tests, first, second))
 
 
 def ranked(right):
@@ -97,24 +88,14 @@ def ranking(tests, right):
         tests: table returned by `mcnemar_tests`.
         right: as in `mcnemar_tests`.
     """
-    best, second, *_ = order = ranked(right)
-    lead, _ = _test(tests, best, second)
-    places = right.index.nunique()
-    images = f"{len(right)} validation images"
-    if places < len(right):
-        images += " of one place" if places == 1 else f" of {places} places"
-    ahead = f"{points(lead)} above" if lead > 0 else "level with"
-    text = (
-        f"At the last epoch setting {best} has the highest accuracy, {percent(right[best].mean())} of {images}, "
-        f"{ahead} setting {second}; the order is {', '.join(order)}."
-    )
-    if absent := [setting for setting in SETTINGS if setting not in right]:
-        text += f" Settings {listed(absent)} are not ranked, as their pre-training collapsed."
-    groups = {"": [], "not ": []}
-    for setting in order[1:]:
-        groups["" if _test(tests, best, setting)[1] < LEVEL else "not "].append(setting)
-    verdicts = [f"{word}significantly better than {listed(group)}" for word, group in groups.items() if group]
-    return f"{text} It is {' but '.join(verdicts)} (exact McNemar test, Holm-adjusted)."
+    best, *others = ranked(right)
+    results = {other: _test(tests, best, other) for other in others}
+    better = [other for other in others if results[other]["significant"]]
+    return sentences(
+        "ranking", order=[best, *others], accuracy=right[best].mean(), lead=results[others[0]]["difference"],
+        better=better, not_better=[other for other in others if other not in better],
+        images=len(right), places=right.index.nunique(), absent=[name for name in SETTINGS if name not in right],
+    )  # fmt: skip
 
 
 def pretraining(tests):
@@ -129,22 +110,9 @@ def domains(tests, pool, target):
         tests: table returned by `mcnemar_tests`.
         pool, target: names of the domains of pre-training and of fine-tuning.
     """
-    sentences = []
-    for frozen, tuned, kind in (("D", "B", "supervised"), ("E", "C", "self-supervised")):
-        test = _test(tests, frozen, tuned)
-        if test is None:
-            sentences.append(f"{frozen} and {tuned} are not compared, as {kind} pre-training collapsed.")
-            continue
-        difference, p = test
-        meaning = f"features learnt on {pool} have to be adapted to {target}"
-        if p >= LEVEL:
-            meaning = f"no evidence that {meaning}"
-        elif difference > 0:
-            meaning = f"features learnt on {pool} suit {target} better as they are than fine-tuned on so few images"
-        effect = f"{'costs' if difference < 0 else 'gains'} {points(abs(difference))}"
-        effect += f" compared with fine-tuning it ({tuned}){_verdict(p)}"
-        sentences.append(f"Freezing the {kind} backbone ({frozen}) {effect}: {meaning}.")
-    return " ".join(sentences)
+    pairs = (("D", "B", "supervised"), ("E", "C", "self-supervised"))
+    comparisons = [(frozen, tuned, kind, _test(tests, frozen, tuned)) for frozen, tuned, kind in pairs]
+    return sentences("domains", comparisons=comparisons, pool=pool, target=target)
 
 
 def controls(tests):
@@ -153,18 +121,10 @@ def controls(tests):
     Args:
         tests: table returned by `mcnemar_tests`.
     """
-    names = {
-        "E": "a head on the frozen self-supervised features (E)",
-        "random": "the same head on a frozen random backbone",
-        "colour": "the same head on colour statistics alone",
-        "simple": "the best simple classifier of colour and texture",
-        "knn": "k-NN on the self-supervised features",
-        "knn-random": "k-NN on the features of a random backbone",
-    }
     leads = tests[(tests["first"] == "E") & tests["second"].isin(("colour", "simple"))]
     strongest = leads.loc[leads["difference"].idxmin(), "second"] if len(leads) else "simple"
     pairs = (("E", "random"), ("E", strongest), ("knn", "knn-random"))
-    return " ".join(compare(*pair, tests, names) for pair in pairs)
+    return " ".join(compare(*pair, tests) for pair in pairs)
 
 
 def seeds(table, collapsed=()):
@@ -174,21 +134,12 @@ def seeds(table, collapsed=()):
         table: accuracies by setting and seed, returned by ch02_finetuning.accuracies_by_seed.
         collapsed: seeds whose pre-training collapsed; they are left out.
     """
-    total = table["seed"].nunique()
     last = table[~table["seed"].isin(collapsed)].pivot(index="seed", columns="setting", values="accuracy_last")
-    excluded = f" Pre-training collapsed with {listed(f'seed {s}' for s in collapsed)}, left out." if collapsed else ""
-    if total == 1:
-        return ONE_SEED
-    if len(last) < 2:
-        return f"Too few of the {total} seeds are left for a comparison.{excluded}"
-    clauses = []
-    for first, second in (("C", "A"), ("E", "random"), ("E", "simple")):
+    comparisons = []
+    for first, second in (("C", "A"), ("E", "random"), ("E", "simple")) if len(last) > 1 else ():
         differences = 100 * (last[first] - last[second])
-        ends = mean_interval(differences)
+        numbers = differences.mean(), *mean_interval(differences)
         other = second if second in SETTINGS else f"control *{second}*"
-        phrase = comparison(differences.mean(), *ends, other, ".1f", " points", "no interval, as all seeds agree")
-        clauses.append(f"{first} {phrase}")
-    return (
-        f"On average over {len(last)} seeds, each with its own pre-training, {'; '.join(clauses)}. Intervals are "
-        f"Student's t at the last epoch, not adjusted for the number of comparisons.{excluded}"
-    )
+        comparisons.append(f"{first} {comparison(*numbers, other, '.1f', ' points', ALL_AGREE)}")
+    counts = {"total": table["seed"].nunique(), "left": len(last)}
+    return sentences("finetune_seeds", comparisons=comparisons, collapsed=collapsed, **counts)

@@ -5,10 +5,10 @@ files are byte-identical for the same results and the same version of matplotlib
 """
 
 import io
-import itertools
 
 import matplotlib.style
 import numpy as np
+import pandas as pd
 import seaborn
 from IPython import get_ipython
 from matplotlib.figure import Figure
@@ -20,11 +20,7 @@ from hw1lib.data import landcover
 INK = "#22313f"
 MUTED = "#7b8794"
 PALETTE = seaborn.color_palette("colorblind", 10).as_hex()
-METADATA = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "svg": {"Date": None, "Creator": None},
-}
+METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
 
 
 def use():
@@ -35,7 +31,7 @@ def use():
 
 
 def save(figure, path, dpi=160):
-    """Write a figure as PNG, PDF or SVG, by the suffix of `path`, without date or version."""
+    """Write a figure as PNG or PDF, by the suffix of `path`, without date or version."""
     kind = path.suffix.removeprefix(".")
     if figure.get_layout_engine() is not None:  # laid out once: each save would shift the axes
         figure.draw_without_rendering()
@@ -73,23 +69,33 @@ def bare(axes):
     axes.spines[:].set_visible(False)
 
 
-def image_grid(rows, columns=None, size=None, title_size=8):
-    """Draw rows of example images.
+def image_grid(rows, columns=None, size=None, titles=(), captions=(), title_size=8):
+    """Draw rows of pictures; below masks, a legend of the classes that they show.
 
     Args:
-        rows: dict from a row's label to a list of (H, W, 3) uint8 images.
+        rows: dict from a row's label to a list of pictures, (H, W, 3) uint8 colours or (H, W) land-cover classes.
         columns: number of columns; None: the length of the longest row.
         size: figure size in inches; None: as the grid needs.
-        title_size: font size of the labels in points.
+        titles: of the columns.
+        captions: texts below the pictures, row by row.
+        title_size: font size of labels and titles in points.
     """
-    columns = columns or max(len(images) for images in rows.values())
+    columns = columns or max(map(len, rows.values()))
     figure, axes = canvas(len(rows), columns, size or (min(0.85 * columns + 1.6, 7.2), 0.82 * len(rows)))
+    shown = set()
     for axis in axes:
         bare(axis)
-    for row, (name, images) in enumerate(rows.items()):
-        for column, image in enumerate(images):
-            show(axes[row * columns + column], image)
-        axes[row * columns].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=title_size)
+    for start, (label, pictures) in zip(range(0, len(axes), columns), rows.items()):
+        axes[start].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=title_size)
+        for axis, picture in zip(axes[start:], pictures):
+            shown |= set(np.unique(picture)) if picture.ndim == 2 else set()
+            show(axis, landcover.encode(picture) if picture.ndim == 2 else picture)
+    for axis, title in zip(axes, titles):
+        axis.set_title(title, fontsize=title_size)
+    for axis, caption in zip(axes, captions):
+        axis.set_xlabel(caption, fontsize=7)
+    if shown:
+        class_legend(figure, sorted(shown))
     return figure
 
 
@@ -100,12 +106,11 @@ def progress(step, history):
         step: name of the step.
         history: list with a dict per epoch, with epoch and any floats.
     """
-    names = [k for k, v in history[-1].items() if isinstance(v, float) and k != "lr"]
+    history = pd.DataFrame(history)
+    names = history.select_dtypes(float).columns.drop("lr", errors="ignore")
     figure, axes = canvas(1, len(names), (1.9 * len(names) + 0.6, 1.9))
     for axis, name in zip(axes, names):
-        axis.plot([r["epoch"] for r in history], [r[name] for r in history], marker="o", ms=3)
-        axis.set_title(name)
-        epochs(axis)
+        curve(axis, history, name, name, marker="o", ms=3)
     figure.suptitle(step, fontsize=9, color=INK)
     return figure
 
@@ -120,61 +125,48 @@ def training_curves(histories, score, lines, form):
         form: tick format of the score.
     """
     figure, axes = canvas(1, 2, (7, 2.8))
-    for axis, column in zip(axes, ("loss", score)):
+    titles = {"loss": "training loss", score: "validation mIoU" if score == "miou" else f"validation {score}"}
+    for axis, (column, title) in zip(axes, titles.items()):
         for name, history in histories.items():
-            axis.plot(history["epoch"], history[column], **lines[name])
-        epochs(axis)
-    axes[0].set(title="training loss", ylim=(0, None))
-    axes[1].set_title("validation mIoU" if score == "miou" else f"validation {score}")
+            curve(axis, history, column, title, **lines[name])
+    axes[0].set_ylim(bottom=0)
     axes[1].yaxis.set_major_formatter(form)
     return figure, axes[1]
 
 
-def epochs(axis):
-    """Label the x axis "epoch", with whole numbers."""
-    axis.set_xlabel("epoch")
+def curve(axis, history, column, title, **line):
+    """Draw a column of a history by epoch, without the epochs in which it was not measured."""
+    measured = history[["epoch", column]].dropna()
+    axis.plot(measured["epoch"], measured[column], **line)
+    axis.set(title=title, xlabel="epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def timing(seconds):
     """Draw a bar per step, from a dict from step to seconds."""
     figure, (axis,) = canvas(1, 1, (6.4, min(0.24 * len(seconds) + 0.8, 9)))
-    bars = axis.barh(list(seconds), list(seconds.values()), color=PALETTE[0])
-    axis.bar_label(bars, fmt=" {:.0f} s", fontsize=7)
-    axis.invert_yaxis()
+    axis.bar_label(bars(axis, list(seconds), list(seconds.values())), fmt=" {:.0f} s", fontsize=7)
     axis.set_xlabel("seconds")
+    return figure
+
+
+def bars(axis, names, values, colours=PALETTE[0], **options):
+    """Draw horizontal bars from top to bottom; return them."""
+    axis.yaxis.set_inverted(True)
     axis.grid(axis="y", visible=False)
-    return figure
-
-
-def land_cover(titles, rows, size, names=(), captions=(), title_size=8):
-    """Draw rows of tiles and masks above a legend of the classes that the masks show.
-
-    Args:
-        titles: titles of the columns.
-        rows: lists of pictures, each (H, W, 3) colours or (H, W) classes.
-        size: figure size in inches.
-        names: labels of the rows.
-        captions: texts below the pictures, row by row.
-        title_size: font size of the titles in points.
-    """
-    figure, axes = canvas(len(rows), len(titles), size)
-    pictures = list(itertools.chain(*rows))
-    cells = itertools.zip_longest(axes, pictures, titles, captions, fillvalue="")  # titles: first row only
-    for axis, picture, title, caption in cells:
-        show(axis, landcover.encode(picture) if picture.ndim == 2 else picture, title, title_size)
-        axis.set_xlabel(caption, fontsize=7)
-    for axis, name in zip(axes[:: len(titles)], names):
-        axis.set_ylabel(name, fontsize=8)
-    class_legend(figure, np.unique(np.concatenate([p.ravel() for p in pictures if p.ndim == 2])))
-    return figure
+    return axis.barh(names, values, color=colours, **options)
 
 
 def class_legend(figure, classes):
     """Draw a legend of land-cover classes, given by number, below a figure."""
     colours = {landcover.CLASSES[number]: landcover.PALETTE[number] / 255 for number in classes}
-    handles = [Patch(facecolor=colour, edgecolor=MUTED, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8, handlelength=1.2)
+    colour_legend(figure, colours, ncols=7)
+
+
+def colour_legend(figure, colours, **options):
+    """Draw a legend below a figure, from a dict from label to colour."""
+    handles = [Patch(facecolor=colour, edgecolor=MUTED, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=8, handlelength=1.2, **options)
 
 
 def evenly(count, wanted):

@@ -5,7 +5,7 @@ import operator
 import pandas as pd
 
 from hw1lib import paths
-from hw1lib.chapters.phrases import percent
+from hw1lib.chapters.phrases import sentences
 
 
 def table(profile):
@@ -31,12 +31,5 @@ def in_words(trials, control):
     folds = trials.loc[trials["problem"] == 1, "folds"].max()
     best = trials[trials["of"] == "E"]["score"].max()
     simple = max(control["folds"].values(), default=None)
-    score = "was not measured" if simple is None else f"reaches {percent(simple)}"
-    return (
-        f"{trials['trial'].nunique()} variants of the demo's settings were compared on its training images, with whole "
-        f"blocks of the Earth held out and one seed each, in {hours:.1f} hours on one CPU thread; no validation image "
-        f"was used. Scores are from the last epoch: the mean accuracy over {folds} folds for Problem 1, and the mIoU "
-        "of LR-ASPP on one held-out part for Problem 2. Gains of this size may be chance on such folds; a setting was "
-        "changed only where that costs no time. On the same folds, the best classifier on colour and texture (control "
-        f"*simple*) {score}, and setting E reaches {percent(best)} in the best trial."
-    )
+    trials = {"trials": trials["trial"].nunique(), "hours": hours, "folds": folds, "best": best}
+    return sentences("recipe", simple=simple, **trials)

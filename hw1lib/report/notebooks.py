@@ -9,6 +9,7 @@ import re
 import textwrap
 import time
 import warnings
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -33,7 +34,6 @@ NOTEBOOKS = {  # in order, with the problem that each belongs to; 0: both
     "04_segmentation": 2,
     "05_segment_anything": 2,
 }
-STAMP = {"inputs", "steps", "outputs", "kept"}
 
 
 def run(book, parameters, run_steps=None):
@@ -53,8 +53,8 @@ def run(book, parameters, run_steps=None):
 
     for name in _notebooks(book):
         _execute(name, book, parameters | {"out": str(book.out)})
-        if NOTEBOOKS[name] == 0:
-            _print_data_warnings(book)
+        for problem in filter(book.has.get, (1, 2) if NOTEBOOKS[name] == 0 else ()):  # before anything is trained
+            _print_indented(book.steps.result(check_of(problem)).metrics["warnings"])
 
     write(book, started, ran=bool(undone))
     print(f"\nReport  {book.out / 'report.html'}\n        {book.out / 'report.pdf'}")
@@ -80,13 +80,6 @@ def _print_indented(lines):
         print(textwrap.fill(line, 80, initial_indent="  ", subsequent_indent="    "))
 
 
-def _print_data_warnings(book):
-    """Print what the data check found, before anything is trained."""
-    for problem in (1, 2):
-        if book.has[problem]:
-            _print_indented(book.steps.result(check_of(problem)).metrics["warnings"])
-
-
 def _execute(name, book, parameters):
     """Execute one notebook, unless its inputs and everything it kept are unchanged."""
     source, target = (folder / f"{name}.ipynb" for folder in (paths.NOTEBOOKS, book.out / "notebooks"))
@@ -102,32 +95,32 @@ def _execute(name, book, parameters):
     stamp = _stamp(name, book)
     stamp.unlink(missing_ok=True)  # without a stamp, a notebook counts as unfinished
     before = kept.entries(book.out, name)
-    for thing in before:
-        kept.path(book.out, thing).unlink()
+    for entry in before:
+        kept.path(book.out, entry).unlink()
     with _readable_errors(name, target, book):
-        _papermill(name, source, target, parameters)
-    if not _completed(target):
+        executed = _papermill(name, source, target, parameters)
+    if not _completed(executed):
         raise UserError(f"Notebook {name} ended before its last cell. Run the same command again.")
 
     entries = kept.entries(book.out, name)
     outputs = kept.hashes(entries)
     for file in kept.hashes(before).keys() - outputs:
         (book.out / file).unlink(missing_ok=True)
-    others = [target, *(kept.path(book.out, thing) for thing in entries)]
+    others = [target, *(kept.path(book.out, entry) for entry in entries)]
     outputs |= {str(path.relative_to(book.out)): files.digest(path) for path in others}
-    steps = {label: key for entry in entries.values() for label, key in entry["steps"].items()}
-    files.write_json(stamp, {"inputs": inputs, "steps": steps, "outputs": outputs, "kept": list(entries)})
+    files.write_json(stamp, {"inputs": inputs, "outputs": outputs})
     print(f"{name}: {time.time() - started:.0f} s")
 
 
 def _stamp(name, book):
-    """Return the path of a notebook's stamp: hashes of its inputs, step keys and outputs, and the names it kept."""
+    """Return the path of a notebook's stamp: the hashes of its inputs and outputs when it was executed."""
     return book.out / "notebooks" / f".{name}.json"
 
 
 def _inputs(source, book):
     """Return a hash of each input of a notebook, except steps: dict from its name in messages to the hash."""
-    read = [paths.STYLE, paths.ORIGINAL, paths.RECIPE, book.root / layout.SPLIT, book.root / csv_rows.GROUPS]
+    read = [paths.STYLE, paths.SENTENCES, paths.ORIGINAL, paths.RECIPE]
+    read += [book.root / layout.SPLIT, book.root / csv_rows.GROUPS]
     read += sorted(source.parent.glob("*.py"))  # modules that notebooks may import
     try:
         cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
@@ -148,7 +141,7 @@ def _inputs(source, book):
 def _stale(name, inputs, book):
     """Return why a notebook has to run, as a phrase; "" if it never finished, None if nothing changed."""
     stamp = _read(_stamp(name, book))
-    if not isinstance(stamp, dict) or set(stamp) != STAMP:
+    if not stamp:
         return ""
     for what in {**inputs, **stamp["inputs"]}:
         if inputs.get(what) != stamp["inputs"].get(what):
@@ -156,34 +149,41 @@ def _stale(name, inputs, book):
     if changed := kept.changed(book.out, stamp["outputs"]):
         return f"{changed[0]} was changed or deleted since"
     done = {label: steps.key(step) for label, steps, step in book.planned() if steps.status(step) == "done"}
-    for label, key in stamp["steps"].items():
-        if done.get(label) != key:
-            return f"it shows step {label}, which has to run"
+    for entry in kept.entries(book.out, name).values():
+        for label, key in entry["steps"].items():
+            if done.get(label) != key:
+                return f"it shows step {label}, which has to run"
     return None
 
 
-def _completed(path):
+def _completed(notebook):
     """Return whether every code cell of an executed notebook ran to its end."""
-    cells = (_read(path) or {"cells": []})["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
-    states = [cell["execution_count"] and cell["metadata"].get("papermill", {}).get("status") for cell in code]
-    return bool(states) and set(states) == {"completed"}
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    return all(cell.execution_count and cell.metadata.papermill.status == "completed" for cell in code)
 
 
-def _read(path):
-    with contextlib.suppress(OSError, ValueError):
-        return files.read_json(path)
+def _read(stamp):
+    """Return a stamp, a dict; empty if there is none, or if it is damaged or of an earlier version."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        fields = files.read_json(stamp)
+        return fields if set(fields) == {"inputs", "outputs"} else {}
+    return {}
+
+
+def _kept(name, book):
+    """Return the names that a notebook kept when it was executed."""
+    return [Path(file).stem for file in _read(_stamp(name, book))["outputs"] if file.startswith("kept/")]
 
 
 def _papermill(name, source, target, parameters):
-    """Execute a notebook; the steps' progress lines are printed, other output only goes into its copy."""
+    """Execute a notebook and return its copy, which has its output; only the steps' progress lines are printed."""
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # papermill would log the outputs of cells
     os.environ[kept.NOTEBOOK] = name  # inherited by the kernel, which then keeps for the report
     try:
         with warnings.catch_warnings(), progress.follow(_print_progress) as (environment, _):
             os.environ |= environment
             warnings.simplefilter("ignore")  # from papermill's dependencies
-            papermill.execute_notebook(
+            return papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
                 cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=50"],  # no log of interrupts
             )  # fmt: skip
@@ -262,7 +262,7 @@ def build(book):
     book.keep("steps", pd.DataFrame(keys))
     keepers = dict.fromkeys(kept.entries(book.out, book.notebook), book.notebook)
     for notebook in _notebooks(book):
-        for name in _read(_stamp(notebook, book))["kept"]:
+        for name in _kept(notebook, book):
             if name in keepers:
                 raise UserError(f"Notebooks {keepers[name]} and {notebook} both keep {name!r}. Rename one of them.")
             keepers[name] = notebook

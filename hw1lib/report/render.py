@@ -12,14 +12,12 @@ import tomllib
 from functools import partial
 from pathlib import Path
 
-import jinja2
 import pypandoc
 import typst
 from PIL import Image
 
 from hw1lib import files, kept, paths
-from hw1lib.chapters import style
-from hw1lib.chapters.phrases import escape
+from hw1lib.chapters.phrases import escape, listed, template
 from hw1lib.errors import UserError, did_you_mean
 from hw1lib.report.notes import MARKDOWN, note, read_text, unused
 
@@ -28,7 +26,7 @@ ABOUT_HINT = 'It holds three lines: title = "…", name = "…" and id = "…".'
 MANIFEST = "manifest.json"  # in a build folder: the SHA-256 of each file that belongs to its report
 NUMBERS = ("metrics.json", "run.json", "timings.csv")
 PAGE, FIGURE = "page.png", "finetune_accuracy"  # of a published report: a picture of the page with this figure
-DPI = (10, 2400)
+FORMATS, DPI = ("pdf", "svg", "png"), range(10, 2401)  # of exported figures
 
 
 class Kept:
@@ -105,16 +103,8 @@ def seal(out, names):
 
 def markdown(out, names, facts, target):
     """Return the filled template; `target` is markdown, html or pdf, which differ only in where appendices go."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(paths.TEMPLATE.parent), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    try:
-        template = environment.get_template(paths.TEMPLATE.name)
-        text = template.render(kept=Kept(out, names), target=target, **facts)
-    except jinja2.TemplateError as error:
-        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UserError(f"The template {paths.TEMPLATE}{line} cannot be filled: {error.message}.") from error
+    with template(paths.TEMPLATE) as report:
+        text = report.render(kept=Kept(out, names), target=target, **facts)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -160,7 +150,12 @@ def check():
         Two lists of sentences: problems that prevent the report, and warnings.
     """
     problems, warnings = [], []
-    parts = (paths.TEMPLATE, paths.TEMPLATE.with_name("style.css"), paths.TEMPLATE.with_name("page.typ"))
+    parts = (
+        paths.TEMPLATE,
+        paths.SENTENCES,
+        paths.TEMPLATE.with_name("style.css"),
+        paths.TEMPLATE.with_name("page.typ"),
+    )
     problems += [f"{part} is missing. Restore it: git checkout {part}." for part in parts if not part.is_file()]
     for read in (about, *(partial(read_text, path) for path in sorted(paths.NOTES.glob("[!.]*.md")))):
         try:
@@ -235,11 +230,11 @@ def export(out, names, formats, dpi, into):
     Returns:
         The written paths, and the names of figures that the report does not show in this version.
     """
-    out, (low, high) = Path(out), DPI
-    if not low <= dpi <= high:
-        raise UserError(f"--dpi {dpi}: give a whole number from {low} to {high}.")
-    if unknown := [kind for kind in formats or [""] if kind not in style.METADATA]:
-        raise UserError(f"--format {','.join(formats)}: {unknown[0]!r} is no format. Choose from pdf, svg and png.")
+    out = Path(out)
+    if dpi not in DPI:
+        raise UserError(f"--dpi {dpi}: give a whole number from {DPI[0]} to {DPI[-1]}.")
+    if unknown := [kind for kind in formats or [""] if kind not in FORMATS]:
+        raise UserError(f"--format {','.join(formats)}: {unknown[0]!r} is no format. Choose from {listed(FORMATS)}.")
     manifest = _manifest(out)
     names = names or [Path(f).stem for f in manifest if f.startswith("figures/") and f.endswith(".pdf")]
     known = [name for name, entry in kept.entries(out).items() if entry["kind"] == "figure"]

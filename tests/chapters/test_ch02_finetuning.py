@@ -1,7 +1,6 @@
-"""Chapter 2: tables of settings and controls, and figures at their extremes; the CSV files: test_published."""
+"""Chapter 2: tables of settings and controls, and images of what is confused; the CSV files: test_published."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -10,7 +9,7 @@ from hw1lib.metrics import iou
 from hw1lib.metrics.statistics import wilson
 from hw1lib.models import resnet
 from hw1lib.variants import ROWS
-from tests.chapters.made import assert_drawn, classes, pictures, split
+from tests.chapters.made import assert_drawn, pictures, split
 
 
 def metrics(correct=7, total=9, interval=wilson(1, 9)):
@@ -30,22 +29,16 @@ def test_settings_with_the_supervised_backbone_name_its_origin(source, origin):
 
 @pytest.mark.parametrize("published", [None, {"A": 0.4211}])
 def test_the_readable_table_shows_the_last_epoch_with_its_interval(published):
+    """Where all validation images show one place, the cell says so."""
     low, high = (100 * end for end in wilson(1, 9))
     text = tables.markdown(ch02_finetuning.readable(accuracies(["A", "knn"]), published))
     assert f"| 11.1 % | {low:.1f} to {high:.1f} | 1 / 9 | 77.8 % (epoch 3) |" in text and "nan" not in text
     assert ("original" in text) == ("42.1 %" in text) == bool(published)
-
-
-def test_without_an_interval_the_cell_is_empty_and_says_why():
-    """All validation images show one place."""
-    table = accuracies(interval=(None, None))
-    assert table["ci_low"].dtype == float and table["ci_low"].isna().all()
-    text = tables.markdown(ch02_finetuning.readable(table))
+    text = tables.markdown(ch02_finetuning.readable(accuracies(interval=(None, None))))
     assert "nan" not in text and text.count("no interval: one place") == len(ROWS)
-    assert_drawn(ch02_finetuning.accuracy_bars(table))
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2), (7, 8)])
+@pytest.mark.parametrize("seeds", [(0,), (7, 8, 2)])
 def test_mean_and_sample_standard_deviation_over_seeds(seeds):
     """Settings come first, in whatever order they ran; a single value has no deviation."""
     runs = {seed: {row: metrics(1 + (3 * len(row) + seed) % 8) for row in [*ROWS][::-1]} for seed in seeds}
@@ -71,7 +64,7 @@ def test_trainable_parameters_are_counted_from_the_modules():
     ]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_confused_classes_by_brute_force(seed):
     random = np.random.default_rng(seed)
     truth = random.integers(0, 3, 80)
@@ -86,30 +79,13 @@ def test_confused_classes_by_brute_force(seed):
     assert list(ch02_finetuning.confused_classes(matrix, [], names)) == list(table)
 
 
-@pytest.mark.parametrize("count", [1, 2, 65])
-def test_figures_are_drawn_with_few_and_many_classes(count):
-    matrix = np.eye(count, dtype=int)
-    matrix[0, 0] = 0  # a class without images
-    assert_drawn(ch02_finetuning.confusion(matrix, classes(count), "a title"))
-    history = pd.DataFrame({"epoch": range(1, count + 1), "loss": 1.0, "accuracy": 0.5})
-    assert_drawn(ch02_finetuning.curves({"A": history, "E": history}))
-
-
-def test_confused_images_have_a_row_per_direction(tmp_path):
+def test_confused_images_have_a_row_per_direction_and_mistakes_are_paged(tmp_path):
     val = split(tmp_path, [0, 0, 1, 1, 2, 2, 0], ("Evergreen broadleaf forests", "Fan", "Cropland and its mosaics"))
     guessed = np.array([2, 2, 1, 1, 2, 1, 2])
     figure = ch02_finetuning.confused_images(val, guessed, [(0, 2), (0, 1), (1, 2)], 8, columns=2)
     assert [picture[0, 0, 0] for picture in pictures(figure)] == [0, 1, 5]
     assert_drawn(figure)
     assert_drawn(ch02_finetuning.confused_images(val, val.labels, [], 8))
-
-
-def test_mistakes_are_paged_in_the_order_of_the_images(tmp_path):
-    val = split(tmp_path, [0, 1] * 4, ("a", "b"))
-    guessed = 1 - val.labels
-    guessed[3] = val.labels[3]
-    for page, expected in ((1, [0, 1, 2, 4]), (2, [5, 6, 7])):
-        figure = ch02_finetuning.mistakes(val, guessed, 8, page, columns=2)
+    for page, expected in ((1, [0, 1]), (2, [5, 6]), (3, [])):
+        figure = ch02_finetuning.mistakes(val, guessed, 8, page, columns=1)
         assert [picture[0, 0, 0] for picture in pictures(figure)] == expected
-    assert_drawn(figure)
-    assert pictures(ch02_finetuning.mistakes(val, val.labels, 8)) == []

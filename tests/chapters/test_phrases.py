@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hw1lib import paths
 from hw1lib.chapters import phrases
+from hw1lib.errors import UserError
 
 
 def test_no_p_value_is_printed_on_the_wrong_side_of_the_level():
@@ -18,8 +20,7 @@ def test_no_p_value_is_printed_on_the_wrong_side_of_the_level():
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(1e-300, "< 0.001"), (9.99e-4, "< 0.001"), (1e-3, "= 0.001"), (0.0123, "= 0.012"), (0.04996, "= 0.04996"),
-     (0.05, "= 0.050"), (0.0501, "= 0.0501"), (1.0, "= 1.000")],
+    [(9.99e-4, "< 0.001"), (0.0123, "= 0.012"), (0.04996, "= 0.04996"), (0.05, "= 0.050"), (1.0, "= 1.000")],
 )  # fmt: skip
 def test_p_values(p, text):
     assert phrases.p_number(p) == text.removeprefix("= ") and phrases.p_value(p) == f"p {text}"
@@ -29,10 +30,8 @@ def test_p_values(p, text):
     ("difference", "low", "high", "text"),
     [
         (1.2, -4.9, 7.2, "is 1.2 points above B (95 % interval −4.9 to 7.2), which is not significant"),
-        (-1.2, -7.2, 4.9, "is 1.2 points below B (95 % interval −4.9 to 7.2), which is not significant"),
         (-2.0, -3.0, -1.0, "is 2.0 points below B (95 % interval 1.0 to 3.0)"),
         (2.0, 0.0, 3.0, "is 2.0 points above B (95 % interval 0.0 to 3.0), which is not significant"),
-        (0.0, -1.0, 1.0, "is level with B (95 % interval −1.0 to 1.0), which is not significant"),
         (2.0, np.nan, np.nan, "is 2.0 points above B (no interval)"),
     ],
 )
@@ -47,6 +46,15 @@ def test_changes_are_signed():
 
 
 def test_lists_and_capitals():
-    for items, text in (("A", "A"), ("AB", "A and B"), ("ABC", "A, B and C"), (("x",), "x")):
-        assert phrases.listed(items) == phrases.listed(iter(items)) == text
+    assert [phrases.listed(items) for items in ("A", "AB", (1, 2, 3))] == ["A", "A and B", "1, 2 and 3"]
     assert phrases.capital("the head") == "The head" and phrases.capital("k-NN on") == "k-NN on"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{% macro one() %}", "line 1 cannot"), ("{% macro one() %}{{ x }}{% endmacro %}", "'x' is")]
+)
+def test_sentences_that_cannot_be_filled_are_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr(paths, "SENTENCES", tmp_path / "sentences.j2")
+    paths.SENTENCES.write_text(text)
+    with pytest.raises(UserError, match=f"sentences.j2.*{message}"):
+        phrases.sentences("one")

@@ -24,22 +24,19 @@ def test_cells_have_the_format_of_their_column():
         "| – | – | – | 0.250 | 3 |",
     ]
     table = {"accuracy_last": [0.5, "none"], "ci_low": [0.25, np.nan], "ci_high": [0.75, np.nan], "my_own": "x"}
-    assert tables.markdown(pd.DataFrame(table)).splitlines() == [
-        "| last epoch | 95 % interval | my own |",
-        "| :--- | :--- | :--- |",
-        "| 50.0 % | 25.0 to 75.0 | x |",
-        "| none | no interval: one place | x |",
-    ]
+    assert tables.markdown(pd.DataFrame(table)).splitlines()[2:] == [
+        "| 50.0 % | 25.0 to 75.0 | x |", "| none | no interval: one place | x |",
+    ]  # fmt: skip
     empty = pd.DataFrame({"a": [], "b": []}, dtype=object)
     assert tables.markdown(empty).splitlines() == ["| a | b |", "| :--- | :--- |"]
 
 
-@pytest.mark.parametrize("path", sorted((paths.REPORT / "demo" / "tables").glob("*.csv")), ids=lambda path: path.stem)
-def test_published_tables_are_readable(path):
+def test_published_tables_are_readable():
     """A row per row, and missing cells are dashes."""
-    table = pd.read_csv(path)
-    text = tables.markdown(table)
-    assert len(text.splitlines()) == len(table) + 2 and "nan" not in text and "NaN" not in text
+    for path in (paths.REPORT / "demo" / "tables").glob("*.csv"):
+        table = pd.read_csv(path)
+        text = tables.markdown(table)
+        assert len(text.splitlines()) == len(table) + 2 and "nan" not in text and "NaN" not in text, path
 
 
 def rendered(table, kind=MARKDOWN):

@@ -33,9 +33,7 @@ def test_numbers_become_text_lines_are_joined_and_the_file_is_optional(about):
 
 WRONG = {
     "latin-1": (WHOLE.replace("Ω", "").encode("latin-1"), "not UTF-8 text in line 2"),
-    "cp1252": (WHOLE.replace("Ω", "–").encode("cp1252"), "not UTF-8 text in line 2"),
     "syntax": ("title = HW1\n", "not valid TOML"),
-    "zeros": ('title = "t"\nname = "n"\nid = 0123\n', "not valid TOML"),
     "empty": ("", "title is missing or not text"),
     "truth": (WHOLE.replace('"R1"', "true"), "id is missing or not text"),
 }
@@ -57,4 +55,6 @@ def test_an_error_is_named_before_anything_is_trained(about, course_data, tmp_pa
 def test_a_missing_template_is_named(about, monkeypatch, tmp_path):
     about(WHOLE)
     monkeypatch.setattr(paths, "TEMPLATE", tmp_path / "report.md.j2")
-    assert [part for part in ("report.md.j2", "style.css", "page.typ") if part not in " ".join(render.check()[0])] == []
+    assert [problem.split()[0] for problem in render.check()[0]] == [
+        str(tmp_path / name) for name in ("report.md.j2", "style.css", "page.typ")
+    ]

@@ -12,26 +12,19 @@ from tests.chapters.made import NASTY, Page
 
 NOTES = {
     "html": "<script>alert(1)</script>\n\n<div onclick=alert(1)>d</div>",
-    "inline html": "a <b onclick=alert(1)>b</b> <img src=x onerror=alert(1)>",
-    "raw html": "```{=html}\n<script>alert(1)</script>\n```",
     "inline raw html": "`<script>alert(1)</script>`{=html}",
     "raw html in odd fences": "```=html\n<script>alert(1)</script>\n```\n\n"
                               "~~~ {=html}\n<script>alert(1)</script>\n~~~\n\n"
                               "```html {onclick=alert(1)} {=html}\n<script>alert(1)</script>\n```",
     "link title": '[x](https://example.com "onclick=alert(1) <b onclick=alert(1)> {onclick=alert(1)}")',
-    "raw typst": '```{=typst}\n#panic("ran")\n```',
     "inline raw typst": '`#panic("ran")`{=typst}',
     "script link": "[x](javascript:alert(1)) [y](JaVaScRiPt:alert(1)) <javascript:alert(1)>",
-    "script reference": "[x][y]\n\n[y]: javascript:alert(1)",
     "data link": "[x](data:text/html,<script>alert(1)</script>)",
     "pictures": "![x](https://example.invalid/x.png) ![x](/etc/x.png) ![y](../secret.png) ![x](no-such-file.png)",
     "attributes": "[x]{onclick=alert(1)} ![x](figures/one.png){onerror=alert(1)}\n\n"
                   "# h {onclick=alert(1)}\n\n``` {onclick=alert(1)}\nc\n```",
-    "style": '[x]{style="background:url(https://example.invalid/x)"}',
     "template": "{{ 1 / 0 }} {% raw %}",
     "fence": "```\nnever closed",
-    "quote": "> > > deep\n\n- list\n    - list",
-    "include": "\n.. include:: /etc/passwd\n\\input{/etc/passwd}",
     "comment": "<!-- never closed",
     "footnote": "a[^1]\n\n[^1]: javascript:alert(1)",
     "names": "\n\n".join(NASTY),
@@ -75,7 +68,7 @@ def test_a_note_keeps_its_markdown(written):
     assert text.startswith("> **The author's note.**") and notes.note("problem1-2") == ""
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\ncaf\xe9", "Müller".encode("cp1250"), b"\x80"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\ncaf\xe9"])
 def test_a_note_that_is_not_utf8_is_named(written, content):
     with pytest.raises(UserError, match=f"problem1-1.md is not UTF-8 text in line {content.count(10) + 1}"):
         written(content)
@@ -85,13 +78,9 @@ def test_a_note_that_is_not_utf8_is_named(written, content):
     ("name", "content", "message"),
     [
         ("problem1_2.md", "words", "Rename it to one of problem1-1.md, problem2-1.md"),
-        ("problem1-1.MD", "words", "Rename it to one of"),
-        ("problem1-1", "words", "Rename it to one of"),
-        ("problem2-1.md", "", "is empty"),
         ("problem2-1.md", "\ufeff", "is empty"),
         ("problem2-1.md", "\ufeffwords", None),
         ("README.md", "words", None),
-        (".DS_Store", "words", None),
     ],
 )
 def test_a_file_that_is_not_shown_is_named(written, tmp_path, name, content, message):

@@ -74,8 +74,7 @@ def test_what_was_kept_is_included_by_its_kind_and_figures_are_numbered(tmp_path
     names = "\n\n\n\n".join(f'{{{{ kept("{name}") }}}}' for name in ("two", "counts", "said", "one"))
     page, text, paper = report(f"{names}\n\n{appendix}")
     assert "for screens" in text and "for screens" in page.words and "for paper" in paper and "\n\n\n" not in text
-    assert "f(<b>) *x*\n  $y$ #z" in page.text and "```\nf(<b>)" in text
-    assert text.index("![Figure 1. Odd: ") < text.index("| a | 0.500 |") < text.index("Some **words**.")
+    assert "f(<b>) *x*\n  $y$ #z" in page.text and "| a | 0.500 |" in text
     assert "![Figure 2. A caption of two lines.](figures/one.png)" in text
     assert "Figure 1. Odd: “q” – 5 % of it, " in page.words and "{{ x }}, #let x, $y$ and [here]." in page.words
     assert page.tags().count("img") == 2 and {"table", "strong", "em", "code"} <= set(page.tags())
@@ -84,8 +83,8 @@ def test_what_was_kept_is_included_by_its_kind_and_figures_are_numbered(tmp_path
 
 @pytest.mark.parametrize(
     ("lost", "text"),
-    [("kept/one.json", None), ("figures/one.png", None), ("figures/one.pdf", "%PDF"), ("text/said.md", None),
-     ("text/said.md", "Other"), ("kept/said.json", '{"kind": '), ("kept/said.json", "{}"), ("kept/said.json", "[]")],
+    [("kept/one.json", None), ("figures/one.pdf", "%PDF"), ("text/said.md", None), ("kept/said.json", '{"kind": '),
+     ("kept/said.json", "{}")],
 )  # fmt: skip
 def test_what_was_changed_since_it_was_kept_is_named_with_a_remedy(tmp_path, lost, text):
     keep(tmp_path, "said", "Words.")
@@ -100,9 +99,8 @@ def test_what_was_changed_since_it_was_kept_is_named_with_a_remedy(tmp_path, los
 
 
 @pytest.mark.parametrize(
-    ("template", "message"), [("{{ kept(", "line 7 cannot be filled"), ("{{ typo }}", "'typo' is undefined"),
-                           ("{% if %}", "line 5 cannot be filled")]
-)  # fmt: skip
+    ("template", "message"), [("{{ kept(", "line 7 cannot be filled"), ("{{ typo }}", "'typo' is undefined")]
+)
 def test_a_template_that_cannot_be_filled_is_named(report, template, message):
     with pytest.raises(UserError, match=f"template .*{message}"):
         report(template)
@@ -169,13 +167,11 @@ def test_a_report_is_published_completely_or_not_at_all(built):
 
 def test_the_picture_shows_the_page_with_the_figure_or_the_first_page(built):
     target = render.publish(built, "mine")
-    with Image.open(target / render.PAGE) as image:
-        assert image.height == 982
-        second = np.asarray(image.convert("L"))
+    second = (target / render.PAGE).read_bytes()
     text = (target / "README.md").read_text()
     (target / "README.md").write_text(text.replace(render.FIGURE, "one"))
-    with Image.open(io.BytesIO(render.page(target))) as image:
-        assert (np.asarray(image.convert("L")) != second).mean() > 0.02
+    first, second = (np.asarray(Image.open(io.BytesIO(png)).convert("L")) for png in (render.page(target), second))
+    assert len(second) == 982 and (first != second).mean() > 0.02
 
 
 def test_figures_are_exported_in_each_format(built, tmp_path):
@@ -184,12 +180,8 @@ def test_figures_are_exported_in_each_format(built, tmp_path):
     assert others == ["two"]  # which the report does not show
     assert {path.name for path in into.iterdir()} == {"two.pdf", "two.svg", "two.png"} == {pdf.name, svg.name, png.name}
     assert pdf.read_bytes() == (built / "figures" / "two.pdf").read_bytes() and svg.read_text().startswith("<svg")
-    first = png.read_bytes()
-    for dpi in (200, 100):
-        ((path,), _) = render.export(built, ["two"], ["png"], dpi, into)
-        with Image.open(path) as image:
-            assert image.size == (2 * dpi, dpi)
-    assert path.read_bytes() == first
+    with Image.open(png) as image:
+        assert image.size == (200, 100)
     written, others = render.export(built, [], ["pdf", "pdf"], 100, into)
     assert [path.name for path in written] == [f"{render.FIGURE}.pdf", "one.pdf"] and others == []
 
@@ -197,11 +189,8 @@ def test_figures_are_exported_in_each_format(built, tmp_path):
 @pytest.mark.parametrize(
     ("names", "formats", "dpi", "message"),
     [(["one", "three"], ["pdf"], 100, "no figure 'three'.*It has finetune_accuracy, one, two"),
-     (["../one"], ["pdf"], 100, "no figure '../one'"), (["counts"], ["pdf"], 100, "no figure 'counts'"),
-     (["one"], ["pdf", "", "png"], 100, "'' is no format"), (["one"], [], 100, "no format"),
-     (["one"], ["jpg"], 100, "--format jpg: 'jpg'"), (["one"], ["png"], 0, "--dpi 0: give .* from 10 to 2400"),
-     (["one"], ["png"], -300, "--dpi -300"), (["one"], ["png"], 10**6, "--dpi 1000000"),
-     (["one"], ["pdf"], 9, "--dpi 9")],
+     (["counts"], ["pdf"], 100, "no figure 'counts'"), (["one"], [], 100, "no format"),
+     (["one"], ["pdf", "jpg"], 100, "--format pdf,jpg: 'jpg'"), (["one"], ["png"], 9, "--dpi 9: give .* from 10 to")],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, dpi, message):
     with pytest.raises(UserError, match=message):
