@@ -28,11 +28,15 @@ def compare(names):
         raise UserError(f"compare {' '.join(map(str, names))}: give two or more different reports.")
     reports = {name: _metrics(folder) for name, folder in folders.items()}
     machines = {name: _read(folder / "run.json") for name, folder in folders.items()}
-    tables = {title: pd.DataFrame(_scores(reports, score)) for title, score in SCORES.items()}
+    tables = {}
+    for title, score in SCORES.items():
+        steps = {name: report["steps"].items() for name, report in reports.items()}
+        columns = {name: {step: metrics.get(score) for step, metrics in of} for name, of in steps.items()}
+        tables[title] = pd.DataFrame(columns, dtype=float).dropna(how="all")
     parts = {
         "settings": {n: {k: v for k, v in r["settings"].items() if k != "about"} for n, r in reports.items()},
-        "data": _data(reports),
-        "versions of steps": {name: report.get("versions", {}) for name, report in reports.items()},
+        "data": {name: report.get("data") for name, report in reports.items()},
+        "versions of steps": {name: report.get("versions") for name, report in reports.items()},
         "packages and machine": {n: {key: run[key] for key in MACHINE if key in run} for n, run in machines.items()},
     }
     same, unknown = [], []
@@ -52,29 +56,10 @@ def compare(names):
     return {title: table for title, table in tables.items() if len(table)}, sentences
 
 
-def _scores(reports, score):
-    """Return {report: {step: score}} of the reports that have this score."""
-    columns = {
-        name: {step: metrics[score] for step, metrics in report["steps"].items() if score in metrics}
-        for name, report in reports.items()
-    }
-    return {name: column for name, column in columns.items() if column}
-
-
-def _data(reports):
-    """Return the hashes of each report's data by split; older reports have only the key of each data check."""
-    hashes = {name: report.get("data") for name, report in reports.items()}
-    if all(hashes.values()):
-        return hashes
-    checks = ("check-problem1", "check-problem2")
-    return {n: {c: r["steps"][c].get("key") for c in checks if c in r["steps"]} for n, r in reports.items()}
-
-
 def _metrics(folder):
     """Read a report's metrics.json."""
     metrics = _read(folder / "metrics.json")
-    groups = [metrics.get("settings"), metrics.get("steps")]
-    if not all(isinstance(group, dict) for group in (*groups, *(groups[1] or {}).values())):
+    if not all(isinstance(metrics.get(group), dict) for group in ("settings", "steps")):
         raise UserError(f"{folder} holds no metrics.json with settings and steps. Run the report there first.")
     return metrics
 

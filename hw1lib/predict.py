@@ -5,7 +5,6 @@ Images that cannot be used are skipped; each function returns them with the reas
 
 import errno
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from hw1lib import cpus, files, variants
+from hw1lib import cpus, files, progress, variants
 from hw1lib.data import csv_rows, landcover, listing
 from hw1lib.data import images as image_files
 from hw1lib.errors import UserError, out_of_memory
@@ -24,7 +22,7 @@ from hw1lib.loops.device import autocast
 from hw1lib.loops.normalisation import normalise
 from hw1lib.models import resnet, segmenters
 
-WHOLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # errors that all files would meet
+OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EISDIR)  # errors that other files need not meet
 AHEAD = 16  # images that are decoded before they are needed
 
 
@@ -49,16 +47,10 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
     if out_dir.resolve() == image_dir.resolve():
         message = f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks there could be overwritten."
         raise UserError(f"{message} Name another folder for the predictions.")
-    if name not in segmenters.SEGMENTERS:
-        raise UserError(f"--model {name}: choose one of {', '.join(segmenters.SEGMENTERS)}.")
-    settings, step = getattr(book.profile, name), f"segment-{name}"
-    network = _trained(book, step, lambda: segmenters.build(name, book.profile.model_scale))
-    seen = book.steps.result(step).metrics["seen"]
+    step = f"segment-{name}"
+    network = _trained(book, step, segmenters.SEGMENTERS, lambda: segmenters.build(name, book.profile.model_scale))
+    settings, seen = getattr(book.profile, name), book.steps.result(step).metrics["seen"]
     targets, problems = _masks_to_write(image_dir)
-    with files.write_errors(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(out_dir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     written = 0
     for paths, images in _batches(list(targets), settings.batch_size, problems):
         try:
@@ -77,10 +69,9 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
                     Image.fromarray(landcover.encode(mask)).save(temporary, format="PNG")
                 written += 1
             except UserError as error:
-                cause = error.__cause__
-                if not isinstance(cause, OSError) or cause.errno in WHOLE_DISK:
+                if error.__cause__.errno not in OF_ONE_FILE:
                     raise
-                problems.append((path, f"{target} cannot be written: {cause.strerror}"))
+                problems.append((path, str(error)))
     return written, problems
 
 
@@ -100,31 +91,27 @@ def classification(book, table, image_dir, out, setting="C"):
     Raises:
         UserError: the setting is not trained, or the CSV cannot be read.
     """
-    if setting not in variants.SETTINGS:
-        raise UserError(f"--model {setting}: choose one of {', '.join(variants.SETTINGS)}.")
     rows, folder = csv_rows.read_rows(table, "id", "filename"), Path(image_dir)
-    settings, is_frozen = book.profile.finetune, variants.ROWS[setting].frozen
+    settings = book.profile.finetune
 
     def build():
         split = book.data.problem1.train
         head = resnet.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
         return resnet.Classifier(resnet.backbone(book.profile.model_scale), head)
 
-    model = _trained(book, f"finetune-{setting}", build)
-    names, problems, paths, labels = listing.match(folder, rows["filename"]), [], [], {}
-    for name, file in names.items():
-        if listing.escapes(folder, file or name):
+    model = _trained(book, f"finetune-{setting}", variants.SETTINGS, build)
+    names, problems, labels = listing.match(folder, rows["filename"]), [], {}
+    for row, name in rows["filename"].drop_duplicates().items():
+        if listing.escapes(folder, names[name] or name):
             problems.append((name, f"it leads out of {folder}"))
-        elif file is None:
-            row = rows.index[rows["filename"] == name][0]
+            names[name] = None
+        elif names[name] is None:
             problems.append((name, f"missing: {folder} has no such file (row {row})"))
-        else:
-            paths.append(folder / file)
-    paths = list(dict.fromkeys(paths))  # two names may mean one file
+    paths = [folder / file for file in dict.fromkeys(names.values()) if file]  # two names may mean one file
     for batch, images in _batches(paths, settings.batch_size, problems, book.profile.data.image_size):
         images = torch.from_numpy(images)
         with torch.no_grad(), autocast(settings.precision, book.device):  # as in validation; `extract` uses float32
-            if is_frozen:
+            if variants.ROWS[setting].frozen:
                 scores = model.head(features.extract(model.backbone, images, book.device).to(book.device))
             else:
                 scores = model(normalise(images.to(book.device)))
@@ -136,12 +123,12 @@ def classification(book, table, image_dir, out, setting="C"):
     return int(table["label"].notna().sum()), problems
 
 
-def _trained(book, step, build):
+def _trained(book, step, models, build):
     """Build a network, load the weights of a finished step, and move it to the device in eval mode."""
     if step not in book.steps.all or book.steps.status(step) != "done":
         raise UserError(
-            f"The model of step {step} is not trained in {book.out}. Run make report PROFILE={book.profile.name} "
-            "first, and give predict the same --data-root, --out and --set."
+            f"The model of step {step} is not trained in {book.out}. --model is one of {', '.join(models)}. Run make "
+            f"report PROFILE={book.profile.name} first, and give predict the same --data-root, --out and --set."
         )
     network = build()
     network.load_state_dict(book.steps.result(step).weights())
@@ -165,14 +152,14 @@ def _batches(paths, size, problems, side=None):
         try:
             image = image_files.open_rgb(path)
         except image_files.Unreadable as error:
-            return path, error.reason if error.reason == "missing" else f"it cannot be decoded: {error.reason}"
-        return path, image_files.square(image, side) if side else np.asarray(image).transpose(2, 0, 1)
+            return f"it cannot be decoded: {error.reason}"
+        return image_files.square(image, side) if side else np.asarray(image).transpose(2, 0, 1)
 
     def decodable():
         with ThreadPoolExecutor(cpus.available()) as pool:
             parts = (pool.map(decode, paths[start : start + AHEAD]) for start in range(0, len(paths), AHEAD))
-            images = itertools.chain.from_iterable(parts)
-            for path, image in tqdm(images, "predict", len(paths), unit="image", disable=None, ncols=80):
+            pairs = zip(paths, itertools.chain.from_iterable(parts))
+            for path, image in progress.bar(pairs, "predict", len(paths), unit="image"):
                 if isinstance(image, str):
                     problems.append((path, image))
                 else:
@@ -185,21 +172,17 @@ def _batches(paths, size, problems, side=None):
 
 def _masks_to_write(folder):
     """Return the file name of each image's mask, {path: NNNN_mask.png}, and (path, reason) of images without one."""
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}.")
-    names = listing.images(listing.visible(folder))
-    masks, _ = listing.numbered(names, listing.MASK)
+    names = listing.images_in(folder)
     images = {name: Path(name).stem for name in names if not name.lower().endswith(listing.MASK)}
-    tiles = {name for name, stem in images.items() if stem.lower().endswith("_sat")}
-    first, problems = {}, []
-    for name, stem in images.items():
-        target = (stem[: -len("_sat")] if name in tiles else stem) + listing.MASK
-        if tiles and name not in tiles:
-            problems.append((folder / name, "not used, as other images here are called NNNN_sat"))
-        elif first.setdefault(target, name) != name:
+    tiles = {name: stem[: -len("_sat")] for name, stem in images.items() if stem.lower().endswith("_sat")}
+    reason = "not used, as other images here are called NNNN_sat"
+    first, problems = {}, [(folder / name, reason) for name in images if tiles and name not in tiles]
+    for name, number in (tiles or images).items():
+        target = number + listing.MASK
+        if first.setdefault(target, name) != name:
             problems.append((folder / name, f"{first[target]} is already written to {target}"))
     if not first:
         raise UserError(f"{folder} holds no images ({', '.join(listing.IMAGES)}).")
-    lone = [mask for number, mask in masks.items() if number + listing.MASK not in first]
-    problems += [(folder / mask, "a mask without its image") for mask in lone]
+    masks = {name: name[: -len(listing.MASK)] + listing.MASK for name in listing.ending(names, listing.MASK)}
+    problems += [(folder / name, "a mask without its image") for name in masks if masks[name] not in first]
     return {folder / name: target for target, name in first.items()}, problems

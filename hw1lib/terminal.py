@@ -1,26 +1,27 @@
-"""Behaviour in a terminal that all commands share: streams, `--set`, suggestions, error messages and exit codes."""
+"""Behaviour in a terminal that all commands share: streams, `--set`, examples, error messages and exit codes."""
 
-import argparse
 import os
 import re
 import sys
 import textwrap
 import time
 import warnings
-from typing import ClassVar
+from pathlib import Path
+
+import click
 
 from hw1lib import processes, progress
 from hw1lib.errors import STOPPED, UserError, did_you_mean, remedy
 
 VARIABLES = ("HW1_BUILD", "HW1_WEIGHTS_MIRROR", "HW1_KILLS", "HW1_TEST_THREADS", "HW1_EVENTS")  # of the environment
+PATH = click.Path(path_type=Path)
 
 
-def run(build_parser, argv=None):
+def run(commands, argv=None):
     """Parse a command line and run its command.
 
     Args:
-        build_parser: function that returns a Parser whose commands set `command` (the name) and `run` (a function of
-            the parsed arguments).
+        commands: click.Group, whose commands may return an exit code.
         argv: the words after the program's name; None: those of this process.
 
     Returns:
@@ -31,21 +32,28 @@ def run(build_parser, argv=None):
     warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged images are reported by name instead
     code, text = 0, ""
     try:
-        arguments = build_parser().parse_args(split_settings(sys.argv[1:] if argv is None else argv))
+        words = split_settings(sys.argv[1:] if argv is None else argv)
         _warn_of_unknown_variables()
-        if arguments.command != "run" and processes.under_torchrun():
+        if words[:1] != ["run"] and processes.under_torchrun():
             if os.environ["RANK"] != "0":
                 time.sleep(10)  # rank 0 prints the error, and torchrun then ends this process
                 return 1
             raise UserError(
-                "torchrun starts processes that share one step, so it can only start `hw1lib run STEP`. Start `hw1lib "
-                f"{arguments.command}` without it; --set pretrain.processes=2 puts pre-training on two processes."
+                "torchrun starts processes that share one step, so it can only start `hw1lib run STEP`. Start "
+                f"`hw1lib {' '.join(words[:1])}` without it; --set pretrain.processes=2 puts pre-training on two."
             )
-        code = arguments.run(arguments) or 0
-    except SystemExit as stop:  # argparse has printed its help or an error
-        code = stop.code
+        with commands.make_context("hw1lib", words) as context:
+            code = commands.invoke(context) or 0
+    except click.exceptions.Exit as stop:  # after --help
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
     except UserError as error:
         code, text = 1, str(error)
+    except ModuleNotFoundError as error:  # such as Dask, which only --cluster needs
+        install = ".venv/bin/python -m pip install -r requirements.txt -r requirements-cluster.txt"
+        code, text = 1, f"The package {error.name} is missing. Run {install}, then the same command again."
     except BrokenPipeError:  # as with `| head`: nothing more can be printed
         pass
     except OSError as error:  # such as a full disk, where no caller knew a better message
@@ -63,60 +71,43 @@ def run(build_parser, argv=None):
 
 def split_settings(argv):
     """Rewrite `--set a=1 b=2 STEP` as `--set=a=1 --set=b=2 STEP`, so that a positional argument may follow."""
-    words, in_settings = [], False
-    for position, word in enumerate(map(str, argv)):
-        if word == "--":
-            return words + [str(rest) for rest in argv[position:]]
-        is_pair = in_settings and re.match(r"[\w.]*=", word)
-        if is_pair and words[-1] == "--set":
-            words.pop()
-        words.append(f"--set={word}" if is_pair else word)
-        in_settings = is_pair or word == "--set" or word.startswith("--set=")
+    words = []
+    for word in map(str, argv):
+        if words and words[-1] == "--set":
+            words[-1] = f"--set={word}"
+        elif words and words[-1].startswith("--set=") and re.match(r"[\w.]*=", word):
+            words.append(f"--set={word}")
+        else:
+            words.append(word)
     return words
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that suggests the most similar command or option, and ends its help with an example.
+def example(words):
+    """Return the end of a command's help: an example that works in the project's folder."""
+    command = f".venv/bin/python -m hw1lib {words}"
+    lines = textwrap.wrap(command, 74, break_long_words=False, break_on_hyphens=False)
+    return "\b\nExample:\n  " + " \\\n    ".join(lines)  # \b keeps these lines as they are
+
+
+def group(name, text, words, commands=()):
+    """Return a click.Group with a help text, and the words of an example that ends it."""
+    return click.Group(name, commands, help=text, epilog=example(words))
+
+
+def command(group, words, options=()):
+    """Return a decorator that adds a function to a click.Group: its command is the last part of the function's name.
 
     Args:
-        example: words after `hw1lib` of a command that works in the project's folder.
+        group: click.Group.
+        words: the example in the command's help.
+        options: list of click.Option that come before those of the function.
     """
 
-    options: ClassVar[set] = set()  # of all commands
+    def add(function):
+        name, text = function.__name__.rpartition("_")[2], function.__doc__
+        return group.command(name, help=text, short_help=text, epilog=example(words), params=[*options])(function)
 
-    def __init__(self, example="", **settings):
-        words = f".venv/bin/python -m hw1lib {example}"
-        lines = textwrap.wrap(words, 74, break_long_words=False, break_on_hyphens=False)
-        epilog = "example:\n  " + " \\\n    ".join(lines) if example else None
-        super().__init__(epilog=epilog, formatter_class=_Formatter, **settings)
-
-    def add_argument(self, *names, **settings):
-        self.options.update(names)
-        return super().add_argument(*names, **settings)
-
-    def error(self, message):
-        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2])).replace(" Did", ". Did")
-        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            message += did_you_mean(unknown[1], self.options).replace(" Did", ". Did")
-        super().error(message)
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    def _split_lines(self, text, width):
-        """Keep the line breaks of an option's help."""
-        return [line for part in text.splitlines() for line in textwrap.wrap(part, width, break_on_hyphens=False)]
-
-
-def whole_number(low, high):
-    """Return an argparse type: a whole number from `low` to `high`."""
-
-    def parse(text):
-        if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
+    return add
 
 
 def print_paragraphs(texts):

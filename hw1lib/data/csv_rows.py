@@ -41,37 +41,34 @@ def read_text(path):
 def read_rows(table, *columns):
     """Read a CSV as text, each cell as it is written.
 
-    Cells are separated by commas, semicolons, tabs or |. Column names may have other letter case and spaces around
-    them. Empty rows, and empty cells at the end of a row, are dropped.
+    Cells are separated by commas, semicolons, tabs or |, whichever the first row has most of. Column names may have
+    other letter case and spaces around them. Empty rows, and empty cells at the end of a row, are dropped.
 
     Args:
         table: path.
         columns: lower-case names of required columns.
 
     Returns:
-        DataFrame with lower-case column names; its index is the number of each row's first line in an editor.
+        DataFrame with lower-case column names; its index is the number of each row's last line in an editor.
 
     Raises:
         UserError: the file cannot be read, lacks a column or has it twice, or a row has more cells than the first.
     """
     text = re.sub(r"^sep=.(?=\s)", "", read_text(table))  # Excel's first line; rows keep their numbers
-    first_line = next((line for line in text.splitlines() if line.strip()), "")[: csv.field_size_limit()]
-    names = {separator: _names(next(csv.reader([first_line], delimiter=separator), [])) for separator in SEPARATORS}
-    separator = max(names, key=lambda key: (set(columns) <= set(names[key]), len(names[key])))
+    first_line = next(iter(text.strip("\r\n").splitlines()), "")
+    separator = max(SEPARATORS, key=first_line.count)
     spaces = re.search(rf'{re.escape(separator)} +"', text) is not None  # before a quoted cell
     reader = csv.reader(io.StringIO(text, ""), delimiter=separator, skipinitialspace=spaces, strict=True)
-    rows, number = {}, 1
+    rows = {}
     try:
         for cells in reader:
             if any(map(str.strip, cells)):
-                rows[number] = cells
-            number = reader.line_num + 1
+                rows[reader.line_num] = cells
     except csv.Error as error:
-        limit = f"a cell has more than {csv.field_size_limit():,} characters"
-        reason = f"cannot be read as CSV: a quotation mark is out of place, or {limit}"
-        raise UserError(f"{table}, row {number}, {reason}. {HINT}") from error
+        reason = f"a quotation mark is out of place, or a cell has more than {csv.field_size_limit():,} characters"
+        raise UserError(f"{table}, row {reader.line_num}, cannot be read as CSV: {reason}. {HINT}") from error
 
-    header = _names(rows.pop(next(iter(rows), None), []))
+    header = [name.strip().casefold() for name in rows.pop(min(rows, default=0), [])]
     present = f"its columns are {shortened(list(map(quoted, header)), 12)}" if header else "it is empty"
     if missing := [name for name in columns if name not in header]:
         raise UserError(f"The CSV file {table} lacks the column {' and '.join(missing)}; {present}. {HINT}")
@@ -85,10 +82,6 @@ def read_rows(table, *columns):
     cells = [(cells + [""] * width)[:width] for cells in rows.values()]
     frame = pd.DataFrame(cells, index=list(rows), columns=header, dtype=object)
     return frame.loc[:, ~frame.columns.duplicated()]
-
-
-def _names(header):
-    return [name.strip().casefold() for name in header]
 
 
 def quoted(text):
@@ -148,10 +141,10 @@ def read_labelled(table):
     """
     rows = read_rows(table, "filename", "label")
     labels, rule = parse_labels(table, rows), f"every row must have a filename and a label. {HINT}"
-    for number, name, label, text in zip(rows.index, rows["filename"], labels, rows["label"]):
+    for row, name, label, text in zip(rows.index, rows["filename"], labels, rows["label"]):
         if not name.strip() or label is None:
             fault = f"the label is {quoted(text)}" if name.strip() else "the filename is empty"
-            raise UserError(f"{table}, row {number}: {fault}; {rule}")
+            raise UserError(f"{table}, row {row}: {fault}; {rule}")
     if rows.empty:
         raise UserError(f"{table} has no rows; {rule}")
     return rows.assign(label=pd.Series(labels, rows.index, dtype=object))
@@ -171,14 +164,13 @@ def read_pool(table):
     if "label" not in rows:
         return rows.assign(label=None), f"{table} has no column label, so the images count as unlabelled."
     labels = [None if isinstance(label, float) else label for label in map(parse_label, rows["label"])]
-    notes, unusable = [], [number for number, label in zip(rows.index, labels) if label is None]
+    notes = []
     if any(isinstance(label, str) for label in labels):
         labels = [None if label is None else str(label) for label in labels]
         names = sorted(set(labels) - {None})
         notes.append(f"labels are names, such as {quoted(names[0])}, numbered 0 to {len(names) - 1} in sorted order")
-    if unusable:
-        example = f"{quoted(rows['label'][unusable[0]])} in row {unusable[0]}"
-        count = f"{len(unusable):,} of {len(rows):,} labels cannot be used ({example})"
+    if unusable := _cells(rows["label"][[label is None for label in labels]]):
+        count = f"{len(unusable):,} of {len(rows):,} labels cannot be used ({unusable[0]})"
         notes.append(f"{count}, so these images count as unlabelled")
     rows = rows.assign(label=pd.Series(labels, rows.index, dtype=object))
     return rows, f"{table}: {'; '.join(notes)}." if notes else ""
@@ -195,6 +187,9 @@ class Groups:
     Args:
         root: the data root.
 
+    Attributes:
+        unknown: a sentence about splits that do not exist, or "".
+
     Raises:
         UserError: groups.csv cannot be read, or lacks a column.
     """
@@ -204,10 +199,9 @@ class Groups:
         if not (table := self.root / GROUPS).is_file():
             return
         rows = read_rows(table, "split", "filename", "group")
-        number = np.unique([text.strip() for text in rows["group"]], return_inverse=True)[1]
-        self.rows = rows.assign(number=number, place=rows["split"].map(_split))
-        unknown = self.rows["split"][self.rows["place"] == ""].drop_duplicates()
-        if names := [f"{quoted(text)} in row {row}" for row, text in unknown.items()]:
+        numbers = np.unique([text.strip() for text in rows["group"]], return_inverse=True)[1]
+        self.rows = rows.assign(number=numbers, place=rows["split"].map(_split))
+        if names := _cells(self.rows["split"][self.rows["place"] == ""].drop_duplicates()):
             self.unknown = f"{GROUPS}: the split is none of {', '.join(SPLITS)}: {shortened(names)}."
 
     def of(self, folder, names=()):
@@ -220,24 +214,27 @@ class Groups:
         Returns:
             (N,) int64, or None unless every file has exactly one group, and sentences about rows that are not used.
         """
-        place, numbers, notes = folder.relative_to(self.root).as_posix(), {}, []
         if self.rows is None:
-            return None, notes
+            return None, []
+        place, notes = folder.relative_to(self.root).as_posix(), []
         rows = self.rows[self.rows["place"] == place]
-        matches = listing.match(folder, rows["filename"])
-        for name, number, group in zip(rows["filename"], rows["number"].tolist(), rows["group"]):
-            if group.strip():
-                numbers.setdefault(matches[name], set()).add(number)
-        if absent := [f"{quoted(name)} in row {row}" for row, name in rows["filename"].items() if not matches[name]]:
+        rows = rows.assign(file=rows["filename"].map(listing.match(folder, rows["filename"])))
+        if absent := _cells(rows["filename"][rows["file"].isna()]):
             notes.append(f"{GROUPS}: rows without a file in {place}: {shortened(absent)}.")
-        ungrouped = [name for name in names if len(numbers.get(name, ())) != 1]
-        if ungrouped and any(numbers):
+        grouped = rows[rows["group"].str.strip() != ""].drop_duplicates(["file", "number"])
+        numbers = grouped.drop_duplicates("file", keep=False).set_index("file")["number"]
+        ungrouped = [name for name in names if name not in numbers]
+        if ungrouped and grouped["file"].notna().any():
             count = f"of {len(names)} files of {place}, {len(ungrouped)} have no group or two"
             text = f"{count} ({shortened(ungrouped)}), so none of them is used. Give each file one group."
             notes.append(f"{GROUPS}: {text}")
-        if ungrouped or not names:
-            return None, notes
-        return np.array([min(numbers[name]) for name in names], dtype=np.int64), notes
+        usable = names and not ungrouped
+        return numbers.loc[list(names)].to_numpy(np.int64) if usable else None, notes
+
+
+def _cells(column):
+    """Return the cells of a column, each in quotation marks with its row, for messages."""
+    return [f"{quoted(text)} in row {row}" for row, text in column.items()]
 
 
 def _split(text):

@@ -5,6 +5,8 @@ import posixpath
 import unicodedata
 from pathlib import Path
 
+from hw1lib.errors import UserError
+
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IMAGES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".avif", ".heic", ".heif", ".jxl")  # three are not decoded
 SATELLITE, MASK = "_sat.jpg", "_mask.png"  # NNNN_sat.jpg belongs to NNNN_mask.png, in upper or lower case
@@ -23,6 +25,17 @@ def files(folder):
 def images(names):
     """Return the names with the extension of an image format."""
     return [name for name in names if os.path.splitext(name)[1].lower() in IMAGES]
+
+
+def images_in(folder):
+    """Return the visible names of a folder with the extension of an image format.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"There is no folder {folder}.")
+    return images(visible(folder))
 
 
 def ending(names, end):

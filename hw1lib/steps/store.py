@@ -127,7 +127,7 @@ class Draft:
         state = module if isinstance(module, dict) else module.state_dict()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         with files.replacing(self.folder / "weights.safetensors") as temporary:
-            safetensors.torch.save_file(state, temporary)
+            temporary.write_bytes(safetensors.torch.save(state))  # a full disk is then an OSError
 
     def arrays(self):
         """Return {file name: SHA-256} of the arrays saved so far."""
