@@ -38,44 +38,31 @@ ALL = "The same: settings, data, versions of steps, packages and machine."
 OTHER_DATA = "The data differ, so the scores cannot be compared."
 
 
-@pytest.mark.parametrize(
-    ("changes", "rows", "sentence"),
-    [
-        ({"steps.finetune-C": {"accuracy_last": 0.75}}, [r"finetune-C +0\.5000 +0\.7500"], ALL),
-        ({"steps": {}}, [r"finetune-C +0\.5"], ALL),
-        ({"settings.finetune": {"epochs": 4}}, [r"finetune\.epochs +2 +4"], "The same: data, versions"),
-        ({"settings.tta": True}, [r"tta +– +True"], "The same: data, versions"),
-        ({"settings.seed": None}, [r"seed +0 +–"], "The same: data, versions"),
-        ({"data.val": "zz"}, ["data that differ", r"val +bb +zz"], OTHER_DATA),
-        ({"data.tiles_train": None}, [r"tiles_train +cc +–"], OTHER_DATA),
-        ({"versions": {"finetune-C": 8}}, [r"finetune-C +7 +8"], "The same: settings, data, packages"),
-        ({"run.packages": {"torch": "2.13"}}, [r"packages\.torch +2\.14\.1 +2\.13"], "The same: settings, data"),
-        ({"run.device": "cuda"}, [r"device +cpu +cuda"], "The same: settings, data, versions"),
-        ({"run.precision": {"pretrain": "float32"}}, [r"precision\.pretrain +bf +float32"], "The same: settings, data"),
-        ({"versions": None}, [], "Not recorded in all reports, so they may differ: versions of steps."),
-        ({"data": None}, [], "Not recorded in all reports, so they may differ: data."),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_every_difference_is_shown(capsys, tmp_path, changes, rows, sentence):
+CASES = [
+    ({"steps.finetune-C": {"accuracy_last": 0.75}}, r"finetune-C +0\.5000 +0\.7500", ALL),
+    ({"steps": {}}, r"finetune-C +0\.5", ALL),
+    ({"settings.finetune": {"epochs": 4}}, r"finetune\.epochs +2 +4", "The same: data, versions"),
+    ({"settings.seed": None}, r"seed +0 +–", "The same: data, versions"),
+    ({"data.val": "zz"}, r"data that differ\n.*\nval +bb +zz", OTHER_DATA),
+    ({"data.tiles_train": None}, r"tiles_train +cc +–", OTHER_DATA),
+    ({"versions": {"finetune-C": 8}}, r"finetune-C +7 +8", "The same: settings, data, packages"),
+    ({"run.packages": {"torch": "2.13"}}, r"packages\.torch +2\.14\.1 +2\.13", "The same: settings, data"),
+    ({"run.precision": {"pretrain": "float32"}}, r"precision\.pretrain +bf +float32", "The same: settings, data"),
+    ({"versions": None}, "", "Not recorded in all reports, so they may differ: versions of steps."),
+    ({"data": None}, "", "Not recorded in all reports, so they may differ: data."),
+]
+
+
+@pytest.mark.parametrize(("changes", "row", "sentence"), CASES)
+def test_every_difference_is_shown(capsys, tmp_path, changes, row, sentence):
     write(tmp_path / "one")
     write(tmp_path / "two", changes)
     code, out, _ = run(capsys, "compare", tmp_path / "one", tmp_path / "two")
-    assert code == 0 and sentence in out and all(re.search(row, out) for row in rows), out
+    assert code == 0 and sentence in out and re.search(row, out), out
     assert "about" not in out and (OTHER_DATA in out) == (sentence == OTHER_DATA)
 
 
-@pytest.mark.parametrize(("key", "same"), [("k1", True), ("k2", False)])
-def test_older_reports_compare_their_data_by_the_keys_of_the_checks(capsys, tmp_path, key, same):
-    for name, own in (("one", "k1"), ("two", key)):
-        write(tmp_path / name, {"data": None, "steps.check-problem1": {"key": own}})
-    out = run(capsys, "compare", tmp_path / "one", tmp_path / "two")[1]
-    assert (OTHER_DATA in out) != same and ("The same: settings, data" in out) == same
-
-
-@pytest.mark.parametrize(
-    "content", [None, "", "[]", '{"steps": {}}', '{"settings": {}, "steps": {"a": 1}}', '{"settings": [], "steps": {}}']
-)
+@pytest.mark.parametrize("content", [None, "", "[]", '{"steps": {}}', '{"settings": [], "steps": {}}'])
 def test_a_folder_without_a_report_is_named(capsys, tmp_path, content):
     write(tmp_path / "one")
     if content is not None:
@@ -87,9 +74,8 @@ def test_a_folder_without_a_report_is_named(capsys, tmp_path, content):
 def test_one_report_is_refused_by_whatever_names(capsys, tmp_path):
     write(tmp_path / "one")
     (tmp_path / "link").symlink_to(tmp_path / "one")
-    for names in (["one"], ["one", "one"], ["one", "link"], ["one", "../" + tmp_path.name + "/one"], ["demo", "demo"]):
-        words = names if names[0] == "demo" else [tmp_path / name for name in names]
-        assert "give two or more different reports" in refused(capsys, "compare", *words)
+    for names in (["one"], ["one", "link"], ["one", f"../{tmp_path.name}/one"]):
+        assert "two or more different reports" in refused(capsys, "compare", *(tmp_path / name for name in names))
 
 
 def test_the_published_demo_can_be_compared(capsys, tmp_path):

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from hw1lib import cli, paths, profiles, terminal, variants
+from hw1lib import paths, profiles, variants
 from hw1lib.chapters import ch01_pretraining
 from hw1lib.data import layout
 from hw1lib.loops import pretrain
 from hw1lib.steps import graph, store
 from hw1lib.workbook import Workbook
+from tests.test_cli import parse
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"]
 DOCUMENTS += sorted(f"docs/{path.name}" for path in (paths.ROOT / "docs").glob("*.md"))
@@ -92,8 +93,8 @@ def test_each_command_parses(command):
         command = next((line for line in lines if "-m hw1lib" in line), "")
     words = shlex.split(command.partition("-m hw1lib")[2])
     if words:
-        arguments = cli.build_parser().parse_args(terminal.split_settings(words))
-        assert profiles.get("demo", dict(setting.split("=") for setting in getattr(arguments, "settings", [])))
+        _, arguments = parse(words)
+        assert profiles.get("demo", dict(setting.split("=") for setting in arguments.get("settings", ())))
 
 
 def test_the_profile_of_the_settings_page_is_one(tmp_path):
@@ -116,9 +117,3 @@ def test_links_and_file_names_of_a_document_are_right(name):
         assert path.exists() and (not anchor or anchor in anchors(path.read_text(encoding="utf-8"))), target
     for file in re.findall(r"`((?:hw1lib|tests|tools|benchmarks|report)/[\w/]+\.(?:py|toml|j2))`", TEXT[name]):
         assert (paths.ROOT / file).is_file(), file
-
-
-def test_only_style_writes_files_among_the_chapters():
-    writing = re.compile(r"\bfiles\.(write|replacing)|\.write_(text|bytes)\(|open\(.*[\"']w|\.to_csv\(")
-    chapters = (paths.ROOT / "hw1lib" / "chapters").glob("*.py")
-    assert {path.name for path in chapters if writing.search(path.read_text())} == {"style.py"}

@@ -11,19 +11,8 @@ from hw1lib import paths
 
 MAX_LEVELS = 9
 LAYERS = [  # from bottom to top: a module imports from its own layer and from those below it
-    [
-        "errors",
-        "paths",
-        "files",
-        "settings",
-        "profiles",
-        "variants",
-        "progress",
-        "processes",
-        "cpus",
-        "provenance",
-        "kept",
-    ],
+    ["errors", "paths", "files", "kept", "settings", "profiles", "variants"],
+    ["cpus", "processes", "progress", "provenance"],
     ["data", "metrics", "models"],
     ["loops"],
     ["chapters", "steps"],
@@ -93,23 +82,17 @@ from byol_pytorch import byol_pytorch
 from torch.backends import cudnn
 
 def look():
-    loggers = logging.root.manager.loggerDict.values()
-    settings = (torch.get_num_threads, torch.get_num_interop_threads, torch.get_default_dtype, torch.is_grad_enabled,
-        torch.get_float32_matmul_precision, torch.are_deterministic_algorithms_enabled, os.getcwd,
-        random.getstate, matplotlib.get_backend)
+    functions = (torch.get_num_threads, torch.get_default_dtype, torch.is_grad_enabled, os.getcwd, random.getstate,
+        torch.get_float32_matmul_precision, torch.are_deterministic_algorithms_enabled, matplotlib.get_backend)
     return {
+        "functions": [function() for function in functions], "arrays": torch.get_rng_state().tolist(),
         "environment": dict(os.environ), "warnings": [str(entry) for entry in warnings.filters],
-        "torch": [function() for function in settings], "arrays": torch.get_rng_state().tolist(),
         "cudnn": (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, cudnn.enabled),
         "numpy": (str(numpy.random.get_state()), numpy.geterr(), numpy.get_printoptions()),
-        "dynamo": str(torch._dynamo.config.get_config_copy()),
-        "inductor": str(torch._inductor.config.get_config_copy()),
-        "byol": {name: id(value) for name, value in vars(byol_pytorch).items()},
-        "torch functions": {n: id(value) for n, value in {**vars(torch), **vars(torch.nn)}.items() if n[0] != "_"},
-        "style": dict(matplotlib.rcParams), "pixels": PIL.Image.MAX_IMAGE_PIXELS,
-        "pandas": pandas.options.display.width,
-        "logging": (logging.root.level, logging.root.handlers, [(str(log), vars(log).get("handlers")) for log in loggers
-            if "hw1lib" not in str(log)]),
+        "compilers": [str(c.config.get_config_copy()) for c in (torch._dynamo, torch._inductor)],
+        "patches": [{n: id(v) for n, v in vars(m).items() if n[0] != "_"} for m in (byol_pytorch, torch, torch.nn)],
+        "style": (dict(matplotlib.rcParams), PIL.Image.MAX_IMAGE_PIXELS, pandas.options.display.width),
+        "logging": (logging.root.level, logging.root.handlers),
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "system": (sys.excepthook, sys.displayhook, sys.path[:], sys.stdout, sys.stderr, sys.getrecursionlimit()),
     }

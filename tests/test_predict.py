@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hw1lib import evaluate, predict, variants
+from hw1lib import evaluate, predict
 from hw1lib.data import images as image_files
 from hw1lib.data import landcover
 from hw1lib.errors import UserError
@@ -18,7 +18,7 @@ from hw1lib.loops import train_segmenter
 from hw1lib.loops.normalisation import normalise
 from hw1lib.models import resnet, segmenters
 from hw1lib.workbook import Workbook
-from tests.conftest import OFFICE, one_paragraph, picture, refused, run, write_labelled, write_problem1, write_problem2
+from tests.conftest import OFFICE, one_paragraph, picture, run, write_labelled, write_problem1, write_problem2
 from tests.test_files import full_disk
 
 LABELS = (3, 17, 64)  # of the three classes in the CSVs: numbers with gaps
@@ -49,10 +49,8 @@ def networks(book):
         ("segment-lraspp", segmenter, segmenter.classifier.high_classifier, tiles),
     ):
         images = normalise(torch.from_numpy(pixels))
+        network.eval()
         with torch.no_grad():
-            for _ in range(30):  # adapt BatchNorm's statistics to these images
-                network(images)
-            network.eval()
             scores = network(images) if network is classifier else segmenters.scores(network, images)
             last.bias -= scores.transpose(0, 1).flatten(1).mean(1)
         store(book, step, network)
@@ -94,7 +92,7 @@ def save_images(folder, images):
 
 # --- segmentation
 
-SIZES = {"0007": (7, 5), "0010": (33, 100), "0002": (96, 64), "0001": (1, 1), "0003": (96, 64), "0004": (32, 32)}
+SIZES = {"0007": (7, 5), "0010": (33, 70), "0002": (96, 64), "0001": (1, 1), "0003": (96, 64), "0004": (32, 32)}
 
 
 @pytest.fixture
@@ -105,17 +103,14 @@ def tiles(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of images of every mode and file type."""
-    kinds = ["RGB.png", "RGBA.png", "L.png", "P.png", "1.png", "L.jpg", "CMYK.jpg"]
-    kinds += ["RGB.JPG", "RGB.jpeg", "RGB.tif", "RGB.tiff", "RGB.bmp", "RGB.webp"]
+    """A folder of images of several modes and file types."""
+    kinds = ["RGB.png", "RGBA.png", "P.png", "L.jpg", "CMYK.jpg", "RGB.JPG", "RGB.tif", "RGB.webp"]
     images = {f"Größe {number} {kind}": ((40, 24), kind.partition(".")[0]) for number, kind in enumerate(kinds)}
     return save_images(tmp_path / "photos", images)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "model", "tta"), [("tiles", "", False), ("tiles", "lraspp", True), ("photos", "", False)]
-)
+@pytest.mark.parametrize(("kind", "model", "tta"), [("tiles", "lraspp", True), ("photos", "", False)])
 def test_each_mask_is_that_of_its_image_alone(book, networks, tmp_path, request, kind, model, tta):
     """In the image's own size; without --model by the profile's improved model."""
     folder, settings = request.getfixturevalue(kind), book.profile.lraspp
@@ -133,43 +128,39 @@ def test_each_mask_is_that_of_its_image_alone(book, networks, tmp_path, request,
 
 
 FOLDERS = [  # names of images, those that get no mask but a reason, and the number of masks
-    (["1_sat.jpg", "2.jpg", "3_SAT.jpg", "4_sat.gif", "5_sat.jp2", "6_sat.TIF"], ["2.jpg"], 5),
-    (["1_sat.jpg", "1_mask.png", "2_Sat.png", "2_MASK.PNG", "a.txt", "._3_sat.jpg", "Thumbs.db", ".DS_Store"], [], 2),
+    (["1_sat.jpg", "2.jpg", "3_SAT.jpg", "4_sat.gif", "5_sat.jp2"], ["2.jpg"], 4),
+    (["1_sat.jpg", "1_mask.png", "2_Sat.png", "2_MASK.PNG", "a.txt", "._3_sat.jpg", "Thumbs.db"], [], 2),
     (["1.jpg", "1_mask.png", "2.JPEG", "3_mask.png", "4.heic"], ["3_mask.png", "4.heic"], 2),
     (["1_sat.jpg", "1_SAT.JPG", "overview.png"], ["1_sat.jpg", "overview.png"], 1),
-    (["1_sat.jpg", "2_sat.dng", "2_sat.bmp", "1.avif", "desktop.ini"], ["1.avif"], 2),
 ]
 
 
 @pytest.mark.parametrize(("names", "skipped", "written"), FOLDERS)
 def test_every_image_of_a_folder_gets_a_mask_or_is_named(capsys, book, tmp_path, names, skipped, written):
-    """Except masks beside their image. The folder does not change, and a second run gives the same."""
+    """Except masks beside their image. The folder does not change."""
     (folder := tmp_path / "images").mkdir()
-    kinds = {"mask": "PNG", "gif": "GIF", "jp2": "JPEG2000", "TIF": "TIFF", "bmp": "BMP"}
+    kinds = {".png": "PNG", ".gif": "GIF", ".jp2": "JPEG2000"}
     for number, name in enumerate(names):
-        kind = next((kind for part, kind in kinds.items() if part in name.lower() or part in name), "JPEG")
-        picture(number).save(folder / name, format=kind)
+        picture(number, (16, 16)).save(folder / name, format=kinds.get(name[-4:].lower(), "JPEG"))
         if name == "4.heic":
             (folder / name).write_bytes(b"\0\0\0\x18ftypheic")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    for _ in range(2):
-        code, out, text = command(capsys, book, "segmentation", folder, tmp_path / "out")
-        assert code == bool(skipped) and out == f"{tmp_path / 'out'}: {written} mask{'s' * (written != 1)}\n"
-        assert all(f"  {folder / name}: " in text for name in skipped) and text.count("\n  ") == len(skipped)
-        assert len(read_masks(tmp_path / "out")) == written
+    code, out, text = command(capsys, book, "segmentation", folder, tmp_path / "out")
+    assert code == bool(skipped) and out == f"{tmp_path / 'out'}: masks of {written} images\n"
+    assert all(f"  {folder / name}: " in text for name in skipped) and text.count("\n  ") == len(skipped)
+    assert len(read_masks(tmp_path / "out")) == written
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_unusable_images_and_unwritable_masks_are_named_and_the_rest_is_written(capsys, book, tiles, tmp_path):
     content, out = (tiles / "0002_sat.jpg").read_bytes(), tmp_path / "out"
-    for number, damaged in enumerate((content[: len(content) // 2], b"", b"<html>moved</html>"), start=20):
-        (tiles / f"00{number}_sat.jpg").write_bytes(damaged)
-    (tiles / "0023_sat.jpg").mkdir()
+    (tiles / "0020_sat.jpg").write_bytes(content[: len(content) // 2])
+    (tiles / "0021_sat.jpg").mkdir()
     (long := tiles / f"{'x' * 246}_sat.jpg").write_bytes(content)  # its mask's name would be too long
     (out / "0003_mask.png" / "file").mkdir(parents=True)
     code, printed, text = command(capsys, book, "segmentation", tiles, out, "--model", "lraspp", "--tta")
-    assert code == 1 and f"{len(SIZES) - 1} masks" in printed and "6 left out" in text and "Traceback" not in text
-    for number in (20, 21, 22, 23):
+    assert code == 1 and f"masks of {len(SIZES) - 1} images" in printed and "4 left out" in text
+    for number in (20, 21):
         assert f"{tiles / f'00{number}_sat.jpg'}: it cannot be decoded" in text
     assert f"{long}: " in text and "File name too long" in text and f"{tiles / '0003_sat.jpg'}: " in text
     assert {path.name for path in out.iterdir()} == {f"{number}_mask.png" for number in SIZES}
@@ -179,35 +170,23 @@ def test_unusable_images_and_unwritable_masks_are_named_and_the_rest_is_written(
         predict.segmentation(book, tiles, tmp_path / "other")
 
 
-def test_an_unknown_or_untrained_model_is_named(capsys, book, tiles, tmp_path):
-    out, table = tmp_path / "out", tmp_path / "table.csv"
-    table.write_text("id,filename\n1,a.jpg\n")
-    code, _, text = command(capsys, book, "segmentation", tiles, out, "--model", "deeplabv3")
-    assert code == 1 and re.search("segment-deeplabv3 is not trained.*PROFILE=smoke.*--set", one_paragraph(text))
-    for model in ("unet", "LRASPP", "colour", "C"):
-        with pytest.raises(UserError, match=f"--model {model}: .*{', '.join(segmenters.SEGMENTERS)}"):
-            predict.segmentation(book, tiles, out, model)
-    for setting, word in (("A", "finetune-A"), ("c", "--model c"), ("F", "A, B, C, D, E")):
-        with pytest.raises(UserError, match=word):
-            predict.classification(book, table, tiles, out, setting)
-    assert not out.exists()
+UNUSABLE = [  # IMAGE_DIR, OUT_DIR, --model, and the error
+    ("nowhere", "out", "", "no folder .*nowhere"), ("masks", "out", "", "masks holds no images"),
+    ("tiles", "masks/../tiles", "", "both .*tiles: true masks there"),
+    ("tiles", "out", "deeplabv3", "segment-deeplabv3 is not trained.*PROFILE=smoke.*--set"),
+    ("tiles", "out", "unet", f"--model is one of {', '.join(segmenters.SEGMENTERS)}"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("images", "out", "message"),
-    [
-        ("nowhere", "out", "no folder .*nowhere"), ("file.jpg", "out", "no folder .*file.jpg"),
-        ("masks", "out", "masks holds no images"), ("tiles", "file.jpg", "file.jpg.* could not be written"),
-        ("tiles", "masks/../tiles", "both .*tiles: true masks there"),
-    ],
-)  # fmt: skip
-def test_an_unusable_folder_is_named(book, tiles, tmp_path, images, out, message):
-    (tmp_path / "masks").mkdir()
-    Image.new("RGB", (9, 9)).save(tmp_path / "masks" / "0001_mask.png")
-    (tmp_path / "file.jpg").touch()
-    with pytest.raises(UserError, match=message):
-        predict.segmentation(book, tmp_path / images, tmp_path / out)
-    assert (tmp_path / "file.jpg").read_bytes() == b"" and len(list(tiles.iterdir())) == len(SIZES)
+@pytest.mark.parametrize(("images", "out", "model", "message"), UNUSABLE)
+def test_an_unusable_folder_or_model_is_named_before_anything_is_written(
+    capsys, book, tmp_path, tiles, images, out, model, message
+):
+    save_images(tmp_path / "masks", {"0001_mask.png": ((9, 9), "RGB")})
+    words = [tmp_path / images, tmp_path / out, *(["--model", model] if model else [])]
+    code, _, text = command(capsys, book, "segmentation", *words)
+    assert code == 1 and re.search(message, one_paragraph(text))
+    assert not (tmp_path / "out").exists() and len(list(tiles.iterdir())) == len(SIZES)
 
 
 # --- classification
@@ -222,9 +201,8 @@ def fill(book, tmp_path, rows, folder):
     return list(csv.DictReader(out.read_text(encoding="utf-8").splitlines())), count, problems
 
 
-IDS = ["007", "1e5", "NA", "", "0x1F", "1.0", 'say "a, b"', "Größe", " 3 ", "9999999999999999999", "True", "-1"]
-ODD = {"wide.png": ((90, 20), "RGB"), "tall.jpg": ((20, 90), "RGB"), "dot.png": ((1, 1), "RGB")}
-ODD |= {"gray.jpg": ((32, 32), "L"), "clear.png": ((40, 40), "RGBA")}
+IDS = ["007", "1e5", "NA", "", "1.0", 'say "a, b"', "Größe", " 3 ", "9999999999999999999"]
+ODD = {"wide.png": ((90, 20), "RGB"), "gray.jpg": ((20, 90), "L")}
 
 
 def test_labels_are_those_of_the_training_csv_and_ids_and_names_stay_as_they_are(book, networks, tmp_path):
@@ -241,34 +219,30 @@ def test_labels_are_those_of_the_training_csv_and_ids_and_names_stay_as_they_are
     columns = ("id", "filename", "label")
     assert [tuple(row.items()) for row in filled] == [tuple(zip(columns, row)) for row in zip(IDS, names, labels)]
     assert count == len(names) and problems == [] and len(set(labels)) > 1
-    assert fill(book, tmp_path, rows[:1], folder) == ([], 0, [])
-    assert (tmp_path / "out.csv").read_text().strip() == "id,filename,label"
+    with pytest.raises(UserError, match="finetune-F is not trained.*A, B, C, D, E"):
+        predict.classification(book, tmp_path / "test.csv", folder, tmp_path / "out.csv", "F")
 
 
-def test_class_names_as_labels_are_written_back_and_scored(book, networks, tmp_path, capsys):
+def test_class_names_as_labels_are_written_back_and_scored(book, networks, tmp_path):
     """As in the course's CSVs of 2021 and 2022."""
-    root = tmp_path / "named"
+    root, out = tmp_path / "named", tmp_path / "out.csv"
     shutil.copytree(book.root / "p1_data", root / "p1_data")
-    for split in ("train", "val"):
-        table = root / "p1_data" / "office" / f"{split}.csv"
+    train = root / "p1_data" / "office" / "train"
+    for table in train.parent.glob("*.csv"):
         rows = pd.read_csv(table)
         rows.assign(label=rows["filename"].str[:-9]).to_csv(table, index=False)
-    named, train = Workbook("smoke", root, root / "out", SETTINGS), root / "p1_data" / "office" / "train"
+    named = Workbook("smoke", root, root / "out", SETTINGS)
     store(named, "finetune-C", networks["C"])
-    out, true = tmp_path / "out.csv", train.with_suffix(".csv")
-    numbers, _, _ = fill(book, tmp_path, [("id", "filename"), *enumerate(named.data.problem1.train.files)], train)
-    assert predict.classification(named, true, train, out) == (len(numbers), [])
-    expected = [sorted(OFFICE)[LABELS.index(int(row["label"]))] for row in numbers]
-    assert pd.read_csv(out)["label"].tolist() == expected and len(set(expected)) > 1
-    score, _ = evaluate.score_classification(out, true)
-    assert score["accuracy"] == np.mean([n == f[:-9] for n, f in zip(expected, named.data.problem1.train.files)])
-    text = refused(capsys, "evaluate", "classification", out, book.data.problem1.train.folder.with_suffix(".csv"))
-    assert f"such as {expected[0]} of Couch00001.jpg and 3 of Couch00001.jpg" in text
+    assert predict.classification(named, train.with_suffix(".csv"), train, out) == (12, [])
+    rows = pd.read_csv(out)
+    assert len(set(rows["label"])) > 1 and set(rows["label"]) <= set(OFFICE)
+    accuracy = np.mean([label == name[:-9] for name, label in zip(rows["filename"], rows["label"])])
+    assert evaluate.score_classification(out, train.with_suffix(".csv"))[0]["accuracy"] == accuracy
 
 
-REASONS = dict.fromkeys(("cut.jpg", "empty.jpg", "text.jpg"), "it cannot be decoded")
+REASONS = dict.fromkeys(("cut.jpg", "empty.jpg"), "it cannot be decoded")
 REASONS |= dict.fromkeys(("../x.jpg", "/etc/hostname", "..", "link.jpg"), "it leads out of")
-REASONS |= dict.fromkeys(("gone.jpg", "sub/x.jpg", ".", "", "x" * 300 + ".jpg", "a\x00b.jpg", "*.jpg", "~"), "missing")
+REASONS |= dict.fromkeys(("gone.jpg", "sub/x.jpg", ".", "", "x" * 300 + ".jpg", "a\x00b.jpg"), "missing")
 
 
 def test_rows_without_a_usable_image_of_the_folder_get_no_label_and_are_named(capsys, book, tmp_path):
@@ -277,8 +251,8 @@ def test_rows_without_a_usable_image_of_the_folder_get_no_label_and_are_named(ca
     for place in (tmp_path, folder / "sub", folder):
         picture(0).save(place / "x.jpg")
     content = (folder / "x.jpg").read_bytes()
-    for name, damaged in (("cut.jpg", content[: len(content) // 2]), ("empty.jpg", b""), ("text.jpg", b"text")):
-        (folder / name).write_bytes(damaged)
+    (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "empty.jpg").touch()
     (folder / "link.jpg").symlink_to(tmp_path / "x.jpg")
     usable = ["./x.jpg", str(folder / "x.jpg"), "x.jpg", " X.jpg ", "images\\x.jpg"]  # all mean images/x.jpg
     names = [*REASONS, *usable]
@@ -288,7 +262,7 @@ def test_rows_without_a_usable_image_of_the_folder_get_no_label_and_are_named(ca
     named = {getattr(name, "name", name): reason for name, reason in problems}  # undecodable ones by path
     assert named.keys() == REASONS.keys() and all(reason in named[name] for name, reason in REASONS.items())
     code, printed, text = command(capsys, book, "classification", table, folder, out)
-    assert code == 1 and f"{len(usable)} labels" in printed and f"{len(REASONS)} left out" in text
+    assert code == 1 and f"labels of {len(usable)} rows" in printed and f"{len(REASONS)} left out" in text
 
 
 # --- the models of a finished report
@@ -299,7 +273,7 @@ def report(smoke_run):
     return Workbook("smoke", out=smoke_run, settings={"device": "cpu"})
 
 
-@pytest.mark.parametrize(("model", "tta"), [*((m, False) for m in segmenters.SEGMENTERS), ("lraspp", True)])
+@pytest.mark.parametrize(("model", "tta"), [("fcn32s", False), ("lraspp", True)])
 def test_masks_and_their_score_are_those_of_the_step(report, tmp_path, model, tta):
     (images := tmp_path / "images").mkdir()
     for path in report.data.problem2.validation.paths:  # images and masks
@@ -313,7 +287,7 @@ def test_masks_and_their_score_are_those_of_the_step(report, tmp_path, model, tt
     assert evaluate.score_segmentation(tmp_path / "out", images)[0]["miou"] == pytest.approx(miou)
 
 
-@pytest.mark.parametrize("setting", variants.SETTINGS)
+@pytest.mark.parametrize("setting", ("C", "E"))  # trained whole, and with a frozen backbone
 def test_labels_and_their_accuracy_are_those_of_the_step(report, tmp_path, setting):
     """Except where the two best classes are nearly equal: rounding depends on the batch."""
     val, table, out = report.data.problem1.val, tmp_path / "val.csv", tmp_path / "out.csv"

@@ -52,7 +52,7 @@ TOO_FEW = {  # numbers of pool, train and val images, and the error
 
 
 @pytest.mark.parametrize("case", TOO_FEW)
-@pytest.mark.parametrize("command", [("plan",), ("run", "embed"), ("run", "control-simple")])
+@pytest.mark.parametrize("command", [("plan",), ("run", "control-simple")])
 def test_less_data_is_a_clear_error_before_anything_trains(tmp_path, capsys, case, command):
     (pool, train, val), message = TOO_FEW[case]
     write_problem1(tmp_path / "p1_data", pool, train, val)
