@@ -186,8 +186,10 @@ def test_a_checkpoint_on_a_full_disk_is_explained(tmp_path, limit):
 
 def test_a_folder_without_write_permission_is_a_clear_error(path):
     """That the temporary file cannot be removed must not hide it."""
-    text = r"metrics\.json could not be written: Permission denied\. Fix the permissions"
-    with held_to_permissions(), pytest.raises(UserError, match=text), files.replacing(path) as temporary:
+    refused = pytest.raises(UserError, match=r"metrics\.json could not be written: Permission denied\. Fix the perm")
+    with held_to_permissions(), refused, files.replacing(path) as temporary:
         path.parent.chmod(0o555)
         temporary.write_text("new")
+    with held_to_permissions(), refused:
+        files.write_text(path, "new")
     assert path.read_text() == "old"

@@ -133,7 +133,7 @@ def labelled(folder):
 
 
 @pytest.mark.slow
-@fuzz(max_examples=150)
+@fuzz(max_examples=120)
 @hypothesis.given(content=tables() | st.binary(max_size=60))
 @hypothesis.example(content=b"id,label,filename\n7,0,1,Couch1.jpg\n8,1,0,Mug1.jpg\n")
 @hypothesis.example(content=b"filename,label\nCouch1.jpg,True\nMug1.jpg,False\n")
@@ -244,6 +244,7 @@ WRONG = ("pretrain", "name", "data.", "__class__", "seed ", "pretrain.epochs.x",
 NAMES = st.sampled_from(sorted(KNOWN)) | st.sampled_from(WRONG) | st.text(max_size=12)
 
 
+@pytest.mark.slow
 @fuzz(max_examples=300)
 @hypothesis.given(profile=st.sampled_from(sorted(profiles.NAMES)) | st.text(max_size=6), dotted=NAMES, value=VALUES)
 @hypothesis.example(profile="demo", dotted="seed", value=10**5000)
@@ -304,7 +305,7 @@ def counted_simply(folder):
 
 
 @pytest.mark.slow
-@fuzz(max_examples=100)
+@fuzz(max_examples=80)
 @hypothesis.given(
     harms=st.lists(st.tuples(st.integers(0, 99), st.sampled_from(HARMS + EXTRA)), max_size=3), bare=st.booleans()
 )
