@@ -97,7 +97,8 @@ def weights_list():
     from hw1lib.models import weights
 
     for name, known in weights.KNOWN.items():
-        print(f"{name:<11}{weights.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {known.about}")
+        about = f"SAM with a ViT-{name[-1].upper()} encoder (Kirillov et al. 2023)"
+        print(f"{name:<11}{weights.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {about}")
     hints = (
         f"They are stored in {paths.WEIGHTS}. `weights fetch NAME` downloads one. A Hugging Face folder sam-vit-base "
         "(config.json, model.safetensors) there works as well. torchvision downloads the weights of the profiles seed "

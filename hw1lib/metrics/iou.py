@@ -3,6 +3,7 @@
 import numpy as np
 
 from hw1lib.data.landcover import CLASSES, UNKNOWN
+from hw1lib.metrics.partitions import oracle
 
 CHUNK = 2**20  # pixels counted at once
 
@@ -91,15 +92,10 @@ def ceiling(masks, stride):
     Returns:
         Float in [0, 1].
     """
-    count, height, width = masks.shape
-    down, right = -height % stride, -width % stride
-    padded = np.pad(masks, ((0, 0), (0, down), (0, right)), constant_values=UNKNOWN)
-    rows, columns = padded.shape[1] // stride, padded.shape[2] // stride
-    blocks = padded.reshape(count, rows, stride, columns, stride)
-    votes = np.stack([(blocks == c).sum(axis=(2, 4)) for c in range(UNKNOWN)])  # (6, N, h, w)
-    best = np.where(votes.any(axis=0), votes.argmax(axis=0), UNKNOWN)
-    best = best.repeat(stride, axis=1).repeat(stride, axis=2)[:, :height, :width]
-    return miou(confusion(masks, best))
+    height, width = masks.shape[1:]
+    columns = -(-width // stride)  # of blocks
+    blocks = np.arange(height)[:, None] // stride * columns + np.arange(width) // stride
+    return miou(confusion(masks, np.stack([oracle(blocks, mask) for mask in masks])))
 
 
 def iou_by_class(matrix):

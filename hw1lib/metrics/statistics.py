@@ -39,8 +39,8 @@ def share(right, places=None, confidence=0.95):
 def mcnemar(first, second, places=None):
     """Test exactly whether two classifiers are equally accurate (McNemar 1947).
 
-    Images of one place are not independent. With places, this is the exact sign-flip test on the places' differences,
-    which equals McNemar's test if each place has one image.
+    Images of one place are not independent. This is the exact sign-flip test on the places' differences, which is
+    McNemar's exact test if each place has one image.
 
     Args:
         first, second: (N,) bool, which of the same images each classified correctly.
@@ -50,10 +50,7 @@ def mcnemar(first, second, places=None):
         Two-sided p-value in (0, 1].
     """
     change = first.astype(int) - second
-    if places is None:
-        only_first, discordant = int((change > 0).sum()), int(np.count_nonzero(change))
-        return float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
-    _, places = np.unique(places, return_inverse=True)
+    _, places = np.unique(np.arange(len(change)) if places is None else places, return_inverse=True)
     sizes = np.abs(np.bincount(places, change)).astype(int)
     probabilities = np.ones(1)  # of each total from -sum(sizes) to sum(sizes)
     for size in sizes:

@@ -6,8 +6,8 @@ gradients, but computes each projection once, and cosines in float32.
 arXiv:2006.07733 (BYOL), arXiv:2011.10566 (SimSiam).
 """
 
-import contextlib
 import math
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,6 @@ from byol_pytorch import BYOL, byol_pytorch
 from torch import nn
 
 from hw1lib.models import ema
-
-
-@contextlib.contextmanager
-def _plain_batchnorm():
-    """Let the package build nn.BatchNorm1d instead of SyncBatchNorm, which does not run on CPUs.
-
-    With several processes, loops.distributed synchronises all BatchNorm layers.
-    """
-    original = byol_pytorch.MaybeSyncBatchnorm
-    byol_pytorch.MaybeSyncBatchnorm = lambda *_: nn.BatchNorm1d
-    try:
-        yield
-    finally:
-        byol_pytorch.MaybeSyncBatchnorm = original
 
 
 def learner(backbone, image_size, settings, views=None):
@@ -46,7 +32,9 @@ def learner(backbone, image_size, settings, views=None):
     Returns:
         The learner; `learner(images)` is the package's symmetric loss in [0, 8].
     """
-    with _plain_batchnorm():
+    # With several processes the package would take nn.SyncBatchNorm, which does not run on CPUs; loops.distributed
+    # synchronises all BatchNorm layers instead.
+    with mock.patch.object(byol_pytorch, "MaybeSyncBatchnorm", lambda *_: nn.BatchNorm1d):
         byol = BYOL(
             backbone, image_size, hidden_layer="avgpool", use_simplicial_embeddings=False,
             projection_size=settings.projection_size, projection_hidden_size=settings.projection_hidden_size,

@@ -8,6 +8,7 @@ matrix products, the latter in float32 and without dilation. benchmarks/networks
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,40 +19,33 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d that uses a faster equivalent on CPUs where there is one."""
 
     def forward(self, images):
-        zero_padded = self.padding_mode == "zeros" and isinstance(self.padding, tuple)
-        if images.device.type == "cpu" and images.ndim == 4 and zero_padded:
+        if images.device.type == "cpu" and self.padding_mode == "zeros" and isinstance(self.padding, tuple):
             if self.groups == 1:
-                geometry = _geometry(images.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
-                if geometry is not None and self._is_faster_as_product(images, *geometry):
-                    return self._product(images, *geometry)
+                geometry = self.kernel_size, self.stride, self.padding, self.dilation
+                sides = [_side(*side) for side in zip(images.shape[2:], *geometry)]
+                if self._is_faster_as_product(images, *sides):
+                    return self._product(images, *sides)
             elif self.groups == self.in_channels and torch.is_grad_enabled():
                 return self._depthwise(images)
         return super().forward(images)
 
-    def _is_faster_as_product(self, images, taps, pads, out):
+    def _is_faster_as_product(self, images, vertical, horizontal):
         """Decide whether a matrix product is faster: the library first reorders all weights."""
-        used = [last - first + 1 for first, last in taps]
-        weights = self.in_channels * self.out_channels * used[0] * used[1]
-        pixels = out[0] * out[1]
+        taps = len(vertical.windows) * len(horizontal.windows)
+        weights, pixels = self.in_channels * self.out_channels * taps, vertical.length * horizontal.length
         half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
-        if used == [1, 1]:
+        if taps == 1:
             return weights >= 2**15 if half else weights >= 2**19 and pixels <= 64
         few, many = (64, 2**22) if half else (16, 2**24)
         return weights >= 64 * pixels * len(images) and (pixels <= few or weights >= many)
 
-    def _product(self, images, taps, pads, out):
+    def _product(self, images, vertical, horizontal):
         """Compute one matrix product over the taps that touch a pixel."""
-        (top, bottom), (left, right) = taps
-        used = slice(top, bottom + 1), slice(left, right + 1)
-        partial = (bottom - top + 1, right - left + 1) != self.kernel_size
-        weight = _Taps.apply(self.weight, *used) if partial else self.weight
-        kernel = weight.permute(0, 2, 3, 1).flatten(1)  # (O, taps·C)
-        pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)  # negative: cropped
-        rows, columns = (
-            [slice(tap * step, tap * step + (count - 1) * stride + 1, stride) for tap in range(last - first + 1)]
-            for (first, last), step, stride, count in zip(taps, self.dilation, self.stride, out)
-        )
-        slices = list(itertools.product(rows, columns))  # for each tap, the pixels that it touches
+        # Channels are last, as the weights are in memory, so the optimizer need not reorder the gradient.
+        kernel = self.weight.permute(0, 2, 3, 1)[:, vertical.taps, horizontal.taps].flatten(1)  # (O, taps·C)
+        pads = (*horizontal.pads, *vertical.pads)  # negative: cropped
+        pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)
+        slices = list(itertools.product(vertical.windows, horizontal.windows))
         windows = pixels[:, *slices[0]] if len(slices) == 1 else _Windows.apply(pixels, slices)  # (B, P, Q, taps·C)
         # Without flatten and gradients, PyTorch would copy and multiply image by image.
         product = F.linear(windows.flatten(0, 2), kernel, self.bias)  # (B·P·Q, O)
@@ -84,24 +78,6 @@ class Conv2d(nn.Conv2d):
         return divides and vertical == horizontal > 1 and self.stride == (1, 1)
 
 
-class _Taps(torch.autograd.Function):
-    """Select some taps of a kernel, weight[:, :, rows, columns], with a gradient whose channels are last.
-
-    The weights' channels are last, too, so the optimizer need not reorder the gradient.
-    """
-
-    @staticmethod
-    def forward(ctx, weight, rows, columns):
-        ctx.shape, ctx.used = weight.shape, (rows, columns)
-        return weight[:, :, rows, columns]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        total = torch.zeros_like(gradient.new_empty(ctx.shape), memory_format=torch.channels_last)
-        total[:, :, *ctx.used] = gradient
-        return total, None, None
-
-
 class _Windows(torch.autograd.Function):
     """Concatenate the pixels that each tap of a kernel touches: (B, H, W, C) -> (B, P, Q, taps·C).
 
@@ -121,27 +97,33 @@ class _Windows(torch.autograd.Function):
         return total, None
 
 
-@functools.cache
-def _geometry(sizes, kernels, strides, paddings, dilations):
-    """Find the taps of a kernel that touch a pixel, rather than only padding.
+class _Side(NamedTuple):
+    """A convolution along one side of the map, without taps that only touch padding.
 
-    Returns:
-        (first, last) tap along each side, padding for F.pad, and the output's sides; None if no tap touches a pixel.
+    Attributes:
+        taps: slice of the kernel.
+        windows: for each of these taps, the slice of the padded map that it touches.
+        pads: padding before and after the map.
+        length: of the output.
     """
-    taps, pads, out = [], [], []
-    for size, kernel, stride, padding, dilation in zip(sizes, kernels, strides, paddings, dilations):
-        count = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        starts = [index * stride - padding for index in range(count)]
-        used = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)]
-        if not used:  # PyTorch raises the error
-            return None
-        first, last = used[0], used[-1]
-        before = padding - first * dilation
-        after = (count - 1) * stride + (last - first) * dilation + 1 - before - size
-        taps.append((first, last))
-        pads = [before, after] + pads  # F.pad starts with the last side
-        out.append(count)
-    return tuple(taps), pads, out
+
+    taps: slice
+    windows: tuple
+    pads: tuple
+    length: int
+
+
+@functools.cache
+def _side(size, kernel, stride, padding, dilation):
+    """Return the _Side of a map's side of `size` pixels; at least one tap must touch a pixel."""
+    length = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    starts = [index * stride - padding for index in range(length)]
+    used = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)]
+    first, last = used[0], used[-1]
+    span = (length - 1) * stride + 1
+    windows = tuple(slice(tap * dilation, tap * dilation + span, stride) for tap in range(last - first + 1))
+    before = padding - first * dilation
+    return _Side(slice(first, last + 1), windows, (before, windows[-1].stop - before - size), length)
 
 
 def use_in(network):

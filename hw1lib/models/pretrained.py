@@ -10,15 +10,17 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 from hw1lib import errors
 from hw1lib.errors import UserError, is_damage
+from hw1lib.models.weights import reason
 
 IMAGENET = ResNet50_Weights.DEFAULT.url
 
 # The children of nn.Sequential(*resnet50().children()), as lightly and others wrap it.
-_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4", "9": "fc"}
 
 
 def load_backbone(path):
@@ -40,30 +42,20 @@ def load_backbone(path):
         "file again, or remove it and have one trained on the labelled pool: --set supervised.source=pool."
     )
     with torch.device("meta"):
-        expected = _without_fc(resnet50(weights=None).state_dict())
+        network = resnet50(weights=None)
+    network.fc = nn.Identity()
     with readable_errors(path, "The backbone", remedy):
-        content = read_pickle(path)
-        candidates = find_state_dicts(content, "layer1.0.conv1.weight")
-        for place, state in find_state_dicts(content, "4.0.conv1.weight").items():
+        tensors = read_tensors(path)
+        candidates = find_networks(tensors, "layer1.0.conv1.weight")
+        for prefix, state in find_networks(tensors, "4.0.conv1.weight").items():
             children = {name: name.partition(".") for name in state}
-            candidates[place] = {f"{_SEQUENTIAL.get(c[0], c[0])}.{c[2]}": state[name] for name, c in children.items()}
-        candidates = {place: _with_counters(_without_fc(state), expected) for place, state in candidates.items()}
-        fitting = {place: state for place, state in candidates.items() if not _misfit(state, expected)}
-        tensors = the_only(fitting or candidates, content, "a ResNet50")
-        check_fit(tensors, expected, "resnet50", content)
-        if bad := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+            candidates[prefix] = {f"{_SEQUENTIAL.get(c[0], c[0])}.{c[2]}": state[name] for name, c in children.items()}
+        state = the_only(candidates, tensors, "a ResNet50")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+        fill(network, state, "resnet50", tensors)
+        if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
             raise ValueError(f"{bad} holds values that are not finite")
-    return tensors
-
-
-def _without_fc(state):
-    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-
-
-def _with_counters(state, expected):
-    """Add BatchNorm's counters where they are missing, as in files from old versions of torch."""
-    counters = {name: torch.tensor(0) for name in expected if name.endswith(".num_batches_tracked")}
-    return state | {name: zero for name, zero in counters.items() if name not in state}
+    return network.state_dict()
 
 
 def imagenet_backbone():
@@ -91,13 +83,11 @@ def load_published(network, url, name, instead):
     Raises:
         UserError: the weights cannot be downloaded, or the file is damaged, holds code or is for another network.
     """
-    path, expected = download(url, f"The weights of {name}", instead), network.state_dict()
+    path = download(url, f"The weights of {name}", instead)
     remedy = f"Delete it, so that it is downloaded again, or train from scratch with --set {instead}."
     with readable_errors(path, f"The weights of {name}", remedy):
-        content = read_pickle(path)
-        state = _with_counters(content, expected)
-        check_fit(state, expected, name, content)
-        network.load_state_dict(state)
+        tensors = read_tensors(path)
+        fill(network, tensors, name, tensors)
 
 
 def cached(url):
@@ -139,109 +129,102 @@ def check_download(url):
     path = cached(url)
     if path.is_file():
         try:
-            read_pickle(path)
+            read_tensors(path)
         except ValueError as error:
             raise ValueError(f"{path} in torch's cache cannot be used ({error}): delete it") from error
         return
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
     except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", None) or error
-        raise ValueError(f"{url} cannot be reached ({getattr(reason, 'strerror', None) or reason})") from error
+        raise ValueError(f"{url} cannot be reached ({reason(error)})") from error
 
 
-def read_pickle(path):
-    """Read the dict in a file of torch.save without running code; large files are memory-mapped.
+def read_tensors(path):
+    """Read the tensors in a file of torch.save without running code; large files are memory-mapped.
+
+    Returns:
+        {name: tensor}; names in nested dicts follow their keys, as in "model.conv1.weight".
 
     Raises:
         ValueError: the file is damaged, holds code or something other than a dict: a phrase that says so.
     """
-    with open(path, "rb") as file:  # raises OSError where the file cannot be read at all
-        begin = file.read(64)
-    if not begin:
-        raise ValueError("it is empty")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         if not is_damage(error):
             raise
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise ValueError("it holds a pickled object whose loading would run code") from error
-        if "TorchScript" in str(error):
-            raise ValueError("it is a TorchScript archive, which holds code") from error
-        page = " (it is a web page)" if begin.lstrip()[:1] == b"<" else ""
-        raise ValueError(f"it is damaged or no file of torch.save{page}") from error
+        if any(sign in str(error) for sign in ("Unsupported global", "Unsupported class", "TorchScript")):
+            raise ValueError("it holds objects whose loading would run code, not tensors alone") from error
+        raise ValueError("it is damaged or no file of torch.save") from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dict of tensors")
-    return content
+    return _flatten(content)
 
 
-def find_state_dicts(content, anchor, place=""):
-    """Find every state dict that has a certain tensor, and remove the prefix that this tensor's name shows.
-
-    Args:
-        content: nested dicts.
-        anchor: end of the tensor's name, such as layer1.0.conv1.weight.
-        place: the keys that lead to `content`.
-
-    Returns:
-        {keys and prefix: {name without prefix: tensor}}.
-    """
-    state = {n: t for n, t in content.items() if isinstance(n, str) and isinstance(t, torch.Tensor)}
-    prefixes = [n.removesuffix(anchor) for n in state if n == anchor or n.endswith(f".{anchor}")]
-    states = {place + p: {n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in prefixes}
+def _flatten(content, prefix=""):
+    tensors = {}
     for key, value in content.items():
         if isinstance(value, dict):
-            states |= find_state_dicts(value, anchor, f"{place}{key}.")
-    return states
+            tensors |= _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, torch.Tensor):
+            tensors[f"{prefix}{key}"] = value
+    return tensors
 
 
-def the_only(states, content, network):
-    """Return the one state dict that `find_state_dicts` found in a file's content; ValueError for none or several."""
-    if len(states) > 1:
-        places = ", ".join(place.rstrip(".") or "the whole" for place in states)
-        raise ValueError(f"it holds {network} more than once ({places}): save one of them alone")
-    if not states:
-        raise ValueError(f"{_summary(content)}, which are not those of {network}")
-    return next(iter(states.values()))
-
-
-def check_fit(state, expected, network, content):
-    """Check the names and shapes of a state dict.
+def find_networks(tensors, anchor):
+    """Find every network that has a certain tensor.
 
     Args:
-        state: {name: tensor}.
-        expected: state dict of the network.
-        network: its name.
-        content: of the whole file, as nested dicts.
+        tensors: as returned by `read_tensors`.
+        anchor: the tensor's name in the network, such as layer1.0.conv1.weight.
+
+    Returns:
+        {prefix of its names: {name without prefix: tensor}}.
+    """
+    prefixes = [name.removesuffix(anchor) for name in tensors if f".{name}".endswith(f".{anchor}")]
+    return {p: {name.removeprefix(p): t for name, t in tensors.items() if name.startswith(p)} for p in prefixes}
+
+
+def the_only(networks, tensors, name):
+    """Return the state dict of the one network in a file; ValueError for none or several."""
+    if len(networks) > 1:
+        places = ", ".join(prefix.rstrip(".") or "the whole" for prefix in networks)
+        raise ValueError(f"it holds {name} more than once ({places}): save one of them alone")
+    if not networks:
+        raise ValueError(f"{_summary(tensors)}, which are not those of {name}")
+    return next(iter(networks.values()))
+
+
+def fill(network, state, name, tensors):
+    """Load a state dict into a network, whose meta tensors are replaced by those of the state dict.
+
+    Args:
+        network: nn.Module, changed in place.
+        state: {name: tensor}. BatchNorm's counters may be missing, as in files from old versions of torch.
+        name: of the network, for messages.
+        tensors: all tensors of the file, for messages.
 
     Raises:
         ValueError: a phrase that says what the file holds, and the first tensor that does not fit.
     """
-    unexpected = (f"{name} is unexpected" for name in state if name not in expected)
-    if fault := _misfit(state, expected) or next(unexpected, ""):
-        raise ValueError(f"{_summary(content)}, which do not fit {network}: {fault}")
+    expected = network.state_dict()
+    if fault := next(_misfits(state, expected), None):
+        raise ValueError(f"{_summary(tensors)}, which do not fit {name}: {fault}")
+    network.load_state_dict(state, assign=next(network.parameters()).is_meta)
 
 
-def _misfit(state, expected):
-    """Describe the first tensor that is missing or has another shape; return "" if there is none."""
+def _misfits(state, expected):
     for name, tensor in expected.items():
-        if name not in state:
-            return f"{name} is missing"
-        if state[name].shape != tensor.shape:
-            return f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-    return ""
+        if name in state and state[name].shape != tensor.shape:
+            yield f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        if name not in state and not name.endswith(".num_batches_tracked"):
+            yield f"{name} is missing"
+    yield from (f"{name} is unexpected" for name in state if name not in expected)
 
 
-def _summary(content):
-    names = _tensor_names(content)
-    first = f" (first {', '.join(names[:3])})" if names else ""
-    return f"it holds {len(names)} tensors{first}"
-
-
-def _tensor_names(content):
-    inner = [name for value in content.values() if isinstance(value, dict) for name in _tensor_names(value)]
-    return [str(name) for name, value in content.items() if isinstance(value, torch.Tensor)] + inner
+def _summary(tensors):
+    first = f" (first {', '.join(list(tensors)[:3])})" if tensors else ""
+    return f"it holds {len(tensors)} tensors{first}"
 
 
 @contextlib.contextmanager
@@ -250,11 +233,10 @@ def readable_errors(path, what, remedy):
     try:
         yield
     except Exception as error:
-        reason = "it is damaged or holds something else"
         if isinstance(error, OSError) and error.errno and not is_damage(error):
-            reason, remedy = error.strerror, errors.remedy(error)
+            fault, remedy = error.strerror, errors.remedy(error)
         elif not is_damage(error):
             raise
-        elif type(error) is ValueError:  # raised by the checks above
-            reason = str(error)
-        raise UserError(f"{what} in {path} cannot be used: {reason}. {remedy}") from error
+        else:  # the checks above raise ValueError
+            fault = str(error) if type(error) is ValueError else "it is damaged or holds something else"
+        raise UserError(f"{what} in {path} cannot be used: {fault}. {remedy}") from error

@@ -1,18 +1,16 @@
 """SAM (Kirillov et al. 2023, Segment Anything): its weights, and its everything mode.
 
-The network, its prompts and most filters are Meta's package segment-anything. `sam_everything` goes through the steps
-of its SamAutomaticMaskGenerator, and also counts the masks that each filter leaves, enlarges only good masks, which
-saves most of the memory, and needs no OpenCV. Tests compare the masks of both.
+The network, its prompts and filters are Meta's package segment-anything. Weights also load from a Hugging Face folder,
+and cleaning small regions needs no OpenCV.
 """
 
-import collections
 import re
 
 import numpy as np
 import safetensors.torch
 import skimage.measure
 import torch
-from segment_anything import SamPredictor, sam_model_registry
+from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils import amg
 from skimage.morphology import remove_small_holes, remove_small_objects
@@ -48,8 +46,7 @@ def load(path):
     """Load SAM from a Hugging Face folder or from one of Meta's .pth files.
 
     Args:
-        path: the folder with config.json and model.safetensors, or the .pth file. It is memory-mapped: only its
-            names and shapes are read at first.
+        path: the folder with config.json and model.safetensors, or the .pth file, which is memory-mapped.
 
     Returns:
         segment_anything's Sam in eval mode, float32, on the CPU.
@@ -59,19 +56,15 @@ def load(path):
     """
     remedy = f"Delete it and get it again: {SAM_HINT.partition(': ')[2]}"
     with pretrained.readable_errors(path, "SAM's weights", remedy):
-        folder = path.is_dir()
-        content = safetensors.torch.load_file(path / SAM_PARTS[1]) if folder else pretrained.read_pickle(path)
-        encoder = "vision_encoder." if folder else "image_encoder."
-        state = pretrained.the_only(pretrained.find_state_dicts(content, f"{encoder}pos_embed"), content, "SAM")
-        size = ENCODERS.get(state[f"{encoder}pos_embed"].shape[-1])
-        if size is None:
-            raise ValueError(f"its encoder is none of SAM's, {', '.join(ENCODERS.values())}")
+        is_folder = path.is_dir()
+        tensors = safetensors.torch.load_file(path / SAM_PARTS[1]) if is_folder else pretrained.read_tensors(path)
+        positions = "vision_encoder.pos_embed" if is_folder else "image_encoder.pos_embed"
+        state = pretrained.the_only(pretrained.find_networks(tensors, positions), tensors, "SAM")
+        size = ENCODERS.get(state[positions].shape[-1], "vit_b")
         with torch.device("meta"):  # needs no memory and draws no random numbers
             network = sam_model_registry[size]()
-        expected = network.state_dict()
-        state = from_hugging_face(state, expected) if folder else state
-        pretrained.check_fit(state, expected, f"SAM's {size}", content)
-        network.load_state_dict(state, assign=True)
+        state = from_hugging_face(state, network.state_dict()) if is_folder else state
+        pretrained.fill(network, state, f"SAM's {size}", tensors)
     # The only tensors that are not in the file: ImageNet's statistics.
     network.pixel_mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
     network.pixel_std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
@@ -88,10 +81,8 @@ def from_hugging_face(tensors, names):
     Returns:
         {Meta's name: tensor}.
     """
-    tensors = dict(tensors)
-    twin = tensors.pop("prompt_encoder.shared_embedding.positional_embedding", None)  # one matrix under two names
-    if twin is not None:
-        tensors["shared_image_embedding.positional_embedding"] = twin
+    twin = "prompt_encoder.shared_embedding."  # the other name of one matrix; a file has either or both
+    tensors = {name.replace(twin, "shared_image_embedding."): tensor for name, tensor in tensors.items()}
     other_names = {name: hugging_face_name(name) for name in names}
     return {name: tensors[other] for name, other in other_names.items() if other in tensors}
 
@@ -134,22 +125,25 @@ def untrained(seed=5, side=256):
     return network.eval()
 
 
-@torch.inference_mode()
+class _Generator(SamAutomaticMaskGenerator):
+    """Meta's generator, whose own version fails if no crop has a mask."""
+
+    def _process_crop(self, *arguments):
+        data = super()._process_crop(*arguments)
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
+        return data
+
+
 def sam_everything(
     image,
     network,
     *,
     points_per_side=32,
-    points_per_batch=64,
-    pred_iou_thresh=0.88,
-    stability_score_thresh=0.95,
-    stability_score_offset=1.0,
-    box_nms_thresh=0.7,
     crop_n_layers=0,
     crop_overlap_ratio=512 / 1500,
     crop_n_points_downscale_factor=1,
-    crop_nms_thresh=0.7,
     min_mask_region_area=0,
+    **settings,
 ):
     """Prompt SAM with a grid of points and keep the good, distinct masks.
 
@@ -159,113 +153,48 @@ def sam_everything(
         image: (H, W, 3) uint8 RGB image of any size.
         network: segment_anything's Sam in eval mode, on any device.
         points_per_side: number of grid points along each side.
-        points_per_batch: points decoded at once; it changes memory and speed, not the masks.
-        pred_iou_thresh: masks must have a higher predicted IoU; 0 keeps all.
-        stability_score_thresh: masks must have at least this stability score; 0 keeps all.
-        stability_score_offset: logits by which the cut-off is shifted to measure stability.
-        box_nms_thresh: of two masks whose boxes have a higher IoU, only the better one is kept.
         crop_n_layers: after the whole image, layer 1, 2, … looks at 4, 16, … crops, enlarged.
         crop_overlap_ratio: overlap of layer 1's crops as a fraction of the image's shorter side; it halves with each
             further layer.
         crop_n_points_downscale_factor: each layer has this many times fewer points along each side than the one before.
-        crop_nms_thresh: box_nms_thresh between crops, where the smaller crop's mask is kept.
         min_mask_region_area: smaller islands are removed and smaller holes filled; 0 leaves them.
+        settings: further ones of SamAutomaticMaskGenerator; each filter has one:
+
+            - pred_iou_thresh (0.88): masks must have a higher predicted IoU; 0 keeps all.
+            - stability_score_thresh (0.95): masks must have at least this stability score; 0 keeps all.
+              stability_score_offset (1): logits by which the cut-off is shifted to measure it.
+            - box_nms_thresh (0.7): of two masks whose boxes have a higher IoU, the better one is kept; 1 keeps all.
+            - crop_nms_thresh (0.7): the same between crops, where the smaller crop's mask is kept.
+            - points_per_batch (64): points decoded at once; it changes memory and speed, not the masks.
 
     Returns:
         Masks. Those of smaller crops come first, and within a crop the best predicted IoU; with
         min_mask_region_area those that needed no cleaning come before all others. There may be none at all.
     """
-    height, width = image.shape[:2]
-    predictor = SamPredictor(network)
-    grids, parts, funnel = [], [], collections.Counter()
-    thresholds = (pred_iou_thresh, stability_score_thresh, stability_score_offset)
-    for box, layer in zip(*amg.generate_crop_boxes((height, width), crop_n_layers, crop_overlap_ratio)):
-        x0, y0, x1, y1 = box
-        if x0 >= x1 or y0 >= y1:  # rounding puts some crops of a tiny image outside it
-            continue
-        side = max(1, int(points_per_side / crop_n_points_downscale_factor**layer))
-        grid_xy = amg.build_point_grid(side) * (x1 - x0, y1 - y0)
-        grids.append(grid_xy + (x0, y0))
-        predictor.set_image(image[y0:y1, x0:x1])
-        part = _candidates(predictor, grid_xy, points_per_batch, *thresholds, funnel)
-        near_edge = amg.is_box_near_crop_edge(amg.batched_mask_to_box(part[0]), box, [0, 0, width, height])
-        part = _select(part, ~near_edge)
-        funnel["away from the crop's edges"] += len(part[0])
-        masks, scores, stability, points_xy = _select(part, _distinct(*part[:2], box_nms_thresh))
-        funnel["distinct by box NMS"] += len(masks)
-        smallness = torch.full((len(masks),), 1 / ((x1 - x0) * (y1 - y0)))
-        # Masks get the image's size only now, because there can be very many crops.
-        masks = amg.uncrop_masks(masks, box, height, width)
-        parts.append((masks, scores, stability, points_xy + torch.tensor([x0, y0]), smallness))
-
-    *kept, smallness = (torch.cat(tensors) for tensors in zip(*parts))
-    if crop_n_layers > 0:
-        kept = _select(kept, _distinct(kept[0], smallness, crop_nms_thresh))
-        funnel["distinct between crops"] = len(kept[0])
-    if min_mask_region_area > 0 and len(kept[0]):
-        cleaned, changed = zip(*(without_small_regions(mask, min_mask_region_area) for mask in kept[0].numpy()))
+    sides = [max(1, int(points_per_side / crop_n_points_downscale_factor**n)) for n in range(crop_n_layers + 1)]
+    grids = [amg.build_point_grid(side) for side in sides]
+    generator = _Generator(
+        network, None, point_grids=grids, crop_n_layers=crop_n_layers, crop_overlap_ratio=crop_overlap_ratio, **settings
+    )
+    records = generator.generate(image)
+    masks = np.array([record["segmentation"] for record in records], dtype=bool).reshape(-1, *image.shape[:2])
+    scores, stability = (
+        np.array([record[name] for record in records], dtype=np.float32)
+        for name in ("predicted_iou", "stability_score")
+    )
+    points_xy = np.array([record["point_coords"][0] for record in records]).reshape(-1, 2)
+    kept = slice(None)
+    if min_mask_region_area > 0 and records:  # Meta's package would need OpenCV for this
+        cleaned, changed = zip(*(without_small_regions(mask, min_mask_region_area) for mask in masks))
+        masks = np.stack(cleaned)
+        boxes = amg.batched_mask_to_box(torch.from_numpy(masks)).float()
         # Of masks that cleaning made alike, one that needed no cleaning is kept.
-        kept[0], unchanged = torch.from_numpy(np.stack(cleaned)), 1 - torch.tensor(changed, dtype=torch.float32)
+        unchanged = 1 - torch.tensor(changed, dtype=torch.float32)
         # Meta uses the larger threshold even without crops.
-        kept = _select(kept, _distinct(kept[0], unchanged, max(box_nms_thresh, crop_nms_thresh)))
-        funnel["distinct after cleaning"] = len(kept[0])
-    return Masks(*(tensor.numpy() for tensor in kept), np.concatenate(grids), dict(funnel))
-
-
-def _candidates(predictor, grid_xy, points_per_batch, pred_iou_thresh, stability_score_thresh, offset, funnel):
-    """Find the masks of one crop that pass both thresholds, duplicates included.
-
-    Args:
-        predictor: SamPredictor with the crop's image, (h, w).
-        grid_xy: (P, 2) prompt points in the crop's pixels.
-        points_per_batch, pred_iou_thresh, stability_score_thresh, offset: as for `sam_everything`.
-        funnel: Counter that counts points and masks after each filter.
-
-    Returns:
-        (N, h, w) bool masks, (N,) predicted IoU, (N,) stability and (N, 2) points, all on the CPU.
-    """
-    parts = []
-    for points_xy in torch.from_numpy(grid_xy).split(points_per_batch):
-        logits, scores = _decode(predictor, points_xy)
-        part = [logits.flatten(0, 1), scores.flatten(), points_xy.repeat_interleave(scores.shape[1], dim=0)]
-        funnel["points"] += len(points_xy)
-        funnel["candidate masks"] += len(part[0])
-        if pred_iou_thresh > 0:
-            part = _select(part, part[1] > pred_iou_thresh)
-        funnel["predicted IoU high enough"] += len(part[0])
-        logits, scores, points_xy = part
-        if len(logits):  # PyTorch cannot resize an empty batch
-            sizes = predictor.input_size, predictor.original_size
-            logits = predictor.model.postprocess_masks(logits[:, None], *sizes)[:, 0]
-        else:
-            logits = logits.new_zeros((0, *predictor.original_size))
-        stability = amg.calculate_stability_score(logits, 0.0, offset)
-        part = [logits > 0, scores, stability, points_xy]
-        if stability_score_thresh > 0:
-            part = _select(part, stability >= stability_score_thresh)
-        funnel["stable"] += len(part[0])
-        parts.append([tensor.cpu() for tensor in part])
-    return [torch.cat(tensors) for tensors in zip(*parts)]
-
-
-def _decode(predictor, points_xy):
-    """Predict three masks for each of (N, 2) points, as (N, 3, h, w) logits at low resolution and (N, 3) IoU."""
-    prompts, network = predictor.model.prompt_encoder, predictor.model
-    points = predictor.transform.apply_coords(points_xy.numpy(), predictor.original_size)[:, None]
-    points = torch.as_tensor(points, dtype=torch.float32, device=predictor.device)  # (N, 1, 2)
-    labels = torch.ones(points.shape[:2], dtype=torch.int, device=predictor.device)
-    sparse, dense = prompts(points=(points, labels), boxes=None, masks=None)
-    return network.mask_decoder(predictor.features, prompts.get_dense_pe(), sparse, dense, multimask_output=True)
-
-
-def _distinct(masks, scores, threshold):
-    """Return the indices of the masks that box NMS keeps, best score first."""
-    return nms(amg.batched_mask_to_box(masks).float(), scores, threshold)
-
-
-def _select(tensors, keep):
-    """Select the same rows, by index or by bool, of several tensors."""
-    return [tensor[keep.to(tensor.device)] for tensor in tensors]
+        kept = nms(boxes, unchanged, max(generator.box_nms_thresh, generator.crop_nms_thresh)).numpy()
+    crops = zip(*amg.generate_crop_boxes(image.shape[:2], crop_n_layers, crop_overlap_ratio))
+    grid_xy = [grids[layer] * (x1 - x0, y1 - y0) + (x0, y0) for (x0, y0, x1, y1), layer in crops]
+    return Masks(masks[kept], scores[kept], stability[kept], points_xy[kept], np.concatenate(grid_xy))
 
 
 def without_small_regions(mask, min_area):

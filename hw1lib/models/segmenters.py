@@ -27,12 +27,6 @@ from hw1lib.data.landcover import CLASSES
 from hw1lib.models import fast_conv
 from hw1lib.models.pretrained import load_published
 
-PRETRAINED = {  # torchvision's files
-    "fcn32s": VGG16_Weights.IMAGENET1K_V1.url,
-    "lraspp": LRASPP_MobileNet_V3_Large_Weights.DEFAULT.url,
-    "deeplabv3": DeepLabV3_ResNet101_Weights.DEFAULT.url,
-}
-
 
 class VGG16_FCN32s(nn.Module):
     """The original report's FCN-32s: VGG16 features, two 4096-channel convolutions and one 32-fold upsampling.
@@ -127,7 +121,7 @@ def _deeplabv3(scale, pretrained):
 
 def _published(name, network):
     """Load torchvision's weights into its network, and return it."""
-    load_published(network, PRETRAINED[name], SEGMENTERS[name].full, f"{name}.pretrained=false")
+    load_published(network, SEGMENTERS[name].url, SEGMENTERS[name].full, f"{name}.pretrained=false")
     return network
 
 
@@ -270,30 +264,29 @@ class Segmenter:
     """One network of Problem 2. To add another, add an entry here and a group of that name in settings.Profile.
 
     Attributes:
-        name: in settings and steps.
         full: name in the report.
         paper: reference.
         stride: output stride in pixels of the input.
         colour: of its curves and bars.
+        url: of torchvision's pretrained weights.
         build: function(scale, pretrained) -> nn.Module from (B, 3, H, W) to (B, 7, H, W), or a dict with it as "out".
         blocks: function(network) -> iterator of (label, part, module), one for each block of its diagram.
     """
 
-    name: str
     full: str
     paper: str
     stride: int
     colour: str
+    url: str
     build: Callable
     blocks: Callable
 
 
-_ALL = (
-    ("fcn32s", "VGG16-FCN32s", "Long, Shelhamer and Darrell 2015, arXiv:1411.4038", 32, "#d55e00",
-     _fcn32s, _fcn32s_blocks),
-    ("lraspp", "LR-ASPP MobileNetV3-Large", "Howard et al. 2019, arXiv:1905.02244", 8, "#0173b2",
-     _lraspp, _lraspp_blocks),
-    ("deeplabv3", "DeepLabV3-ResNet101", "Chen et al. 2017, arXiv:1706.05587", 8, "#029e73",
-     _deeplabv3, _deeplabv3_blocks),
-)  # fmt: skip
-SEGMENTERS = {row[0]: Segmenter(*row) for row in _ALL}
+SEGMENTERS = {  # by their names in settings and steps
+    "fcn32s": Segmenter("VGG16-FCN32s", "Long, Shelhamer and Darrell 2015, arXiv:1411.4038", 32, "#d55e00",
+                        VGG16_Weights.IMAGENET1K_V1.url, _fcn32s, _fcn32s_blocks),
+    "lraspp": Segmenter("LR-ASPP MobileNetV3-Large", "Howard et al. 2019, arXiv:1905.02244", 8, "#0173b2",
+                        LRASPP_MobileNet_V3_Large_Weights.DEFAULT.url, _lraspp, _lraspp_blocks),
+    "deeplabv3": Segmenter("DeepLabV3-ResNet101", "Chen et al. 2017, arXiv:1706.05587", 8, "#029e73",
+                           DeepLabV3_ResNet101_Weights.DEFAULT.url, _deeplabv3, _deeplabv3_blocks),
+}  # fmt: skip

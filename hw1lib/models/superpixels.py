@@ -1,6 +1,6 @@
 """Superpixels by SLIC and Felzenszwalb, the baselines of SAM's everything mode, and partitions from masks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import skimage.measure
@@ -18,7 +18,6 @@ class Masks:
         stability: (M,) float32 stability score, 0…1; NaN for superpixels.
         points_xy: (M, 2) float prompt point (SAM) or centroid of each mask.
         grid_xy: (P, 2) float all prompt points (SAM) or the seed grid (SLIC); (0, 2) for Felzenszwalb.
-        funnel: numbers of SAM's points, candidate masks, and masks left after each filter.
     """
 
     masks: np.ndarray
@@ -26,7 +25,6 @@ class Masks:
     stability: np.ndarray
     points_xy: np.ndarray
     grid_xy: np.ndarray
-    funnel: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.masks)

@@ -32,19 +32,14 @@ class Weights:
     file: str
     sha256: str
     megabytes: int
-    about: str
 
 
-def _sam(size, version, sha256, megabytes):
-    about = f"SAM with a ViT-{size.upper()} encoder (Kirillov et al. 2023)"
-    return Weights(f"sam_vit_{size}_{version}.pth", sha256, megabytes, about)
-
-
-KNOWN = {
-    "sam_vit_b": _sam("b", "01ec64", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375),
-    "sam_vit_l": _sam("l", "0b3195", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250),
-    "sam_vit_h": _sam("h", "4b8939", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565),
-}
+_SAM = (  # encoders ViT-B, ViT-L and ViT-H
+    Weights("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375),
+    Weights("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250),
+    Weights("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565),
+)
+KNOWN = {known.file[:9]: known for known in _SAM}
 SAM_FILES = tuple(weights.file for weights in KNOWN.values())
 
 
@@ -106,7 +101,7 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         pooch.retrieve(url, f"sha256:{weights.sha256}", path.name, path.parent, downloader=download)
     except (requests.RequestException, UnicodeError) as error:  # UnicodeError: an impossible host name
         remedies = f"Connect to the network, set {MIRROR} to an address that has it, or copy it with --from FILE"
-        raise UserError(f"{url} could not be downloaded ({_reason(error)}). {remedies}.") from error
+        raise UserError(f"{url} could not be downloaded ({reason(error)}). {remedies}.") from error
     except ValueError as error:  # raised by pooch for a wrong hash
         wrong = f"{source or url} is not {path.name}: its SHA-256 does not begin with {weights.sha256[:12]}"
         raise UserError(f"{wrong}. It was not kept; get the file again.") from error
@@ -117,9 +112,9 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
     return path
 
 
-def _reason(error):
+def reason(error):
     """Return the innermost reason of a failed request, in a few words."""
     inner = getattr(error, "reason", None) or next(iter(error.args), None)
     if isinstance(inner, Exception):
-        return _reason(inner)
+        return reason(inner)
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -49,7 +49,7 @@ def segmentation(name, profile, problem2):
         yield f"{name}.crop={settings.crop} does not fit into tiles of {width} × {height} pixels. {instead}"
     if settings.pretrained and profile.model_scale == 1:
         what = f"The weights of {segmenters.SEGMENTERS[name].full}"
-        yield from _download(what, segmenters.PRETRAINED[name], f"{name}.pretrained=false")
+        yield from _download(what, segmenters.SEGMENTERS[name].url, f"{name}.pretrained=false")
 
 
 def everything(profile, problem2, sam_path):

@@ -15,12 +15,6 @@ def same(rows=50, columns=16):
     return np.repeat(noise(1, columns), rows, axis=0)
 
 
-def directions(count, columns=12):
-    """Return points at ±1 along several axes."""
-    axes = np.eye(columns)[:count]
-    return np.tile(np.concatenate([axes, -axes]), (5, 1))
-
-
 def test_the_deviation_is_0_for_equal_features_and_1_over_the_sphere():
     """It depends neither on the scale of each image nor on the number of dimensions."""
     lengths = np.linspace(1, 5, 50, dtype=np.float32)[:, None]
@@ -32,7 +26,7 @@ def test_the_deviation_is_0_for_equal_features_and_1_over_the_sphere():
     assert collapse.deviation(features) == pytest.approx(unit.std(axis=0).mean() * 4, rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (2, 30), (30, 1), (25, 25)])
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (30, 1)])
 def test_spectrum_and_rank_are_those_of_the_singular_values(shape):
     """Roy & Vetterli 2007. Neither depends on order, rotation or shift, nor the rank on scale."""
     features = noise(*shape)
@@ -47,9 +41,10 @@ def test_spectrum_and_rank_are_those_of_the_singular_values(shape):
         assert collapse.effective_rank(changed) == pytest.approx(rank, rel=1e-4)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12])
-def test_the_rank_counts_equal_directions(count):
-    assert collapse.effective_rank(directions(count)) == pytest.approx(count, abs=1e-5)
+def test_the_rank_counts_equal_directions():
+    for count in (1, 2, 5, 12):
+        points = np.concatenate([np.eye(12)[:count], -np.eye(12)[:count]])  # ±1 along several axes
+        assert collapse.effective_rank(points) == pytest.approx(count, abs=1e-5)
 
 
 @pytest.mark.parametrize("features", [*(np.full((50, 16), v, np.float32) for v in (0, 0.1, 1e8)), same(), noise(1, 16)])

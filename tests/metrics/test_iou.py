@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from hw1lib.data.landcover import SCORED, UNKNOWN
 from hw1lib.metrics import iou
 
-SEEDS = range(5)
+SEEDS = range(3)
 
 
 def masks(seed, shape=(3, 16, 16), absent=()):
@@ -20,18 +20,15 @@ def masks(seed, shape=(3, 16, 16), absent=()):
     return truth, np.where(random.random(shape) < 0.6, truth, wrong).astype(np.uint8)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_confusion_is_scikit_learns(seed):
-    truth, predicted = masks(seed)
+def test_confusion_is_scikit_learns(monkeypatch):
+    """Also in chunks, and beyond the range of uint8, which does not hold 64 · 65 + 64."""
+    truth, predicted = masks(0)
     expected = confusion_matrix(truth.ravel(), predicted.ravel(), labels=range(7))
     assert np.array_equal(iou.confusion(truth, predicted), expected)
-
-
-def test_confusion_counts_beyond_the_range_of_its_input():
-    """uint8 holds 6 · 7 + 6, but not 64 · 65 + 64."""
-    numbers, many = np.arange(65, dtype=np.uint8), np.zeros(70_000, dtype=np.uint8)
+    monkeypatch.setattr(iou, "CHUNK", 100)
+    assert np.array_equal(iou.confusion(truth, predicted), expected)
+    numbers = np.arange(65, dtype=np.uint8)
     assert np.array_equal(iou.confusion(numbers, numbers, 65), np.eye(65))
-    assert iou.confusion(many, many)[0, 0] == 70_000
 
 
 @pytest.mark.parametrize("absent", [(), (2,), (0, 5), (1, 2, 3, 4, 5)])
@@ -82,15 +79,6 @@ def test_confused_pairs_by_brute_force(seed, highest, classes):
 # --- the ceiling of an output stride
 
 
-def blocky(seed, shape, classes):
-    """Draw masks of small patches with some unknown pixels."""
-    random = np.random.default_rng(seed)
-    small = random.integers(0, classes, (shape[0], shape[1] // 3 + 1, shape[2] // 3 + 1))
-    masks = small.repeat(3, 1).repeat(3, 2)[:, : shape[1], : shape[2]]
-    masks[random.random(shape) < 0.2] = UNKNOWN
-    return masks.astype(np.uint8)
-
-
 def ceiling_by_hand(masks, stride):
     """Give each block its commonest known class, the lower of equals, and compute the mIoU from sets."""
     best = np.full_like(masks, UNKNOWN)
@@ -104,13 +92,13 @@ def ceiling_by_hand(masks, stride):
     return np.mean([(one & two).sum() / (one | two).sum() for one, two in pairs if (one | two).any()])
 
 
-@pytest.mark.parametrize("classes", [2, 7])  # few classes: many equals
-@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7, 8, 50])
+@pytest.mark.parametrize("absent", [(), (1, 2, 3, 4, 5)])  # few classes: many equals
+@pytest.mark.parametrize("stride", [1, 2, 3, 8, 50])
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 7, 10), (1, 1, 5)])
-def test_the_ceiling_by_hand(shape, stride, classes):
+def test_the_ceiling_by_hand(shape, stride, absent):
     """For strides that divide the sides, do not divide them, or exceed them."""
     for seed in SEEDS:
-        truth = blocky(seed, shape, classes)
+        truth, _ = masks(seed, shape, absent)
         assert iou.ceiling(truth, stride) == pytest.approx(ceiling_by_hand(truth, stride))
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
-from sklearn.manifold import trustworthiness
+from sklearn.manifold import TSNE, trustworthiness
 from sklearn.metrics import silhouette_score
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from hw1lib.metrics import projection
 
@@ -41,24 +41,19 @@ def test_both_epochs_share_one_pca_frame(projected):
     assert numbers["pca_variance"] == pytest.approx(points.var(axis=0).sum() / BOTH.var(axis=0).sum())
 
 
-def test_tsne_embeds_both_epochs_together_from_their_pca_in_one_thread(projected, monkeypatch):
-    """The start is scaled down so that t-SNE can move it; one thread makes sums reproducible."""
-    calls = []
-
-    class Recorder(projection.TSNE):
-        def fit_transform(self, values):
-            threads = {pool["num_threads"] for pool in threadpool_info()}
-            calls.append((values, self.init, (self.random_state, self.perplexity, threads)))
-            return super().fit_transform(values)
-
-    monkeypatch.setattr(projection, "TSNE", Recorder)
+def test_the_projection_does_not_depend_on_the_number_of_threads(projected):
     with threadpool_limits(2):
         plane, numbers = projection.project(FIRST, LAST, LABELS, 10.0, 0)
     assert numbers == projected[1] and all(np.array_equal(plane[name], projected[0][name]) for name in plane)
-    ((values, init, settings),) = calls
-    start = joined(plane, "pca")
-    assert np.array_equal(values, BOTH) and settings == (0, 10.0, {1})
-    np.testing.assert_allclose(init, start / start[:, 0].std() * 1e-4)
+
+
+def test_tsne_embeds_both_epochs_together_from_their_pca(projected):
+    """The start is scaled down so that t-SNE can move it."""
+    start = joined(projected[0], "pca")
+    start = start / start[:, 0].std() * 1e-4
+    with threadpool_limits(1):
+        expected = TSNE(perplexity=10.0, init=start, random_state=0, n_jobs=1).fit_transform(BOTH)
+    assert np.array_equal(joined(projected[0], "tsne"), expected)
 
 
 def test_denser_clusters_have_higher_numbers(projected):
@@ -86,13 +81,6 @@ def test_purity_by_brute_force():
     assert projection.purity(values, labels, 7) == pytest.approx(np.mean(parts))
 
 
-@pytest.mark.parametrize("count", [6, 9, 25])
-def test_a_perplexity_too_high_for_the_images_is_lowered(count):
-    values = activations(1.0)[:count]
-    plane, _ = projection.project(values, values, LABELS[:count], 30.0, 0)
-    assert plane["tsne_last"].shape == (count, 2) and np.isfinite(plane["tsne_last"]).all()
-
-
 def test_activations_may_all_be_zero():
     """As after a dead ReLU layer."""
     with np.errstate(invalid="ignore"):
@@ -101,7 +89,7 @@ def test_activations_may_all_be_zero():
     assert all(np.isfinite(points).all() for points in plane.values())
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [1, 1, 1], [0] * 6, range(6), [0, 0, 1, 1], [0, 1, 1, 2, 2]])
+@pytest.mark.parametrize("labels", [[0, 1], [1, 1, 1], range(6), [0, 1, 1, 2, 2]])
 @pytest.mark.parametrize("spread", [1.0, 0.0])
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_numbers_that_few_images_cannot_have_are_none(labels, spread):
@@ -121,5 +109,5 @@ def test_numbers_that_few_images_cannot_have_are_none(labels, spread):
 def test_chance_is_the_mean_purity_of_shuffled_labels():
     random = np.random.default_rng(0)
     values, labels = random.random((40, 3)), np.arange(40) % 7 // 2
-    purities = [projection.purity(values, random.permutation(labels), 5) for _ in range(300)]
-    assert projection.chance(labels) == pytest.approx(np.mean(purities), abs=0.01)
+    purities = [projection.purity(values, random.permutation(labels), 5) for _ in range(100)]
+    assert projection.chance(labels) == pytest.approx(np.mean(purities), abs=0.02)

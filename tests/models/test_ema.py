@@ -33,7 +33,7 @@ def assert_state(module, expected, tolerance=0.0):
     torch.testing.assert_close(dict(module.state_dict()), dict(expected), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.05, 0.5, 0.999])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
 def test_the_average_is_the_recursion_with_its_warm_up(decay):
     """It starts as the network; after n steps the decay is at most (1 + n) / (10 + n); counters are copied."""
     model = Averaged(network(), decay)
@@ -62,12 +62,11 @@ def test_training_runs_the_network_and_evaluation_the_average():
     assert model.network[1].num_batches_tracked == 2 + 2  # `perturb` added two
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_the_average_is_not_trained(name):
+def test_the_average_is_not_trained():
     """Not even by weight decay."""
     model = Averaged(network(), 0.9)
     before = copy.deepcopy(model.average.state_dict())
-    optimizer = loop.make_optimizer(model, Optimization(optimizer=name, weight_decay=0.5, lr=0.1))
+    optimizer = loop.make_optimizer(model, Optimization(optimizer="adamw", weight_decay=0.5, lr=0.1))
     model.train()(images()).square().mean().backward()
     optimizer.step()
     assert_state(model.average, before)

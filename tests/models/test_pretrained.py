@@ -12,14 +12,13 @@ from torchvision.models import ResNet50_Weights, resnet18, resnet50
 
 from hw1lib.errors import UserError
 from hw1lib.models import pretrained, sam
-from tests.models.conftest import offline, prefixed, refused
+from tests.models.conftest import numbered, offline, prefixed, refused
 from tests.test_files import held_to_permissions
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    torch.manual_seed(0)
-    return resnet50(num_classes=64).state_dict()
+    return numbered(lambda: resnet50(num_classes=64))
 
 
 def sequential(state):
@@ -32,16 +31,12 @@ def sequential(state):
 ADAM = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
 WRAPS = {
     "plain": lambda state: state,
-    "wrapped": lambda state: {"state_dict": state, "epoch": 3},
-    "parallel": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
     "without fc": lambda state: {k: v for k, v in state.items() if not k.startswith("fc.")},
     "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
     "trainer": lambda state: {"model_state_dict": state, "optimizer_state_dict": ADAM, "epoch": 3},
-    "deep": lambda state: {"net": {"model": state}, "best": torch.tensor(0.5)},
-    "ema": lambda state: {"state_dict_ema": state, "arch": "resnet50"},
+    "deep": lambda state: {"net": {"model": prefixed("module.encoder_q.")(state)}, "best": torch.tensor(0.5)},
     "with heads": lambda state: prefixed("backbone.")(state) | {"projector.0.weight": torch.zeros(2, 2)},
     "sequential": sequential,
-    **{prefix: prefixed(prefix) for prefix in ("encoder.", "resnet.", "_orig_mod.", "module.encoder_q.")},
 }
 
 
@@ -57,14 +52,12 @@ def test_a_backbone_loads_however_it_was_saved(backbone, wrap, tmp_path, no_netw
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda state: resnet18().state_dict(), ["layer1.0"]),
+        (lambda state: numbered(resnet18), ["layer1.0"]),
         (lambda state: state | {"layer1.0.conv2.weight": torch.zeros(128, 128, 3, 3)}, ["layer1.0.conv2.weight has"]),
         (lambda state: state | {"layer5.weight": torch.zeros(1)}, ["layer5.weight is unexpected"]),
         (lambda state: {k: v for k, v in state.items() if k != "layer4.2.bn3.bias"}, ["layer4.2.bn3.bias is missing"]),
-        (lambda state: state | {"conv1.weight": 3}, ["conv1.weight"]),
         (lambda state: {"model": "resnet50"}, ["holds 0 tensors"]),
         (lambda state: [1, 2], ["list"]),
-        (lambda state: {"student": state, "teacher": state}, ["a ResNet50 more than once (student, teacher)"]),
         (lambda state: state | prefixed("ema.")(state), ["more than once (the whole, ema)"]),
         (lambda state: {"stem.weight": torch.zeros(3), "head": ADAM}, ["holds 2 tensors (first", "stem.weight"]),
         (lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)}, ["bn1.bias holds values", "not finite"]),
@@ -85,21 +78,16 @@ def test_damaged_missing_and_unreadable_files_are_named(tmp_path, load):
     path = tmp_path / "weights.pt"
     refused(load, path, "No such file")
     torch.save({"conv1.weight": torch.zeros(10_000)}, path)
-    path.write_bytes(path.read_bytes()[:10_000])
-    refused(load, path, "is damaged")
-    path.write_bytes(b"<html>moved</html>")
-    refused(load, path, "is damaged", "web page")
-    path.write_bytes(b"")
-    refused(load, path, "is empty")
+    for content in (path.read_bytes()[:10_000], b"<html>moved</html>", b""):
+        path.write_bytes(content)
+        refused(load, path, "is damaged")
     path.chmod(0o000)
     with held_to_permissions():
         refused(load, path, "Permission denied", "Fix the permissions")
 
 
 @LOADERS
-@pytest.mark.parametrize(
-    "error", [MemoryError(), ImportError("torch"), NameError("bug"), torch.AcceleratorError("CUDA")], ids=repr
-)
+@pytest.mark.parametrize("error", [MemoryError(), NameError("bug"), torch.AcceleratorError("CUDA")], ids=repr)
 def test_other_errors_are_not_blamed_on_the_file(tmp_path, monkeypatch, load, error):
     (tmp_path / "weights.pt").write_bytes(b"PK")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
@@ -155,10 +143,7 @@ def test_a_failed_download_is_a_clear_error_and_leaves_nothing(cache, monkeypatc
     ("error", "words"),
     [
         (OSError(28, "No space left on device"), "No space left on device. Free some disk space"),
-        (PermissionError(13, "Permission denied"), "Fix the permissions"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), None),
-        (OSError(12, "Cannot allocate memory"), None),
-        (TypeError("our bug"), None),
     ],
     ids=repr,
 )

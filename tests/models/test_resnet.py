@@ -1,7 +1,5 @@
 """The backbone equals torchvision's ResNet50, and the head the original report's classifier."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -29,10 +27,8 @@ def test_features_are_torchvisions_forward_without_fc(mode):
     assert features.shape == (3, resnet.FEATURES)
 
 
-@pytest.mark.slow
-@processes.float64()
 def test_the_real_backbone_is_resnet50():
-    """Its text, names, random weights and outputs; a copy, as byol-pytorch makes, is independent."""
+    """Its text, names and random weights."""
     torch.manual_seed(0)
     reference = resnet50()
     torch.manual_seed(0)
@@ -40,26 +36,14 @@ def test_the_real_backbone_is_resnet50():
     assert {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)} == {fast_conv.Conv2d}
     assert str(network) == str(reference) and list(network.state_dict()) == list(reference.state_dict())
     assert all(torch.equal(*pair) for pair in zip(network.state_dict().values(), reference.state_dict().values()))
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    for mode in ("eval", "train"):
-        twin = copy.deepcopy(network)
-        with torch.no_grad():
-            output, expected = (getattr(module, mode)()(images) for module in (twin, reference))
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
-        assert type(twin.conv1) is fast_conv.Conv2d and twin.conv1.weight is not network.conv1.weight
 
 
 def test_zero_init_residual_starts_blocks_as_the_identity():
-    states = []
     for zero_init in (True, False):
-        torch.manual_seed(0)
         network = resnet.backbone(0.125, zero_init)
-        states.append(network.state_dict())
         for block in (m for m in network.modules() if isinstance(m, Bottleneck)):
             x = torch.randn(4, block.conv1.in_channels, 4, 4)
             assert torch.equal(block(x), block.downsample(x).relu()) == zero_init
-    different = {name for name, value in states[0].items() if not torch.equal(value, states[1][name])}
-    assert {name for name in different if name.endswith(".weight")} == {f"layer{n}.0.bn3.weight" for n in range(1, 5)}
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -12,8 +12,8 @@ from torchvision.models.segmentation import deeplabv3_resnet101, lraspp_mobilene
 
 from hw1lib.data.landcover import CLASSES
 from hw1lib.errors import UserError
-from hw1lib.models import fast_conv, segmenters
-from tests.models.conftest import offline
+from hw1lib.models import segmenters
+from tests.models.conftest import numbered, offline
 
 every_network = pytest.mark.parametrize("name", segmenters.SEGMENTERS)
 PRINTED = Path(__file__).with_name("vgg16_fcn32s.txt")  # from the original report
@@ -110,12 +110,8 @@ def test_every_network_scores_images_of_any_size_in_float32(small, name):
 
 @every_network
 def test_a_small_network_has_the_real_ones_modules(small, name):
-    """DeepLabV3's may have fewer blocks; all convolutions are fast ones."""
-    real, modules = dict(segmenters.real(name).named_modules()), dict(small[name].named_modules())
-    assert modules.keys() <= real.keys() if name == "deeplabv3" else modules.keys() == real.keys()
-    assert [n for n in modules if type(modules[n]) is not type(real[n])] == []
-    assert {type(m) for m in modules.values()} == {type(m) for m in real.values()}
-    assert {type(m) for m in modules.values() if isinstance(m, nn.Conv2d)} == {fast_conv.Conv2d}
+    real, kinds = segmenters.real(name), {type(module) for module in small[name].modules()}
+    assert kinds == {type(module) for module in real.modules()} and nn.Conv2d not in kinds
     assert sum(p.numel() for p in small[name].parameters()) < segmenters.parameters(name) / 2
 
 
@@ -130,39 +126,27 @@ def test_fcn32s_starts_from_repeated_scores_and_hes_weights(small):
         assert not layer.bias.any()
 
 
-PUBLISHED = {  # the network of each file
-    "fcn32s": vgg16,
-    "lraspp": partial(lraspp_mobilenet_v3_large, weights_backbone=None),
-    "deeplabv3": partial(deeplabv3_resnet101, weights_backbone=None, aux_loss=True),
+PUBLISHED = {  # the network of each file, and the layers that are new
+    "fcn32s": (vgg16, {"conv6_1.0", "conv7_1.0", "score_pred", "upsample"}),
+    "lraspp": (lraspp_mobilenet_v3_large, {"classifier.low_classifier", "classifier.high_classifier"}),
+    "deeplabv3": (partial(deeplabv3_resnet101, aux_loss=True), {"classifier.4"}),
 }
 
 
 @every_network
-@pytest.mark.filterwarnings("ignore:.*meta parameter")
 def test_published_weights_fit_or_are_a_clear_error(name, cache, monkeypatch):
+    """Only the last layers are new; under the meta device they have no values."""
     monkeypatch.setattr(torch.hub, "urlopen", offline)
     with torch.device("meta"), pytest.raises(UserError) as caught:
         segmenters.build(name, pretrained=True)
     for word in (f"--set {name}.pretrained=false", segmenters.SEGMENTERS[name].full, str(cache), "no network"):
         assert word in str(caught.value)
+    builder, new_layers = PUBLISHED[name]
+    published = numbered(partial(builder, **({} if name == "fcn32s" else {"weights_backbone": None})))
+    torch.save(published, cache / segmenters.SEGMENTERS[name].url.rpartition("/")[2])
     with torch.device("meta"):
-        state = PUBLISHED[name]().state_dict()
-    file = cache / segmenters.PRETRAINED[name].rpartition("/")[2]
-    torch.save({n: torch.zeros(()).expand(tensor.shape) for n, tensor in state.items()}, file)
-    with torch.device("meta"):
-        network = segmenters.build(name, pretrained=True)
-    assert network.state_dict().keys() == segmenters.real(name).state_dict().keys()
-
-
-def test_pretrained_networks_are_torchvisions_with_new_last_layers(cache):
-    cache.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(PUBLISHED["lraspp"]().state_dict(), cache / segmenters.PRETRAINED["lraspp"].rpartition("/")[2])
-    torch.manual_seed(1)
-    reference = lraspp_mobilenet_v3_large(weights="DEFAULT")
-    for name in ("low_classifier", "high_classifier"):
-        layer = getattr(reference.classifier, name)
-        setattr(reference.classifier, name, nn.Conv2d(layer.in_channels, len(CLASSES), 1))
-    torch.manual_seed(1)
-    network = segmenters.build("lraspp", pretrained=True)
-    torch.testing.assert_close(network.state_dict(), reference.state_dict(), atol=0, rtol=0)
+        state = segmenters.build(name, pretrained=True).state_dict()
+    assert state.keys() == segmenters.real(name).state_dict().keys()
+    assert {n.rpartition(".")[0] for n, tensor in state.items() if tensor.is_meta} == new_layers
+    for n, tensor in state.items():
+        assert tensor.is_meta or torch.equal(tensor, published[n.replace("vgg16.", "features.")]), n

@@ -15,7 +15,7 @@ def test_superpixels_are_a_partition_of_about_as_many(method, segments):
     result = method(image, segments)
     assert (result.masks.sum(axis=0) == 1).all() and result.masks.any(axis=(1, 2)).all()
     assert abs(len(result) - segments) <= segments / 4
-    assert np.isnan(result.scores).all() and len(result.scores) == len(result) and result.funnel == {}
+    assert np.isnan(result.scores).all() and len(result.scores) == len(result)
     assert np.array_equal(result.masks, method(image, segments).masks)
     assert np.array_equal(superpixels.partition(result.masks), result.masks.argmax(axis=0))
     for mask, point in zip(result.masks, result.points_xy):
@@ -32,7 +32,7 @@ def test_felzenszwalb_finds_plain_areas_and_comes_as_near_as_it_can():
     assert np.allclose(counts, (10, 40, 160), rtol=0.2)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_partition_by_brute_force(seed):
     """A label belongs to the smallest mask at a pixel (of equals the later), or to a 4-connected part of the rest."""
     masks = np.random.default_rng(seed).random((seed % 6, 6, 6)) < 0.35
