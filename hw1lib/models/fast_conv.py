@@ -115,10 +115,10 @@ class _Side(NamedTuple):
 
 @functools.cache
 def _side(size, kernel, stride, padding, dilation):
-    """Return the _Side of a map's side of `size` pixels; at least one tap must touch a pixel."""
+    """Return the _Side of a map's side of `size` pixels, which must hold the kernel with the padding."""
     length = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     starts = [index * stride - padding for index in range(length)]
-    used = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)]
+    used = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)] or [0]
     first, last = used[0], used[-1]
     span = (length - 1) * stride + 1
     windows = tuple(slice(tap * dilation, tap * dilation + span, stride) for tap in range(last - first + 1))
