@@ -64,15 +64,6 @@ def shares(counts):
     return counts[:, 0] / counts.sum(axis=1)
 
 
-def test_the_bootstrap_of_a_proportion_is_the_binomials():
-    """Tiles of one pixel."""
-    right = np.random.default_rng(0).random(400) < 0.7
-    counts = np.stack([right, ~right], axis=1)
-    low, high = bootstrap({"one": counts}, shares, draws=4000)["one"]
-    p, half = right.mean(), 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 400)
-    assert (low, high) == pytest.approx((p - half, p + half), abs=0.005)
-
-
 def test_differences_are_paired_and_groups_are_drawn_whole():
     random = np.random.default_rng(1)
     base = np.stack([random.integers(0, 90, 60), np.full(60, 10)], axis=1)
