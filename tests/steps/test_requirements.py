@@ -83,7 +83,7 @@ def test_settings_that_need_what_is_missing_are_refused_at_once(course_data, tmp
 HARM = {  # what is done to the data, settings, and words of the message
     "nosl": (unlabelled, {}, ["Settings B and D", "mini/train.csv"]),
     "nosl, whole": (unlabelled, WHOLE, ["pretrain_model_SL.pt", "mini/train.csv", "supervised.source=imagenet"]),
-    "page": (backbone(b"<!DOCTYPE html>"), WHOLE, ["pretrain_model_SL.pt", "web page"]),
+    "page": (backbone(b"<!DOCTYPE html>"), WHOLE, ["pretrain_model_SL.pt", "is damaged"]),
     "cut sam": (sam(b"PK\3\4" + bytes(999)), {}, ["sam_vit_b_01ec64.pth", "damaged"]),
 }
 
@@ -124,7 +124,7 @@ def test_a_finished_step_needs_nothing(course_data, tmp_path):
     make(course_data, tmp_path / "out", settings).result("pretrain-supervised")
     cache.write_bytes(b"<html>")
     requirements.refuse([(make(course_data, tmp_path / "out", settings), "pretrain-supervised")])
-    assert "web page" in refusal(course_data, tmp_path / "other", settings, ["pretrain-supervised"])
+    assert "is damaged" in refusal(course_data, tmp_path / "other", settings, ["pretrain-supervised"])
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "full"])
