@@ -57,6 +57,14 @@ def remedy(error):
     return f"{advice}, then run the same command again."
 
 
+def reason(error):
+    """Return the innermost reason of a failed download, in a few words."""
+    inner = getattr(error, "reason", None) or next(iter(error.args), None)
+    if isinstance(inner, Exception):
+        return reason(inner)
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
 def did_you_mean(name, known):
     """Return a sentence that suggests the known name most similar to `name`; empty if none is similar."""
     by_lower = {other.lower(): other for other in known}

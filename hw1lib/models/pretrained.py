@@ -14,8 +14,7 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
 from hw1lib import errors
-from hw1lib.errors import UserError, is_damage
-from hw1lib.models.weights import reason
+from hw1lib.errors import UserError, is_damage, reason
 
 IMAGENET = ResNet50_Weights.DEFAULT.url
 

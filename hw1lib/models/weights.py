@@ -10,7 +10,7 @@ import pooch
 import requests
 
 from hw1lib import paths
-from hw1lib.errors import UserError, did_you_mean, remedy
+from hw1lib.errors import UserError, did_you_mean, reason, remedy
 
 SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
 MIRROR = "HW1_WEIGHTS_MIRROR"  # environment variable: another address that serves the same files
@@ -110,11 +110,3 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
             raise UserError(f"--from {source} cannot be read: {error.strerror}.") from error
         raise UserError(f"{path} could not be written: {error.strerror or error}. {remedy(error)}") from error
     return path
-
-
-def reason(error):
-    """Return the innermost reason of a failed request, in a few words."""
-    inner = getattr(error, "reason", None) or next(iter(error.args), None)
-    if isinstance(inner, Exception):
-        return reason(inner)
-    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
