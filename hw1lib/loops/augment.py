@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision import transforms
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from hw1lib.loops import distributed
 from hw1lib.loops.device import no_autocast, to_device
 from hw1lib.loops.normalisation import MEAN, STD, denormalise, normalise  # noqa: F401
 
-LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue, as in torchvision
 CHUNK_PIXELS = 2**18  # pixels that a CPU transforms at a time, so that intermediate results stay in its cache
 DRAWS = 15  # uniform random numbers for one image: 6 for geometry, 9 for colours
 
@@ -163,12 +163,12 @@ def recolour(images, table, recipe):
             torch.where(jitter < recipe.jitter_p, strength * (2 * factor - 1), 0.0)
             for strength, factor in zip(recipe.jitter, factors)
         )
-        images = adjust_brightness(images, 1 + brightness)
-        images = adjust_contrast(images, 1 + contrast)
-        images = adjust_saturation(images, 1 + saturation)
+        images = (images * (1 + brightness)).clamp(0, 1)
+        images = blend(images, rgb_to_grayscale(images).mean(dim=(1, 2, 3), keepdim=True), 1 + contrast)
+        images = blend(images, rgb_to_grayscale(images), 1 + saturation)
         images = adjust_hue(images, hue) if recipe.jitter[3] else images
     if recipe.grayscale_p:
-        images = torch.where(gray_draw < recipe.grayscale_p, gray(images), images)
+        images = torch.where(gray_draw < recipe.grayscale_p, rgb_to_grayscale(images), images)
     if recipe.blur_p:
         radius = max(1, images.shape[-1] // 20)
         images = torch.where(blurred < recipe.blur_p, blur(images, 0.1 + 1.9 * sigma.flatten(), radius), images)
@@ -178,27 +178,9 @@ def recolour(images, table, recipe):
     return images
 
 
-def gray(images):
-    """Return the luma of each pixel: (B, 3, H, W) -> (B, 1, H, W)."""
-    red, green, blue = images.split(1, dim=1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-
-
-def adjust_brightness(images, factor):
-    """Multiply images by `factor`, (B, 1, 1, 1)."""
-    return (images * factor).clamp(0, 1)
-
-
-def adjust_contrast(images, factor):
-    """Scale the differences from each image's mean gray by `factor`, (B, 1, 1, 1)."""
-    mean = gray(images).mean(dim=(1, 2, 3), keepdim=True)
-    return (mean + factor * (images - mean)).clamp(0, 1)
-
-
-def adjust_saturation(images, factor):
-    """Scale the differences from each pixel's gray by `factor`, (B, 1, 1, 1)."""
-    grays = gray(images)
-    return (grays + factor * (images - grays)).clamp(0, 1)
+def blend(images, others, factor):
+    """Scale the differences between images and others by `factor`, (B, 1, 1, 1)."""
+    return (others + factor * (images - others)).clamp(0, 1)
 
 
 def adjust_hue(images, shift):

@@ -7,11 +7,11 @@ Batches are functions of (epoch, batches to skip). Their order depends on (seed,
 import shutil
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hw1lib import cpus
 from hw1lib.loops import distributed
-from hw1lib.loops.device import fits, to_device
+from hw1lib.loops.device import to_device
 from hw1lib.loops.seeds import seed_everything
 
 SHARED_MEMORY = "/dev/shm"
@@ -56,7 +56,7 @@ class _Shuffled:
 class ArrayBatches(_Shuffled):
     """Shuffled batches of tensors in memory, which may be memory-mapped.
 
-    They are kept on a device that has room for them; else each batch is copied while the one before is in use.
+    Each batch is copied to the device while the one before is in use.
 
     Args:
         tensors: tensors of one length, such as uint8 images and labels.
@@ -68,23 +68,18 @@ class ArrayBatches(_Shuffled):
 
     def __init__(self, tensors, batch_size, seed, device, prepare=None, names=(), rows=None):
         super().__init__(range(len(tensors[0])) if rows is None else rows, batch_size, seed, names)
-        self.resident = fits(tensors, device)
-        self.tensors = [tensor.to(device) for tensor in tensors] if self.resident else tensors
+        self.tensors = tensors
         self.device = device
         self.prepare = prepare or (lambda *batch: batch)
 
     def __call__(self, epoch, start=0):
-        order = self.order(epoch)[start:, distributed.shard(self.batch_size)]
-        shards = list(to_device(order, self.device) if self.resident else order)
-        ahead = self._fetch(shards[0]) if shards else None
-        for step, following in enumerate([*shards[1:], None], start + 1):
-            batch, ahead = ahead, None if following is None else self._fetch(following)
+        shards = self.order(epoch)[start:, distributed.shard(self.batch_size)]
+        batches = ([to_device(tensor[rows], self.device) for tensor in self.tensors] for rows in shards)
+        following = next(batches, None)
+        for step in range(start + 1, len(self) + 1):
+            batch, following = following, next(batches, None)
             self.begin_step(epoch, step)
             yield self.prepare(*batch)
-
-    def _fetch(self, rows):
-        batch = [tensor[rows] for tensor in self.tensors]
-        return batch if self.resident else [to_device(tensor, self.device) for tensor in batch]
 
 
 class FileBatches(_Shuffled):
@@ -101,7 +96,9 @@ class FileBatches(_Shuffled):
 
     def __init__(self, images, split, transform, batch_size, seed, device, workers=None):
         super().__init__(range(len(split)), batch_size, seed, split.files)
-        self.images = _TransformedImages(images, split.labels, transform, seed)
+        self.images = images
+        self.labels = split.labels
+        self.transform = transform
         self.device = device
         self.workers = workers
         if workers is None:
@@ -114,10 +111,16 @@ class FileBatches(_Shuffled):
         shards = zip(places[start:, shard].tolist(), self.order(epoch)[start:, shard].tolist())
         keys = [[(epoch, place, row) for place, row in zip(*pair)] for pair in shards]
         pin = self.device.type == "cuda"
-        loader = DataLoader(self.images, batch_sampler=keys, num_workers=self.workers, pin_memory=pin)
+        loader = DataLoader(self, batch_sampler=keys, num_workers=self.workers, pin_memory=pin)
         for step, batch in enumerate(loader, start + 1):
             self.begin_step(epoch, step)
             yield [tensor.to(self.device, non_blocking=True) for tensor in batch]
+
+    def __getitem__(self, key):
+        """Return a transformed image and its label by (epoch, place in the epoch, row), for the DataLoader."""
+        epoch, place, row = key
+        seed_everything(self.seed, epoch, place, 1)  # the fourth number tells an image from a step
+        return self.transform(self.images[row]), -1 if self.labels is None else int(self.labels[row])
 
 
 def worker_count(device, bytes_ahead, shared_memory=SHARED_MEMORY):
@@ -135,22 +138,3 @@ def worker_count(device, bytes_ahead, shared_memory=SHARED_MEMORY):
         return min(count, int(shutil.disk_usage(shared_memory).free / 2 / processes / bytes_ahead))
     except OSError:  # systems without such a folder share memory in another way
         return count
-
-
-class _TransformedImages(Dataset):
-    """Transformed images and labels by (epoch, place in the epoch, row)."""
-
-    def __init__(self, images, labels, transform, seed):
-        self.images = images
-        self.labels = labels
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, key):
-        epoch, place, row = key
-        label = -1 if self.labels is None else int(self.labels[row])
-        seed_everything(self.seed, epoch, place, 1)  # the fourth number tells an image from a step
-        return self.transform(self.images[row]), label

@@ -1,25 +1,18 @@
 """Checkpoints, from which a training that was killed resumes bit-identically."""
 
 import pickle
-import struct
 import time
 import zipfile
-import zlib
 
 import torch
 
 from hw1lib import files
-from hw1lib.errors import is_damage
+from hw1lib.errors import UserError, is_damage
 from hw1lib.loops import distributed
 
 FORMAT = 4  # raised when the contents of checkpoints change; those of another format are not used
 MAX_WRITE_FRACTION = 0.05  # of the time, for writing checkpoints
 MID_EPOCH_FACTOR = 10  # inside an epoch, checkpoints are due so many times less often
-# What zipfile, torch.load and Optimizer.load_state_dict raise for damaged contents. A TypeError or an AttributeError
-# means a bug of ours or a change in torch.
-DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, EOFError)
-DAMAGE_ERRORS += (ValueError, LookupError, ArithmeticError, RuntimeError, OSError)
-PARTS = {"module": dict, "optimizer": dict | None, "scaler": dict, "progress": dict, "beside": dict}
 
 
 class Checkpoint:
@@ -68,7 +61,7 @@ class Checkpoint:
             self._min_wait = (self._last - started) / MAX_WRITE_FRACTION
 
     def restore(self, module, optimizer, scaler):
-        """Restore the states of a training, whose checkpoints are saved from now on.
+        """Restore the states of a training in all ranks; its checkpoints are saved from now on.
 
         A checkpoint that cannot be read, or that contains code, is set aside, and the training starts anew. Arrays
         that the checkpoint does not vouch for are deleted.
@@ -77,28 +70,35 @@ class Checkpoint:
             history, step and total as for `save`; [], 0 and None where there is no checkpoint.
 
         Raises:
+            UserError: the ranks see different checkpoints.
             Exception: a cause other than the file, such as memory, the device or a bug; the file is left alone.
         """
         self.module, self.optimizer, self.scaler = module, optimizer, scaler
+        with distributed.rank0_first():
+            history, step, total = self._restore()
+        if distributed.broadcast((len(history), step)) != (len(history), step):
+            text = f"{self.draft.folder} must be on a disk that all of them share."
+            raise UserError(f"Processes see different checkpoints: {text}")
+        return history, step, total
+
+    def _restore(self):
         if not self.draft.checkpoint.is_file():
             self.draft.keep_arrays(())
             return [], 0, None
         try:
             state = self._read()
             if state["optimizer"] is not None:
-                optimizer.load_state_dict(state["optimizer"])
-        except DAMAGE_ERRORS as error:
-            if not is_damage(error):
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:
+            if isinstance(error, TypeError | AttributeError) or not is_damage(error):  # a bug, or a change in torch
                 raise
             reasons = {pickle.UnpicklingError: "it holds more than plain data", ValueError: str(error)}
             self.draft.set_aside(reasons.get(type(error), "it is damaged"))
             return [], 0, None
-        if state["optimizer"] is not None and scaler.is_enabled() and state["scaler"]:
-            scaler.load_state_dict(state["scaler"])  # empty if the training started in another precision
         self.draft.keep_arrays(state["beside"])
-        module.load_state_dict(state["module"])
-        progress = state["progress"]
-        return progress["history"], progress["step"], progress["total"]
+        self.module.load_state_dict(state["module"])
+        return tuple(state["progress"].values())
 
     def _read(self):
         """Return the file's contents, checked against its checksums, the training and the arrays beside it."""
@@ -106,34 +106,14 @@ class Checkpoint:
             if archive.testzip() is not None:
                 raise ValueError("it is damaged")
         state = torch.load(self.draft.checkpoint, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        if state["format"] != FORMAT:
             raise ValueError("it is of another version")
-        for name, kind in PARTS.items():
-            if name not in state or not isinstance(state[name], kind):
-                raise ValueError(f"its {name} is damaged")
-        progress, scaler = state["progress"], state["scaler"]
-        if progress.keys() != {"history", "step", "total"} or not isinstance(progress["history"], list):
-            raise ValueError("its progress is damaged")
-        if self.scaler.is_enabled() and scaler and scaler.keys() != self.scaler.state_dict().keys():
-            raise ValueError("its scaler is damaged")
-        if _shapes(state["module"]) != _shapes(self.module.state_dict()):
+        states = state["module"], self.module.state_dict()
+        saved, expected = ({name: tensor.shape for name, tensor in part.items()} for part in states)
+        if saved != expected:
             raise ValueError("it is of another network")
         digests = self.draft.arrays()
         for name, expected in state["beside"].items():
             if digests.get(name) != expected:
                 raise ValueError(f"{name} was altered or is missing")
         return state
-
-
-def _shapes(state):
-    return {name: getattr(tensor, "shape", None) for name, tensor in state.items()}
-
-
-def train_options(draft, profile):
-    """Return the keyword arguments of `loop.train` that report a step's progress and save its checkpoints.
-
-    Args:
-        draft: store.Draft of the step.
-        profile: settings.Profile.
-    """
-    return {"label": draft.label, "checkpoint": Checkpoint(draft, profile.checkpoint_every), "watch": draft.watch}

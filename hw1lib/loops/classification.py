@@ -1,12 +1,44 @@
-"""Evaluation and results that fine-tuning and the controls share."""
+"""What supervised pre-training, fine-tuning and the controls share: batches, loss, evaluation, results."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hw1lib.loops import distributed
+from hw1lib.data import images as image_files
+from hw1lib.loops import augment, distributed
+from hw1lib.loops.batches import ArrayBatches, FileBatches
 from hw1lib.loops.device import to_device
 from hw1lib.metrics import statistics
+
+
+def load(problem1, profile):
+    """Return the training and the validation images of Office, each (N, 3, S, S) uint8."""
+    splits = problem1.train, problem1.val
+    return [torch.from_numpy(image_files.load(split, profile.data.image_size)) for split in splits]
+
+
+def image_batches(split, profile, settings, device):
+    """Return batches of augmented, normalised images, (B, 3, S, S), and their labels; -1 where there are none.
+
+    Args:
+        split: layout.Split.
+        profile: settings.Profile.
+        settings: settings.Optimization; its augmentation may be that of the original report.
+        device: torch device of the batches.
+    """
+    size = profile.data.image_size
+    if settings.augmentation == "original":
+        files = image_files.Resized(split, size)
+        return FileBatches(files, split, augment.original(size), settings.micro_batch, profile.seed, device)
+    view = augment.Views(size, augment.CLASSIFY, profile.data.overhead)
+    images = torch.from_numpy(image_files.load(split, size))
+    return array_batches(images, split, profile, settings, device, lambda images, labels: (view(images), labels))
+
+
+def array_batches(inputs, split, profile, settings, device, prepare=None):
+    """Return batches of a labelled split's images or features, (N, …), and labels; `prepare` as for ArrayBatches."""
+    tensors = [inputs, torch.from_numpy(split.labels)]
+    return ArrayBatches(tensors, settings.micro_batch, profile.seed, device, prepare, split.files)
 
 
 def cross_entropy(module, inputs, labels):

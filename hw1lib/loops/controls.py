@@ -12,10 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-from hw1lib.data import images as image_files
 from hw1lib.loops import classification, features, loop
-from hw1lib.loops.batches import ArrayBatches
-from hw1lib.loops.checkpoint import train_options
+from hw1lib.loops.checkpoint import Checkpoint
 from hw1lib.loops.seeds import seed_everything
 from hw1lib.models import resnet
 
@@ -23,12 +21,6 @@ FOLDS = 5
 SCALES = (1, 2, 4)  # distances in pixels over which texture is measured
 DEFAULT_MODEL = "logistic regression (C = 1) on colour mean and deviation"
 INPUTS = {"colour mean and deviation": 6, "colour and texture": None}  # leading columns of `measures`
-
-
-def _pixels(problem1, profile):
-    """Return the training and the validation images, each (N, 3, S, S) uint8."""
-    splits = problem1.train, problem1.val
-    return [torch.from_numpy(image_files.load(split, profile.data.image_size)) for split in splits]
 
 
 def _save(draft, predicted, problem1, **more):
@@ -43,7 +35,7 @@ def knn(draft, problem1, profile, device, pretrained):
         draft, problem1, profile, device: as for `finetune.run`.
         pretrained: store.Result of the self-supervised pre-training.
     """
-    pixels, labels = _pixels(problem1, profile), problem1.val.labels
+    pixels, labels = classification.load(problem1, profile), problem1.val.labels
     predicted = {}
     for source, result in (("pretrain", pretrained), ("random", None)):
         backbone = features.initial_backbone(profile, result).to(device, memory_format=torch.channels_last)
@@ -59,17 +51,16 @@ def knn(draft, problem1, profile, device, pretrained):
 def colour(draft, problem1, profile, device):
     """Run step `control-colour`: the head of settings A–E on mean and standard deviation of each colour channel."""
     seed_everything(profile.seed, 0)
-    settings, train = profile.finetune, problem1.train
-    inputs = [features.colour_statistics(images) for images in _pixels(problem1, profile)]
+    settings = profile.finetune
+    inputs = [features.colour_statistics(images) for images in classification.load(problem1, profile)]
     head = resnet.Head(len(problem1.classes), inputs[0].shape[1], settings.hidden, settings.dropout)
     head.standardise_by(inputs[0])
     head.to(device)
-    tensors = [inputs[0], torch.from_numpy(train.labels)]
-    batches = ArrayBatches(tensors, settings.micro_batch, profile.seed, device, names=train.files)
+    batches = classification.array_batches(inputs[0], problem1.train, profile, settings, device)
     labels, epochs = problem1.val.labels, settings.epochs
     evaluate = classification.evaluation(draft, head, lambda inputs: inputs, inputs, labels, epochs, device)
-    options = train_options(draft, profile) | {"evaluate": evaluate}
-    history = loop.train(head, classification.cross_entropy, batches, settings, device, **options)
+    checkpoint = Checkpoint(draft, profile.checkpoint_every)
+    history = loop.train(head, classification.cross_entropy, batches, settings, device, checkpoint, evaluate)
     classification.save_results(draft, history, problem1.val)
 
 
@@ -78,7 +69,7 @@ def simple(draft, problem1, profile, *_):
 
     Cross-validation uses the training images only. If they are too few for folds, it is DEFAULT_MODEL.
     """
-    train, val = map(measures, _pixels(problem1, profile))
+    train, val = map(measures, classification.load(problem1, profile))
     labels, groups = problem1.train.labels, problem1.train.groups
     folds = _folds(labels, np.arange(len(labels)) if groups is None else groups)
     models = {

@@ -12,8 +12,8 @@ import datetime
 import os
 import re
 import warnings
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -31,18 +31,12 @@ ERROR_KEY = "hw1lib/failed"  # in the store: the rank that reports the error
 LOST_PEER = re.compile("gloo|NCCL|c10d|[Cc]onnection|Broken pipe")  # in torch's errors when a process is gone
 
 
-@dataclass
-class _State:
-    """State of this process: its group, and the size of the current global batch."""
-
-    store: Any = None  # torchrun's key-value store
-    control_group: Any = None  # gloo group for plain data and barriers; None: no group was joined
-    single_process: bool = False
-    batch_size: int = 0  # of the current global batch
-    generator: torch.Generator = field(default_factory=torch.Generator)  # for draws that all ranks share
-
-
-_state = _State()
+_state = SimpleNamespace(
+    store=None,  # torchrun's key-value store
+    control_group=None,  # gloo group for plain data and barriers; None: no group was joined
+    batch_size=0,  # of the current global batch
+    generator=torch.Generator(),  # for draws that all ranks share
+)
 
 
 # --- the process group
@@ -84,7 +78,11 @@ def _join():
     warnings.filterwarnings("ignore", "Grad strides do not match")  # harmless: strides of dimensions of size 1
     try:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=CONNECT_TIMEOUT))
-        _state.store = dist.PrefixStore(_attempt(), store)
+        # After a restart, torchrun's store still holds the addresses of dead processes. Each of several machines counts
+        # restarts separately (pytorch#135712).
+        several_machines = os.environ.get("GROUP_WORLD_SIZE", "1") != "1"
+        restarts = "0" if several_machines else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        _state.store = dist.PrefixStore(restarts, store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=_state.store, rank=rank, world_size=world_size)
         _state.control_group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
@@ -95,24 +93,6 @@ def _join():
             "of them again with one torchrun command, or run the step without torchrun."
         ) from error
     progress.muted = rank > 0
-
-
-def _attempt():
-    """Return a key prefix for this start of the processes: torchrun's store still holds addresses of dead ones.
-
-    Raises:
-        UserError: torchrun may restart processes on several machines, whose agents count restarts separately
-            (pytorch#135712), so that they would meet at a dead address.
-    """
-    environment = os.environ
-    if environment.get("GROUP_WORLD_SIZE", "1") == "1":
-        return environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if environment["TORCHELASTIC_USE_AGENT_STORE"] == "True" and environment["TORCHELASTIC_MAX_RESTARTS"] != "0":
-        raise UserError(
-            "torchrun --max-restarts on several machines needs export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of "
-            "them: otherwise restarted processes may wait for dead ones."
-        )
-    return "0"
 
 
 def _reports_error(lost_peer):
@@ -128,7 +108,7 @@ def _reports_error(lost_peer):
 
 def world_size():
     """Return the number of processes that work on this step."""
-    return 1 if _state.single_process or _state.control_group is None else dist.get_world_size()
+    return 1 if _state.control_group is None else dist.get_world_size()
 
 
 def rank():
@@ -169,33 +149,22 @@ def barrier():
 
 @contextlib.contextmanager
 def rank0_first():
-    """Run the block in rank 0 first, then in the other ranks.
-
-    Raises:
-        SystemExit: in the other ranks, if the block failed in rank 0, which reports the error.
-    """
+    """Run the block in rank 0 first, then in the other ranks, which end with rank 0 if it fails."""
     if rank():
-        if broadcast(None):
-            raise SystemExit(1)
-        yield
-        return
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # the others may be gone
-            broadcast("failed")
-        raise
-    broadcast(None)
+        barrier()
+    yield
+    if not rank():
+        barrier()
 
 
 @contextlib.contextmanager
 def single_process():
     """Make the functions of this module act as without a process group, for what one rank does alone."""
-    before, _state.single_process = _state.single_process, True
+    group, _state.control_group = _state.control_group, None
     try:
         yield
     finally:
-        _state.single_process = before
+        _state.control_group = group
 
 
 # --- batches and random draws
@@ -228,8 +197,7 @@ def rand(rows, columns):
 
 def shard(total):
     """Return this rank's slice of `total` rows."""
-    size = world_size()
-    index = rank() if size > 1 else 0
+    index, size = rank(), world_size()
     return slice(total * index // size, total * (index + 1) // size)
 
 
@@ -279,13 +247,13 @@ def map_shards(function, rows):
 
 
 def data_parallel(module, loss, device):
-    """Return loss(module, *batch) as a module of this rank's shard of a batch.
+    """Return loss(module, *batch) as a function of this rank's shard of a batch.
 
     Its value is the mean over the global batch in every rank, and so are its gradients, which DistributedDataParallel
     averages. BatchNorm layers of `module` are converted to use the global batch.
     """
     if world_size() == 1:
-        return _LossModule(module, loss)
+        return partial(loss, module)
     sync_batchnorm(module, device)
     return DistributedDataParallel(_LossModule(module, loss), forward_sync_buffers=False)
 
@@ -303,10 +271,7 @@ class _LossModule(nn.Module):
         self.module, self.loss = module, loss
 
     def forward(self, *batch):
-        value = self.loss(self.module, *batch)
-        if world_size() == 1:
-            return value
-        return _AllReduce.apply(value * len(batch[0])) / _state.batch_size
+        return _AllReduce.apply(self.loss(self.module, *batch) * len(batch[0])) / _state.batch_size
 
 
 def sync_batchnorm(module, device):
@@ -335,15 +300,10 @@ class CPUSyncBatchNorm(_BatchNorm):
         mean = sums / total
         centred = values - mean.view(shape)
         variance = _AllReduce.apply(centred.square().sum(dims)) / total
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, momentum)
-                self.running_var.lerp_(variance * total / (total - 1), momentum)
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_((variance * total / (total - 1)).detach(), self.momentum)
         scale = (variance + self.eps).rsqrt()
-        if self.affine:
-            outputs = centred * (scale * self.weight).view(shape) + self.bias.view(shape)
-        else:
-            outputs = centred * scale.view(shape)
-        return outputs.to(inputs.dtype)
+        if not self.affine:
+            return (centred * scale.view(shape)).to(inputs.dtype)
+        return (centred * (scale * self.weight).view(shape) + self.bias.view(shape)).to(inputs.dtype)

@@ -1,12 +1,11 @@
 """Frozen backbones: their features, and classification without training."""
 
-import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
-from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from hw1lib.loops import distributed
 from hw1lib.loops.device import autocast, to_device
@@ -31,17 +30,20 @@ def initial_backbone(profile, pretrained=None):
 
 @torch.no_grad()
 def extract(backbone, images, device, batch=256):
-    """Return features in eval mode and float32, without augmentation: (N, 3, S, S) uint8 -> (N, 2048) on the CPU."""
+    """Return features in eval mode and float32, without augmentation: (N, 3, S, S) uint8 -> (N, 2048) on the CPU.
+
+    The backbone stays in eval mode.
+    """
 
     def extract_shard(images):
         parts = (normalise(to_device(part, device)) for part in images.split(batch))
         return torch.cat([resnet.features(backbone, part).cpu() for part in parts])
 
-    with _mode(backbone, training=False), autocast("float32", device):
+    backbone.eval()
+    with autocast("float32", device):
         return distributed.map_shards(extract_shard, images)
 
 
-@torch.no_grad()
 def calibrate(backbone, images, device, batch=256):
     """Set BatchNorm's running statistics to their mean over batches of some images; return the backbone.
 
@@ -51,19 +53,10 @@ def calibrate(backbone, images, device, batch=256):
     Args:
         images: (N, 3, S, S) uint8.
     """
-    layers = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    momentum = [layer.momentum for layer in layers]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    try:
-        with _mode(backbone, training=True), autocast("float32", device):
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # a cumulative mean
-            for rows in order.tensor_split(math.ceil(len(images) / batch)):
-                resnet.features(backbone, normalise(to_device(images[rows], device)))
-    finally:
-        for layer, value in zip(layers, momentum):
-            layer.momentum = value
+    parts = order.tensor_split(math.ceil(len(images) / batch))
+    with autocast("float32", device):
+        update_bn((normalise(to_device(images[rows], device)) for rows in parts), backbone)
     return backbone
 
 
@@ -79,16 +72,6 @@ def before_and_after(images, profile, pretrained, device):
     before = calibrate(initial_backbone(profile).to(device), images, device)
     after = initial_backbone(profile, pretrained).to(device)
     return extract(before, images, device), extract(after, images, device)
-
-
-@contextlib.contextmanager
-def _mode(module, training):
-    """Switch a module to training or evaluation mode for the block."""
-    before = module.training
-    try:
-        yield module.train(training)
-    finally:
-        module.train(before)
 
 
 def nearest_class(bank, labels, queries, neighbours):

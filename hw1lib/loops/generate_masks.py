@@ -26,8 +26,7 @@ def run(draft, problem2, profile, predictions, sam_path, device):
         sam_path: SAM's weights, or None; then SAM is not measured.
         device: torch.device for SAM.
     """
-    settings = profile.everything
-    tiles = problem2.validation
+    settings, tiles = profile.everything, problem2.validation
     indices = [tiles.index(number, "everything.images") for number in settings.images]
     images, masks = image_files.load_tiles(tiles)
     images = images.transpose(0, 2, 3, 1)  # (N, H, W, 3)
@@ -35,7 +34,11 @@ def run(draft, problem2, profile, predictions, sam_path, device):
     chosen = refinement_method(settings.refine, network is not None, device)
     rows = []
     for number, index in zip(settings.images, indices):
-        for method, result in _all_methods(np.ascontiguousarray(images[index]), network, settings).items():
+        count = 0
+        for method in (*(["sam"] if network else []), *CLASSICAL):
+            result = _generate(method, images[index], network, settings, count)
+            if method == "sam":
+                count = max(len(result), 2)  # the baselines get as many segments as SAM found
             labels = superpixels.partition(result.masks)
             voted = partitions.vote(labels, predictions[index])
             row = _measure(result, labels, masks[index], predictions[index], voted)
@@ -70,41 +73,29 @@ def refinement_method(requested, has_sam, device):
     return requested
 
 
-def _all_methods(image, network, settings):
-    """Generate the masks of one (H, W, 3) image by every method; SAM only where there is a network."""
-    results = {} if network is None else {"sam": _sam(image, network, settings)}
-    count = _segment_count(image, settings)
-    if network is not None and not settings.segments:
-        count = max(len(results["sam"]), 2)  # the baselines get as many segments as SAM found
-    return results | {name: method(image, count) for name, method in CLASSICAL.items()}
+def _generate(method, image, network, settings, count=0):
+    """Return the Masks of one (H, W, 3) image.
 
-
-def _segment_count(image, settings):
-    """Return the number of segments that the classical methods are asked for where SAM gives none."""
-    return settings.segments or max(image.shape[:2]) // 2
+    The classical methods are asked for `settings.segments`, else `count`, else half the longer side.
+    """
+    image = np.ascontiguousarray(image)
+    if method == "sam":
+        options = {name: value for name, value in vars(settings).items() if name not in NOT_SAM}
+        return sam.sam_everything(image, network, **options)
+    return CLASSICAL[method](image, settings.segments or count or max(image.shape[:2]) // 2)
 
 
 def _refine(method, images, predictions, network, settings):
     """Return the (N, H, W) predictions after a majority vote in each segment, and the mean number of segments."""
 
     def vote(image, predicted):
-        image = np.ascontiguousarray(image)
-        if method == "sam":
-            result = _sam(image, network, settings)
-        else:
-            result = CLASSICAL[method](image, _segment_count(image, settings))
-        labels = superpixels.partition(result.masks)
+        labels = superpixels.partition(_generate(method, image, network, settings).masks)
         return partitions.vote(labels, predicted), labels.max() + 1
 
     with ThreadPoolExecutor(1 if method == "sam" else cpus.available()) as pool:
         votes = pool.map(vote, images, predictions)
         voted, counts = zip(*tqdm(votes, f"vote {method}", len(images), leave=False, disable=None, ncols=80))
     return np.stack(voted), float(np.mean(counts))
-
-
-def _sam(image, network, settings):
-    options = {name: value for name, value in vars(settings).items() if name not in NOT_SAM}
-    return sam.sam_everything(image, network, **options)
 
 
 def _measure(masks, labels, truth, prediction, voted):

@@ -10,14 +10,12 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from hw1lib import progress
-from hw1lib.errors import Diverged, UserError
+from hw1lib.errors import Diverged
 from hw1lib.loops import distributed
 from hw1lib.loops.device import AsyncCopy, autocast, dtype
 
 
-def train(
-    module, loss, batches, settings, device, *, label, evaluate=None, after_step=None, checkpoint=None, watch=None
-):
+def train(module, loss, batches, settings, device, checkpoint, evaluate=None, after_step=None):
     """Train a module, resuming from its checkpoint if there is one.
 
     Batches seed all random generators anew for each step, so a resumed training takes the same steps as one that was
@@ -29,12 +27,10 @@ def train(
         batches: function(epoch, number of batches to skip) -> iterable of batches, with a length; see `batches`.
         settings: settings.Optimization.
         device: torch device of `module`.
-        label: name of the training in progress lines.
+        checkpoint: checkpoint.Checkpoint; its draft names the training in progress lines.
         evaluate: function(epoch) -> dict of plain numbers (lists allowed), called after each epoch.
         after_step: function(epoch, step, steps an epoch), both from 1, called after each optimizer step, for example
             to update a target network.
-        checkpoint: checkpoint.Checkpoint, or None to save none.
-        watch: function(history so far), called after each epoch, for example to draw a live figure.
 
     Returns:
         One dict for each epoch: epoch, loss (mean over its steps), lr (of its last step) and what `evaluate` returned.
@@ -45,8 +41,8 @@ def train(
     loss = distributed.data_parallel(module, compile_loss(loss) if settings.compile else loss, device)
     optimizer = make_optimizer(module, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype(settings.precision, device) is torch.float16)
-    history, resume_step, total = _restore(checkpoint, module, optimizer, scaler, label)
-    guard, (steps, _) = DivergenceGuard(settings, batches), step_count(batches, settings)
+    history, resume_step, total = checkpoint.restore(module, optimizer, scaler)
+    guard, (steps, _), label = DivergenceGuard(settings, batches), step_count(batches, settings), checkpoint.draft.label
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
         module.train()
@@ -57,7 +53,7 @@ def train(
             if after_step is not None:
                 after_step(epoch, step, steps)
             total += value
-            if step < steps and checkpoint and checkpoint.due(mid_epoch=True):
+            if step < steps and checkpoint.due(mid_epoch=True):
                 guard.check(module, epoch)
                 checkpoint.save(history, step, total)
         guard.check(module, epoch)
@@ -70,27 +66,13 @@ def train(
                 row.update(evaluate(epoch))
         history.append(row)
         progress.epoch(label, row, settings.epochs)
-        if watch is not None:
-            watch(history)
+        if checkpoint.draft.watch is not None:
+            checkpoint.draft.watch(history)
 
         finished = epoch == settings.epochs
-        if checkpoint and (finished or checkpoint.due()):
+        if finished or checkpoint.due():
             checkpoint.save(history, finished=finished)
     return history
-
-
-def _restore(checkpoint, module, optimizer, scaler, label):
-    """Restore a training in all ranks: return its history, and the steps of the next epoch with their summed loss."""
-    if checkpoint is None:
-        return [], 0, None
-    with distributed.rank0_first():
-        history, step, total = checkpoint.restore(module, optimizer, scaler)
-    resume_point = len(history), step
-    if distributed.broadcast(resume_point) != resume_point:
-        raise UserError(
-            f"{label}: processes see different checkpoints. {checkpoint.draft.folder} must be on a shared disk."
-        )
-    return history, step, total
 
 
 def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start=0, label=""):
@@ -172,15 +154,14 @@ def atomic_step(optimizer):
     step ends.
     """
     weights = itertools.chain(*(group["params"] for group in optimizer.param_groups if optimizer.defaults["fused"]))
-    kernels = [w for w in weights if w.ndim == 4 and w.device.type == "cpu" and w.grad is not None]
-    before = [(weight, weight.data, weight.grad) for weight in kernels]
+    kernels = [(w, w.data, w.grad) for w in weights if w.ndim == 4 and w.device.type == "cpu" and w.grad is not None]
     with _defer_interrupts():
         try:
-            for weight, values, gradient in before:
+            for weight, values, gradient in kernels:
                 _assign(weight, values.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1))
             yield
         finally:
-            for tensors in before:
+            for tensors in kernels:
                 _assign(*tensors)
 
 
@@ -228,9 +209,10 @@ class DivergenceGuard:
         self._pending = copy, epoch, step
 
     def check(self, module, epoch):
-        """Check the last loss, and all weights: the gradient of a finite loss may not be finite."""
+        """Check the last loss, all weights and BatchNorm's statistics: a finite loss may have an infinite gradient."""
         self._check_pending()
-        if not get_total_norm(module.parameters(), math.inf).isfinite():
+        weights = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+        if not get_total_norm(weights, math.inf).isfinite():
             raise Diverged(f"a weight is not finite any more in epoch {epoch}", self.settings.lr)
 
     def _check_pending(self):

@@ -8,10 +8,9 @@ from torch import nn
 
 from hw1lib import progress
 from hw1lib.data import images as image_files
-from hw1lib.errors import UserError
-from hw1lib.loops import augment, distributed, features, loop
-from hw1lib.loops.batches import ArrayBatches, FileBatches
-from hw1lib.loops.checkpoint import train_options
+from hw1lib.loops import augment, classification, distributed, features, loop
+from hw1lib.loops.batches import ArrayBatches
+from hw1lib.loops.checkpoint import Checkpoint
 from hw1lib.loops.device import no_autocast
 from hw1lib.metrics import collapse
 from hw1lib.models import byol, pretrained, resnet
@@ -42,16 +41,16 @@ def self_supervised(draft, problem1, profile, device):
     if before is None:
         before = probe(features.calibrate(copy.deepcopy(backbone), probe.images, device))
         draft.metrics({"before": before})
-    if settings.augmentation == "original":
-        batches = _file_batches(pool, profile, settings, device)
-    else:
-        batches = pool_batches(pool, profile, settings, device)
+    original = settings.augmentation == "original"
+    batches = (classification.image_batches if original else pool_batches)(pool, profile, settings, device)
     learner = byol.learner(backbone, size, settings, views(profile)).to(device)
 
     def batch_loss(learner, images, *_):  # batches of files have labels
         return loss(learner, images, settings)
 
     def update_target(epoch, step, steps):
+        if not settings.use_momentum:
+            return
         if settings.one_pass:
             done = (epoch - 1 + step / steps) / settings.epochs
             byol.follow(learner, byol.decay(settings.moving_average_decay, done))
@@ -62,10 +61,8 @@ def self_supervised(draft, problem1, profile, device):
         due = epoch % settings.probe_every == 0 or epoch == settings.epochs
         return probe(backbone) if due else {}
 
-    options = train_options(draft, profile) | {"evaluate": evaluate}
-    if settings.use_momentum:
-        options["after_step"] = update_target
-    history = loop.train(learner, batch_loss, batches, settings, device, **options)
+    checkpoint = Checkpoint(draft, profile.checkpoint_every)
+    history = loop.train(learner, batch_loss, batches, settings, device, checkpoint, evaluate, update_target)
     draft.weights(without_fc(backbone))
     draft.history(history)
     queries = len(probe.held_out) if probe.held_out else 0
@@ -104,12 +101,6 @@ def pool_batches(pool, profile, settings, device):
     return ArrayBatches(images, settings.micro_batch, profile.seed, device, names=whole.files, rows=pool.rows)
 
 
-def _file_batches(split, profile, settings, device):
-    size = profile.data.image_size
-    images, transform = image_files.Resized(split, size), augment.original(size)
-    return FileBatches(images, split, transform, settings.micro_batch, profile.seed, device)
-
-
 def loss(learner, images, settings):
     """Return the loss of pre-training, in [0, 8]: by our forward pass, or by byol-pytorch's."""
     if settings.augmentation == "original":
@@ -146,11 +137,6 @@ class Probe:
     def __call__(self, backbone):
         """Return a dict with deviation, effective_rank and, where there are labels, knn (accuracy in [0, 1])."""
         bank = features.extract(backbone, self.images, self.device)
-        if not bank.isfinite().all():
-            raise UserError(
-                "pretrain: the backbone's features are not finite any more: the training has diverged. Lower the "
-                "learning rate, --set pretrain.lr=…"
-            )
         spread = collapse.deviation(bank.numpy())
         numbers = {"deviation": spread, "effective_rank": collapse.effective_rank(bank.numpy())}
         if self.held_out:
@@ -186,8 +172,7 @@ def supervised_source(profile, problem1):
 
 
 def _train_on_labels(draft, pool, profile, device):
-    settings, size = profile.supervised, profile.data.image_size
-    backbone = features.initial_backbone(profile)
+    settings, backbone = profile.supervised, features.initial_backbone(profile)
     backbone.fc = nn.Linear(resnet.FEATURES, len(pool.classes))
     backbone.to(device, memory_format=torch.channels_last)
 
@@ -196,14 +181,9 @@ def _train_on_labels(draft, pool, profile, device):
         with no_autocast(device):
             return F.cross_entropy(backbone.fc(embeddings.float()), labels)
 
-    if settings.augmentation == "original":
-        batches = _file_batches(pool, profile, settings, device)
-    else:
-        view = augment.Views(size, augment.CLASSIFY, profile.data.overhead)
-        tensors = [torch.from_numpy(image_files.load(pool, size)), torch.from_numpy(pool.labels)]
-        options = (settings.micro_batch, profile.seed, device)
-        batches = ArrayBatches(tensors, *options, lambda images, labels: (view(images), labels), pool.files)
-    history = loop.train(backbone, cross_entropy, batches, settings, device, **train_options(draft, profile))
+    batches = classification.image_batches(pool, profile, settings, device)
+    checkpoint = Checkpoint(draft, profile.checkpoint_every)
+    history = loop.train(backbone, cross_entropy, batches, settings, device, checkpoint)
     draft.weights(without_fc(backbone))
     draft.history(history)
     draft.metrics({"source": "pool", "images": len(pool), "classes": len(pool.classes)})

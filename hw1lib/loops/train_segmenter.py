@@ -8,8 +8,8 @@ from hw1lib.data.landcover import CLASSES, UNKNOWN
 from hw1lib.errors import UserError
 from hw1lib.loops import augment, distributed, loop, losses
 from hw1lib.loops.batches import ArrayBatches
-from hw1lib.loops.checkpoint import train_options
-from hw1lib.loops.device import AsyncCopy, to_device
+from hw1lib.loops.checkpoint import Checkpoint
+from hw1lib.loops.device import to_device
 from hw1lib.loops.seeds import seed_everything
 from hw1lib.metrics import iou
 from hw1lib.models import segmenters
@@ -49,7 +49,8 @@ def run(draft, problem2, profile, device, *, name):
         return losses.segmentation(scores, masks, settings.loss, weights)
 
     def update_average(epoch, step, steps):
-        network.follow((epoch - 1) * steps + step)
+        if settings.average:
+            network.follow((epoch - 1) * steps + step)
 
     def evaluate(epoch):
         predicted = predict(network, val_images, device, settings, seen=seen)
@@ -65,10 +66,8 @@ def run(draft, problem2, profile, device, *, name):
                 row["tta"] = iou.history_row(epoch, val_masks, predicted)
         return row
 
-    options = train_options(draft, profile) | {"evaluate": evaluate}
-    if settings.average:
-        options["after_step"] = update_average
-    history = loop.train(network, loss, batches, settings, device, **options)
+    checkpoint = Checkpoint(draft, profile.checkpoint_every)
+    history = loop.train(network, loss, batches, settings, device, checkpoint, evaluate, update_average)
     draft.weights(network.average if settings.average else network)
     draft.history(history)
     ceiling = iou.ceiling(val_masks, segmenters.stride(name, settings.enlarge))
@@ -113,16 +112,16 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
         seen: numbers of the classes that occur in training.
     """
     seen = torch.tensor(list(seen), device=device)
-    classes = seen.to(torch.uint8)  # an eighth of the bytes to copy back
+    classes = seen.to(torch.uint8)  # an eighth of the bytes
     scores = tta_scores if tta else segmenters.scores
 
     def predict_shard(images):
-        copies = []
+        parts = []
         for part in images.split(settings.micro_batch):
             part_scores = scores(network, augment.normalise(to_device(part, device)), settings.enlarge)
             best = part_scores.index_select(1, seen).max(dim=1).indices  # far faster than argmax on CPUs
-            copies.append(AsyncCopy(classes[best]))
-        return torch.cat([copy.get() for copy in copies])
+            parts.append(classes[best])
+        return torch.cat(parts).cpu()
 
     return distributed.map_shards(predict_shard, torch.from_numpy(images)).numpy()
 

@@ -176,9 +176,10 @@ class Steps:
         elif step.parallel:
             self._claim(step, upstream)
         else:
-            with distributed.rank0_first(), distributed.single_process():
+            with distributed.rank0_first():
                 if not distributed.rank():
-                    self._claim(step, upstream)
+                    with distributed.single_process():
+                        self._claim(step, upstream)
         return self.store.result(name, key)
 
     def needed(self, name):

@@ -1,10 +1,7 @@
 """Checkpoints: they restore everything, contain no code, and are never half trusted."""
 
 import os
-import pickle
-import random
 import zipfile
-from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -40,19 +37,9 @@ def restore(folder, seed=0, every=0.0):
     return checkpoint, parts, checkpoint.restore(*parts)
 
 
-def same(one, two):
-    """Whether two nested states are bit-identical."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return one == two
-
-
-def states(parts):
-    return [part.state_dict() for part in parts]
+def assert_same(parts, expected):
+    states = ([part.state_dict() for part in group] for group in (parts, expected))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 @pytest.fixture
@@ -70,7 +57,8 @@ def test_a_checkpoint_restores_all_states_from_plain_data(path):
     assert state.keys() == {"format", "module", "optimizer", "scaler", "progress", "beside"}
     assert state["beside"] == {"stage_early.npy": files.digest(path.parent / "stage_early.npy")}
     _, parts, point = restore(path.parent, seed=1)
-    assert same(point, POINT) and same(states(parts), states(training(0)))
+    assert point == POINT
+    assert_same(parts, training(0))
 
 
 # --- damage
@@ -97,29 +85,28 @@ def flip_a_bit_of_the_weights(path):
 
 
 DAMAGE = [
-    (lambda path: path.write_bytes(path.read_bytes()[:-100]), ""),
-    (lambda path: path.write_text("none"), ""),
-    (lambda path: path.write_bytes(pickle.dumps(Code())), ""),
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), "it is damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-200] + bytes(200)), "it is damaged"),
     (flip_a_bit_of_the_weights, "it is damaged"),
+    (lambda path: edit(path, "more", Code()), "it holds more than plain data"),
+    (lambda path: edit(path, "format", 1), "it is of another version"),
     (lambda path: edit(path, "module", {"0.weight": torch.zeros(5, 4)}), "it is of another network"),
+    (lambda path: edit(path, "optimizer", {"state": {}, "param_groups": []}), ""),
     (lambda path: (path.parent / "stage_early.npy").write_text("x"), "stage_early.npy was altered or is missing"),
     (lambda path: (path.parent / "stage_early.npy").unlink(), "stage_early.npy was altered or is missing"),
 ]
-PARTS = {"format": [1, None], "module": [[], {"0.weight": 1}, Code()], "progress": [{}, {"odd": 1}, None, Code()]}
-PARTS |= {"optimizer": [{}, {"state": {}, "param_groups": []}], "scaler": [None, {"scale": 1.0}, 3]}
-PARTS |= {"beside": [None, {"gone.npy": "0"}], "more": [Code()]}
-INVALID = [(partial(edit, part=part, value=value), "") for part, values in PARTS.items() for value in values]
 
 
-@pytest.mark.parametrize(("damage", "reason"), DAMAGE + INVALID)
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE)
 def test_a_damaged_checkpoint_is_set_aside_and_its_code_is_not_run(path, monkeypatch, capsys, damage, reason):
     """The training starts anew; one line says why and where the checkpoint and its arrays are kept."""
     monkeypatch.chdir(path.parent)
     damage(path)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    for name in ("first", "second"):  # the second replaces the first
+    for _ in range(2):  # the second replaces the first
         _, parts, point = restore(path.parent, seed=1)
-        assert point == ([], 0, None) and same(states(parts), states(training(1))), name
+        assert point == ([], 0, None)
+        assert_same(parts, training(1))
         kept = path.parent / "unreadable"
         assert names(path.parent) == ["unreadable"]
         assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
@@ -140,40 +127,23 @@ def test_arrays_of_an_epoch_that_is_trained_again_are_deleted(path):
     assert names(path.parent) == []
 
 
-@pytest.mark.slow
-def test_random_damage_leads_to_a_restored_or_a_new_training(path):
-    """Flipped bits, overwritten bytes, missing ends, damage in the archive's directory."""
-    whole, rng, steps = path.read_bytes(), random.Random(0), set()
-    for number in range(300):
-        start = len(whole) - 300 if number % 4 == 0 else 0  # the archive's directory, or anywhere
-        at, count = rng.randrange(start, len(whole)), rng.randrange(1, 200)
-        noise = rng.choice([b"", bytes([whole[at] ^ 1]), rng.randbytes(count)])
-        path.write_bytes(whole[:at] + noise + whole[at + len(noise) :] if noise else whole[:at])
-        (path.parent / "stage_early.npy").write_bytes(b"as written")
-        steps.add(restore(path.parent, seed=1)[2][1])
-    assert steps == {0, 3}
-
-
-OTHER_CAUSES = [OSError("odd"), torch.AcceleratorError("CUDA error"), MemoryError(), TypeError("new torch argument")]
-OTHER_CAUSES += [AttributeError("our bug"), ImportError("torch"), NameError("x"), PermissionError(13, "denied")]
+OTHER_CAUSES = [PermissionError(13, "denied"), torch.AcceleratorError("CUDA error"), TypeError("new torch argument")]
 OTHER_CAUSES += [RuntimeError("DefaultCPUAllocator: can't allocate memory"), KeyboardInterrupt()]
 
 
-@pytest.mark.parametrize("place", ["torch.load", "torch.optim.Adam.load_state_dict"])
 @pytest.mark.parametrize("error", OTHER_CAUSES, ids=repr)
-def test_errors_with_another_cause_leave_the_file_alone(path, monkeypatch, error, place):
+def test_errors_with_another_cause_leave_the_file_alone(path, monkeypatch, error):
     before = path.read_bytes()
-    monkeypatch.setattr(place, Mock(side_effect=error))
+    monkeypatch.setattr(torch.optim.Adam, "load_state_dict", Mock(side_effect=error))
     with pytest.raises(type(error)):
         restore(path.parent)
     assert path.read_bytes() == before and names(path.parent) == ["checkpoint.pt", "stage_early.npy"]
 
 
-@pytest.mark.parametrize("lacking", [1, 100, 10_000])
-def test_a_full_disk_keeps_the_checkpoint_before(path, lacking):
+def test_a_full_disk_keeps_the_checkpoint_before(path):
     checkpoint, *_ = restore(path.parent)
     refusal = pytest.raises(UserError, match=r"checkpoint\.pt could not be written.*disk space")
-    with refusal, full_disk(path.stat().st_size - lacking):
+    with refusal, full_disk(path.stat().st_size - 1):
         checkpoint.save(*POINT)
     assert names(path.parent) == ["checkpoint.pt", "stage_early.npy"] and restore(path.parent)[2][1] == 3
 

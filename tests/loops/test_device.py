@@ -9,22 +9,20 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hw1lib import cpus, paths, profiles
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, device, features, loop, losses, pretrain, train_segmenter
+from hw1lib.loops import device, features, loop, losses, pretrain, train_segmenter
 from hw1lib.loops.batches import ArrayBatches
-from hw1lib.models import byol, resnet, segmenters
+from hw1lib.models import byol, segmenters
 from hw1lib.models.ema import Averaged
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 AVX2 = ("sse4_1", "avx", "avx2")
-AVX512 = (*AVX2, "avx512_bw", "avx512_vnni")
-BFLOAT16 = (*AVX512, "avx512_bf16")
+BFLOAT16 = (*AVX2, "avx512_bw", "avx512_vnni", "avx512_bf16")
 AMX = (*BFLOAT16, "avx512_fp16", "amx_bf16")
 ARM = ("neon", "sve", "bf16")
 
@@ -33,14 +31,10 @@ ARM = ("neon", "sve", "bf16")
     ("flags", "limits", "used", "bfloat16"),
     [
         (AMX, {}, "AVX512 AVX512_CORE_AMX", True),
-        (AMX, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX512 AVX512_CORE_BF16", True),
         (AMX, {"ONEDNN_MAX_CPU_ISA": "avx512_core_vnni"}, "AVX512 AVX512_CORE_VNNI", False),
         (AMX, {"ONEDNN_MAX_CPU_ISA": "", "DNNL_MAX_CPU_ISA": "AVX2"}, "AVX512 AVX2", False),
-        (AMX, {"ONEDNN_MAX_CPU_ISA": "ALL", "DNNL_MAX_CPU_ISA": "AVX2"}, "AVX512 AVX512_CORE_AMX", True),
         (AMX, {"ATEN_CPU_CAPABILITY": "avx2"}, "AVX2 AVX512_CORE_AMX", False),
-        (AMX, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}, "DEFAULT SSE41", False),
         (BFLOAT16, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}, "AVX512 AVX512_CORE_BF16", True),
-        (AVX512, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX512 AVX512_CORE_VNNI", False),
         (AVX2, {}, "AVX2 AVX2", False),
         (ARM, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "DEFAULT ", False),
     ],
@@ -68,8 +62,7 @@ def test_auto_is_bfloat16_on_cpus_whose_instructions_for_it_are_not_switched_off
 
 @pytest.mark.slow
 @pytest.mark.skipif(not cpus.instruction_sets()[1], reason="oneDNN's instruction sets are known on x86-64 alone")
-@pytest.mark.parametrize("limits", [("default", "ONEDNN_MAX_CPU_ISA", "sse41"), ("avx2", "DNNL_MAX_CPU_ISA", "AVX")])
-def test_the_instruction_sets_are_those_that_torch_and_onednn_report(limits):
+def test_the_instruction_sets_are_those_that_torch_and_onednn_report():
     """With ONEDNN_VERBOSE, oneDNN's first computation prints lines like "isa:Intel SSE4.1"."""
     code = """if True:
         import torch
@@ -78,10 +71,10 @@ def test_the_instruction_sets_are_those_that_torch_and_onednn_report(limits):
         print("used:", *cpus.instruction_sets())
     """
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_MAX_CPU_ISA")}
-    environment = clean | {"ATEN_CPU_CAPABILITY": limits[0], limits[1]: limits[2], "ONEDNN_VERBOSE": "1"}
+    environment = clean | {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "avx", "ONEDNN_VERBOSE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=paths.ROOT, capture_output=True, text=True)
     (onednn,) = re.findall(r"isa:Intel (.+)", done.stdout)
-    assert done.stdout.splitlines()[-1] == f"used: {limits[0].upper()} {onednn.replace('.', '')}"
+    assert done.stdout.splitlines()[-1] == f"used: AVX2 {onednn.replace('.', '')}"
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -92,15 +85,11 @@ def test_gpus_that_only_emulate_bfloat16_use_float16(monkeypatch, native, expect
     assert device.dtype("float32", torch.device("cuda")) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["tpu9000", "", "cuda:99", "cpu:x", "meta", "gpu", "GPU:0", "CPU", "cdua", "cpu:0", "vulkan"]
-)
+@pytest.mark.parametrize("name", ["tpu9000", "", "cuda:99", "cpu:x", "meta", "CPU", "cpu:0", "vulkan"])
 def test_a_device_that_cannot_be_used_is_a_clear_error(name):
     """It names the devices of this machine, not all that PyTorch supports."""
-    with pytest.raises(UserError, match=f"--device {name} .*this machine has auto, cpu.*--device cpu") as caught:
+    with pytest.raises(UserError, match=f"--device {name} .*this machine has auto, cpu.*--device cpu"):
         device.choose(name)
-    hints = {"gpu": "called cuda", "GPU:0": "called cuda", "CPU": "mean cpu?", "cdua": "mean cuda?"}
-    assert hints.get(name, "") in str(caught.value) and len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize("gpu", [None, torch.device("meta")])
@@ -108,13 +97,6 @@ def test_auto_is_an_available_accelerator_or_else_the_cpu(monkeypatch, gpu):
     accelerator = Mock(side_effect=lambda check_available: check_available and gpu)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", accelerator)
     assert device.choose("auto") == (gpu or CPU) and device.choose("cpu") == CPU
-
-
-@pytest.mark.parametrize("on", [True, False])
-def test_set_up_applies_the_profiles_settings(on):
-    device.set_up(CPU, tf32=on, benchmark=on)
-    assert torch.backends.cudnn.benchmark is torch.backends.cudnn.allow_tf32 is on
-    assert torch.get_float32_matmul_precision() == ("high" if on else "highest")
 
 
 # --- no step waits for its device
@@ -142,27 +124,18 @@ class Copies(TorchDispatchMode):
 IMAGES = np.zeros((8, 3, 32, 32), dtype=np.uint8)
 
 
-def byol_training(momentum):
+def pretraining():
     """Module, loss, batches and the function to call after a step."""
-    profile = profiles.get("smoke", {"pretrain.use_momentum": momentum, "pretrain.views": "byol"})
+    profile = profiles.get("smoke", {"pretrain.use_momentum": True, "pretrain.views": "byol"})
     learner = byol.learner(features.initial_backbone(profile), 32, profile.pretrain, pretrain.views(profile)).to(META)
     batches = ArrayBatches([torch.from_numpy(IMAGES)], 4, 0, META)
-    follow = (lambda step: byol.follow(learner, 0.99)) if momentum else None
-    return learner, lambda images: byol.loss(learner, images), batches, follow
+    return learner, lambda images: byol.loss(learner, images), batches, lambda step: byol.follow(learner, 0.99)
 
 
-def classifier_training():
-    model = resnet.Classifier(resnet.backbone(0.25), resnet.Head(3)).to(META)
-    view = augment.Views(32, augment.CLASSIFY)
-    tensors = [torch.from_numpy(IMAGES), torch.zeros(8).long()]
-    batches = ArrayBatches(tensors, 4, 0, META, lambda images, labels: (view(images), labels))
-    return model, lambda images, labels: F.cross_entropy(model(images), labels), batches, None
-
-
-def segmenter_training(name):
-    profile = profiles.get("smoke", {f"{name}.crop": 0})
-    network = Averaged(segmenters.build(name, 0.25), 0.99).to(META)
-    batches = train_segmenter.training_batches(IMAGES, IMAGES[:, 0], profile, getattr(profile, name), META)
+def segmentation():
+    profile = profiles.get("smoke", {"lraspp.crop": 0})
+    network = Averaged(segmenters.build("lraspp", 0.25), 0.99).to(META)
+    batches = train_segmenter.training_batches(IMAGES, IMAGES[:, 0], profile, profile.lraspp, META)
 
     def loss(images, masks):
         return losses.segmentation(segmenters.scores(network, images), masks, "lovasz")
@@ -170,23 +143,16 @@ def segmenter_training(name):
     return network, loss, batches, network.follow
 
 
-TRAININGS = [(byol_training, True), (byol_training, False), (classifier_training,)]
-TRAININGS += [(segmenter_training, name) for name in segmenters.SEGMENTERS]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: f"{training[0].__name__}{training[1:]}")
-def test_no_training_step_waits_for_its_device(monkeypatch, training, resident):
+@pytest.mark.parametrize("training", [pretraining, segmentation])
+def test_no_training_step_waits_for_its_device(training):
     """On meta tensors: no value is read, no shape depends on values, and no copy blocks."""
-    monkeypatch.setattr("hw1lib.loops.batches.fits", lambda tensors, device: resident)
-    module, loss, batches, after_step = training[0](*training[1:])
+    module, loss, batches, after_step = training()
     settings = profiles.get("smoke", {"lraspp.precision": "float32"}).lraspp
     optimizer, scaler = torch.optim.SGD(module.parameters(), 0.1), torch.amp.GradScaler(enabled=False)
     steps = loop.train_one_epoch(loss, batches, optimizer, scaler, settings, META, epoch=1)
     next(steps)  # copies constants
     with Copies() as copies:
         step, value = next(steps)
-        if after_step:
-            after_step(step)
+        after_step(step)
     assert value.is_meta and not copies.blocking and copies.count <= 5

@@ -16,17 +16,14 @@ def pixels(count=7):
     return drawn.to(torch.uint8)
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("batch", [3, 100])
-def test_features_are_those_of_eval_mode_in_float32(training, batch):
+def test_features_are_those_of_eval_mode_in_float32(batch):
     """Also inside autocast: rounding to bfloat16 would add directions, which the effective rank counts."""
     torch.manual_seed(3)
     backbone = resnet.backbone(0.125)
     backbone(torch.randn(8, 3, 32, 32))  # running statistics other than the default
-    backbone.train(training)
     with torch.autocast("cpu", torch.bfloat16):
         extracted = features.extract(backbone, pixels(), CPU, batch)
-    assert {module.training for module in backbone.modules()} == {training}
     assert extracted.shape == (7, resnet.FEATURES) and extracted.dtype == torch.float32 and not extracted.requires_grad
     with torch.no_grad():
         expected = resnet.features(backbone.eval(), augment.normalise(pixels()))
@@ -44,23 +41,6 @@ def test_calibration_is_the_mean_over_shuffled_batches_of_nearly_one_size():
     expected = torch.stack([part.mean(dim=(0, 2, 3)) for part in maps]).mean(dim=0)
     torch.testing.assert_close(backbone.bn1.running_mean, expected, atol=1e-5, rtol=1e-4)
     assert backbone.training and backbone.bn1.momentum == 0.1
-
-
-@pytest.mark.parametrize("function", [features.extract, features.calibrate])
-def test_an_interrupt_leaves_mode_and_momentum_as_they_were(monkeypatch, function):
-    backbone, batches, forward = resnet.backbone(0.125).eval(), iter([1, 0]), features.resnet.features
-    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-
-    def interrupted(*arguments):
-        if not next(batches):
-            raise KeyboardInterrupt
-        return forward(*arguments)
-
-    monkeypatch.setattr(features.resnet, "features", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        function(backbone, torch.zeros(4, 3, 32, 32, dtype=torch.uint8), CPU, batch=2)
-    assert not any(module.training for module in backbone.modules())
-    assert {norm.momentum for norm in norms} == {0.1}
 
 
 # --- neighbours
@@ -81,13 +61,6 @@ def test_neighbours_are_those_of_the_smallest_angle(neighbours):
     expected = [np.bincount(row).argmax() for row in labels[near[:, :neighbours]]]
     predicted = features.nearest_class(bank, labels, queries, neighbours)
     assert predicted.tolist() == expected and 0.4 < np.mean(predicted == truth) < 1
-
-
-@pytest.mark.parametrize(("labels", "lowest"), [([5, 5, 2, 2], 2), ([8, 6, 7, 9], 6), ([1, 3, 3], 3), ([4], 4)])
-def test_ties_go_to_the_lower_class_and_small_banks_are_used_whole(labels, lowest):
-    bank = torch.eye(8)[: len(labels)]
-    predicted = features.nearest_class(bank, np.array(labels), clouds(6, 1)[0], 4)
-    assert predicted.tolist() == [lowest] * 6
 
 
 def test_colour_statistics_are_numpys():

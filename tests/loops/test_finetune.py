@@ -80,10 +80,7 @@ def test_only_unfrozen_parts_are_trained_and_results_are_those_of_the_saved_mode
     tolerance = 1e-3 * float(expected.abs().max())  # 1,000 times float32's rounding, and less than training changes
     np.testing.assert_allclose(last, expected, rtol=0, atol=tolerance)
     assert first.shape == (len(problem1.train), 16) and not np.allclose(first, last, rtol=0, atol=tolerance)
-    predictions, labels = result.array("predictions"), problem1.val.labels
-    assert predictions[-1].tolist() == logits.argmax(1).tolist()
-    assert result.history["accuracy"].tolist() == pytest.approx((predictions == labels).mean(axis=1))
-    expected = F.cross_entropy(logits, torch.from_numpy(labels)).item()
+    expected = F.cross_entropy(logits, torch.from_numpy(problem1.val.labels)).item()
     assert result.history["val_loss"].iloc[-1] == pytest.approx(expected, rel=1e-3)
 
 

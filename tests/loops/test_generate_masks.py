@@ -53,26 +53,20 @@ def vote(method, images, predictions, count=9):
     return refined, np.mean([len(np.unique(parts)) for parts in labels])
 
 
-@pytest.mark.parametrize(
-    ("refine", "chosen", "segments", "count"),
-    [("auto", "felzenszwalb", 9, 9), ("felzenszwalb", "felzenszwalb", 12, 12), ("slic", "slic", 0, 16)],
-)
-def test_the_vote_on_all_tiles_is_that_of_the_partitions(tmp_path, problem2, arrays, refine, chosen, segments, count):
+@pytest.mark.parametrize(("refine", "segments", "count"), [("felzenszwalb", 12, 12), ("slic", 0, 16)])
+def test_the_vote_on_all_tiles_is_that_of_the_partitions(tmp_path, problem2, arrays, refine, segments, count):
     """The number of segments is the setting, or half the width of a tile for 0."""
     images, masks, predictions = arrays
     result = run(tmp_path, problem2, predictions, refine=refine, segments=segments)
     metrics = result.metrics
-    assert metrics["refine"] == next(iter(metrics["refined"])) == chosen and set(metrics["refined"]) == set(CLASSICAL)
+    assert metrics["refine"] == next(iter(metrics["refined"])) == refine and set(metrics["refined"]) == set(CLASSICAL)
     for method, function in CLASSICAL.items():
         refined, mean_count = vote(function, images, predictions, count)
-        matrix, row = iou.confusion(masks, refined), metrics["refined"][method]
-        assert row["miou"] == row["miou_last"] == iou.miou(matrix) and row["segments"] == mean_count
-        assert row["confusion"] == row["confusion_last"] == matrix.tolist()
-        if method == chosen:
-            stored = result.array("predictions_vote")
-            assert stored.dtype == np.uint8 and np.array_equal(stored, refined)
+        row = metrics["refined"][method]
+        assert row["confusion_last"] == iou.confusion(masks, refined).tolist() and row["segments"] == mean_count
+        assert method != refine or np.array_equal(result.array("predictions_vote"), refined)
     assert metrics["model_miou"] == iou.miou(iou.confusion(masks, predictions)) and metrics["sam"] is None
-    assert metrics["refined"][chosen]["miou"] > metrics["model_miou"]  # a vote removes noise
+    assert metrics["refined"][refine]["miou"] > metrics["model_miou"]  # a vote removes noise
 
 
 def test_the_chosen_tiles_have_a_row_for_each_method(tmp_path, problem2, arrays):
@@ -85,17 +79,15 @@ def test_the_chosen_tiles_have_a_row_for_each_method(tmp_path, problem2, arrays)
         index, name = int(row["image"]) - 1, f"{row['method']}_{row['image']}"
         result_masks = CLASSICAL[row["method"]](images[index], 9)
         labels = models.partition(result_masks.masks)
-        refined, oracle = partitions.vote(labels, predictions[index]), partitions.oracle(labels, masks[index])
-        for column, predicted in (("vote_miou", refined), ("model_miou", predictions[index]), ("oracle_miou", oracle)):
-            assert row[column] == iou.miou(iou.confusion(masks[index], predicted))
+        refined = partitions.vote(labels, predictions[index])
+        assert row["vote_miou"] == iou.miou(iou.confusion(masks[index], refined))
         borders = partitions.boundary_recall_precision(labels, masks[index])
         assert (row["boundary_recall"], row["boundary_precision"]) == borders
         asa = partitions.asa(labels, masks[index])
         assert (row["masks"], row["asa"], row["coverage"]) == (labels.max() + 1, asa, 1)
         stored = {"labels": labels, "vote": refined, "points": result_masks.points_xy, "grid": result_masks.grid_xy}
+        stored |= {"masks": np.packbits(result_masks.masks, axis=-1)}
         assert all(np.array_equal(result.array(f"{name}_{suffix}"), array) for suffix, array in stored.items())
-        unpacked = np.unpackbits(result.array(f"{name}_masks"), axis=-1, count=labels.shape[1])
-        assert np.array_equal(unpacked, result_masks.masks)
 
 
 def test_the_vote_does_not_use_the_truth(tmp_path, problem2, arrays):
@@ -112,9 +104,8 @@ def test_the_vote_does_not_use_the_truth(tmp_path, problem2, arrays):
 
 @pytest.mark.parametrize(
     ("requested", "has_sam", "device", "expected"),
-    [("auto", False, "cuda", "felzenszwalb"), ("auto", True, "cpu", "felzenszwalb"),
-     ("auto", True, "cuda", "sam"), ("auto", True, "mps", "sam"), ("sam", True, "cpu", "sam"),
-     ("slic", True, "cuda", "slic"), ("felzenszwalb", True, "cuda", "felzenszwalb")],
+    [("auto", False, "cuda", "felzenszwalb"), ("auto", True, "cpu", "felzenszwalb"), ("auto", True, "cuda", "sam"),
+     ("sam", True, "cpu", "sam"), ("slic", True, "cuda", "slic")],
 )  # fmt: skip
 def test_sam_votes_by_default_only_on_a_gpu(requested, has_sam, device, expected):
     assert step.refinement_method(requested, has_sam, torch.device(device)) == expected
@@ -128,13 +119,9 @@ def quarters(image, *_, **settings):
     return models.Masks(masks, scores, scores, points, points)
 
 
-@pytest.mark.parametrize(
-    ("refine", "methods"), [("sam", ["sam", "slic", "felzenszwalb"]), ("auto", ["felzenszwalb", "slic"])]
-)
-def test_with_sam_its_masks_are_measured_and_vote_if_requested(
-    tmp_path, problem2, arrays, monkeypatch, refine, methods
-):
-    """It gets all settings of the profile; the baselines get as many segments as it found."""
+@pytest.mark.parametrize("refine", ["sam", "felzenszwalb"])
+def test_with_sam_its_masks_are_measured_and_vote_if_requested(tmp_path, problem2, arrays, monkeypatch, refine):
+    """It gets the settings of the profile; the baselines get as many segments as it found."""
     images, _, predictions = arrays
     everything = Mock(side_effect=quarters)
     monkeypatch.setattr(generator, "load", lambda path: types.SimpleNamespace(to=lambda device: "network"))
@@ -142,13 +129,10 @@ def test_with_sam_its_masks_are_measured_and_vote_if_requested(
     changes = {"refine": refine, "segments": 0, "points_per_side": 5}
     result = run(tmp_path, problem2, predictions, tmp_path / "sam_vit_b.pth", **changes)
     metrics = result.metrics
-    assert metrics["sam"] == "sam_vit_b.pth" and metrics["refine"] == methods[0]
-    assert list(metrics["refined"]) == methods
+    assert metrics["sam"] == "sam_vit_b.pth" and metrics["refine"] == next(iter(metrics["refined"])) == refine
     assert [row["method"] for row in metrics["rows"]] == ["sam", *CLASSICAL] * 2
     assert all(abs(row["masks"] - 4) <= (row["method"] != "sam") for row in metrics["rows"])
-    expected = profiles.get("smoke", {"everything.points_per_side": 5}).everything
-    for call in everything.call_args_list:
-        assert call.kwargs == {name: getattr(expected, name) for name in call.kwargs} and len(call.kwargs) == 11
+    options = everything.call_args.kwargs
+    assert options["points_per_side"] == 5 and len(options) == 11
     if refine == "sam":
         assert np.array_equal(result.array("predictions_vote"), vote(quarters, images, predictions)[0])
-        assert metrics["refined"]["sam"]["segments"] == 4

@@ -2,36 +2,30 @@
 
 import contextlib
 import datetime
-import itertools
 import multiprocessing
 import os
 import pickle
-import re
 import signal
-import subprocess
-import sys
 import time
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from hw1lib import paths
 from hw1lib.errors import UserError
 from hw1lib.loops import distributed
 from hw1lib.processes import under_torchrun
 from hw1lib.steps.store import Store
 from tests import processes
-from tests.conftest import one_paragraph, refused, run
+from tests.conftest import refused, run
 
 COMPLETE = {
     "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4",
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "job",
 }  # fmt: skip
 BATCH_SYSTEM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "4", "PMI_RANK": "1"}
-SUBSETS = [names for count in range(len(COMPLETE)) for names in itertools.combinations(COMPLETE, count)]
-INVALID = [{"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "many"}, {"RANK": ""}, {"RANK": "4"}, {"WORLD_SIZE": "-4"},
-           {"LOCAL_RANK": "²"}, {"TORCHELASTIC_RUN_ID": ""}, {"LOCAL_WORLD_SIZE": "1"}]  # fmt: skip
+INVALID = [{"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "many"}, {"RANK": "4"}, {"LOCAL_RANK": "²"}]
+INVALID += [{name: ""} for name in COMPLETE]
 
 
 @pytest.fixture
@@ -49,7 +43,7 @@ def set_variables(monkeypatch):
 
 def test_only_complete_and_valid_variables_are_torchruns(set_variables):
     """A batch system may export some of them, as may a shell inside a job."""
-    for values in [{name: COMPLETE[name] for name in names} for names in SUBSETS] + [COMPLETE | v for v in INVALID]:
+    for values in ({}, {"WORLD_SIZE": "4"}, *(COMPLETE | values for values in INVALID)):
         set_variables(BATCH_SYSTEM | values)
         assert not under_torchrun(), values
     set_variables(COMPLETE)
@@ -85,22 +79,9 @@ def test_other_commands_refuse_torchrun_once(capsys, monkeypatch, set_variables,
 def test_processes_that_cannot_be_reached_are_a_clear_error(capsys, course_data, tmp_path, set_variables, monkeypatch):
     monkeypatch.setattr(distributed, "CONNECT_TIMEOUT", datetime.timedelta(seconds=1))
     words = ("run", "check-problem2", "--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
-    for address in ({}, {"MASTER_PORT": "http"}, {"MASTER_ADDR": "none.invalid"}):
+    for address in ({}, {"MASTER_PORT": "http"}):
         set_variables(COMPLETE | address)
         assert "other processes of torchrun cannot be reached" in refused(capsys, *words)
-
-
-def test_restarts_on_several_machines_need_stores_of_their_own(monkeypatch):
-    """Each agent counts restarts by itself; on one machine the count separates the attempts."""
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert distributed._attempt() == "2"
-    for name, value in {"GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
-        monkeypatch.setenv(name, value)
-    assert distributed._attempt() == "0"
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    with pytest.raises(UserError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        distributed._attempt()
 
 
 # --- errors
@@ -109,13 +90,11 @@ def test_restarts_on_several_machines_need_stores_of_their_own(monkeypatch):
 FULL = UserError("The disk is full.")
 PLACES = {  # nested blocks (functions, or folders of stores), the ranks that fail in the innermost, and their error
     "rank 0 first": ([distributed.rank0_first], [0], FULL),
-    "rank 0 first, rank 1 fails": ([distributed.rank0_first], [1], FULL),
     "a single process": ([distributed.rank0_first, distributed.single_process, distributed.rank0_first], [0], FULL),
     "before the claim": (["file"], [], FULL),  # its folder cannot be made
     "the claim, rank 1 fails": (["store"], [1], FULL),
-    "a sum": ([], [2], FULL),
     "all": ([], [0, 1, 2], FULL),
-    "a bug": ([], [0], ZeroDivisionError()),
+    "a bug": ([], [2], ZeroDivisionError()),
     "killed": ([], [1], None),
 }
 
@@ -179,13 +158,3 @@ def test_an_error_in_one_rank_ends_all_and_is_reported_once(outcomes, place):
         "before the claim": ("UserError", "--out names another build folder"),
     }.get(place, ("UserError", "The disk is full."))
     assert reported[0][0] == expected[0] and expected[1] in reported[0][1]
-
-
-@pytest.mark.slow
-def test_torchrun_prints_the_error_once(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hw1lib"]
-    words = [*torchrun, "report", "--profile", "smoke", "--out", str(tmp_path)]
-    done = subprocess.run(words, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
-    messages = re.findall("^hw1lib: .*$", done.stderr, re.MULTILINE)
-    assert done.returncode == 1 and len(messages) == 1 and "without it" in one_paragraph(messages[0])
-    assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 """Segmentation: what is saved is what was measured, runs resume, and augmented masks fit their images."""
 
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hw1lib import profiles
 from hw1lib.data import images, layout
 from hw1lib.data.landcover import UNKNOWN
 from hw1lib.errors import UserError
-from hw1lib.loops import augment, losses, train_segmenter
+from hw1lib.loops import augment, train_segmenter
 from hw1lib.metrics import iou
 from hw1lib.models import segmenters
 from hw1lib.models.ema import Averaged
@@ -64,9 +64,7 @@ class Local(nn.Module):
         return F.conv2d(batch, self.weight, self.bias, padding=1)
 
 
-@pytest.mark.parametrize("tta", [False, True])
-@pytest.mark.parametrize("enlarge", [1, 2])
-@pytest.mark.parametrize("seen", [range(UNKNOWN), [0, 2, 5]])
+@pytest.mark.parametrize(("tta", "enlarge", "seen"), [(False, 1, range(UNKNOWN)), (True, 2, [0, 2, 5])])
 @processes.float64()  # scores differ by more than rounding
 def test_predictions_are_the_classes_of_the_highest_scores_among_those_seen(enlarge, tta, seen):
     """Never "unknown", for any batch size."""
@@ -106,15 +104,6 @@ def colour(folder, problem2):
     return store.Result("segment-colour", folder)
 
 
-def test_the_colour_control_predicts_classes_by_colour_also_where_the_truth_is_unknown(tmp_path, problem2):
-    """These predictions are false positives."""
-    result, (_, masks) = colour(tmp_path, problem2), images.load_tiles(problem2.validation)
-    known, predicted = masks != UNKNOWN, result.array("predictions")
-    assert np.array_equal(predicted[known], masks[known]) and predicted.max() < UNKNOWN
-    assert result.metrics["pixel_accuracy"] == 1 > result.metrics["miou"] == result.metrics["miou_last"]
-    assert result.metrics["confusion"] == iou.confusion(masks, predicted).tolist()
-
-
 def test_a_colour_gets_its_most_common_class_and_a_new_one_that_of_all_pixels(tmp_path, monkeypatch):
     """With 16 levels of each channel, 0 to 15 are one colour."""
     train, val = np.full((2, 1, 3, 2, 5), 100, np.uint8)
@@ -141,31 +130,6 @@ def run(folder, problem2, name="lraspp", **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("average", "tta"), [(0.9, True), (0.0, False)])
-def test_saved_masks_and_metrics_are_those_of_the_saved_weights(tmp_path, problem2, average, tta):
-    result = run(tmp_path / "run", problem2, lraspp__average=average, lraspp__tta=tta)
-    metrics, predictions = result.metrics, result.array("predictions")
-    arrays, masks = images.load_tiles(problem2.validation)
-    matrix = iou.confusion(masks, predictions)
-    assert metrics["confusion_last"] == matrix.tolist() and metrics["miou_last"] == iou.miou(matrix)
-    assert result.history["miou"].iloc[-1] == pytest.approx(metrics["miou_last"])
-    assert metrics["stages"] == {"early": 1, "middle": 2, "final": 3} and metrics["seen"] == list(range(UNKNOWN))
-    assert np.array_equal(result.array("stage_final"), predictions[[2, 0]])
-    assert ("tta" in metrics) == tta == (result.folder / "predictions_tta.npy").is_file()
-
-    network = segmenters.build("lraspp", 0.125)
-    network.load_state_dict(result.weights())
-    network = network.eval().to(memory_format=torch.channels_last)
-    settings = profiles.get("smoke", SMALL).lraspp
-    assert np.array_equal(train_segmenter.predict(network, arrays, CPU, settings), predictions)
-    if tta:
-        averaged = result.array("predictions_tta")
-        assert np.array_equal(train_segmenter.predict(network, arrays, CPU, settings, True), averaged)
-        assert metrics["tta"] == iou.summarise([iou.history_row(3, masks, averaged)])
-        assert not np.array_equal(averaged, predictions)
-
-
-@pytest.mark.slow
 def test_the_average_follows_the_network_and_does_not_change_its_training(tmp_path, problem2, monkeypatch):
     steps, follow = [], Averaged.follow
     monkeypatch.setattr(Averaged, "follow", lambda self, step: steps.append((step, self.decay)) or follow(self, step))
@@ -173,29 +137,6 @@ def test_the_average_follows_the_network_and_does_not_change_its_training(tmp_pa
     assert steps == [(step, 0.9) for step in range(1, 7)]
     assert plain.history["loss"].tolist() == averaged.history["loss"].tolist()
     assert not torch.equal(*(result.weights()["backbone.0.0.weight"] for result in (averaged, plain)))
-
-
-class Stopped(Exception):
-    pass
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("average", "place"), [(0.9, 3), (0.0, 5)])  # the loss, of six, that is not reached
-def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(tmp_path, problem2, place, average, monkeypatch):
-    """Bit-identically, without repeating a step."""
-    settings = {"lraspp__average": average, "checkpoint_every": 0}
-    run(tmp_path / "whole", problem2, **settings)
-    ends = [DEFAULT] * (place - 1) + [Stopped] + [DEFAULT] * (7 - place)
-    monkeypatch.setattr(losses, "segmentation", Mock(wraps=losses.segmentation, side_effect=ends))
-    with pytest.raises(Stopped):
-        run(tmp_path / "twice", problem2, **settings)
-    assert (tmp_path / "twice" / store.CHECKPOINT).is_file()
-    run(tmp_path / "twice", problem2, **settings)
-    whole, twice = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.name != store.CHECKPOINT}
-        for name in ("whole", "twice")
-    )
-    assert twice == whole
 
 
 @pytest.mark.parametrize(("name", "crop"), [("lraspp", 0), ("lraspp", 16), ("fcn32s", 32)])
@@ -223,14 +164,6 @@ def test_tiles_without_any_class_are_a_clear_error(tmp_path, problem2, step, spl
 # --- batches
 
 
-def first_batch(pixels, masks, monkeypatch, **changes):
-    """The first batch of an epoch, without colour augmentation."""
-    monkeypatch.setattr(augment, "recolour", lambda images, table, recipe: images)
-    profile = profiles.get("demo")
-    settings = profile.lraspp.model_copy(update={"batch_size": len(pixels), **changes})
-    return next(train_segmenter.training_batches(pixels, masks, profile, settings, CPU)(1))
-
-
 def test_without_augmentation_batches_are_the_tiles_themselves():
     profile, classes = profiles.get("seed"), pixels(1)[:, 0] % 7
     batch, masks = next(train_segmenter.training_batches(pixels(1), classes, profile, profile.fcn32s, CPU)(1))
@@ -241,27 +174,13 @@ def test_without_augmentation_batches_are_the_tiles_themselves():
 def test_augmented_masks_fit_their_images(tmp_path, width, crop, scale, monkeypatch):
     """Colours show the classes; they differ at the borders of blocks only."""
     pixels, masks = (np.concatenate([array] * 4) for array in images.load_tiles(tiles(tmp_path, width).train))
-    batch, warped = first_batch(pixels, masks, monkeypatch, crop=crop, crop_scale=scale)
+    monkeypatch.setattr(augment, "recolour", lambda images, table, recipe: images)
+    settings = profiles.get("demo").lraspp.model_copy(update={"batch_size": 16, "crop": crop, "crop_scale": scale})
+    profile = profiles.get("demo")
+    batch, warped = next(train_segmenter.training_batches(pixels, masks, profile, settings, CPU)(1))
     assert warped.dtype == torch.uint8 and warped.shape == (16, *((crop, crop) if crop else pixels.shape[2:]))
     channels = torch.from_numpy(pixels).movedim(1, -1).float() / 255  # (N, H, W, 3)
     colours = torch.stack([channels[torch.from_numpy(masks) == number].mean(0) for number in range(7)])
     wrong = (augment.denormalise(batch) - colours[warped.long()].movedim(-1, 1)).abs().amax(1) > 0.02
     inner = F.max_pool2d(warped.float(), 5, 1) == -F.max_pool2d(-warped.float(), 5, 1)
     assert wrong.float().mean() < 0.4 and inner.any() and not wrong[:, 2:-2, 2:-2][inner].any()
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 48), (48, 32)])
-def test_crops_keep_the_resolution_of_their_tiles(height, width, monkeypatch):
-    """Each pixel encodes its coordinates, and neighbours stay neighbours."""
-    rows, columns = np.mgrid[:height, :width]
-    tile = 5 * np.stack([rows, columns, 0 * rows]).astype(np.uint8)
-    masks = (rows // 8 % 7).astype(np.uint8)
-    arrays = tile[None].repeat(12, 0), masks[None].repeat(12, 0)
-    batch, warped = first_batch(*arrays, monkeypatch, crop=16, crop_scale=0.3)
-    coordinates = augment.denormalise(batch)[:, :2] * 255 / 5
-    for steps in (coordinates.diff(dim=2), coordinates.diff(dim=3)):
-        length = steps.abs().sum(1)
-        torch.testing.assert_close(length, torch.ones_like(length), atol=1e-3, rtol=0)
-    row = coordinates[:, 0].double()
-    clear = (row - row.round()).abs() < 0.49  # not between two rows
-    assert torch.equal(warped[clear], (row.round() // 8 % 7)[clear].to(torch.uint8))
