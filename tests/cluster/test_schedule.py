@@ -20,6 +20,11 @@ def test_a_plan_respects_dependencies_and_runs_one_step_at_a_time_on_a_worker(wo
     assert schedule.makespan(plan) == {1: 10, 2: 6, 3: 6}[workers]
 
 
+def test_the_longest_chain_starts_first():
+    tasks = {"a": (1.0, []), "b": (1.0, []), "c": (1.0, []), "d": (2.0, ["c"])}
+    assert schedule.makespan(schedule.simulate(tasks, 2)) == 3
+
+
 def test_the_critical_path_is_the_longest_chain_of_steps():
     assert schedule.path_lengths(TASKS) == {"a": 6, "b": 4, "c": 2, "d": 1, "e": 0}
     assert schedule.critical_path(TASKS) == ["a", "c"]

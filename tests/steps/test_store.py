@@ -239,18 +239,6 @@ def test_a_kill_while_results_are_hashed_costs_no_training(results, monkeypatch)
     assert checkpoints(results) == [] and results.done("pretrain", KEY)
 
 
-def test_other_attempts_and_results_are_kept(results):
-    begun = [attempt(results, step, key=key * 16) for key in "12" for step in ("pretrain", "segment-fcn32s")]
-    done = [path for key in "56" for path in finish(results, key=key * 16).folder.iterdir()]
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in done}
-    last = attempt(results, key="8" * 16)
-    assert checkpoints(results) == sorted([*begun, last])
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
-    for folder in begun:
-        with results.claim(folder.parent.name, folder.name, {}) as draft:
-            assert draft.resumed and names(folder) == RESUMED
-
-
 def dated(folder, days, size=0):
     """Give an attempt an age in days, and its checkpoint a size in bytes that takes no room on the disk."""
     with open(folder / "checkpoint.pt", "ab") as file:
@@ -273,13 +261,15 @@ LIMITS = [  # ages in days and sizes in GB of attempts, GB of free disk, which a
 def test_unfinished_attempts_are_limited_by_age_size_and_disk_space(
     results, monkeypatch, capsys, attempts, free, stay, reason
 ):
-    """The oldest of any step is deleted first, and each deletion is reported."""
+    """The oldest of any step is deleted first, and each deletion is reported; results stay."""
+    finish(results, "embed")
     begun = [attempt(results, ("pretrain", "segment-fcn32s")[n % 2], key=str(n) * 16) for n in range(len(attempts))]
     for folder, (days, size) in zip(begun, attempts):
         dated(folder, days, int(size * 1e9))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free * 1e9))
     finish(results, "finetune-A")
-    assert checkpoints(results) == sorted(begun[n] for n in stay)
+    assert checkpoints(results) == sorted(begun[n] for n in stay) and results.done("embed", KEY)
+    assert all({"checkpoint.pt", "metrics.json", "stage_early.npy"} <= set(names(begun[n])) for n in stay)
     lines = capsys.readouterr().out.splitlines()
     deleted = [folder for n, folder in enumerate(begun) if n not in stay]
     assert {line.partition(",")[0] for line in lines} == {
