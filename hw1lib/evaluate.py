@@ -97,13 +97,9 @@ def score_classification(predicted_csv, true_csv):
         UserError: a CSV cannot be read or names an image twice, or one has numbers and the other names.
     """
     predicted, true = _labels(predicted_csv), _labels(true_csv)
-    examples = [next(pair for pair in labels.items() if pair[1] is not None) for labels in (predicted, true)]
-    if len({type(label) for _, label in examples}) > 1:
-        one, other = (f"{label} of {name}" for name, label in examples)
-        raise UserError(
-            f"{predicted_csv} and {true_csv} have labels of two kinds, such as {one} and {other}. Use numbers in both "
-            "or names in both."
-        )
+    if {type(label) for label in (*predicted.values(), *true.values())} >= {int, str}:
+        kinds = "numbers as labels and the other has names. Use numbers in both or names in both"
+        raise UserError(f"Of {predicted_csv} and {true_csv}, one has {kinds}.")
     truth = {name: label for name, label in true.items() if label is not None}
     missing = [name for name in truth if predicted.get(name) is None]
     unlabelled = [name for name in predicted | true if name not in truth]

@@ -100,14 +100,11 @@ def classification(book, table, image_dir, out, setting="C"):
         return resnet.Classifier(resnet.backbone(book.profile.model_scale), head)
 
     model = _trained(book, f"finetune-{setting}", variants.SETTINGS, build)
-    names, problems, labels = listing.match(folder, rows["filename"]), [], {}
-    for row, name in rows["filename"].drop_duplicates().items():
-        if listing.escapes(folder, names[name] or name):
-            problems.append((name, f"it leads out of {folder}"))
-            names[name] = None
-        elif names[name] is None:
-            problems.append((name, f"missing: {folder} has no such file (row {row})"))
-    paths = [folder / file for file in dict.fromkeys(names.values()) if file]  # two names may mean one file
+    matches, labels = listing.match(folder, rows["filename"]), {}
+    named = {name: file for name, file in matches.items() if file and not listing.escapes(folder, file)}
+    reason, names = f"{folder} has no such file, or it is a link that leads out", rows["filename"].drop_duplicates()
+    problems = [(name, f"row {row}: {reason}") for row, name in names.items() if name not in named]
+    paths = [folder / file for file in dict.fromkeys(named.values())]  # two names may mean one file
     for batch, images in _batches(paths, settings.batch_size, problems, book.profile.data.image_size):
         images = torch.from_numpy(images)
         with torch.no_grad(), autocast(settings.precision, book.device):  # as in validation; `extract` uses float32
@@ -117,7 +114,7 @@ def classification(book, table, image_dir, out, setting="C"):
                 scores = model(normalise(images.to(book.device)))
         classes = scores.float().argmax(dim=1).tolist()
         labels |= {path.name: book.data.problem1.train.numbers[number] for path, number in zip(batch, classes)}
-    labels = [labels.get(names[name]) for name in rows["filename"]]
+    labels = [labels.get(named.get(name)) for name in rows["filename"]]
     table = rows[["id", "filename"]].assign(label=pd.Series(labels, rows.index, dtype=object))
     files.write_text(out, table.to_csv(index=False))
     return int(table["label"].notna().sum()), problems

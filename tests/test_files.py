@@ -176,14 +176,6 @@ def test_a_disk_that_lacks_a_few_bytes_is_noticed(tmp_path, kind, size):
         assert names(tmp_path / "far" / "small") == []
 
 
-@pytest.mark.parametrize("limit", [0, 300, 5_000])
-def test_a_checkpoint_on_a_full_disk_is_explained(tmp_path, limit):
-    """Though torch raises a RuntimeError of its own."""
-    refused, path = pytest.raises(UserError, match="File too large. Free some disk space"), tmp_path / "a.pt"
-    with refused, full_disk(limit), files.replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"a": torch.zeros(10_000)}, file)
-
-
 def test_a_folder_without_write_permission_is_a_clear_error(path):
     """That the temporary file cannot be removed must not hide it."""
     refused = pytest.raises(UserError, match=r"metrics\.json could not be written: Permission denied\. Fix the perm")
