@@ -7,7 +7,7 @@ import pytest
 
 from hw1lib.chapters import ch00_data
 from hw1lib.data import landcover, layout
-from tests.chapters.made import NASTY, assert_drawn, classes, counted, image, land, pictures, split
+from tests.chapters.made import NASTY, assert_drawn, classes, counted, land, pictures, split
 from tests.conftest import write_tile
 
 
@@ -61,11 +61,3 @@ def test_tiles_are_drawn_above_their_masks_whatever_their_names(tmp_path):
     present = {landcover.CLASSES[c] for c in np.unique(list(masks.values()))}
     assert {text.get_text() for text in figure.legends[0].get_texts()} == present
     assert_drawn(figure)
-
-
-@pytest.mark.parametrize("mask", [land(24, 48), np.full((24, 24), 6, dtype=np.uint8)])
-def test_layers_show_a_mask_class_by_class(mask):
-    figure = ch00_data.layers(image(*mask.shape).transpose(2, 0, 1), mask)
-    for layer, number in zip(pictures(figure)[2:], np.unique(mask), strict=True):
-        assert np.array_equal(layer, np.where((mask == number)[..., None], landcover.PALETTE[number], 235))
-    assert_drawn(figure, wide=7.4)

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
-from hw1lib.chapters import ch02_finetuning, phrases, tables
+from hw1lib.chapters import ch02_finetuning, tables
 from hw1lib.metrics import iou
 from hw1lib.metrics.statistics import wilson
-from hw1lib.models import resnet
 from hw1lib.variants import ROWS
 from tests.chapters.made import assert_drawn, pictures, split
 
@@ -50,18 +48,6 @@ def test_mean_and_sample_standard_deviation_over_seeds(seeds):
         values = 100 * table.loc[table["setting"] == row, "accuracy_last"]
         deviation = f" ± {np.std(values, ddof=1):.1f}" if len(seeds) > 1 else ""
         assert text == f"{np.mean(values):.1f}{deviation} %"
-
-
-def test_trainable_parameters_are_counted_from_the_modules():
-    parts = {
-        frozen: (torch.nn.Linear(3, 4, bias=False), resnet.Head(2, inputs=4, hidden=5)) for frozen in (False, True)
-    }
-    models = {name: resnet.Classifier(*parts[frozen], frozen) for name, frozen in (("A", False), ("D", True))}
-    head = 4 * 5 + 5 + 5 * 2 + 2
-    assert ch02_finetuning.trainable_parameters(models).values.tolist() == [
-        ["A", "12", str(head), "100.0 %"],
-        ["D", "0", str(head), phrases.percent(head / (head + 12))],
-    ]
 
 
 @pytest.mark.parametrize("seed", range(2))
