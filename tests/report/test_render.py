@@ -158,8 +158,9 @@ def test_a_report_is_published_completely_or_not_at_all(built):
     assert published == {"README.md", *render.NUMBERS, "tables/counts.csv"} | figures
     assert (target / "README.md").read_text() == (built / "report.md").read_text() and target == paths.REPORT / "mine"
     assert [path.name for path in paths.REPORT.iterdir()] == ["mine"]
-    for lost, message in (("metrics.json", "metrics.json"), (render.MANIFEST, "make report")):
-        (built / lost).unlink()
+    changed = "was changed after the report was built. Run make report again"
+    for file, message in ((f"figures/{render.FIGURE}.png", changed), (render.MANIFEST, "There is no report")):
+        (built / file).write_text("changed")
         with pytest.raises(UserError, match=message):
             render.publish(built, "mine")
         assert (target / "README.md").is_file()
