@@ -5,6 +5,7 @@ PDF. Both come with Python packages and work offline.
 """
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -26,7 +27,7 @@ ABOUT_HINT = 'It holds three lines: title = "…", name = "…" and id = "…".'
 MANIFEST = "manifest.json"  # in a build folder: the SHA-256 of each file that belongs to its report
 NUMBERS = ("metrics.json", "run.json", "timings.csv")
 PAGE, FIGURE = "page.png", "finetune_accuracy"  # of a published report: a picture of the page with this figure
-FORMATS, DPI = ("pdf", "svg", "png"), range(10, 2401)  # of exported figures
+FORMATS = ("pdf", "svg", "png")  # of exported figures
 
 
 class Kept:
@@ -150,12 +151,8 @@ def check():
         Two lists of sentences: problems that prevent the report, and warnings.
     """
     problems, warnings = [], []
-    parts = (
-        paths.TEMPLATE,
-        paths.SENTENCES,
-        paths.TEMPLATE.with_name("style.css"),
-        paths.TEMPLATE.with_name("page.typ"),
-    )
+    styles = [paths.TEMPLATE.with_name(name) for name in ("style.css", "page.typ")]
+    parts = [paths.TEMPLATE, paths.SENTENCES, *styles]
     problems += [f"{part} is missing. Restore it: git checkout {part}." for part in parts if not part.is_file()]
     for read in (about, *(partial(read_text, path) for path in sorted(paths.NOTES.glob("[!.]*.md")))):
         try:
@@ -231,27 +228,22 @@ def export(out, names, formats, dpi, into):
         The written paths, and the names of figures that the report does not show in this version.
     """
     out = Path(out)
-    if dpi not in DPI:
-        raise UserError(f"--dpi {dpi}: give a whole number from {DPI[0]} to {DPI[-1]}.")
-    if unknown := [kind for kind in formats or [""] if kind not in FORMATS]:
+    if unknown := [kind for kind in formats if kind not in FORMATS]:
         raise UserError(f"--format {','.join(formats)}: {unknown[0]!r} is no format. Choose from {listed(FORMATS)}.")
     manifest = _manifest(out)
-    names = names or [Path(f).stem for f in manifest if f.startswith("figures/") and f.endswith(".pdf")]
-    known = [name for name, entry in kept.entries(out).items() if entry["kind"] == "figure"]
-    if unknown := [name for name in names if name not in known or not (out / f"figures/{name}.pdf").is_file()]:
+    names = names or [Path(file).stem for file in manifest if file.startswith("figures/") and file.endswith(".pdf")]
+    known = [path.stem for path in sorted((out / "figures").glob("*.pdf"))]
+    if unknown := [name for name in names if name not in known]:
         raise UserError(f"There is no figure {unknown[0]!r} in {out}. It has {', '.join(known) or 'none'}.")
-    written, others = [], []
-    for name in names:
-        file = f"figures/{name}.pdf"
-        if file not in manifest or kept.changed(out, {file: manifest[file]}):
-            others.append(name)
-        source = f'#set page(width: auto, height: auto, margin: 0pt)\n#image("{file}")'
-        for kind in dict.fromkeys(formats):
-            path = into / f"{name}.{kind}"
-            with files.replacing(path) as temporary:
-                if kind == "pdf":
-                    shutil.copy(out / file, temporary)
-                else:
-                    temporary.write_bytes(_compiler(source, out).compile(format=kind, ppi=float(dpi)))
-            written.append(path)
-    return written, others
+    pdfs, written = {name: f"figures/{name}.pdf" for name in names}, []
+    for (name, pdf), kind in itertools.product(pdfs.items(), dict.fromkeys(formats)):
+        path = into / f"{name}.{kind}"
+        with files.replacing(path) as temporary:
+            if kind == "pdf":
+                shutil.copy(out / pdf, temporary)
+            else:
+                source = f'#set page(width: auto, height: auto, margin: 0pt)\n#image("{pdf}")'
+                temporary.write_bytes(_compiler(source, out).compile(format=kind, ppi=float(dpi)))
+        written.append(path)
+    changed = kept.changed(out, {pdf: manifest.get(pdf) for pdf in pdfs.values()})
+    return written, [Path(pdf).stem for pdf in changed]

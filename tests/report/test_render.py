@@ -188,14 +188,13 @@ def test_figures_are_exported_in_each_format(built, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "formats", "dpi", "message"),
-    [(["one", "three"], ["pdf"], 100, "no figure 'three'.*It has finetune_accuracy, one, two"),
-     (["counts"], ["pdf"], 100, "no figure 'counts'"), (["one"], [], 100, "no format"),
-     (["one"], ["pdf", "jpg"], 100, "--format pdf,jpg: 'jpg'"), (["one"], ["png"], 9, "--dpi 9: give .* from 10 to")],
+    ("names", "formats", "message"),
+    [(["one", "three"], ["pdf"], "no figure 'three'.*It has finetune_accuracy, one, two"),
+     (["counts"], ["pdf"], "no figure 'counts'"), (["one"], ["pdf", "jpg"], "--format pdf,jpg: 'jpg'")],
 )  # fmt: skip
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, dpi, message):
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(built, tmp_path, names, formats, message):
     with pytest.raises(UserError, match=message):
-        render.export(built, names, formats, dpi, tmp_path / "other")
+        render.export(built, names, formats, 100, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="There is no report in .*make report"):
         render.export(tmp_path / "nowhere", [], ["pdf"], 100, tmp_path / "other")
