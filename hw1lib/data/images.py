@@ -15,9 +15,7 @@ from hw1lib import cpus, files
 from hw1lib.data import hashes, landcover
 from hw1lib.errors import UserError
 
-CHUNK = 32  # images per task of a thread; few, so that an error stops the others soon
 VERSION = 3  # of the cache: raise it when images are decoded or resized differently
-LONGEST = 100  # times the shorter side; what is longer is cropped or refused
 TURNS = {  # EXIF orientation -> the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -51,10 +49,10 @@ def read(path, at_least=None):
     with _opened(path) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
-        deep = re.search(r"\b(RGBA?|LA);16", str(image.tile))
-        mode, turn = f"{image.mode};16" if deep else image.mode, TURNS.get(_orientation(image))
-        image = _to_rgb(image)
-        return (image if turn is None else image.transpose(turn)), mode
+        mode = image.mode + (";16" if re.search(r"\b(RGBA?|LA);16", str(image.tile)) else "")
+        rgb = _to_rgb(image)
+        turn = TURNS.get(_orientation(image))  # last, as a PNG may have it at its end
+        return (rgb if turn is None else rgb.transpose(turn)), mode
 
 
 def open_rgb(path, at_least=None):
@@ -107,7 +105,7 @@ def _opened(path):
     """Open an image of one page; only Pillow's code runs inside, so that no bug of ours is called damage."""
     try:
         with Image.open(path) as image:
-            if (pages := _pages(image)) > 1:
+            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # a photo with its preview
                 raise ValueError(f"{pages} pages or frames: save the right one as a separate file")
             if 0 in image.size:
                 raise ValueError("no pixels")
@@ -116,29 +114,14 @@ def _opened(path):
                 raise ValueError(f"{bands} bands: save the three that are red, green and blue as RGB")
             yield image
     except Exception as error:  # Pillow raises errors of any kind for damaged files
-        raise Unreadable(path, _reason(path, error)) from error
-
-
-def _pages(image):
-    """Return the number of pages or frames of an image, without previews of the first one."""
-    count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if count == 1 or image.format != "TIFF":
-        return count
-    pages = 0
-    for page in reversed(range(count)):
-        image.seek(page)
-        pages += not image.tag_v2.get(254, 0) & 5  # NewSubfileType: smaller copies and transparency masks
-    return pages
+        raise Unreadable(path, _reason(error)) from error
 
 
 def _orientation(image):
     """Return the EXIF orientation, 1 … 8; 1 for TIFF, which Pillow turns itself, and for damaged EXIF."""
-    try:
+    with contextlib.suppress(Exception):
         return 1 if image.format == "TIFF" else int(image.getexif().get(0x0112, 1))
-    except OSError:  # for PNG, getexif decodes the whole image
-        raise
-    except Exception:
-        return 1
+    return 1
 
 
 def _to_rgb(image):
@@ -148,8 +131,7 @@ def _to_rgb(image):
         ValueError: the range of its values is unknown, or pixels are transparent.
     """
     if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise ValueError(f"{kind} (mode {image.mode}), whose range is unknown: save it with 8 or 16 bits per band")
+        raise ValueError(f"32 bits per band (mode {image.mode}), whose range is unknown: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         pixels = np.asarray(image)
         if 0 < pixels.max() < 256:
@@ -162,29 +144,19 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def _reason(path, error):
+def _reason(error):
     """Return why a file cannot be decoded, without its name."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: cut it into tiles"
-    if isinstance(error, MemoryError):
-        return "too large for this computer's memory: cut it into tiles"
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return "too large to decode: cut it into tiles"
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, Image.UnidentifiedImageError):
-        with open(path, "rb") as file:
-            start = file.read(4)
-        if start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return "a TIFF with unsupported bands or bits: save three bands of 8 bits as RGB"
-        return "not an image in a known format" if start else "an empty file"
+        return "an empty file, or an unsupported format"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def square(image, size):
     """Resize the shorter side to `size` and crop the centre; return (3, size, size) uint8."""
-    longest = LONGEST * min(image.size)
-    if max(image.size) > longest:  # do not resize what is cropped anyway
-        left, top = ((side - min(side, longest)) // 2 for side in image.size)
-        image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
@@ -259,20 +231,14 @@ class Resized:
 def _resized_shape(path, size):
     """Return height and width after torchvision's Resize."""
     width, height = _size(path)
-    if max(width, height) > LONGEST * min(width, height):
-        raise UserError(f"{path} has {width} × {height} pixels, too long and narrow to resize. Crop or remove it.")
     longer = int(size * max(width, height) / min(width, height))
     return (size, longer) if width > height else (longer, size)
 
 
 def _map(function, items):
     """Return function(index, item) for each item, with one thread per CPU; Pillow releases the GIL while it decodes."""
-
-    def chunk(first):
-        return [function(index, item) for index, item in enumerate(items[first : first + CHUNK], first)]
-
-    with ThreadPoolExecutor(cpus.available()) as pool:
-        return [result for results in pool.map(chunk, range(0, len(items), CHUNK)) for result in results]
+    with ThreadPoolExecutor(cpus.available()) as pool:  # an error cancels what has not begun
+        return list(pool.map(function, range(len(items)), items))
 
 
 def _cached(split, kind, shape, write, items):

@@ -4,10 +4,8 @@
 counts come from the data, so the course's data and the Earth sample run through the same code.
 """
 
+import contextlib
 import dataclasses
-import itertools
-import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,12 +37,22 @@ def find(root, limits, only="", decoded=None):
         UserError: neither problem is present, or one is incomplete.
     """
     problems, groups = {1: None, 2: None}, Groups(root)
-    for number, folder in problem_folders(root, only).items():
-        scan = SCANS[number](folder, groups, limits, decoded)
-        if scan.errors:
-            raise UserError(scan.errors[0])
-        problems[number] = scan.problem
+    with read_errors():
+        for number, folder in problem_folders(root, only).items():
+            scan = {1: scan_problem1, 2: scan_problem2}[number](folder, groups, limits, decoded)
+            if scan.errors:
+                raise UserError(scan.errors[0])
+            problems[number] = scan.problem
     return Layout(Path(root), *problems.values(), decoded)
+
+
+@contextlib.contextmanager
+def read_errors():
+    """Re-raise the system's errors about reading files, such as missing permissions, as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}. {remedy(error)}") from error
 
 
 def problem_folders(root, only=""):
@@ -69,14 +77,15 @@ class Part:
     """One folder of images or tiles.
 
     Attributes:
-        folder: the folder; the CSV of its images has the same name and ends in .csv.
+        folder: the folder.
         word: image or tile, for messages.
         listing: names of its visible files.
         files, masks: names of the images and masks in use.
-        rows: rows of its CSV with filename (None where there is no such file), label, given (the name in the CSV) and
-            outside (whether that name leads out of the folder); None without a CSV that can be used.
+        rows: rows of its CSV whose files exist, with filename and label; None without such rows.
+        missing: names in its CSV that are no files of the folder.
         split: Split or Tiles; None where files are missing.
-        facts, images: what the data check counts, and its summary of each decoded image.
+        facts: what the data check counts.
+        images, decoded_masks: its summaries of files that can be decoded.
     """
 
     folder: Path
@@ -85,9 +94,16 @@ class Part:
     files: list = field(default_factory=list)
     masks: list = field(default_factory=list)
     rows: pd.DataFrame | None = None
+    missing: list = field(default_factory=list)
     split: Split | Tiles | None = None
     facts: dict = field(default_factory=dict)
     images: list = field(default_factory=list)
+    decoded_masks: list = field(default_factory=list)
+
+    @property
+    def table(self):
+        """Path of the CSV of its images."""
+        return self.folder.with_suffix(".csv")
 
 
 @dataclass
@@ -100,6 +116,7 @@ class Scan:
         errors: sentences about what stops a run, and what to do about it.
         warnings: sentences about what weakens the numbers or is not used.
         problem: Problem1 or Problem2, limited; None if there are errors.
+        facts: what the data check counts, plain JSON.
     """
 
     folder: Path
@@ -107,6 +124,7 @@ class Scan:
     errors: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
     problem: Problem1 | Problem2 | None = None
+    facts: dict = field(default_factory=dict)
 
     def error(self, path, text):
         """Add an error about a file or folder; nothing if the text is empty."""
@@ -148,18 +166,17 @@ def scan_problem1(folder, groups, limits, decoded=None):
         _find_images(scan, part, required=part is not pool)
     if train.split and val.split:
         scan.error(folder / "office", disagreement(train.split, val.split))
-    named = [() if part is pool or not part.split else part.split.files for part in scan.parts]
-    numbers, notes = _assign_groups(groups, scan, named)
+    notes = _assign_groups(scan, groups, [(), *(part.split.files if part.split else () for part in (train, val))])
     if scan.errors:
         return scan
 
     splits = []
-    for part, limit, of in zip(scan.parts, (limits.pool_limit, *[limits.office_limit] * 2), numbers):
-        captions = pool.split.classes if part is pool else train.split.classes
-        split = dataclasses.replace(part.split, classes=captions, groups=of).take(limit)
+    for part, limit in zip(scan.parts, (limits.pool_limit, limits.office_limit, limits.office_limit)):
+        classes = part.split.classes if part is pool else train.split.classes
+        split = dataclasses.replace(part.split, classes=classes).take(limit)
         splits.append(dataclasses.replace(split, decoded=decoded))
         setting, need = ("pool", "two images") if part is pool else ("office", "images of two classes")
-        if len(split) < 2 or (part is not pool and len(np.unique(split.labels)) < 2):
+        if len(split if part is pool else np.unique(split.labels)) < 2:
             few = f"{plural(len(split), 'image')} in use, but training needs {need}"
             scan.error(part.folder, f"{few}. Add images or raise data.{setting}_limit.")
     if not scan.errors:
@@ -172,52 +189,53 @@ def disagreement(train, val):
     """Return why one split cannot be trained on and the other scored; "" if they have the same labels."""
     captions = {**dict(zip(val.numbers, val.classes)), **dict(zip(train.numbers, train.classes))}
     named = {label: caption if str(label) == caption else f"{label} ({caption})" for label, caption in captions.items()}
-    first, other = train.numbers[0], val.numbers[0]
-    if type(first) is not type(other):
-        examples = f"{quoted(str(first))} and {quoted(str(other))}"
-        return f"train.csv and val.csv have labels of two kinds, such as {examples}. Use either numbers or names."
-    if unpaired := [named[label] for label in sorted(set(train.numbers) ^ set(val.numbers))]:
+    if unpaired := [named[label] for label in sorted(set(train.numbers) ^ set(val.numbers), key=str)]:
         text = f"train.csv and val.csv do not have the same labels; only one of them has {shortened(unpaired, 8)}"
         return f"{text}. Every class needs training and validation images, with the same label in both."
     if len(named) == 1:
-        return f"all images are of one class, {named[first]}. Training and scoring need at least two classes."
+        (caption,) = named.values()
+        return f"all images are of one class, {caption}. Training and scoring need at least two classes."
     return ""
 
 
 def _find_images(scan, part, required):
     """Find a split's images: those in its CSV, or all *.jpg if it needs no labels and no row can be used."""
-    folder, table, rows = part.folder, part.folder.with_suffix(".csv"), None
-    if not _read_listing(scan, part):
-        return
+    part.listing = listing.files(part.folder)
     try:
-        if required:
-            rows = csv_rows.read_labelled(table)
-        elif table.is_file():
-            rows, note = csv_rows.read_pool(table)
-            scan.warnings += [note] if note else []
+        _match_rows(scan, part, required)
     except UserError as error:
-        scan.errors.append(f"{error}{'' if table.exists() else f' {HINT}'}")
-    part.files = listing.ending(part.listing, ".jpg")
-    if rows is not None:
-        matches = listing.match(folder, rows["filename"])
-        outside = [listing.escapes(folder, matches[name] or name) for name in rows["filename"]]
-        files = pd.Series([matches[name] for name in rows["filename"]], rows.index, dtype=object)
-        part.rows = rows = rows.assign(given=rows["filename"], filename=files, outside=outside)
-        advice = "Copy the files into that folder and list them by their names alone."
-        names = [quoted(name) for name in rows["given"][rows["outside"]]]
-        scan.error(table, describe(names, "name", "leads|lead", f"out of {folder}", advice))
-        missing = rows["given"][rows["filename"].isna() & ~rows["outside"]]
-        missing = [f"{quoted(name)} in row {row}" for row, name in missing.items()]
-        tell, advice = (scan.error, "Add them or remove their rows.") if required else (scan.warn, "")
-        tell(table, describe(missing, "file", "is|are", f"missing from {folder}", advice))
-        rows = rows[rows["filename"].notna() & ~rows["outside"]]
-    if rows is not None and not rows.empty:
-        part.split = labelled_split(folder, rows)
+        scan.errors.append(f"{error}{'' if part.table.exists() else f' {HINT}'}")
+    if part.rows is not None:
+        part.split = labelled_split(part.folder, part.rows)
         part.files = list(dict.fromkeys(part.split.files))
-    elif not required:
-        scan.error(folder, "" if part.files else f"no *.jpg files. {HINT}")
-        _refuse_links(scan, folder, part.files)
-        part.split = Split(folder, tuple(part.files))
+        return
+    part.files = listing.ending(part.listing, ".jpg")
+    if not required:
+        scan.error(part.folder, "" if part.files else f"no *.jpg files. {HINT}")
+        _refuse_outside(scan, part.folder, part, dict.fromkeys(part.files))
+        part.split = Split(part.folder, tuple(part.files))
+
+
+def _match_rows(scan, part, required):
+    """Read the CSV of a split's images, if it is required or there, and find the file that each row means."""
+    if not required and not part.table.is_file():
+        return
+    rows, note = (csv_rows.read_labelled(part.table), "") if required else csv_rows.read_pool(part.table)
+    scan.warnings += [note] if note else []
+    if rows is None:
+        return
+    matches = listing.match(part.folder, rows["filename"])
+    outside = _refuse_outside(scan, part.table, part, matches)
+    matches |= dict.fromkeys(outside)
+    files = pd.Series([matches[name] for name in rows["filename"]], rows.index, dtype=object)
+    missing = rows["filename"][files.isna()]
+    part.missing = missing.tolist()
+    missing = [f"{quoted(name)} in row {row}" for row, name in missing.items() if name not in outside]
+    report = scan.error if required else scan.warn
+    advice = "Add them or remove their rows."
+    report(part.table, describe(missing, "file", "is|are", f"missing from {part.folder}", advice))
+    if files.notna().any():
+        part.rows = rows.assign(filename=files)[files.notna()]
 
 
 def labelled_split(folder, rows):
@@ -226,21 +244,19 @@ def labelled_split(folder, rows):
     numbers = sorted(set(labels) - {None})
     if not numbers:
         return Split(folder, files)
-    indices = {None: -1} | {label: index for index, label in enumerate(numbers)}
-    prefixes = {label: Counter() for label in indices}
-    for name, label in zip(files, labels):
-        prefixes[label][re.match(r"[A-Za-z_]*", name).group()] += 1
-    classes = [label if isinstance(label, str) else _caption(label, prefixes[label]) for label in numbers]
+    prefixes = rows["filename"].str.extract("^([A-Za-z_]*)", expand=False).groupby(labels)
+    classes = [label if isinstance(label, str) else _caption(label, prefixes.get_group(label)) for label in numbers]
     if len(set(classes)) < len(classes):  # prefixes that say nothing, as in img001.jpg
         classes = list(map(str, numbers))
+    indices = {None: -1} | {label: index for index, label in enumerate(numbers)}
     indices = np.array([indices[label] for label in labels], np.int64)
     return Split(folder, files, indices, tuple(classes), tuple(numbers))
 
 
 def _caption(label, prefixes):
     """Return the leading letters that most of a label's files share, or else the label."""
-    prefix, count = prefixes.most_common(1)[0]
-    return prefix if prefix and 2 * count > prefixes.total() else str(label)
+    prefix = prefixes.mode()[0]
+    return prefix if prefix and (prefixes == prefix).mean() > 0.5 else str(label)
 
 
 # --- Problem 2
@@ -251,18 +267,16 @@ def scan_problem2(folder, groups, limits, decoded=None):
     scan = Scan(folder, [Part(folder / place, "tile") for place in ("train", "validation")])
     for part in scan.parts:
         _find_tiles(scan, part)
-    numbers, notes = _assign_groups(groups, scan, [part.files for part in scan.parts])
+    notes = _assign_groups(scan, groups, [part.files for part in scan.parts])
     if not scan.errors:
-        splits = [dataclasses.replace(part.split, groups=of, decoded=decoded) for part, of in zip(scan.parts, numbers)]
-        scan.problem = Problem2(*(split.take(limits.tile_limit) for split in splits), notes)
+        splits = [dataclasses.replace(part.split.take(limits.tile_limit), decoded=decoded) for part in scan.parts]
+        scan.problem = Problem2(*splits, notes)
     return scan
 
 
 def _find_tiles(scan, part):
     """Find a split's tiles and masks."""
-    if not _read_listing(scan, part):
-        return
-    folder = part.folder
+    folder, part.listing = part.folder, listing.files(part.folder)
     (tiles, twice), (masks, others) = (listing.numbered(part.listing, end) for end in (SATELLITE, MASK))
     part.files, part.masks = list(tiles.values()), [masks[number] for number in tiles if number in masks]
     scan.error(folder, "" if tiles else f"no *{SATELLITE} files. {HINT}")
@@ -272,7 +286,7 @@ def _find_tiles(scan, part):
     twice = [name for number, name in twice + others if number in tiles]
     what = "from another file only in upper and lower case"
     scan.error(folder, describe(twice, "name", "differs|differ", what, "Remove one of the two."))
-    _refuse_links(scan, folder, part.files + part.masks)
+    _refuse_outside(scan, folder, part, dict.fromkeys(part.files + part.masks))
     names = {number + SATELLITE: name for number, name in tiles.items()}
     names |= {number + MASK: name for number, name in masks.items()}
     part.split = Tiles(folder, tuple(tiles), names=names)
@@ -281,29 +295,32 @@ def _find_tiles(scan, part):
 # --- both
 
 
-def _read_listing(scan, part):
-    """List the files of a part; return False after an error."""
-    try:
-        part.listing = listing.files(part.folder)
-    except OSError as error:
-        scan.error(part.folder, f"cannot be read: {error.strerror}. {remedy(error)}")
-        return False
-    return True
+def _refuse_outside(scan, path, part, matches):
+    """Report names that lead out of a part's folder by their path or as a link, and return them.
+
+    Args:
+        path: the file or folder that holds the names.
+        matches: dict from name to the file that it means, or None.
+    """
+    outside = [name for name, file in matches.items() if listing.escapes(part.folder, file or name)]
+    advice = "Copy such files into it, and name them alone; the folder itself may be a link."
+    names = list(map(quoted, outside))
+    scan.error(path, describe(names, "name", "leads|lead", f"out of {part.folder}", advice))
+    return outside
 
 
-def _refuse_links(scan, folder, names):
-    outside = [name for name in names if listing.escapes(folder, name)]
-    advice = "Copy such files into the folder; the folder itself may be a link."
-    scan.error(folder, describe(outside, "link", "leads|lead", f"out of {folder}", advice))
+def _assign_groups(scan, groups, names):
+    """Set the groups of each part's split; return a tuple of notes, which are added to the warnings, too.
 
-
-def _assign_groups(groups, scan, names):
-    """Return the groups of each part's files, and a tuple of notes, which are added to the warnings, too."""
-    numbers, notes = zip(*(groups.of(part.folder, files) for part, files in zip(scan.parts, names)))
+    Args:
+        names: the files of each part, or () where no groups are needed.
+    """
     first = scan.folder.name == "p1_data" or not (groups.root / "p1_data").is_dir()
-    notes = [*([groups.unknown] if groups.unknown and first else []), *itertools.chain(*notes)]
+    notes = [groups.unknown] if groups.unknown and first else []
+    for part, files in zip(scan.parts, names):
+        numbers, more = groups.of(part.folder, files)
+        notes += more
+        if part.split is not None:
+            part.split = dataclasses.replace(part.split, groups=numbers)
     scan.warnings += notes
-    return numbers, tuple(notes)
-
-
-SCANS = {1: scan_problem1, 2: scan_problem2}
+    return tuple(notes)

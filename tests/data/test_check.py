@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hw1lib import cli, paths
-from hw1lib.data import images, landcover, layout
+from hw1lib.data import landcover, layout
 from hw1lib.data.check import doctor, report
 from hw1lib.errors import UserError
 from hw1lib.settings import Data
@@ -56,25 +56,10 @@ def resized(size, *names):
     return lambda root: [Image.open(root / name).resize(size, 0).save(root / name) for name in names]
 
 
-def linked_out(root):
-    (root / TRAIN / "0002_sat.jpg").rename(root / "elsewhere.jpg")
-    (root / TRAIN / "0002_sat.jpg").symlink_to(root / "elsewhere.jpg")
-
-
-def class_numbers(root):
-    """A mask of class numbers instead of colours."""
-    mask = root / TRAIN / "0002_mask.png"
-    Image.fromarray(images.read_mask(mask)[0]).save(mask)
-
-
 def painted(path, colour, box=(0, 0, 4, 4)):
     mask = Image.open(path).convert("RGB")
     mask.paste(colour, box)
     mask.save(path)
-
-
-def stray(colour):
-    return lambda root: painted(root / TRAIN / "0002_mask.png", colour)
 
 
 def only(classes, *repeats):
@@ -109,23 +94,12 @@ def few(count):
     ]
 
 
-def unlabelled_jpeg(root):
-    gone(f"{MINI}.csv")(root)
-    (root / MINI / "x.jpeg").write_bytes(b"")
-
-
-TWICE = lambda rows, **other: pd.concat([rows, rows.iloc[:1].assign(id=99, **other)])  # noqa: E731
-HEAD = b"id,filename,label\n"
-CSV = f"{OFFICE}/train.csv"
+CSV, HEAD = f"{OFFICE}/train.csv", b"id,filename,label\n"
 DECODING = {  # errors that a run meets when it decodes: the fault, the words of the message
     "truncated image": (truncated(f"{OFFICE}/val/Mug00100.jpg"), [f"{OFFICE}/val: 1 image cannot", "00100", "trunc"]),
-    "text for an image": (written(f"{MINI}/00003.jpg", b"hello"), [MINI, "00003.jpg (not an image in a known"]),
     "many empty images": (lambda root: [path.write_bytes(b"") for path in (root / MINI).iterdir()],
-        [MINI, "12 images cannot", "00003.jpg (an empty file) and 9 more"]),
+        [MINI, "12 images cannot", "00003.jpg (an empty file, or an unsupported format) and 9 more"]),
     "truncated tile": (truncated(f"{TRAIN}/0002_sat.jpg"), [TRAIN, "1 tile cannot", "0002_sat.jpg"]),
-    "class numbers for colours": (class_numbers, [TRAIN, "1 mask cannot", "class numbers"]),
-    "32-bit tile": (lambda root: Image.new("I", (32, 32), 70_000).save(root / TRAIN / "0002_sat.jpg", format="TIFF"),
-        [TRAIN, "1 tile cannot", "0002_sat.jpg (32-bit integers"]),
     "mask of another size": (resized((16, 32), f"{TRAIN}/0003_mask.png"),
         [TRAIN, "1 mask has another size", "0003_mask.png (16 × 32, its tile 32 × 32)"]),
     "tile of another size": (resized((64, 64), f"{TRAIN}/0003_sat.jpg", f"{TRAIN}/0003_mask.png"),
@@ -136,56 +110,38 @@ ERRORS = DECODING | {  # the others; the first of the words are in the error of 
     "no pool": (gone("p1_data/mini"), [MINI, "*.jpg"]),
     "no tiles": (gone(VALIDATION), [VALIDATION, "*_sat.jpg"]),
     "no table": (gone(f"{OFFICE}/val.csv"), [f"{OFFICE}/val.csv", "data/README.md"]),
-    "labels between numbers": (relabelled(lambda label: label + 0.5, "train"),
-        ["train.csv, row 2", '"0.5" is not a whole number']),
     "no file for a row": (gone(f"{OFFICE}/train/Mug00002.jpg"), ["train.csv: 1 file is missing", "Mug00002.jpg"]),
-    "file elsewhere": (edited(CSV, lambda rows: rows.replace("Mug00002.jpg", "../val/Mug00100.jpg")),
-        ["train.csv: 1 name leads out of", '"../val/Mug00100.jpg"']),
-    "class in one split": (edited(f"{OFFICE}/val.csv", lambda rows: rows[rows.label != 1]), [OFFICE, "Alarm_Clock"]),
     "classes numbered differently": (relabelled(lambda label: label + 1, "val"),
         [f"{OFFICE}: train.csv and val.csv do not have the same labels; only one of them has 0 (Couch), 3 (Mug)"]),
-    "one class": (relabelled(lambda label: 7, "train", "val"), [f"{OFFICE}: all images are of one class, 7."]),
     "numbers and names": (relabelled(lambda label: label.map(dict(enumerate("xyz"))), "val"),
-        [OFFICE, 'labels of two kinds, such as "0" and "x"']),
-    "one image in the pool": (few(1), [MINI, "1 image in use", "needs two"]),
+        [f"{OFFICE}: train.csv and val.csv do not have the same labels", "2 (Mug), x"]),
     "tile without mask": (gone(f"{TRAIN}/0002_mask.png"), [TRAIN, "1 tile has no mask: 0002_mask.png"]),
     "tile twice": (copied(f"{TRAIN}/0002_sat.jpg", f"{TRAIN}/0002_SAT.JPG"), [TRAIN, "and lower case", "0002_sat"]),
-    "mask twice": (copied(f"{TRAIN}/0002_mask.png", f"{TRAIN}/0002_Mask.png"), [TRAIN, "and lower case", "0002_m"]),
-    "link to a file outside": (linked_out, [TRAIN, "1 link leads out", "0002_sat.jpg"]),
 }  # fmt: skip
 TABLES = {  # contents of office/train.csv
-    b"": "it is empty", b"\xff\xfe\0a": "lacks the column", b"\0" * 50: "lacks the column filename",
-    b"\xff\xfe\0": "not UTF-8 text in line 1", HEAD + b"0,Couch\xff.jpg,0\n": "not UTF-8 text in line 2",
+    HEAD + b"0,Couch\xff.jpg,0\n": "not UTF-8 text in line 2",
     HEAD + b"0,Couch00001.jpg,0\n\n0,a,0,9\n": "row 4, cannot be read as CSV: it has 4 cells, the first row 3",
     HEAD + b'0,Couch00001.jpg,0\n1,"Couch,0\n': "row 3, cannot be read as CSV: a quotation mark",
     b"id;datei;label\n0;a;0\n": 'lacks the column filename; its columns are "id", "datei", "label"',
-    b"id,filename\n0,a\n": 'lacks the column label; its columns are "id", "filename"',
     "id,\u200bfilename,label\n0,a,0\n".encode(): r'columns are "id", "\u200bfilename", "label"',
     b"filename,label,Label\na,1,1\n": "more than one column label", HEAD: "no rows",
-    HEAD + b"0,a\n": 'row 2: the label is ""', HEAD + b"0,Couch00001.jpg,0\n1,a, NaN \n": 'row 3: the label is " NaN "',
-    HEAD + b"0,,1\n": "row 2: the filename is empty",
+    HEAD + b"0,Couch00001.jpg,0\n1,a, NaN \n": 'row 3: the label is " NaN "', HEAD + b"0,,1\n": "the filename is empty",
     HEAD + b"0,a,9223372036854775808\n": '"9223372036854775808" is not a whole number',
-    HEAD + b"0,a,inf\n": 'row 2: the label "inf" is not a whole number',
     HEAD + b"0,a,0\n\n1,b,Couch\n": 'two kinds: the name "Couch" in row 4 and the number "0" in row 2',
-    HEAD + b"0,/etc/hostname,0\n": '"/etc/hostname"', HEAD + b"0,../val/Mug00100.jpg,0\n": '"../val/Mug00100.jpg"',
     HEAD + "0,Couch\u00a000001.jpg,0\n".encode(): r'office/train: "Couch\xa000001.jpg" in row 2',
-    HEAD + b"0,sub/Couch00001.jpg,0\n": 'office/train: "sub/Couch00001.jpg" in row 2',
-    HEAD + b"0,C:\\train\\Couch00001.jpg,0\n": 'office/train: "C:\\train\\Couch00001.jpg" in row 2',
 }  # fmt: skip
 ERRORS |= {content: (written(CSV, content), [words, "train.csv"]) for content, words in TABLES.items()}
 WARNINGS = {
     "file without a row": (copied(f"{OFFICE}/val.csv", f"{OFFICE}/val/Mug00999.JPG"),
         [f"{OFFICE}/val", "1 image is not used (no row", "Mug00999.JPG"]),
-    "other ending": (unlabelled_jpeg, [MINI, "1 image is not used (not called *.jpg)", "x.jpeg"]),
+    "other ending": (lambda root: [gone(f"{MINI}.csv")(root), (root / MINI / "x.jpeg").touch()],
+        [MINI, "1 image is not used (not called *.jpg)", "x.jpeg"]),
+    "row without a file": (gone(f"{MINI}/00003.jpg"), ["train.csv: 1 file is missing from", '"00003.jpg" in row 4']),
     "mask without a tile": (copied(f"{TRAIN}/0001_mask.png", f"{TRAIN}/0099_mask.png"),
         [TRAIN, "1 file is not used", "0099_mask.png"]),
     "ids": (edited(f"{OFFICE}/val.csv", lambda rows: rows.assign(id=rows.id.clip(1))), ["1 row repeats an id: 1"]),
-    "file listed twice": (edited(CSV, TWICE), ["train.csv: 1 file is listed more than once: Couch00001.jpg."]),
-    "file listed twice with two labels": (edited(f"{MINI}.csv", partial(TWICE, label=200)),
-        ["mini/train.csv", "00001.jpg. Their labels differ in 1 case"]),
-    "negative labels": (relabelled(lambda label: label - 1, "train", "val"), ["negative labels, down to -1"]),
-    "gap in labels": (relabelled(lambda label: label.replace(2, 5), "train", "val"),
-        ["labels run from 0 to 5 but leave out 3 numbers, first 2"]),
+    "file listed twice": (edited(f"{MINI}.csv", lambda rows: pd.concat([rows, rows.iloc[:1].assign(id=99, label=200)])),
+        ["mini/train.csv: 1 file is listed more than once: 00001.jpg. Their labels differ in 1 case"]),
     "classes in another order": (relabelled(lambda label: 2 - label, "val"),
         [f"{OFFICE}: files of one label have different names", "0 (Couch and Mug), 2 (Mug and Couch). The label"]),
     "few images in the pool": (few(2), [MINI, "only 2 images"]),
@@ -194,34 +150,24 @@ WARNINGS = {
     "other modes": (lambda root: save_oddly(root / MINI),
         [MINI, "2 images converted to RGB (CMYK: 1, L: 1; first 00001.jpg)"]),
     "tiny": (resized((15, 32), f"{MINI}/00004.jpg"), [MINI, "1 image is less than 16 pixels", "00004.jpg"]),
-    "smaller validation tiles": (lambda root: resized((31, 31), *(root / VALIDATION).iterdir())(root),
-        ["p2_data: training tiles are 32 × 32 pixels, validation tiles 31 × 31"]),
-    "stray colours": (stray((255, 0, 0)), ["p2_data: 1 mask has 16 pixels", "train/0002_mask.png (16)"]),
-    "nearly a class's colours": (stray((254, 254, 1)), ["p2_data: 1 mask has 16 pixels", "255 from 128 on"]),
-    "16-bit image": (lambda root: Image.new("I;16", (32, 32), 9000).save(root / MINI / "00003.jpg", format="PNG"),
-        [MINI, "1 image converted to RGB (I;16: 1"]),
+    "stray colours": (lambda root: painted(root / TRAIN / "0002_mask.png", (255, 0, 0)),
+        ["p2_data: 1 mask has 16 pixels", "train/0002_mask.png (16)"]),
     "rare classes": (only(range(7), 1, 1), [TRAIN, "less than 1% of all pixels are urban (0.02%), agriculture"]),
     "class that is not learnt": (only([0, 1, 2, 3, 5], 32, 5), ["p2_data", "water occurs in validation"]),
-    "exact copy": (copied(f"{MINI}/00002.jpg", f"{MINI}/00008.jpg"),
-        [MINI, "1 image repeats another one exactly: 00008.jpg = 00002.jpg."]),
     "copy with another label": (copied(f"{MINI}/00002.jpg", f"{MINI}/00009.jpg"),
-        ["00009.jpg = 00002.jpg. Their labels differ in 1 case"]),
+        [f"{MINI}: 1 image repeats another one exactly: 00009.jpg = 00002.jpg. Their labels differ in 1 case"]),
     "near copy": (saved_again, [TRAIN, "1 tile repeats another one almost", "0003_sat.jpg = 0001_sat.jpg"]),
     "image in both splits": (copied(f"{OFFICE}/train/Mug00001.jpg", f"{OFFICE}/val/Mug00101.jpg"),
         [f"{OFFICE}/val: 1 image is also in {OFFICE}/train", "Mug00101.jpg = Mug00001"]),
-    "tile in both splits": (copied(f"{TRAIN}/0001_sat.jpg", f"{VALIDATION}/0002_sat.jpg"),
-        [f"{VALIDATION}: 1 tile is also in {TRAIN}", "0002_sat.jpg = 0001_sat.jpg"]),
     "validation in the pool": (copied(f"{OFFICE}/val/Mug00101.jpg", f"{MINI}/00001.jpg"),
         [f"{OFFICE}/val: 1 image is also in {MINI}", "Mug00101.jpg = 00001.jpg"]),
     "leakage": (leak, ["3 of 3 validation tiles continue a training tile", "(0 with", "0001_sat.jpg at 0001_sat.jpg"]),
 }  # fmt: skip
 REFUSED = {
     "nothing": gone("."),
-    "an empty root": lambda root: [shutil.rmtree(root), root.mkdir()],
     "a file for a root": lambda root: [shutil.rmtree(root), root.write_text("")],
     "empty problems": lambda root: [[gone(part)(root), (root / part).mkdir()] for part in ("p1_data", "p2_data")],
     "a name that is too long": written(f"{OFFICE}/val.csv", HEAD + b"1," + b"x" * 300 + b".jpg,0\n"),
-    "two dots for a name": written(f"{MINI}.csv", HEAD + b"1,..,0\n"),
     "a file for a folder": lambda root: [gone(f"{OFFICE}/val")(root), (root / OFFICE / "val").touch()],
 }
 
@@ -245,11 +191,9 @@ def test_an_error_is_named_once_by_the_check_and_by_a_run(course_data, fault):
 def test_a_warning_is_named_once_and_stops_no_run(course_data, fault):
     plant, words = WARNINGS[fault]
     plant(course_data)
-    found = examine(course_data)
-    assert found["errors"] == []
-    assert len(found["warnings"]) == (2 if fault in ("negative labels", "gap in labels") else 1)  # train and val
-    for warning in found["warnings"]:
-        assert all(word in warning for word in words), warning
+    findings = examine(course_data)
+    (warning,) = findings["warnings"]
+    assert findings["errors"] == [] and all(word in warning for word in words), warning
     layout.find(course_data, Data())
 
 
@@ -272,9 +216,9 @@ def test_clean_data_passes_with_its_facts(course_data):
     (course_data / TRAIN / "0009_sat.jpg").mkdir()
     (course_data / TRAIN / "0010_sat.jpg").symlink_to("nowhere")
     (course_data / TRAIN / "Thumbs.db").write_bytes(b"")
-    found = examine(course_data)
-    assert found["errors"] == found["warnings"] == []
-    one, two = found["p1"], found["p2"]
+    findings = examine(course_data)
+    assert findings["errors"] == findings["warnings"] == []
+    one, two = findings["p1"], findings["p2"]
     assert [one[name]["images"] for name in ("pool", "train", "val")] == [12, 12, 6]
     assert one["train"]["classes"] == dict.fromkeys(("Couch", "Alarm_Clock", "Mug"), 4)
     assert one["train"]["smallest"] == [32, 32] and one["train"]["modes"] == {"RGB": 12}
@@ -287,19 +231,19 @@ def test_clean_data_passes_with_its_facts(course_data):
 @pytest.mark.parametrize("absent", ["p1_data", "p2_data", f"{MINI}.csv"])
 def test_one_problem_and_a_pool_without_labels_are_enough(course_data, absent):
     gone(absent)(course_data)
-    found = examine(course_data)
-    assert found["errors"] == found["warnings"] == []
-    assert [found[n] is None for n in ("p1", "p2")] == [absent == n for n in ("p1_data", "p2_data")]
+    findings = examine(course_data)
+    assert findings["errors"] == findings["warnings"] == []
+    assert [findings[n] is None for n in ("p1", "p2")] == [absent == n for n in ("p1_data", "p2_data")]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not paths.EARTH.is_dir(), reason="the Earth sample is not built")
 def test_the_earth_sample_passes_without_leakage():
-    found = examine(paths.EARTH)
-    assert found["errors"] == [] and found["p2"]["leakage"] == {"tiles": 0, "of": 120, "null": 2}
-    for facts in (*found["p1"].values(), found["p2"]["train"], found["p2"]["validation"]):
+    findings = examine(paths.EARTH)
+    assert findings["errors"] == [] and findings["p2"]["leakage"] == {"tiles": 0, "of": 120, "null": 2}
+    for facts in (*findings["p1"].values(), findings["p2"]["train"], findings["p2"]["validation"]):
         assert facts["exact"] == facts["near"] == 0
-    (warning,) = found["warnings"]
+    (warning,) = findings["warnings"]
     assert "urban" in warning
 
 
@@ -309,17 +253,18 @@ def test_the_earth_sample_passes_without_leakage():
 def test_the_text_shows_facts_and_faults_in_80_columns(course_data, capsys):
     assert cli.main(["data", "check", "--data-root", str(course_data)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {line[:32].strip(): line[32:].split() for line in lines}
+    cells = [re.split("  +", line) for line in lines]
+    rows = {name: values for name, *values in cells}
     assert rows["images"] == ["12", "12", "6"] and rows["tiles"] == ["4", "3"] and "No errors." in lines
-    assert rows["lowest label"] == ["100", "0", "0"] and rows["smallest"] == ["32", "×", "32"] * 2
+    assert rows["lowest label"] == ["100", "0", "0"] and ["smallest", *["32 × 32"] * 3] in cells
     assert rows["also in the pool: exact copies"] == ["–", "–", "0"]
     for fault in ("truncated image", "mask of another size", "no table", "stray colours"):
         (ERRORS | WARNINGS)[fault][0](course_data)
-    found = examine(course_data)
-    assert found["p1"]["val"]["undecodable"] == ["Mug00100.jpg"] and found["p2"]["stray_pixels"] == 16
-    text = report.table(found)
-    assert max(map(len, lines + text.splitlines())) <= 80 and len(found["errors"]) == 3
-    assert all(error in " ".join(text.split()) for error in found["errors"])
+    findings = examine(course_data)
+    assert findings["p1"]["val"]["undecodable"] == ["Mug00100.jpg"] and findings["p2"]["stray_pixels"] == 16
+    text = report.table(findings)
+    assert max(map(len, lines + text.splitlines())) <= 80 and len(findings["errors"]) == 3
+    assert all(error in " ".join(text.split()) for error in findings["errors"])
 
 
 def test_names_that_are_not_unicode_can_be_printed_and_json_is_all_of_standard_output(course_data, capsys):
@@ -329,8 +274,9 @@ def test_names_that_are_not_unicode_can_be_printed_and_json_is_all_of_standard_o
         out = capsys.readouterr().out
         out.encode()
         assert "M\\udcfcg.jpg" in out.replace("\\\\", "\\")
-    found, plain = json.loads(out), examine(course_data)  # the command also names defaults that do not fit
-    assert set(plain["warnings"]) < set(found["warnings"]) and found | {"warnings": plain["warnings"]} == plain
+    findings, plain = json.loads(out), examine(course_data)  # the command also names defaults that do not fit
+    assert set(plain["warnings"]) < set(findings["warnings"])
+    assert findings | {"warnings": plain["warnings"]} == plain
 
 
 def test_an_interruption_only_waits_for_files_that_are_being_read(tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """The data check of a whole data root, as JSON or as text."""
 
-import itertools
 import textwrap
+
+import pandas as pd
 
 from hw1lib.data import layout
 from hw1lib.data.check import doctor
-from hw1lib.errors import UserError, remedy, visible
+from hw1lib.errors import UserError
 
 WIDTH = 80  # columns of a terminal
 SPLITS = {"p1": ("pool", "train", "val"), "p2": ("train", "validation")}
@@ -14,6 +15,7 @@ LABELS = {  # of facts whose name is not clear enough
     "duplicate_ids": "rows with a repeated id", "listed_twice": "files listed twice",
     "left_out_labels": "gaps in labels", "sizes": "different sizes", "mask_of_other_size": "masks unlike their tile",
     "exact": "exact copies", "near": "near copies", "in_train": "also in train", "in_pool": "also in the pool",
+    "leakage": "continue a training tile", "null": "with borders reversed",
 }  # fmt: skip
 
 
@@ -29,15 +31,14 @@ def examine(root, progress=True):
     """
     report = {"errors": [], "warnings": [], "p1": None, "p2": None}
     try:
-        for number, folder in layout.problem_folders(root).items():
-            diagnosis = {1: doctor.problem1, 2: doctor.problem2}[number](folder, progress)
-            report[f"p{number}"] = diagnosis.facts
-            report["errors"] += [f"Problem {number}: {text}" for text in diagnosis.errors]
-            report["warnings"] += [f"Problem {number}: {text}" for text in diagnosis.warnings]
+        with layout.read_errors():
+            for number, folder in layout.problem_folders(root).items():
+                scan = {1: doctor.problem1, 2: doctor.problem2}[number](folder, progress)
+                report[f"p{number}"] = scan.facts
+                report["errors"] += [f"Problem {number}: {text}" for text in scan.errors]
+                report["warnings"] += [f"Problem {number}: {text}" for text in scan.warnings]
     except UserError as error:
         report["errors"].append(str(error))
-    except OSError as error:  # such as missing permissions
-        report["errors"].append(visible(f"{error.filename}: {error.strerror}. {remedy(error)}"))
     return report
 
 
@@ -47,13 +48,10 @@ def table(report):
     for problem, splits in SPLITS.items():
         if facts := report[problem]:
             if problem == "p2":
-                tiles, _, null = facts["leakage"].values()
-                leakage = {"continue a training tile": tiles, "with borders reversed": null}
-                facts = {**facts, "validation": facts["validation"] | leakage}
-            columns = [dict(_rows(facts[split])) for split in splits]
-            names = dict.fromkeys(itertools.chain(*columns))
-            lines += [_line(f"Problem {problem[1]}", splits), "─" * WIDTH]
-            lines += [_line(name, [column.get(name, "–") for column in columns]) for name in names] + [""]
+                leaks = {"leakage": facts["leakage"]["tiles"], "null": facts["leakage"]["null"]}
+                facts = facts | {"validation": facts["validation"] | leaks}
+            frame = pd.DataFrame({split: dict(_rows(facts[split])) for split in splits}).fillna("–")
+            lines += [frame.rename_axis(columns=f"Problem {problem[1]}").to_string(col_space=12), ""]
     for word in ("errors", "warnings"):
         lines.append(word.capitalize() if report[word] else f"No {word}.")
         for text in report[word]:
@@ -61,21 +59,17 @@ def table(report):
     return "\n".join(lines)
 
 
-def _line(name, cells):
-    return f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells)
-
-
 def _rows(facts, prefix=""):
     """Yield the name and the text of each fact; lists of files and Problem 1's classes are counted."""
     for name, value in facts.items():
         label = prefix + LABELS.get(name, name.replace("_", " "))
-        if name in ("smallest", "largest"):
-            yield label, doctor.size_text(value) or "–"
-        elif name == "classes" and value and min(value.values()) >= 1:
+        if name == "classes" and value and min(value.values()) >= 1:
             yield label, f"{len(value):,}"
             yield "images of a class", f"{min(value.values()):,} … {max(value.values()):,}"
         elif isinstance(value, dict):
             yield from _rows(value, f"{label}: ")
+        elif name in ("smallest", "largest") and value:
+            yield label, doctor.size_text(value)
         elif value is not None:
             value = len(value) if isinstance(value, list) else value
             yield label, f"{value:.2%}" if isinstance(value, float) else f"{value:,}"

@@ -43,11 +43,8 @@ def by_scene(root, target, progress=True):
     root, target = Path(root), Path(target)
     if target.exists():
         raise UserError(f"{target} already exists. Name another folder, or delete it.")
-    for data in (root / "p1_data", root / "p2_data"):
-        if target.resolve().is_relative_to(data.resolve()):
-            raise UserError(
-                f"--out {target} is inside {data}, from which the new split is made. Choose a folder outside it."
-            )
+    if {(root / "p1_data").resolve(), (root / "p2_data").resolve()} & {target.resolve(), *target.resolve().parents}:
+        raise UserError(f"--out {target} is inside p1_data or p2_data of {root}. Choose a folder outside.")
     splits = layout.find(root, Data(), "problem2").problem2
     tiles = [(split, number) for split in (splits.train, splits.validation) for number in split.numbers]
     borders, masks, copies = _read(root, tiles, progress)
@@ -58,18 +55,15 @@ def by_scene(root, target, progress=True):
     # Of two tiles with a clear link that was cut, the one in training is left out.
     torn = [(one, two) for strength, one, two in cut if strength > leakage.CLEAR and held_out[one] != held_out[two]]
     left_out = {two if held_out[one] else one for one, two in torn}
-    sides = {"train": [], "validation": []}
-    for index in range(len(tiles)):
-        if index not in left_out:
-            sides["validation" if held_out[index] else "train"].append(index)
+    kept = [index for index in range(len(tiles)) if index not in left_out]
+    sides = {"train": [i for i in kept if not held_out[i]], "validation": [i for i in kept if held_out[i]]}
     if not all(sides.values()):
         raise UserError(
             f"{root}: its {len(tiles):,} tiles fall into {len(set(groups))} groups that continue one another, too few "
             "for a training and a validation side. Such a split needs tiles of more places."
         )
     leaking, null = leakage.leaks(*(borders[indices] for indices in sides.values()))
-    sums = [classes[mask].sum(axis=0) for mask in (np.arange(len(tiles)) >= count, held_out)]
-    before, after = (pixels / max(pixels.sum(), 1) for pixels in sums)
+    before, after = (_fractions(classes[rows].sum(axis=0)) for rows in (slice(count, None), held_out))
     facts = {
         "by": "scene", "of": str(root.resolve()), "groups": len(set(groups)), "largest": int(np.bincount(groups).max()),
         "cut": len(cut), "left_out": len(left_out), "train": len(sides["train"]),
@@ -138,17 +132,20 @@ def choose_validation(groups, classes, size, pixels):
             if total + sizes[group] <= size:
                 chosen[group], total = True, total + sizes[group]
         sums = counts[chosen].sum(axis=0)
-        difference = np.abs(sums / max(sums.sum(), 1) - pixels / max(pixels.sum(), 1)).sum() + (size - total) / size
+        difference = np.abs(_fractions(sums) - _fractions(pixels)).sum() + (size - total) / size
         if difference < least:
             best, least = chosen, difference
     return best[groups]
 
 
+def _fractions(pixels):
+    return pixels / max(pixels.sum(), 1)
+
+
 def _write(target, tiles, sides, groups, facts):
     """Write the layout to a temporary folder beside the target and rename it at the end."""
-    part = target.with_name(f".{target.name}.part")
+    part, rows = target.with_name(f".{target.name}.part"), []
     shutil.rmtree(part, ignore_errors=True)
-    rows = []
     with files.write_errors(target):
         for side, indices in sides.items():
             folder = part / "p2_data" / side
@@ -158,8 +155,7 @@ def _write(target, tiles, sides, groups, facts):
                 for path in (split.sat(old), split.mask(old)):
                     link = folder / f"{number:04d}{path.name.removeprefix(old)}"
                     _link_or_copy(path, link)
-                    origin = f"{split.folder.name}/{path.name}"
-                    rows.append((f"p2_data/{side}", link.name, int(groups[index]), origin))
+                    rows.append((f"p2_data/{side}", link.name, groups[index], f"{split.folder.name}/{path.name}"))
         table = pd.DataFrame(rows, columns=["split", "filename", "group", "origin"])
         table.to_csv(part / GROUPS, index=False)
         (part / layout.SPLIT).write_text(json.dumps(facts, indent=1) + "\n")
