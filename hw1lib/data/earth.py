@@ -30,13 +30,9 @@ def build(target=paths.EARTH, source=None):
         return target
     words = [sys.executable, "-u", "-X", "utf8", "-m", "tools.earth_sample", os.path.abspath(target)]
     words += ["--from", os.path.abspath(source)] if source else []
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    with subprocess.Popen(words, cwd=paths.ROOT, **pipes) as process:
-        for line in process.stdout:
-            print(line, end="")
-        error = process.stderr.read().strip()
-    if process.returncode:
-        raise (UserError if process.returncode == REFUSED else RuntimeError)(error)
+    done = subprocess.run(words, cwd=paths.ROOT, stderr=subprocess.PIPE, encoding="utf-8")
+    if done.returncode:
+        raise (UserError if done.returncode == REFUSED else RuntimeError)(done.stderr.strip())
     return target
 
 

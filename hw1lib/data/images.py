@@ -211,20 +211,19 @@ class Resized:
     def __init__(self, split, size):
         shapes = _map(lambda index, path: _resized_shape(path, size), split.paths)
         self.shapes = np.array(shapes)  # (N, 2) height and width
-        self.ends = self.shapes.prod(axis=1).cumsum()
-        self.starts = self.ends - self.shapes.prod(axis=1)
+        self.offsets = np.append(0, self.shapes.prod(axis=1).cumsum())  # of each image's pixels, and their number
 
         def write(array, index, path):
             image = transforms.functional.resize(open_rgb(path), size)
-            array[self.starts[index] : self.ends[index]] = np.asarray(image).reshape(-1, 3)
+            array[self.offsets[index] : self.offsets[index + 1]] = np.asarray(image).reshape(-1, 3)
 
-        self.pixels = _cached(split, f"resized {size}", (int(self.ends[-1]), 3), write, split.paths)
+        self.pixels = _cached(split, f"resized {size}", (int(self.offsets[-1]), 3), write, split.paths)
 
     def __len__(self):
         return len(self.shapes)
 
     def __getitem__(self, index):
-        pixels = self.pixels[self.starts[index] : self.ends[index]]
+        pixels = self.pixels[self.offsets[index] : self.offsets[index + 1]]
         return Image.fromarray(pixels.reshape(*self.shapes[index], 3))
 
 

@@ -21,7 +21,6 @@ from hw1lib.data import layout
 from hw1lib.data.check import doctor, duplicates, leakage
 from hw1lib.data.csv_rows import GROUPS
 from hw1lib.errors import UserError
-from hw1lib.settings import Data
 
 LARGEST = 0.1  # of all tiles: links that would make a larger group are cut, the weakest ones
 DRAWS = 500  # random choices of groups; the one with the most similar classes is taken
@@ -45,18 +44,24 @@ def by_scene(root, target, progress=True):
         raise UserError(f"{target} already exists. Name another folder, or delete it.")
     if {(root / "p1_data").resolve(), (root / "p2_data").resolve()} & {target.resolve(), *target.resolve().parents}:
         raise UserError(f"--out {target} is inside p1_data or p2_data of {root}. Choose a folder outside.")
-    splits = layout.find(root, Data(), "problem2").problem2
-    tiles = [(split, number) for split in (splits.train, splits.validation) for number in split.numbers]
-    borders, masks, copies = _read(root, tiles, progress)
-    classes = np.stack([mask.counts for mask in masks])  # (N, 7) pixels
+    (folder,) = layout.problem_folders(root, "problem2").values()
+    scan = doctor.problem2(folder, progress)
+    if scan.errors:
+        raise UserError(f"{root}: {scan.errors[0]}")
+    tiles = [(part.split, number) for part in scan.parts for number in part.split.numbers]
+    images = [image for part in scan.parts for image in part.images]
+    blank = np.zeros((4, leakage.LINE, 3), np.uint8)  # of tiles that are too small to compare
+    borders = np.stack([blank if image.borders is None else image.borders for image in images])
+    copies = [(2.0, *pair) for pair in (duplicates.exact(images) | duplicates.near(images)).items()]
     groups, cut = group_tiles(len(tiles), leakage.links(borders) + copies)
-    count = len(splits.train)
-    held_out = choose_validation(groups, classes, len(splits.validation), classes[count:].sum(axis=0))
+    count = len(scan.parts[0].images)
+    classes = np.stack([mask.counts for part in scan.parts for mask in part.decoded_masks])  # (N, 7) pixels
+    held_out = choose_validation(groups, classes, len(tiles) - count, classes[count:].sum(axis=0))
     # Of two tiles with a clear link that was cut, the one in training is left out.
     torn = [(one, two) for strength, one, two in cut if strength > leakage.CLEAR and held_out[one] != held_out[two]]
     left_out = {two if held_out[one] else one for one, two in torn}
-    kept = [index for index in range(len(tiles)) if index not in left_out]
-    sides = {"train": [i for i in kept if not held_out[i]], "validation": [i for i in kept if held_out[i]]}
+    train = [index for index in np.flatnonzero(~held_out).tolist() if index not in left_out]
+    sides = {"train": train, "validation": np.flatnonzero(held_out).tolist()}
     if not all(sides.values()):
         raise UserError(
             f"{root}: its {len(tiles):,} tiles fall into {len(set(groups))} groups that continue one another, too few "
@@ -68,23 +73,11 @@ def by_scene(root, target, progress=True):
         "by": "scene", "of": str(root.resolve()), "groups": len(set(groups)), "largest": int(np.bincount(groups).max()),
         "cut": len(cut), "left_out": len(left_out), "train": len(sides["train"]),
         "validation": len(sides["validation"]), "leaking": len(leaking), "null": null,
-        "leaking_before": len(leakage.leaks(borders[:count], borders[count:])[0]),
+        "leaking_before": scan.facts["leakage"]["tiles"],
         "classes_moved": float(np.abs(before - after).sum() / 2),
     }  # fmt: skip
     _write(target, tiles, sides, groups, facts)
     return facts
-
-
-def _read(root, tiles, progress):
-    """Return all borders (N, 4, LINE, 3), the summaries of the masks, and links between copies, of strength 2."""
-    images = doctor.read([split.sat(number) for split, number in tiles], "tile", "tiles", progress)
-    masks = doctor.read([split.mask(number) for split, number in tiles], "mask", "masks", progress)
-    if bad := next((file for file in images + masks if file.fault), None):
-        raise UserError(f"{root}: {bad.name} cannot be decoded ({bad.fault}). Replace it; data check lists all faults.")
-    blank = np.zeros((4, leakage.LINE, 3), np.uint8)  # of tiles that are too small to compare
-    borders = np.stack([blank if image.borders is None else image.borders for image in images])
-    copies = [*duplicates.exact(images).items(), *duplicates.near(images).items()]
-    return borders, masks, [(2.0, *pair) for pair in copies]
 
 
 def group_tiles(count, links):
