@@ -151,7 +151,7 @@ def _reason(error):
     if isinstance(error, FileNotFoundError):
         return "missing"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "an empty file, or an unsupported format"
+        return "not an image in a supported format, or an empty file"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 

@@ -98,7 +98,7 @@ CSV, HEAD = f"{OFFICE}/train.csv", b"id,filename,label\n"
 DECODING = {  # errors that a run meets when it decodes: the fault, the words of the message
     "truncated image": (truncated(f"{OFFICE}/val/Mug00100.jpg"), [f"{OFFICE}/val: 1 image cannot", "00100", "trunc"]),
     "many empty images": (lambda root: [path.write_bytes(b"") for path in (root / MINI).iterdir()],
-        [MINI, "12 images cannot", "00003.jpg (an empty file, or an unsupported format) and 9 more"]),
+        [MINI, "12 images cannot", "00003.jpg (not an image in a supported format, or an empty file) and 9 more"]),
     "truncated tile": (truncated(f"{TRAIN}/0002_sat.jpg"), [TRAIN, "1 tile cannot", "0002_sat.jpg"]),
     "mask of another size": (resized((16, 32), f"{TRAIN}/0003_mask.png"),
         [TRAIN, "1 mask has another size", "0003_mask.png (16 × 32, its tile 32 × 32)"]),

@@ -93,7 +93,7 @@ REFUSED = {  # ambiguous files: how they are written, and words of the message
     "two frames": (pil(PIXELS, "a.gif", **OTHER), "2 pages or frames"),
     "two pages": (pil(PIXELS, "a.tif", **OTHER), "2 pages or frames"),
     "near infrared": (tiff(CLEAR, photometric="rgb", extrasamples=["unspecified"]), "4 bands: save"),
-    "two bands": (tiff(CLEAR[..., :2], photometric="minisblack"), "an unsupported format"),
+    "two bands": (tiff(CLEAR[..., :2], photometric="minisblack"), "not an image in a supported format"),
 }  # fmt: skip
 
 
