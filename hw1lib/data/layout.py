@@ -244,8 +244,9 @@ def labelled_split(folder, rows):
     numbers = sorted(set(labels) - {None})
     if not numbers:
         return Split(folder, files)
-    prefixes = rows["filename"].str.extract("^([A-Za-z_]*)", expand=False).groupby(labels)
-    classes = [label if isinstance(label, str) else _caption(label, prefixes.get_group(label)) for label in numbers]
+    prefixes = rows["filename"].str.extract("^([A-Za-z_]*)", expand=False)
+    of_label = {label: prefixes[rows["label"] == label] for label in numbers}
+    classes = [label if isinstance(label, str) else _caption(label, of_label[label]) for label in numbers]
     if len(set(classes)) < len(classes):  # prefixes that say nothing, as in img001.jpg
         classes = list(map(str, numbers))
     indices = {None: -1} | {label: index for index, label in enumerate(numbers)}
