@@ -48,12 +48,12 @@ def sparse():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layers", "area", "box", "crop"), [(0, 0, 0.95, 0.7), (1, 10, 0.97, 0.95), (1, 30, 0.92, 0.97)]
+    ("layers", "area", "box", "crop"), [(1, 0, 0.97, 0.9), (1, 10, 0.97, 0.95), (0, 30, 0.85, 0.95)]
 )
 def test_masks_equal_metas(opencv, sparse, layers, area, box, crop):
     """With the settings of every filter, crops, and small regions, which Meta cleans with OpenCV."""
     settings = {
-        "points_per_side": 5, "pred_iou_thresh": 0.84, "stability_score_thresh": 0.5, "stability_score_offset": 0.9,
+        "points_per_side": 6, "pred_iou_thresh": 0.8, "stability_score_thresh": 0.5, "stability_score_offset": 0.9,
         "box_nms_thresh": box, "crop_nms_thresh": crop, "crop_n_layers": layers, "crop_overlap_ratio": 0.3,
         "crop_n_points_downscale_factor": 2, "min_mask_region_area": area,
     }  # fmt: skip
@@ -64,7 +64,7 @@ def test_masks_equal_metas(opencv, sparse, layers, area, box, crop):
     assert np.array_equal(masks.points_xy, [record["point_coords"][0] for record in records])
     assert masks.scores == pytest.approx([record["predicted_iou"] for record in records])
     assert masks.stability == pytest.approx([record["stability_score"] for record in records])
-    assert len(masks.grid_xy) == 5**2 + layers * 4 * 2**2
+    assert len(masks.grid_xy) == 6**2 + layers * 4 * 3**2
     assert {tuple(p) for p in masks.grid_xy.round(3)} >= {tuple(p) for p in masks.points_xy.round(3)}
 
 
