@@ -47,12 +47,10 @@ def device_name(device):
         import torch
 
         return torch.get_device_module(device).get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        return platform.processor() or "CPU"
-    return f"{names[0]}, {len(names)} cores" if names else "CPU"
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        if names := [line.partition(":")[2].strip() for line in file if line.startswith("model name")]:
+            return f"{names[0]}, {len(names)} cores"
+    return platform.processor() or "CPU"
 
 
 def commit():

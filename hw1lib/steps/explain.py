@@ -35,10 +35,9 @@ def _differences(before, after):
 
 def _phrase(dotted, before, after):
     kind, _, name = dotted.replace("settings.profile.", "settings.").partition(".")
-    if kind == "upstream":
-        return f"{name} is another"
-    if kind == "data":
-        return f"the data changed ({name})"
-    if kind == "version":
-        return "its code computes something else now"
-    return f"{name} {before} → {after}"
+    phrases = {
+        "upstream": f"{name} is another",
+        "data": f"the data changed ({name})",
+        "version": "its code computes something else now",
+    }
+    return phrases.get(kind, f"{name} {before} → {after}")

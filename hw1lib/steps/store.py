@@ -249,8 +249,8 @@ class Store:
                 if time.time() - date > 86_400 * ATTEMPT_DAYS:
                     reason = f"it is older than {ATTEMPT_DAYS} days"
                 elif total > room:
-                    limit, free = f"{ATTEMPT_BYTES / 1e9:g} GB", f"less than {FREE_BYTES / 1e9:g} GB of the disk"
-                    reason = f"attempts take more than {limit}, or leave {free} free"
+                    limit, free = f"{ATTEMPT_BYTES / 1e9:g} GB", f"{FREE_BYTES / 1e9:g} GB of the disk"
+                    reason = f"attempts take more than {limit}, or leave less than {free} free"
                 else:
                     break
                 with contextlib.suppress(OSError):
