@@ -231,7 +231,6 @@ class Store:
         with lock.write_errors(folder):
             if (folder / DONE).is_file():
                 progress.say(step, f"{'; '.join(_damage(folder, files.digest))}. The step is run again.")
-                (folder / DONE).unlink()  # first, as nothing counts without it
             elif (folder / CHECKPOINT).is_file():
                 keep += [CHECKPOINT, METRICS, *(path.name for path in folder.glob("[!.]*.npy"))]
             _empty(folder, keep)
