@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import re
 
 STOPPED = "stopped. Finished steps are kept; the same command goes on from there."
@@ -68,8 +69,11 @@ def reason(error):
 def did_you_mean(name, known):
     """Return a sentence that suggests the known name most similar to `name`; empty if none is similar."""
     by_lower = {other.lower(): other for other in known}
-    similar = difflib.get_close_matches(name.lower(), by_lower, 1)
-    return f" Did you mean {by_lower[similar[0]]}?" if similar else ""
+    similar = difflib.get_close_matches(name.lower(), by_lower)
+    if not similar:
+        return ""
+    best = max(similar, key=lambda other: len(os.path.commonprefix([name.lower(), other])))  # noqa: RUF071 (of letters)
+    return f" Did you mean {by_lower[best]}?"
 
 
 def out_of_memory(error):
