@@ -8,9 +8,6 @@ import os
 import time
 from pathlib import Path
 
-from hw1lib import files
-from hw1lib.errors import UserError
-
 CACHE = "hashes.txt"  # in the folder of decoded images: a checksum, then JSON {path: [[size, dates, inode], SHA-256]}
 FOLDERS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
 RACY = 2.0  # seconds: a file that changed so recently may change again without a new date
@@ -61,15 +58,13 @@ def _digests(paths, decoded):
         state = _state(path)
         entry = known.get(path)
         if entry is None or entry[0] != state:
-            entry = [state, files.digest(path)]
+            with open(path, "rb") as file:
+                entry = [state, hashlib.file_digest(file, "sha256").hexdigest()]
             if state == _state(path) and max(state[1:3]) < (time.time() - RACY) * 1e9:
                 known[path] = new[path] = entry
         digests.append(entry[1])
     if new and cache:
-        text = json.dumps(_read(cache) | new)  # keeps what another process added
-        # A folder that cannot be written keeps no hashes, which only costs time.
-        with contextlib.suppress(UserError), files.replacing(cache) as temporary:
-            temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+        _write(cache, _read(cache) | new)  # keeps what another process added
     return digests
 
 
@@ -77,6 +72,17 @@ def _state(path):
     """Return what changes with a file: size, dates of its contents and inode in nanoseconds, inode number."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _write(cache, hashes):
+    """Replace a cache; a folder that cannot be written keeps none, which only costs time, so nothing is synced."""
+    text, temporary = json.dumps(hashes), cache.with_name(f".{cache.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+        temporary.replace(cache)
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _read(cache):

@@ -1,7 +1,9 @@
 """Hashes of data: a file is read once per change, whichever process asks."""
 
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import time
 
@@ -100,3 +102,18 @@ def test_without_write_permission_nothing_is_kept(split, read):
     with held_to_permissions():
         assert hashes.fingerprint(split) == hashes.fingerprint(split) and len(read) == 6
     assert list(split.decoded.iterdir()) == []
+
+
+def hash_one(folder, name):
+    hashes.file_fingerprint(folder / name, folder / "decoded")
+
+
+def test_processes_that_write_at_once_leave_a_valid_cache(split, tmp_path):
+    names = [f"{number}.jpg" for number in range(8)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.map(functools.partial(hash_one, tmp_path), names * 3, chunksize=1)
+    assert [path.name for path in (tmp_path / "decoded").iterdir()] == [hashes.CACHE]
+    kept = json.loads((tmp_path / "decoded" / hashes.CACHE).read_text().partition("\n")[2])
+    assert kept and all(kept[path][1] == hashlib.sha256(os.path.basename(path).encode()).hexdigest() for path in kept)
