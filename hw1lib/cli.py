@@ -32,9 +32,9 @@ groups = [inputs.data, inputs.weights, predict, evaluate]
 commands = group("hw1lib", "Run the HW1 workbook and build its report.", "report --profile smoke", groups)
 
 PROFILES = [f"{name}: {profiles.get(name).about}" for name in profiles.NAMES]
-PROFILE_HELP = f"settings to start from (default: demo), or the path of a TOML file; {'; '.join(PROFILES)}"
-SEEDS_HELP = "repeat pre-training and fine-tuning with N seeds (default: 1)"
-SET_HELP = "replace settings, such as pretrain.epochs=20 finetune.lr=3e-4"
+PROFILE_HELP = f"profile (default: demo), or the path of a TOML file; {'; '.join(PROFILES)}"
+SEEDS_HELP = "run pre-training, fine-tuning, … with N seeds (default: 1)"
+SET_HELP = "change settings, such as pretrain.epochs=20 finetune.lr=3e-4"
 SETTINGS = [
     click.Option(["--profile"], default="demo", metavar="P", help=PROFILE_HELP),
     inputs.DATA_ROOT,
@@ -49,7 +49,7 @@ SETTINGS = [
 
 
 @command(commands, "report --profile smoke --set pretrain.epochs=3 finetune.lr=3e-4", SETTINGS)
-@click.option("--only", type=click.Choice(["problem1", "problem2"]), help="only this half of the homework")
+@click.option("--only", type=click.Choice(["problem1", "problem2"]), help="run only this problem")
 @click.option("--cluster", metavar="WHERE", help="run steps on workers: local:N, tcp://host:8786 or my-cluster.yaml")
 def report(cluster, **options):
     """Run every step that is not done, then build the report."""
@@ -69,7 +69,7 @@ def report(cluster, **options):
 @command(commands, "plan --profile smoke --seeds 3", SETTINGS)
 @click.option("--workers", type=click.IntRange(1, 10_000), metavar="N", help="also simulate 1, 2, 4, 8 and N workers")
 def plan(workers, **options):
-    """List the steps: done, to resume or to run, why, and how long."""
+    """List the steps: which are done, to resume or to run, why, and how long they take."""
     book = _workbook(**options)
     warnings = _warnings(book, writes=False)
     print(f"{'step':<32}{'state':<12}{'seconds':>9}   key")
@@ -117,7 +117,7 @@ def verify(**options):
 
 
 @command(commands, "compare smoke demo")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", help="build folders, or profiles that were reported")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", help="build folders, or profiles with a report")
 def compare(runs):
     """Compare the scores of several reports, and list what else differs."""
     from hw1lib import compare_runs
@@ -138,7 +138,7 @@ def publish(**options):
 
 @command(commands, "figures --profile smoke --format svg,pdf stages tsne", SETTINGS)
 @click.argument("names", nargs=-1, metavar="[NAME...]", help="default: all figures")
-@click.option("--format", "formats", default="pdf", help="pdf, svg or png, or several with commas (default: pdf)")
+@click.option("--format", "formats", default="pdf", help="one or more of pdf,svg,png (default: pdf)")
 @click.option("--dpi", type=click.IntRange(10, 2400), default=300, help="resolution of PNG files (default: 300)")
 @click.option("--into", type=PATH, metavar="DIR", help="default: figures/export in the build folder")
 def figures(names, formats, dpi, into, **options):
@@ -203,7 +203,7 @@ def predict_classification(csv, image_dir, out_csv, model, **options):
 
 
 @command(predict, PREDICT, SETTINGS)
-@click.argument("image_dir", type=PATH, help="images of any size; if any is NNNN_sat.jpg, only such")
+@click.argument("image_dir", type=PATH, help="folder of images; if some are NNNN_sat.jpg, only these")
 @click.argument("out_dir", type=PATH, help="folder for NNNN_mask.png in the course's colours")
 @click.option("--model", metavar="M", help="fcn32s, lraspp or deeplabv3 (default: the profile's improved model)")
 @click.option("--tta", is_flag=True, help="average over eight flips and rotations of each image")
