@@ -26,7 +26,10 @@ def compare(names):
     folders = {str(name): (paths.BUILD / name if name in profiles.NAMES else Path(name)) for name in names}
     if len({folder.resolve() for folder in folders.values()}) < max(2, len(names)):
         raise UserError(f"compare {' '.join(map(str, names))}: give two or more different reports.")
-    reports = {name: _metrics(folder) for name, folder in folders.items()}
+    reports = {name: _read(folder / "metrics.json") for name, folder in folders.items()}
+    for folder, report in zip(folders.values(), reports.values()):
+        if not all(isinstance(report.get(group), dict) for group in ("settings", "steps")):
+            raise UserError(f"{folder} holds no metrics.json with settings and steps. Run the report there first.")
     machines = {name: _read(folder / "run.json") for name, folder in folders.items()}
     tables = {}
     for title, score in SCORES.items():
@@ -56,15 +59,8 @@ def compare(names):
     return {title: table for title, table in tables.items() if len(table)}, sentences
 
 
-def _metrics(folder):
-    """Read a report's metrics.json."""
-    metrics = _read(folder / "metrics.json")
-    if not all(isinstance(metrics.get(group), dict) for group in ("settings", "steps")):
-        raise UserError(f"{folder} holds no metrics.json with settings and steps. Run the report there first.")
-    return metrics
-
-
 def _read(path):
+    """Return the dict in a JSON file; {} if there is none."""
     try:
         content = files.read_json(path)
     except (OSError, ValueError):

@@ -123,13 +123,11 @@ def weights_check():
     from hw1lib import files
     from hw1lib.models import weights
 
-    wrong, present = [], [known for known in weights.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()]
-    for known in present:
-        is_right = files.digest(paths.WEIGHTS / known.file) == known.sha256
-        print(f"{known.file}  {'right' if is_right else 'wrong'}")
-        wrong += [] if is_right else [known.file]
-    if wrong:
-        names = ", ".join(wrong)
-        raise UserError(f"{names} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
+    present = [known for known in weights.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()]
+    is_right = {known.file: files.digest(paths.WEIGHTS / known.file) == known.sha256 for known in present}
+    for file, right in is_right.items():
+        print(f"{file}  {'right' if right else 'wrong'}")
+    if wrong := ", ".join(file for file, right in is_right.items() if not right):
+        raise UserError(f"{wrong} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
     if not present:
         print(f"No weights of `weights list` are in {paths.WEIGHTS}.")
