@@ -50,13 +50,13 @@ def readable(table, published=None):
         table: table returned by `accuracies`.
         published: dict from setting to the original's accuracy, where it is comparable.
     """
-    shown = table[["setting", "pretraining", "finetuning", "accuracy_last", "ci_low", "ci_high"]].copy()
-    shown["correct"] = [f"{correct} / {total}" for correct, total in zip(table["correct"], table["total"])]
+    report = table[["setting", "pretraining", "finetuning", "accuracy_last", "ci_low", "ci_high"]].copy()
+    report["correct"] = [f"{correct} / {total}" for correct, total in zip(table["correct"], table["total"])]
     best = zip(table["accuracy"], table["epoch"])
-    shown["best epoch"] = [f"{percent(accuracy)} (epoch {epoch})" if epoch else "–" for accuracy, epoch in best]
+    report["best epoch"] = [f"{percent(accuracy)} (epoch {epoch})" if epoch else "–" for accuracy, epoch in best]
     if published:
-        shown["original"] = [percent(published[s]) if s in published else None for s in table["setting"]]
-    return shown
+        report["original"] = [percent(published[s]) if s in published else None for s in table["setting"]]
+    return report
 
 
 def accuracies_by_seed(metrics):

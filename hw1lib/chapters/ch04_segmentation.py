@@ -102,14 +102,14 @@ def readable(rows, intervals, original=None):
         intervals: as returned by `intervals`.
         original: dict from model to the original's mIoU, where it is comparable.
     """
-    shown = table(rows).drop(columns="parameters")
-    shown["model"] = shown["model"].map(full_name)
-    after = shown.columns.get_loc("miou_last") + 1
-    shown.insert(after, "ceiling", [values.get("ceiling") for values in rows.values()])
-    shown.insert(after, "95 % interval", [interval(*intervals[name]) for name in rows])
+    report = table(rows).drop(columns="parameters")
+    report["model"] = report["model"].map(full_name)
+    after = report.columns.get_loc("miou_last") + 1
+    report.insert(after, "ceiling", [values.get("ceiling") for values in rows.values()])
+    report.insert(after, "95 % interval", [interval(*intervals[name]) for name in rows])
     if original:
-        shown.insert(1, "original", [fraction(original[name]) if name in original else None for name in rows])
-    return shown
+        report.insert(1, "original", [fraction(original[name]) if name in original else None for name in rows])
+    return report
 
 
 def by_seed(metrics, model):

@@ -98,4 +98,4 @@ def defects(views, metrics, history, before, after):
     )
     table = pd.DataFrame(numbers()["defects"].items(), columns=["defect", "original"])
     table["original"] = ["yes (stated)" if quote else "yes (assumed)" for quote in table["original"]]
-    return table.assign(**{"this run": ["yes" if here else "no" for here in occurs]})
+    return table.assign(**{"this run": ["yes" if occurred else "no" for occurred in occurs]})

@@ -82,20 +82,20 @@ def image_grid(rows, columns=None, size=None, titles=(), captions=(), title_size
     """
     columns = columns or max(map(len, rows.values()))
     figure, axes = canvas(len(rows), columns, size or (min(0.85 * columns + 1.6, 7.2), 0.82 * len(rows)))
-    shown = set()
+    classes = set()
     for axis in axes:
         bare(axis)
     for start, (label, pictures) in zip(range(0, len(axes), columns), rows.items()):
         axes[start].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=title_size)
         for axis, picture in zip(axes[start:], pictures):
-            shown |= set(np.unique(picture)) if picture.ndim == 2 else set()
+            classes |= set(np.unique(picture)) if picture.ndim == 2 else set()
             show(axis, landcover.encode(picture) if picture.ndim == 2 else picture)
     for axis, title in zip(axes, titles):
         axis.set_title(title, fontsize=title_size)
     for axis, caption in zip(axes, captions):
         axis.set_xlabel(caption, fontsize=7)
-    if shown:
-        class_legend(figure, sorted(shown))
+    if classes:
+        class_legend(figure, sorted(classes))
     return figure
 
 
