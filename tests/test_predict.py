@@ -232,18 +232,7 @@ def test_class_names_as_labels_are_written_back_and_scored(book, networks, tmp_p
 
 
 REASONS = dict.fromkeys(("cut.jpg", "empty.jpg"), "it cannot be decoded")
-ABSENT = (
-    "../x.jpg",
-    "/etc/hostname",
-    "..",
-    "link.jpg",
-    "gone.jpg",
-    "sub/x.jpg",
-    ".",
-    "",
-    "x" * 300 + ".jpg",
-    "a\0b.jpg",
-)
+ABSENT = ("../x.jpg", "/etc/hostname", "..", "link.jpg", "gone.jpg", "sub/x.jpg", ".", "", "a\0b.jpg")
 REASONS |= dict.fromkeys(ABSENT, "no such file, or it is a link")
 
 
