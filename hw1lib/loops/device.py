@@ -83,19 +83,3 @@ def to_device(tensor, device):
     if device.type == "cpu":
         return tensor
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-class AsyncCopy:
-    """A non-blocking copy of a tensor to the CPU, started here; `get()` waits for it."""
-
-    def __init__(self, tensor):
-        self._copy = tensor.to("cpu", non_blocking=True)
-        self._done = None if tensor.device.type == "cpu" else torch.Event(tensor.device)
-        if self._done is not None:
-            self._done.record()
-
-    def get(self):
-        """Return the CPU tensor once it has arrived."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._copy

@@ -12,7 +12,9 @@ from torch.nn.utils import get_total_norm
 from hw1lib import progress
 from hw1lib.errors import Diverged
 from hw1lib.loops import distributed
-from hw1lib.loops.device import AsyncCopy, autocast, dtype
+from hw1lib.loops.device import autocast, dtype
+
+CHECK_EVERY = 20  # steps, after which their losses are read from the device
 
 
 def train(module, loss, batches, settings, device, checkpoint, evaluate=None, after_step=None):
@@ -42,7 +44,8 @@ def train(module, loss, batches, settings, device, checkpoint, evaluate=None, af
     optimizer = make_optimizer(module, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype(settings.precision, device) is torch.float16)
     history, resume_step, total = checkpoint.restore(module, optimizer, scaler)
-    guard, (steps, _), label = DivergenceGuard(settings, batches), step_count(batches, settings), checkpoint.draft.label
+    guard, (steps, _) = DivergenceGuard(settings, batches), step_count(batches, settings)
+    label, watch = checkpoint.draft.label, checkpoint.draft.watch
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
         module.train()
@@ -66,8 +69,8 @@ def train(module, loss, batches, settings, device, checkpoint, evaluate=None, af
                 row.update(evaluate(epoch))
         history.append(row)
         progress.epoch(label, row, settings.epochs)
-        if checkpoint.draft.watch is not None:
-            checkpoint.draft.watch(history)
+        if watch is not None:
+            watch(history)
 
         finished = epoch == settings.epochs
         if finished or checkpoint.due():
@@ -191,7 +194,7 @@ def _defer_interrupts():
 class DivergenceGuard:
     """Stop a training whose losses or weights are not finite.
 
-    Each loss is read one step late, so a GPU never waits for it.
+    Losses are read CHECK_EVERY at a time, so a GPU rarely waits for it.
 
     Args:
         settings: settings.Optimization.
@@ -200,30 +203,30 @@ class DivergenceGuard:
 
     def __init__(self, settings, batches):
         self.settings, self.batches = settings, batches
-        self._pending = None
+        self._losses = []  # of steps that are not checked yet
 
     def add(self, loss, epoch, step):
-        """Store the loss of this step, and check the loss of the previous one."""
-        copy = AsyncCopy(loss)
-        self._check_pending()
-        self._pending = copy, epoch, step
+        """Store the loss of this step."""
+        self._losses.append((loss, epoch, step))
+        if len(self._losses) == CHECK_EVERY:
+            self._check_losses()
 
     def check(self, module, epoch):
-        """Check the last loss, all weights and BatchNorm's statistics: a finite loss may have an infinite gradient."""
-        self._check_pending()
+        """Check all losses, weights and BatchNorm's statistics: a finite loss may have an infinite gradient."""
+        self._check_losses()
         weights = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
         if not get_total_norm(weights, math.inf).isfinite():
             raise Diverged(f"a weight is not finite any more in epoch {epoch}", self.settings.lr)
 
-    def _check_pending(self):
-        if self._pending is None:
-            return
-        (copy, epoch, step), self._pending = self._pending, None
-        if not math.isfinite(loss := copy.get().item()):
-            steps, micro_batches = step_count(self.batches, self.settings)
-            numbers = range((step - 1) * micro_batches + 1, step * micro_batches + 1)
-            names = [name for number in numbers for name in self.batches.files(epoch, number)]
-            raise Diverged(f"the loss is {loss} in epoch {epoch}, step {step} of {steps}", self.settings.lr, names)
+    def _check_losses(self):
+        losses = torch.stack([loss for loss, *_ in self._losses]).tolist() if self._losses else []
+        for loss, (_, epoch, step) in zip(losses, self._losses):
+            if not math.isfinite(loss):
+                steps, micro_batches = step_count(self.batches, self.settings)
+                numbers = range((step - 1) * micro_batches + 1, step * micro_batches + 1)
+                names = [name for number in numbers for name in self.batches.files(epoch, number)]
+                raise Diverged(f"the loss is {loss} in epoch {epoch}, step {step} of {steps}", self.settings.lr, names)
+        self._losses.clear()
 
 
 def compile_loss(loss):

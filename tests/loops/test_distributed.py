@@ -63,7 +63,6 @@ def train(root, out, case, stop=None, **shared):
 
 COMMON = {"epochs": 2, "precision": "float32", "batch_size": BATCH, "optimizer": "sgd", "lr": 1e-3, "warmup_epochs": 0}
 CASES = {
-    "BYOL": ("pretrain", {"use_momentum": False, "lr": 1e-4}),
     "BYOL with a target network": ("pretrain", {"use_momentum": True, "moving_average_decay": 0.9, "lr": 1e-4}),
     "byol-pytorch's forward pass": ("pretrain", {"one_pass": False, "augmentation": "original", "lr": 1e-4}),
     "micro-batches": ("pretrain-supervised", {"batch_size": 2 * BATCH, "accumulate": 2, "epochs": 6}),
