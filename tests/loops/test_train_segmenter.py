@@ -184,3 +184,6 @@ def test_augmented_masks_fit_their_images(tmp_path, width, crop, scale, monkeypa
     wrong = (augment.denormalise(batch) - colours[warped.long()].movedim(-1, 1)).abs().amax(1) > 0.02
     inner = F.max_pool2d(warped.float(), 5, 1) == -F.max_pool2d(-warped.float(), 5, 1)
     assert wrong.float().mean() < 0.4 and inner.any() and not wrong[:, 2:-2, 2:-2][inner].any()
+    two_classes = np.where(masks > 2, 5, 0).astype(np.uint8)
+    _, warped = next(train_segmenter.training_batches(pixels, two_classes, profile, settings, CPU)(1))
+    assert set(warped.unique().tolist()) == {0, 5}  # no class in between
