@@ -21,19 +21,19 @@ from hw1lib.cluster.workers import connect
 from hw1lib.errors import UserError
 
 WORKER_TIMEOUT = 600  # seconds to wait for the first worker
-SHUTDOWN_GRACE = 5  # seconds after which a worker knows that its job ends
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which Dask sets to 1
+SHUTDOWN_GRACE = 5  # seconds in which a worker learns that its job ends
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask sets them to 1
 
 
 def run(book, where):
-    """Run all steps that are not done, each as soon as those that it builds on are.
+    """Run all steps that are not done, each as soon as the steps that it builds on are.
 
     Args:
         book: workbook.Workbook.
         where: local:N, the address of a scheduler such as tls://host:8786, or a file such as my-cluster.yaml.
 
     Raises:
-        UserError: a step failed, or the workers cannot run it; what was finished is kept.
+        UserError: a step failed, or the workers cannot run the steps; finished steps are kept.
     """
     planned = {label: (steps, name) for label, steps, name in book.planned()}
     tasks = schedule.remaining(book, startup=1.0)
@@ -41,7 +41,7 @@ def run(book, where):
     with connect(where, book) as client, shared_folders(book) as folders:
         expected, futures = snapshot(*folders), {}
         kind, _, count = where.partition(":")
-        share = cpus.share(int(count)) if kind == "local" else 0  # 0: as a worker has
+        share = cpus.share(int(count)) if kind == "local" else 0  # 0: the worker's own number
         check_workers(client, book, folders, expected)
         topic = folders[0].name
         client.subscribe_topic(topic, lambda event: progress.show(f"  {event[1]}"))
@@ -58,13 +58,13 @@ def run(book, where):
             errors = _wait(futures)
         except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
             raise UserError(
-                f"The scheduler of {where} is gone ({type(error).__name__}). Nothing is lost: run the same command "
-                "again, and unfinished steps continue from their checkpoints."
+                f"The scheduler of {where} is gone ({type(error).__name__}). Run the same command again: finished "
+                "steps are kept, and unfinished ones resume from their checkpoints."
             ) from error
     if errors:
         (label, error), *others = errors.items()
-        also = f" So did {', '.join(other for other, _ in others)}." if others else ""
-        raise UserError(f"Step {label} failed: {error}{also} Everything that does not build on it is finished.")
+        also = f" Also failed: {', '.join(other for other, _ in others)}." if others else ""
+        raise UserError(f"Step {label} failed: {error}{also} All steps that do not build on a failed one are finished.")
 
 
 # --- the machines
@@ -74,7 +74,7 @@ def run(book, where):
 def shared_folders(book):
     """Yield the paths that all machines must see: a marker in the build folder, the data, and the checkout."""
     book.out.mkdir(parents=True, exist_ok=True)
-    marker = book.out / f".seen-{secrets.token_hex(8)}"  # another report may be writing to the same folder
+    marker = book.out / f".seen-{secrets.token_hex(8)}"  # unique, as another report may use the same folder
     marker.touch()
     try:
         yield marker, book.root, paths.ROOT
@@ -83,7 +83,7 @@ def shared_folders(book):
 
 
 def snapshot(marker, data, root):
-    """Return what must be equal on all machines, {name: value}: folders, code and package versions."""
+    """Return what must be the same on all machines, {name: value}: folders, code and package versions."""
     return {
         "build folder": str(marker.parent) if marker.exists() else "not found",
         "data folder": str(data) if data.is_dir() else "not found",
@@ -94,36 +94,36 @@ def snapshot(marker, data, root):
 
 def difference(folders, expected):
     """Return how this machine differs from the one that `expected` describes; empty if it does not."""
-    own = snapshot(*folders)
+    actual = snapshot(*folders)
     for name, value in expected.items():
-        if own.get(name) != value:
+        if actual.get(name) != value:
             return (
-                f"on {platform.node()} has another {name}: {own.get(name)} instead of {value}. All machines need the "
-                "same packages and, on a shared disk, the same checkout, build folder and data. If hw1lib was edited, "
-                "start again."
+                f"on {platform.node()} has a different {name}: {actual.get(name)} instead of {value}. All machines "
+                "need the same packages and, on a shared disk, the same checkout, build folder and data. If hw1lib "
+                "was edited meanwhile, run the same command again."
             )
     return ""
 
 
 def check_workers(client, book, folders, expected):
-    """Wait for a worker, and compare all that are there with this process; later ones are compared before each step.
+    """Wait for a worker, and compare all connected ones with this process; later ones are compared before each step.
 
     Raises:
-        UserError: no worker came, one differs, or their GPUs do not suit the steps.
+        UserError: no worker connects, one differs, or their GPUs do not suit the steps.
     """
     try:
         client.wait_for_workers(1, timeout=WORKER_TIMEOUT)
     except TimeoutError as error:
         raise UserError(
-            f"No worker connected within {WORKER_TIMEOUT} s. Look at the batch queue and the logs of its jobs."
+            f"No worker connected within {WORKER_TIMEOUT} s. Check the batch queue and the logs of its jobs."
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"]
     offered = max(worker["resources"].get("GPU", 0) for worker in workers.values())
     needed = max((_gpu_count(book, s.step(n)) for _, s, n in book.planned() if s.status(n) != "done"), default=0)
     if offered and book.profile.device == "auto" and book.device.type == "cpu":
         raise UserError(
-            "Workers offer GPUs, but this process sees none, so its steps would not use them. Start it on a machine "
-            "with a GPU, or give --device cpu."
+            "Workers offer GPUs, but this process sees none, so its steps would not use them. Run this command on a "
+            "machine with a GPU, or give --device cpu."
         )
     if needed > offered:
         raise UserError(
@@ -147,16 +147,19 @@ class Failed(Exception):
 
 
 def work(label, command, threads, gpus, images, folders, expected, *upstream):
-    """Run the process of a step on a worker, and send its progress to the client as lines of text.
+    """Run a step in a process on this worker, and send its progress to the client as lines of text.
 
     Args:
-        label: name of the step, with its seed where that is not the report's own.
-        command: the process's words.
-        threads: CPU threads; 0: as the worker has.
+        label: name of the step, with its seed if that is not the report's own.
+        command: command line of the process, a list.
+        threads: number of CPU threads; 0 for the worker's own.
         gpus: number of GPUs.
-        images: number of images in an epoch.
+        images: number of images in an epoch, for the speed.
         folders, expected: as yielded by `shared_folders` and returned by `snapshot`.
-        upstream: results of the steps that it builds on, which Dask waits for.
+        upstream: results of the steps that it builds on, so that Dask waits for them.
+
+    Raises:
+        Failed: the process ended with an error.
     """
     worker = distributed.get_worker()
     show = functools.partial(worker.log_event, folders[0].name)
@@ -166,7 +169,7 @@ def work(label, command, threads, gpus, images, folders, expected, *upstream):
     if gpus and not threads:  # Dask has set one thread, too few to load images for a GPU
         threads = cpus.share(worker.state.nthreads, threads=False)
     environment = os.environ | (dict.fromkeys(THREADS, str(threads)) if threads else {})
-    with _reserved_gpus(worker, gpus) as visible:
+    with _reserve_gpus(worker, gpus) as visible:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = visible
         with progress.follow(epoch_printer(label, images, show)) as (variables, errors):
@@ -176,13 +179,13 @@ def work(label, command, threads, gpus, images, folders, expected, *upstream):
         if worker.status.name != "running":  # its job ends; another worker takes the step
             raise distributed.Reschedule
     if code < 0:
-        raise Failed(label, f"it was ended by {signal.Signals(-code).name}; memory may have run out.")
+        raise Failed(label, f"it was killed by {signal.Signals(-code).name}; memory may have run out.")
     if code:
         raise Failed(label, (errors[0] if errors else output)[-2000:])
 
 
 def epoch_printer(label, images, show):
-    """Return a function that shows progress records, from the second epoch on with images per second and time left."""
+    """Return a function that shows a progress record, from the second epoch on with images per second and time left."""
     first = []
 
     def on_record(record):
@@ -199,17 +202,18 @@ def epoch_printer(label, images, show):
 
 
 @contextlib.contextmanager
-def _reserved_gpus(worker, count):
-    """Yield CUDA_VISIBLE_DEVICES: `count` GPUs of this worker that none of its other steps uses."""
+def _reserve_gpus(worker, count):
+    """Reserve `count` GPUs of this worker for one step; yield them as CUDA_VISIBLE_DEVICES."""
     free = vars(worker).setdefault("hw1lib_gpus", _gpus_of(worker)) if count else []
-    own = [free.pop(0) for _ in free[:count]]
+    reserved = [free.pop(0) for _ in free[:count]]
     try:
-        yield ",".join(own)
+        yield ",".join(reserved)
     finally:
-        free[:0] = own
+        free[:0] = reserved
 
 
 def _gpus_of(worker):
+    """Return the numbers or UUIDs of a worker's GPUs, a list of str."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -219,7 +223,7 @@ def _gpus_of(worker):
 
 
 def _wait(futures):
-    """Wait for all steps; return the errors of those that failed themselves, {label: text}."""
+    """Wait for all steps; return {label: error message} of those that failed, without those that depend on them."""
     labels, errors = {future.key: label for label, future in futures.items()}, {}
     for future in distributed.as_completed(futures.values()):
         label = culprit = labels[future.key]

@@ -1,4 +1,4 @@
-"""Simulate how long a report takes on several workers, from what its steps took before."""
+"""Simulate how long a report takes on several workers, from how long its steps took before."""
 
 import subprocess
 import sys
@@ -11,15 +11,15 @@ WORKERS = (1, 2, 4, 8)
 
 
 def remaining(book, startup):
-    """Return the steps that are not done (all if none is left), in order.
+    """Return the steps that are not done (all steps if every one is), in dependency order.
 
     Args:
         book: workbook.Workbook.
-        startup: seconds that the process of each step needs to start.
+        startup: seconds to start the process of a step.
 
     Returns:
-        {label: (expected seconds with startup, labels of the steps that it waits for)}; steps that were never measured
-        count as 0 seconds.
+        {label: (expected seconds with startup, labels of the steps that it waits for)}; a step of unknown duration
+        counts as 0 seconds.
     """
     planned = list(book.planned())
     chosen = [step for step in planned if step[1].status(step[2]) != "done"] or planned
@@ -33,16 +33,16 @@ def remaining(book, startup):
 
 
 def path_lengths(tasks):
-    """Return the seconds of the longest chain of steps that begins with each step, {label: seconds}."""
+    """Return the length of the longest chain that begins with each step, {label: seconds}."""
     lengths = {}
-    for label in reversed(tasks):  # each step comes after those that it waits for
+    for label in reversed(tasks):  # a step comes after those that it waits for
         longest = max((lengths[other] for other in lengths if label in tasks[other][1]), default=0.0)
         lengths[label] = tasks[label][0] + longest
     return lengths
 
 
 def critical_path(tasks):
-    """Return the longest chain of steps, which no number of workers shortens: labels in order."""
+    """Return the labels of the longest chain of steps, in order; more workers cannot shorten it."""
     lengths, path, candidates = path_lengths(tasks), [], list(tasks)
     while candidates:
         path.append(max(candidates, key=lengths.get))
@@ -51,11 +51,11 @@ def critical_path(tasks):
 
 
 def simulate(tasks, workers):
-    """Schedule tasks greedily: a free worker takes, of the steps that are ready, the one with the longest chain.
+    """Schedule tasks greedily: a free worker takes the ready step that begins the longest chain.
 
     Args:
         tasks: as returned by `remaining`.
-        workers: how many.
+        workers: number of workers.
 
     Returns:
         {label: (worker, start, end)} in seconds.
@@ -85,7 +85,7 @@ def summary(book, workers):
     Returns:
         Lines for a terminal; the last is the path of a figure of the schedule on `workers` workers.
     """
-    started = time.time()  # each step on a worker starts a process that imports the library
+    started = time.time()  # each step on a worker starts a process, which imports the library
     subprocess.run([sys.executable, "-c", "import hw1lib.workbook"], cwd=paths.ROOT, check=True)
     startup = time.time() - started
     tasks, path = remaining(book, startup), book.out / "figures" / "schedule.png"
@@ -94,10 +94,10 @@ def summary(book, workers):
 
 
 def table(tasks, workers, startup):
-    """Return lines: seconds for each number of workers, what limits them, and the critical path."""
+    """Return lines of text: seconds and limit for each number of workers, then the critical path."""
     work, path = sum(seconds for seconds, _ in tasks.values()), critical_path(tasks)
     total, longest = work - startup * len(tasks), sum(tasks[label][0] for label in path)
-    lines = [f"In this process {total:.0f} s; on workers each step takes {startup:.1f} s more to start its process."]
+    lines = [f"In this process: {total:.0f} s. On workers, each step needs {startup:.1f} s more to start its process."]
     lines += [f"{'workers':>7}{'seconds':>10}{'speed-up':>10}{'busy':>7}   limited by"]
     for count in sorted({*WORKERS, workers}):
         if seconds := makespan(simulate(tasks, count)):

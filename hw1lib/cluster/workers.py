@@ -1,4 +1,4 @@
-"""Dask workers for a report: local ones, batch jobs, or those of a scheduler that is already running."""
+"""Dask workers for a report: local processes, batch jobs, or those of a running scheduler."""
 
 import contextlib
 import logging
@@ -15,23 +15,22 @@ from distributed import Client, LocalCluster, Security
 
 from hw1lib.errors import UserError
 
-MAX_WORKER_DEATHS = (
-    5  # per worker, after which Dask blames the step; a death counts for each step planned for the worker
-)
+# Dask counts the death of a worker against every step assigned to it, so it may blame a step only after many.
+MAX_WORKER_DEATHS = 5  # times the number of workers
 CONNECT_TIMEOUT = "20s"
 LOCALHOST = "127.0.0.1"
 
 
 @contextlib.contextmanager
 def connect(where, book):
-    """Yield a Dask client of the workers that `where` names; workers that this starts end with it.
+    """Yield a Dask client of the workers that `where` names; those that it starts end with the block.
 
     Args:
         where: local:N, the address of a scheduler such as tls://host:8786, or a file such as my-cluster.yaml.
         book: workbook.Workbook.
 
     Raises:
-        UserError: `where` describes no cluster, or no scheduler answers there.
+        UserError: `where` does not describe a cluster, or no scheduler answers.
     """
     kind, _, count = where.partition(":")
     is_file = where.endswith((".yaml", ".yml"))
@@ -64,19 +63,19 @@ def connect(where, book):
                 ))  # fmt: skip
             client = stack.enter_context(Client(cluster if is_own else where))
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            names = "CA_FILE, CLIENT__CERT and CLIENT__KEY, each after DASK_DISTRIBUTED__COMM__TLS__,"
-            hint = f" For tls:// the variables {names} name your certificates." if kind == "tls" else ""
+            variables = "CA_FILE, CLIENT__CERT and CLIENT__KEY, each after DASK_DISTRIBUTED__COMM__TLS__"
+            hint = f" For tls://, set your certificates with the variables {variables}." if kind == "tls" else ""
             raise UserError(
                 f"CLUSTER={where}: no scheduler answers there ({error}). Start one with `dask scheduler`, or give "
                 f"local:N or a file my-cluster.yaml.{hint}"
             ) from error
-        print(f"Workers {where} (this waits at most 10 minutes for the first one)")
+        print(f"Workers {where} (waiting at most 10 minutes for the first one)")
         print(f"Watch   {_dashboard(client, is_own)}", flush=True)
         yield client
 
 
 def _dashboard(client, is_own):
-    """Return how to reach Dask's dashboard; that of an own cluster listens on this machine only."""
+    """Return how to reach Dask's dashboard; that of a cluster started here listens on this machine only."""
     port = client.scheduler_info(n_workers=0)["services"].get("dashboard")
     if port is None or not is_own:
         return client.dashboard_link or "the scheduler has no dashboard"
@@ -85,25 +84,26 @@ def _dashboard(client, is_own):
 
 
 def _read(file):
-    """Read the description of a cluster: kind (a class of dask-jobqueue without "Cluster"), jobs and options."""
+    """Return a cluster's description, a dict: kind (a dask-jobqueue class without "Cluster"), jobs and options."""
     try:
         description = yaml.safe_load(file.read_text(encoding="utf-8"))
         return {name: description[name] for name in ("kind", "jobs", "options")}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         example = "kind: SLURM, jobs: 8, options: {cores: 1, memory: 32GB}"
-        raise UserError(f"{file} does not describe a cluster ({error}); docs/cluster.md has one: {example}") from error
+        raise UserError(f"{file} does not describe a cluster ({error}); an example is {example}") from error
 
 
 def _start_jobs(file, description, folder):
-    """Start batch jobs, each a worker; jobs that end are replaced.
+    """Return a cluster of batch jobs, each a worker; jobs that end are replaced.
 
-    Whatever the file says, scheduler and workers speak TLS, and dashboards listen on localhost.
+    Scheduler and workers speak TLS and dashboards listen on localhost, whatever the file says.
 
     Args:
-        folder: for the certificates; only the user may read it, and all machines must see it.
+        file, description: the YAML file, for error messages, and its content as returned by `_read`.
+        folder: where certificates are written; only the user may read it, and all machines must see it.
     """
     handler = signal.getsignal(signal.SIGINT)
-    import dask_jobqueue  # sets a handler of SIGINT that exits silently
+    import dask_jobqueue  # installs a SIGINT handler that exits silently
 
     signal.signal(signal.SIGINT, handler)
     try:

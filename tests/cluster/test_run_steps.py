@@ -167,7 +167,7 @@ def test_a_machine_that_differs_is_named(tmp_path):
         assert run_steps.difference(folders, expected) == ""
         for name in ("build folder", "data folder", "code of hw1lib", "torch"):
             text = run_steps.difference(folders, expected | {name: "/x"})
-            assert f"another {name}: {expected[name]} instead of /x" in text
+            assert f"a different {name}: {expected[name]} instead of /x" in text
     assert list(book.out.iterdir()) == [] and "not found instead of" in run_steps.difference(folders, expected)
 
 
@@ -196,7 +196,7 @@ ERROR = f"{shlex.quote(sys.executable)} -c 'from hw1lib import progress; progres
         (f"{ERROR}; echo 'hw1lib: boo'; exit 1", "running", run_steps.Failed, r"^The disk is full\.$"),
         ("echo 'hw1lib: boo'; echo 'more'; exit 1", "running", run_steps.Failed, "hw1lib: boo more"),
         ("kill -KILL $$", "running", run_steps.Failed, "SIGKILL; memory may have run out"),
-        ("kill -TERM $$", "running", run_steps.Failed, "ended by SIGTERM"),
+        ("kill -TERM $$", "running", run_steps.Failed, "killed by SIGTERM"),
         ("kill -TERM $$", "closing", distributed.Reschedule, ""),
     ],
 )
@@ -216,7 +216,7 @@ def test_concurrent_steps_use_different_gpus_of_their_worker(monkeypatch, name, 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     worker = SimpleNamespace(name=name)
     for _ in range(2):
-        with run_steps._reserved_gpus(worker, 1) as first, run_steps._reserved_gpus(worker, 1) as second:
+        with run_steps._reserve_gpus(worker, 1) as first, run_steps._reserve_gpus(worker, 1) as second:
             assert [first, second] == [*gpus, ""][:2]
 
 
