@@ -1,25 +1,25 @@
-"""Why a step has to run: how its config differs from those of finished results."""
+"""Explain why a step has to run: how its config differs from those of finished results."""
 
 import json
 
 import pandas as pd
 
 
-def reason(wanted, finished):
+def reason(config, finished):
     """Return how a step's config differs from the most similar config of its finished results.
 
     Args:
-        wanted: config as returned by run.Steps.config.
-        finished: configs of its finished results, under other keys.
+        config: as returned by run.Steps.config.
+        finished: list of the configs of its finished results, under other keys.
 
     Returns:
-        A phrase such as "pretrain.epochs 6 → 8; pretrain is another".
+        A phrase such as "pretrain.epochs 6 → 8; pretrain changed".
     """
     if not finished:
-        return "it never ran to its end"
-    wanted = _flatten(json.loads(json.dumps(wanted)))  # as stored: JSON has no tuples
-    fewest = min((_differences(_flatten(config), wanted) for config in finished), key=len)
-    return "; ".join(fewest) or "its results are gone"
+        return "it has never finished"
+    after = _flatten(json.loads(json.dumps(config)))  # as stored: JSON has no tuples
+    fewest = min((_differences(_flatten(before), after) for before in finished), key=len)
+    return "; ".join(fewest) or "its result is missing"
 
 
 def _flatten(config):
@@ -28,16 +28,12 @@ def _flatten(config):
 
 
 def _differences(before, after):
-    """Return a phrase for each value that differs; "–" stands for a missing one."""
+    """Return a phrase for each value that differs, with "–" for a missing one."""
     before, after = ({name: flat.get(name, "–") for name in {**after, **before}} for flat in (before, after))
     return [_phrase(name, before[name], after[name]) for name in after if before[name] != after[name]]
 
 
 def _phrase(dotted, before, after):
     kind, _, name = dotted.replace("settings.profile.", "settings.").partition(".")
-    phrases = {
-        "upstream": f"{name} is another",
-        "data": f"the data changed ({name})",
-        "version": "its code computes something else now",
-    }
+    phrases = {"upstream": f"{name} changed", "data": f"the data changed ({name})", "version": "its code changed"}
     return phrases.get(kind, f"{name} {before} → {after}")

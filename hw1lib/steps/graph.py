@@ -1,7 +1,6 @@
 """The steps: what each computes, and from which settings, data and results of other steps.
 
-The key of a step is a hash of exactly these, and of a version that is raised by hand when its code computes something
-else.
+The key of a step is a hash of exactly these, and of a version that is raised by hand when its code changes its result.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from hw1lib.settings import Group
 from hw1lib.steps import requirements
 from hw1lib.variants import ROWS
 
-MAX_ERRORS = 5  # errors in the data that a message names
+MAX_ERRORS = 5  # number of errors in the data that a message lists
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class Step:
         name: such as pretrain or finetune-C.
         problem: 1 or 2.
         run: function(draft, the problem's data, profile, device, *results of `upstream`) that saves results in `draft`.
-        settings: the settings that affect the result, by dotted name: groups or single values, the group of its
-            training first.
-        data: what it reads, by name: a layout.Split, layout.Tiles, or the path of a file or folder.
+        settings: {dotted name: group or single value} of the settings that affect the result, those of its training
+            first.
+        data: {name: layout.Split, layout.Tiles, or path of a file or folder} of what it reads.
         upstream: names of the steps whose results it needs.
-        version: raised by hand when `run` computes something else, even if only in rounding.
+        version: raised by hand when the result of `run` changes, even if only by rounding.
         parallel: whether several processes may share each of its batches.
         trains: whether it trains or uses a network, so that seed, model_scale and image size affect the result.
-        requirements: function that returns sentences about what is missing or wrong before it runs.
+        requirements: function that returns sentences about what keeps it from running.
         network: the network that it trains and stores: backbone or a key of SEGMENTERS; "" for none.
     """
 
@@ -55,18 +54,18 @@ class Step:
 
     @property
     def check(self):
-        """The step that checks its data and runs before it; a check is its own."""
+        """Name of the step that checks its data before it runs; a check names itself."""
         return check_of(self.problem)
 
     @property
     def training(self):
-        """The settings of its training, a group; None for a step without settings of its own."""
+        """Its group of training settings; None for a step without one."""
         group = next(iter(self.settings.values()), None)
         return group if isinstance(group, Group) else None
 
     @property
     def images(self):
-        """Number of images in an epoch; 0 for a step that reads none."""
+        """Number of images in an epoch; 0 for a step that reads no images."""
         return next((len(part) for part in self.data.values() if hasattr(part, "__len__")), 0)
 
     @property
@@ -81,7 +80,7 @@ def check_of(problem):
 
 
 def steps(profile, data, device):
-    """Yield the steps that the data allows, each after those that it builds on.
+    """Yield the steps that the data allows, in dependency order.
 
     Args:
         profile: settings.Profile.
@@ -162,8 +161,8 @@ def _check(examine, folder, draft, *_):
     report = examine(folder)
     if report.errors:
         raise UserError(
-            f"{folder} cannot be used as it is, so nothing is trained: {' '.join(report.errors[:MAX_ERRORS])} "
-            f"All findings: .venv/bin/python -m hw1lib data check --data-root {str(folder.parent)!r}"
+            f"{folder} has errors, so nothing is trained: {' '.join(report.errors[:MAX_ERRORS])} "
+            f"To list all: .venv/bin/python -m hw1lib data check --data-root {str(folder.parent)!r}"
         )
     draft.history([])
     draft.metrics({"warnings": report.warnings, **report.facts})

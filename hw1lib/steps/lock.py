@@ -1,4 +1,4 @@
-"""One lock for each folder, held by the operating system, so that it ends with its process."""
+"""A lock on a folder, held by the operating system, so that it is released when its process ends."""
 
 import contextlib
 import datetime
@@ -10,29 +10,29 @@ import filelock
 from hw1lib import files, progress
 
 LOCK = ".lock"
-HOLDER = ".holder"  # which process holds the lock, for the message to those who wait
+HOLDER = ".holder"  # file that names the process that holds the lock
 
 
 @contextlib.contextmanager
 def acquire(folder, name):
-    """Hold the lock of a folder; say which process it waits for.
+    """Hold the lock of a folder; while waiting, say which process holds it.
 
     Args:
-        folder: pathlib.Path, created if need be.
-        name: begins the message to those who wait.
+        folder: pathlib.Path, created if it does not exist.
+        name: the step's name, which begins that message.
     """
     lock, holder = filelock.FileLock(folder / LOCK), folder / HOLDER
     with write_errors(folder):
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            text = "another process"
+            owner = "another process"
             with contextlib.suppress(OSError, ValueError):
-                text = holder.read_text() or text
-            progress.say(name, f"waiting for {text}, which works on it")
+                owner = holder.read_text() or owner
+            progress.say(name, f"waiting for {owner}, which is working on it")
             lock.acquire()
     try:
-        with contextlib.suppress(OSError):  # only a note
+        with contextlib.suppress(OSError):  # the note is optional
             since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
             holder.write_text(f"process {os.getpid()} on {platform.node()} (since {since})")
         yield
@@ -44,4 +44,4 @@ def acquire(folder, name):
 
 def write_errors(folder):
     """Re-raise an OSError about a build folder as a UserError."""
-    return files.write_errors(folder, "--out names another build folder.")
+    return files.write_errors(folder, "Choose another build folder with --out.")

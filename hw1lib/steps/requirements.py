@@ -1,4 +1,4 @@
-"""What a run needs, checked in its first second: files, weights, settings that must suit the data, disk space."""
+"""Checks at the start of a run: files, weights, settings that must suit the data, and disk space."""
 
 import functools
 import shutil
@@ -12,7 +12,7 @@ from hw1lib.loops import distributed
 from hw1lib.models import pretrained, resnet, sam, segmenters, weights
 from hw1lib.settings import flatten, replace
 
-# --- problems of single steps, each as a sentence with its remedy
+# --- problems of a step, each a sentence with a remedy
 
 
 def supervised(profile, problem1, source):
@@ -21,13 +21,13 @@ def supervised(profile, problem1, source):
     if source == "pool":
         if problem1.pool.labelled() is None:
             yield (
-                f"Settings B and D need a supervised backbone, but {root} has no labels of the pool in mini/train.csv. "
+                f"Settings B and D need a supervised backbone, but mini/train.csv in {root} has no labels. "
                 "Add them, or for model_scale=1 add pretrain_model_SL.pt (data/README.md) or choose "
                 "--set supervised.source=imagenet, which the course forbids."
             )
     elif profile.model_scale != 1:
         yield (
-            f"supervised.source={source} is a whole ResNet50, but profile {profile.name} shrinks it "
+            f"supervised.source={source} is a full-size ResNet50, but profile {profile.name} shrinks it "
             f"(model_scale={profile.model_scale}). Choose --set supervised.source=pool."
         )
     elif source == "imagenet":
@@ -40,26 +40,26 @@ def supervised(profile, problem1, source):
 
 
 def segmentation(name, profile, problem2):
-    """Yield what is wrong with the settings of a segmentation model, or missing of its pretrained weights."""
+    """Yield what is wrong with a segmentation model's settings, or that its pretrained weights cannot be downloaded."""
     settings, (width, height) = getattr(profile, name), _tile_size(problem2.train)
     for number in profile.segmentation.stage_images:
         yield from _message(problem2.validation.index, number, "segmentation.stage_images")
     if settings.crop > min(width, height) > 0:
-        instead = "Make it smaller, or 0 for whole tiles."
-        yield f"{name}.crop={settings.crop} does not fit into tiles of {width} × {height} pixels. {instead}"
+        advice = "Make it smaller, or 0 for whole tiles."
+        yield f"{name}.crop={settings.crop} does not fit into tiles of {width} × {height} pixels. {advice}"
     if settings.pretrained and profile.model_scale == 1:
         what = f"The weights of {segmenters.SEGMENTERS[name].full}"
         yield from _download(what, segmenters.SEGMENTERS[name].url, f"{name}.pretrained=false")
 
 
 def everything(profile, problem2, sam_path):
-    """Yield what is wrong with the settings of everything mode; `sam_path` has SAM's weights, or is None."""
+    """Yield what is wrong with the settings of everything mode; `sam_path` is the path of SAM's weights, or None."""
     settings, (width, height) = profile.everything, _tile_size(problem2.validation)
     for number in settings.images:
         yield from _message(problem2.validation.index, number, "everything.images")
     if settings.segments > width * height > 0:
-        pixels = f"a tile has {width * height:,} pixels"
-        yield f"everything.segments={settings.segments}: {pixels}, so ask for fewer, or 0 for half the tile's side."
+        advice = "Choose fewer, or 0 for half the tile's side."
+        yield f"everything.segments={settings.segments}, but a tile has {width * height:,} pixels. {advice}"
     if sam_path is not None:
         yield from _message(sam.load, sam_path)
     elif settings.refine == "sam":
@@ -67,31 +67,32 @@ def everything(profile, problem2, sam_path):
 
 
 def _processes(step, device):
-    """Yield why the processes of a step cannot share each batch, or have no GPU each."""
+    """Yield why the processes of a step cannot share its batches, or cannot have a GPU each."""
     group, settings = next(iter(step.settings)), step.training
     images, processes = step.images, max(settings.processes, distributed.world_size())
     if getattr(settings, "hold_out", False):
-        images -= images // 10  # queries of the k-NN probe
+        images -= images // 10  # held out for the k-NN probe
     images = min(settings.micro_batch, images)
     if images < 2 * processes > 2:
         yield (
-            f"{step.name}: {images} images at a time are too few for {processes} processes, which need two each. Lower "
-            f"{group}.processes or {group}.accumulate, or use more images."
+            f"{step.name}: {images} images in a micro-batch are too few for {processes} processes, which need two "
+            f"each. Lower {group}.processes or {group}.accumulate, or use more images."
         )
     if device.type == "cuda" and settings.processes > torch.cuda.device_count():
         yield f"{group}.processes={settings.processes}: this machine has {torch.cuda.device_count()} GPUs. Lower it."
 
 
 def _download(what, url, instead):
+    """Yield that a file is neither cached nor can be downloaded; `instead` is a setting that does without it."""
     try:
         pretrained.check_download(url)
     except ValueError as error:
-        place = f"put the file into torch's cache, {pretrained.cached(url).parent}"
-        yield f"{what}: {error}. Connect to the network, {place}, or choose --set {instead}."
+        copy = f"put the file into torch's cache, {pretrained.cached(url).parent}"
+        yield f"{what}: {error}. Connect to the network, {copy}, or choose --set {instead}."
 
 
 def _message(check, *arguments):
-    """Yield the text of the UserError that a check raises, if it does."""
+    """Yield the text of the UserError that a check raises, if it raises one."""
     try:
         check(*arguments)
     except UserError as error:
@@ -99,7 +100,7 @@ def _message(check, *arguments):
 
 
 def _tile_size(tiles):
-    """Return width and height of a split's first tile, whose pixels are not decoded."""
+    """Return (width, height) of a split's first tile without decoding it; (0, 0) if it cannot be read."""
     try:
         with Image.open(tiles.sat(tiles.numbers[0])) as image:
             return image.size
@@ -107,7 +108,7 @@ def _tile_size(tiles):
         return 0, 0  # the check of the data reports it
 
 
-# --- of a run
+# --- problems of a run
 
 
 def refuse(planned, also=(), writes=True):
@@ -118,11 +119,11 @@ def refuse(planned, also=(), writes=True):
         also: sentences about other problems, such as those of the report's own files.
         writes: whether the build folder will be written to.
     """
-    # The status of a step takes a hash of its data, so it is not asked for where no result can be done.
+    # status() hashes the data of a step, so it is skipped for a step without results.
     planned = [(steps, n) for steps, n in planned if not (steps.store.results(n) and steps.status(n) == "done")]
     if problems := list(dict.fromkeys([*also, *_problems(planned, writes)])):
         numbered = " ".join(f"({number}) {text}" for number, text in enumerate(problems, 1))
-        several = f"{len(problems)} things must be fixed before this can run. {numbered}"
+        several = f"{len(problems)} problems must be fixed first. {numbered}"
         raise UserError(several if len(problems) > 1 else problems[0])
 
 
@@ -137,13 +138,14 @@ def _problems(planned, writes):
 
 
 def _folder(planned):
-    """Yield why the build folder cannot be written, or that its disk cannot hold the results and a checkpoint."""
+    """Yield why the build folder cannot be written to, or that its disk is too small for results and a checkpoint."""
     out = planned[0][0].store.out
     folder = next(path for path in (out / "steps", out, *out.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        yield f"The build folder {out} cannot be used: {folder}: {error.strerror}. {remedy(error)} --out names another."
+        text = f"The build folder {out} cannot be used: {folder}: {error.strerror}."
+        yield f"{text} {remedy(error)} --out chooses another."
         return
     free = shutil.disk_usage(folder).free
     free += sum(path.stat().st_size for path in out.glob("steps/*/*/checkpoint.pt"))  # these are overwritten
@@ -158,7 +160,7 @@ def _folder(planned):
 
 
 def _bytes_of(step, scale):
-    """Return the bytes of a step's weights, and at most of its checkpoint with the optimizer's moments, in float32."""
+    """Return the bytes of a step's weights, and an upper bound for its checkpoint with optimizer state, in float32."""
     if not step.network:
         return 0, 0
     settings = step.training
@@ -178,16 +180,16 @@ def _count_weights(network, scale):
 
 
 def _decoded_bytes(steps):
-    """Return the bytes of the decoded images that are not in the build folder yet, and of predicted masks."""
-    one, two = steps.data.problem1, steps.data.problem2
-    squares = sum(map(len, (one.pool, one.train, one.val))) * steps.profile.data.image_size**2 if one else 0
-    width, height = _tile_size(two.train) if two else (0, 0)
-    tiles = (len(two.train) + 4 * len(two.validation)) * width * height if two else 0
+    """Return the bytes of predicted masks, and of decoded images that are not in the build folder yet."""
+    images, tiles = steps.data.problem1, steps.data.problem2
+    count = sum(map(len, (images.pool, images.train, images.val))) if images else 0
+    width, height = _tile_size(tiles.train) if tiles else (0, 0)
+    tile_pixels = (len(tiles.train) + 4 * len(tiles.validation)) * width * height if tiles else 0
     existing = sum(path.stat().st_size for path in steps.store.out.glob("decoded/*.npy"))
-    return max(0, 3 * squares + 4 * tiles - existing)
+    return max(0, 3 * count * steps.profile.data.image_size**2 + 4 * tile_pixels - existing)
 
 
-# --- of the data
+# --- settings and files that do not suit the data
 
 
 def fit(profile, data, explicit=()):
@@ -210,7 +212,7 @@ def fit(profile, data, explicit=()):
             suitable[name] = tiles[: len(settings[name])], f"{', '.join(absent)} is not among the {len(tiles):,} tiles"
     for name, value in settings.items():
         if name.endswith(".crop") and value > side > 0:
-            suitable[name] = 0, f"{value} is more than the side of the tiles"
+            suitable[name] = 0, f"{value} exceeds the side of the tiles"
     for name, (value, reason) in suitable.items():
         if name not in explicit:
             profile = replace(profile, name, value)
@@ -220,15 +222,15 @@ def fit(profile, data, explicit=()):
 
 
 def unused(data, folder=True):
-    """Yield sentences that name optional files that were given but are not used.
+    """Yield a sentence for each optional file that is present but not used.
 
     Args:
         data: layout.Layout.
-        folder: whether to look through the folder of weights as well.
+        folder: whether to search the folder of weights as well.
     """
-    places = [data.root / "p1_data", data.root] if data.problem1 else []
-    for path in (path for place in places for path in sorted(place.glob("[!.]*"))):
-        similar = path.name.lower().startswith("pretrain") or path.suffix.lower() in (".pt", ".pth", ".safetensors")
-        if similar and path != data.problem1.supervised_backbone:
-            yield f"{path} is not used: the supervised backbone is looked for as {places[0]}/pretrain_model_SL.pt."
+    folders = [data.root / "p1_data", data.root] if data.problem1 else []
+    for path in (path for parent in folders for path in sorted(parent.glob("[!.]*"))):
+        is_weights = path.name.lower().startswith("pretrain") or path.suffix.lower() in (".pt", ".pth", ".safetensors")
+        if is_weights and path != data.problem1.supervised_backbone:
+            yield f"{path} is not used: the supervised backbone must be {folders[0]}/pretrain_model_SL.pt."
     yield from weights.unused() if folder else ()

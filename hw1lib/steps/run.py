@@ -1,4 +1,4 @@
-"""The steps of one profile on one data root: their keys, their states and results, and how a step is run."""
+"""The steps of one profile on one data root: their keys, status and results, and how a step is run."""
 
 import contextlib
 import datetime
@@ -30,7 +30,7 @@ class Steps:
         data: layout.Layout.
         results: store.Store.
         device: torch device that steps run on.
-        watch: function(step's name, history), called after each epoch of training; or None.
+        watch: function(step's name, history) to call after each epoch of training, or None.
     """
 
     def __init__(self, build, profile, data, results, device, watch=None):
@@ -40,7 +40,7 @@ class Steps:
         self.store = results
         self.device = device
         self.watch = watch
-        self.suffix = ""  # of labels: the seed, unless it is the report's own
+        self.suffix = ""  # of labels
         self._keys = {}
         self._fingerprints = {}
         self._checked = set()  # names of steps whose requirements are met
@@ -55,22 +55,22 @@ class Steps:
 
     @functools.cached_property
     def all(self):
-        """The steps that this data allows, by name, each after those that it builds on."""
+        """The steps that the data allows, by name, in dependency order."""
         return {step.name: step for step in self.build(self.profile, self.data, self.device)}
 
     def label(self, name):
-        """Return the name of a step in lines of progress and plans."""
+        """Return the name of a step in progress lines and plans: with its seed, if that is not the report's own."""
         return name + self.suffix
 
     def step(self, name):
         """Return a step by name.
 
         Raises:
-            UserError: there is no such step, or the data has no such problem.
+            UserError: there is no such step, or the data lacks its problem.
         """
         if name not in self.all:
-            choices = f"there are: {', '.join(self.all)}.{did_you_mean(name, self.all)}"
-            raise UserError(f"There is no step {name!r} for {self.data.root}; {choices}")
+            choices = f"{', '.join(self.all)}.{did_you_mean(name, self.all)}"
+            raise UserError(f"There is no step {name!r} for {self.data.root}. Choose one of {choices}")
         return self.all[name]
 
     # --- keys
@@ -111,12 +111,13 @@ class Steps:
         return self._keys[name]
 
     def _fingerprint(self, step, part):
+        """Return the hash that this part of a step's data had when it was first needed."""
         if part not in self._fingerprints:
             self._fingerprints[part] = self._hash(step, part)
         return self._fingerprints[part]
 
     def _hash(self, step, part):
-        """Return the hash of a step's current data; unchanged files are not read again."""
+        """Return the hash of a part of a step's data as it is now; unchanged files are not read again."""
         source, cache = step.data[part], self.data.decoded
         if not isinstance(source, Path | None):
             return hashes.fingerprint(source)
@@ -126,7 +127,7 @@ class Steps:
         notes = self.data.group_notes(step.problem)  # what the check reports of groups.csv
         return store.key_of([content, notes]) if notes else content
 
-    # --- states
+    # --- status
 
     def status(self, name):
         """Return "done", "to resume" or "to run"."""
@@ -138,12 +139,12 @@ class Steps:
         if status == "done":
             return ""
         if status == "to resume":
-            return "it was interrupted; its checkpoint is there"
+            return "it was interrupted and has a checkpoint"
         damage = "; ".join(self.store.damage(name, key))
         return damage or explain.reason(self.config(name), self.store.configs(name))
 
     def expected(self, name):
-        """Return the seconds that a step took, or will take by earlier results of other keys; None if unknown."""
+        """Return the seconds that a step took, or an estimate from results under other keys; None if unknown."""
         epochs = getattr(self.step(name).training, "epochs", None)
         seconds = {}
         for result in self.store.results(name):
@@ -159,7 +160,8 @@ class Steps:
         """Return the result of a step; run the step, and those that it builds on, if they are not done.
 
         Raises:
-            UserError: the data has errors, the training diverges, or memory or disk space runs out.
+            UserError: a requirement is not met, the data has errors, training diverges, or memory or disk space runs
+                out.
         """
         step, key = self.step(name), self.key(name)
         if distributed.broadcast(distributed.rank() == 0 and self.store.done(name, key)):
@@ -183,26 +185,26 @@ class Steps:
         return self.store.result(name, key)
 
     def needed(self, name):
-        """Return the names of the check, the steps that a step builds on and the step itself, in order."""
+        """Return the names of a step's check, the steps that it builds on, and itself, in dependency order."""
         step = self.step(name)
         before = [other for upstream in step.upstream for other in self.needed(upstream)]
         return list(dict.fromkeys([step.check, *before, name]))
 
     def command(self, name):
-        """Return the arguments of `python` that run one step by itself under the same key, a list."""
+        """Return the arguments of `python` that run one step on its own, under the same key; a list of str."""
         base = self.profile.name if self.profile.name in profiles.NAMES else "demo"
         words = ["-m", "hw1lib", "run", name, "--profile", base, "--data-root", str(self.data.root)]
         words += ["--out", str(self.store.out), "--device", str(self.device)]
-        usual, settings = flatten(profiles.get(base)), flatten(self.profile)
-        changed = {dotted: value for dotted, value in settings.items() if value != usual[dotted]}
+        defaults, settings = flatten(profiles.get(base)), flatten(self.profile)
+        changed = {dotted: value for dotted, value in settings.items() if value != defaults[dotted]}
         for group in (dotted.removesuffix(".precision") for dotted in settings if dotted.endswith(".precision")):
-            # On another processor, "auto" may mean another precision.
+            # "auto" may mean another precision on another processor.
             changed[f"{group}.precision"] = self._resolve(getattr(self.profile, group))["precision"]
         changed = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in changed.items()}
         return [*words, "--set", *(f"{n}={v}" for n, v in changed.items() if n not in ("device", "only"))]
 
     def _start_torchrun(self, step):
-        """Run a step on several processes of this machine, and report their progress as this process's own."""
+        """Run a step on several processes of this machine, and report their progress as that of this process."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={step.processes}"]
         words = [sys.executable, *torchrun, *self.command(step.name)]
         threads = {"OMP_NUM_THREADS": str(cpus.share(step.processes))}  # torchrun's own default is 1
@@ -227,13 +229,13 @@ class Steps:
         with self._advice(step, draft):
             step.run(draft, getattr(self.data, f"problem{step.problem}"), self.profile, self.device, *upstream)
 
-        # The result may be of other data than that of its key.
+        # The key describes the data as it was before.
         changed = [part for part in step.data if self._hash(step, part) != self._fingerprint(step, part)]
         if changed:
             draft.checkpoint.unlink(missing_ok=True)
             raise UserError(
-                f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result is not kept. "
-                "Run the same command again, in a new kernel."
+                f"{step.name}: the data changed while it ran ({', '.join(changed)}), so its result is discarded. "
+                "Run it again; in a notebook, restart the kernel first."
             )
         run = {
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(),
@@ -254,16 +256,16 @@ class Steps:
 
     @contextlib.contextmanager
     def _advice(self, step, draft):
-        """Name the setting to change if training diverges or memory runs out."""
+        """Turn divergence and lack of memory into a UserError that names the setting to change."""
         try:
             yield
         except Diverged as error:
-            look = ""
+            advice = ""
             if error.files:
                 progress.say(draft.label, visible(f"the images of this batch are {', '.join(error.files)}"))
-                look = "look whether one of the images of the batch, which are listed above, is odd, or "
+                advice = "Look for a damaged image among those of the batch, listed above, or "
             raise UserError(
-                f"{step.name}: {error}. Please {look}lower the learning rate (now {error.rate:g}), "
+                f"{step.name}: {error}. {advice or 'Please '}lower the learning rate (now {error.rate:g}), "
                 f"for example --set {next(iter(step.settings))}.lr={error.rate / 10:g}."
             ) from error
         except (MemoryError, RuntimeError, OSError) as error:  # torch raises RuntimeErrors
@@ -273,7 +275,7 @@ class Steps:
             raise UserError(f"{step.name}: memory ran out on {self.device}. {advice}") from error
 
     def for_less_memory(self, name):
-        """Return a sentence with a setting that reduces the memory that a step needs."""
+        """Return advice, one sentence, on how to reduce the memory that a step needs."""
         step = self.step(name)
         if not step.trains:
             return "Close other programs."

@@ -1,4 +1,4 @@
-"""Results on disk: keyed by a hash of what they depend on, and written atomically.
+"""Results of steps on disk: stored under a hash of what they depend on, and written atomically.
 
 The folder of a finished step, steps/<step>/<key>/, holds config.json (what the key is a hash of), metrics.json,
 history.csv, arrays and weights; done.json, written last, holds the SHA-256 of every other file. A folder without that
@@ -29,17 +29,17 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 DONE = "done.json"
 CHECKPOINT = "checkpoint.pt"
-UNREADABLE = "unreadable"  # folder of a checkpoint that could not be read, with its arrays
+UNREADABLE = "unreadable"  # folder for a checkpoint that could not be read, and its arrays
 LOCKS = (lock.LOCK, lock.HOLDER)
 
 # Limits on unfinished attempts; beyond them the oldest is deleted first.
 ATTEMPT_DAYS = 30
-ATTEMPT_BYTES = 10e9  # of all steps together, without those that are running
-FREE_BYTES = 5e9  # on the disk: two of the largest checkpoints
+ATTEMPT_BYTES = 10e9  # of all steps together, except those that are running
+FREE_BYTES = 5e9  # to keep free on the disk: two of the largest checkpoints
 
 
 def key_of(parts):
-    """Return a key for plain JSON data: 16 hex digits of its SHA-256."""
+    """Return the key of JSON data: the first 16 hex digits of its SHA-256."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -68,14 +68,13 @@ class Result:
 
     @property
     def run(self):
-        """Return how the step ran: seconds, device, precision, versions."""
+        """How the step ran, a dict: seconds, device, precision, versions and more."""
         return self._read("run.json")
 
     def _read(self, name):
-        """Read a JSON file; it may have been damaged since the result was checked."""
+        """Read a JSON file, which may have been damaged since the result was checked."""
         if (data := _read_dict(self.folder / name)) is None:
-            text = f"Run the same command again to compute step {self.step} again."
-            raise UserError(f"{self.folder / name} is damaged. {text}")
+            raise UserError(f"{self.folder / name} is damaged. Run the same command again to repeat step {self.step}.")
         return data
 
     def array(self, name):
@@ -91,9 +90,9 @@ class Draft:
     """The folder of a running step, through which it saves its results.
 
     Attributes:
-        label: the step's name in lines of progress, with its seed.
+        label: the step's name in progress lines, with its seed if that is not the report's own.
         resumed: whether the step resumes from a checkpoint.
-        watch: function(history), called after each epoch, or None.
+        watch: function(history) to call after each epoch, or None.
     """
 
     def __init__(self, step, folder):
@@ -104,22 +103,22 @@ class Draft:
         self.watch = None
 
     def metrics(self, data):
-        """Save the step's numbers, plain data."""
+        """Save the step's numbers, a dict of JSON data."""
         files.write_json(self.folder / METRICS, data)
 
     def earlier_metrics(self):
-        """Return the metrics that the attempt which this one resumes has saved, a dict; {} where there are none."""
+        """Return the metrics that the resumed attempt saved, a dict; {} if it saved none."""
         return _read_dict(self.folder / METRICS) or {}
 
     def history(self, rows):
-        """Save the plain numbers of each epoch; nested values belong into metrics."""
+        """Save one row for each epoch, a list of dicts; lists and dicts in them are left out."""
         plain = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in rows]
         files.write_text(self.folder / "history.csv", pd.DataFrame(plain).to_csv(index=False))
 
     def array(self, name, values):
         """Save an array as <name>.npy."""
         with files.replacing(self.folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            # Given a file, NumPy would write past Python and not notice a full disk.
+            # Given the file itself, NumPy would bypass Python's write and not notice a full disk.
             np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
 
     def weights(self, module):
@@ -134,25 +133,25 @@ class Draft:
         return {path.name: files.digest(path) for path in sorted(self.folder.glob("*.npy"))}
 
     def keep_arrays(self, names):
-        """Delete all other arrays, such as those of an epoch that is trained again."""
+        """Delete all arrays but those with these file names, such as those of an epoch that is trained again."""
         for path in self.folder.glob("*.npy"):
             if path.name not in names:
                 path.unlink()
 
     def set_aside(self, reason):
-        """Move a checkpoint that cannot be used, and the arrays, into the folder UNREADABLE; replace an earlier one."""
+        """Move an unusable checkpoint and the arrays into the folder UNREADABLE, replacing what it holds."""
         folder = self.folder / UNREADABLE
         with files.write_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             for path in (self.checkpoint, *self.folder.glob("*.npy")):
                 path.rename(folder / path.name)
-        text = f"{self.checkpoint} cannot be used ({reason}). It is kept in {folder}, and the step starts anew."
+        text = f"{self.checkpoint} cannot be used ({reason}). It is kept in {folder}, and the step starts over."
         progress.say(self.label, str(UserError(text)))
 
 
 class NullDraft(Draft):
-    """The draft of all processes of a step but the first; it writes nothing."""
+    """A draft that writes nothing, for ranks above 0."""
 
     def _nothing(self, *_):
         pass
@@ -175,7 +174,7 @@ class Store:
         return (self.folder(step, key) / DONE).is_file() and not self.damage(step, key)
 
     def damage(self, step, key):
-        """Return what is wrong with the files of a finished step, a list of phrases; unchanged files are read once."""
+        """Return what is wrong with the files of a finished step, list of str; unchanged files are not read again."""
         folder = self.folder(step, key)
         return _damage(folder, hashes.file_fingerprint) if (folder / DONE).is_file() else []
 
@@ -191,7 +190,7 @@ class Store:
         return Result(step, self.folder(step, key))
 
     def results(self, step):
-        """Return the finished results of a step with all keys, a list."""
+        """Return the finished results of a step under all keys, a list of Result."""
         return [Result(step, marker.parent) for marker in sorted(self.out.glob(f"steps/{step}/*/{DONE}"))]
 
     def configs(self, step):
@@ -202,8 +201,8 @@ class Store:
     def claim(self, step, key, config):
         """Lock the folder of a step and yield a Draft, or None if another process has finished the step.
 
-        Leaving the block without an error writes the marker. Of several processes that share a step, the first one
-        does all this, and the others get a NullDraft. An earlier attempt's checkpoint and arrays are kept.
+        Leaving the block without an error writes the marker. An earlier attempt's checkpoint and arrays are kept. If
+        several processes share the step, rank 0 does all this, and the others get a NullDraft.
 
         Args:
             step: name of the step.
@@ -226,7 +225,7 @@ class Store:
         distributed.barrier()
 
     def _begin(self, step, folder, config):
-        """Delete what an earlier attempt left that cannot be resumed, then old attempts; return a Draft."""
+        """Delete leftovers of an attempt that cannot be resumed, and old attempts of all steps; return a Draft."""
         keep = [UNREADABLE]
         with lock.write_errors(folder):
             if (folder / DONE).is_file():
@@ -239,7 +238,7 @@ class Store:
         return Draft(step, folder)
 
     def _limit_attempts(self):
-        """Delete the oldest unfinished attempts beyond the limits above; those that are running do not count."""
+        """Delete the oldest unfinished attempts beyond the limits above, except those that are running."""
         with contextlib.ExitStack() as locks:
             attempts = sorted(self._lock_attempts(locks))
             total = sum(size for _, size, _ in attempts)
@@ -249,20 +248,20 @@ class Store:
                     reason = f"it is older than {ATTEMPT_DAYS} days"
                 elif total > room:
                     limit, free = f"{ATTEMPT_BYTES / 1e9:g} GB", f"{FREE_BYTES / 1e9:g} GB of the disk"
-                    reason = f"attempts take more than {limit}, or leave less than {free} free"
+                    reason = f"unfinished attempts take more than {limit} or leave less than {free} free"
                 else:
                     break
                 with contextlib.suppress(OSError):
                     _empty(folder)
                     total -= size
-                    progress.say(folder.parent.name, f"deleted the unfinished attempt {folder}, as {reason}")
+                    progress.say(folder.parent.name, f"deleted the unfinished attempt {folder}: {reason}")
 
     def _lock_attempts(self, locks):
-        """Yield (date, bytes, folder) of each unfinished step that is not running, and hold its lock in `locks`."""
+        """Yield (time of change, bytes, folder) of each unfinished step that is not running, locked by `locks`."""
         for folder in self.out.glob("steps/*/*/"):
-            with contextlib.suppress(filelock.Timeout, OSError):  # it is running, or another user's
+            with contextlib.suppress(filelock.Timeout, OSError):  # running, or another user's
                 if (folder / DONE).is_file():
-                    (folder / CHECKPOINT).unlink(missing_ok=True)  # if the process was killed before it did so
+                    (folder / CHECKPOINT).unlink(missing_ok=True)  # left if the process was killed just then
                     continue
                 locks.enter_context(filelock.FileLock(folder / lock.LOCK, timeout=0))
                 stats = [path.stat() for path in folder.rglob("*") if path.is_file() and path.name not in LOCKS]
@@ -270,7 +269,7 @@ class Store:
                     yield max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats), folder
 
     def verify(self):
-        """Hash every finished step again, and return a line for each file that has changed.
+        """Hash the files of every finished step again, and return a line for each change, such as a missing file.
 
         Raises:
             UserError: no step is finished.
@@ -293,7 +292,7 @@ def _read_dict(path):
 
 
 def _damage(folder, digest):
-    """Compare the files of a finished step with its marker by their SHA-256, and return a list of phrases."""
+    """Compare the hashes of a finished step's files with its marker, and return a phrase for each difference."""
     expected = (_read_dict(folder / DONE) or {}).get("files")
     if not expected or not isinstance(expected, dict):
         return [f"{DONE} is damaged"]
@@ -302,13 +301,13 @@ def _damage(folder, digest):
         try:
             if digest(folder / name) != expected[name]:
                 problems.append(f"{name} was altered")
-        except (FileNotFoundError, IsADirectoryError, ValueError):  # a ValueError: no possible name of a file
+        except (FileNotFoundError, IsADirectoryError, ValueError):  # ValueError: no valid file name
             problems.append(f"{name} is missing")
     return problems
 
 
 def _empty(folder, keep=()):
-    """Delete what is in the folder of a step, except its lock and the files named in `keep`."""
+    """Delete everything in the folder of a step except its lock and the names in `keep`."""
     for path in folder.iterdir():
         if path.name in (*LOCKS, *keep):
             continue
@@ -319,7 +318,7 @@ def _empty(folder, keep=()):
 
 
 def _finish(draft):
-    """Write the marker with the hash of each file, then delete the checkpoint, also one that could not be read."""
+    """Write the marker with the hash of each file, then delete the checkpoint, and any that could not be read."""
     results = [path for path in sorted(draft.folder.glob("[!.]*")) if path.is_file() and path != draft.checkpoint]
     files.write_json(draft.folder / DONE, {"files": {path.name: files.digest(path) for path in results}})
     draft.checkpoint.unlink(missing_ok=True)

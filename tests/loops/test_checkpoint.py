@@ -99,7 +99,7 @@ DAMAGE = [
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGE)
 def test_a_damaged_checkpoint_is_set_aside_and_its_code_is_not_run(path, monkeypatch, capsys, damage, reason):
-    """The training starts anew; one line says why and where the checkpoint and its arrays are kept."""
+    """Training starts over; one line says why and where the checkpoint and its arrays are kept."""
     monkeypatch.chdir(path.parent)
     damage(path)
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_code_is_not_run(path, monkeyp
         assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
         message = capsys.readouterr().out
         assert message.startswith(f"pretrain: {path} cannot be used ({reason}") and message.count("\n") == 1
-        assert f"kept in {kept}," in message and "starts anew" in message
+        assert f"kept in {kept}," in message and "starts over" in message
         for file, content in before.items():
             (path.parent / file).write_bytes(content)
 

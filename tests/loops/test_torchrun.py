@@ -155,6 +155,6 @@ def test_an_error_in_one_rank_ends_all_and_is_reported_once(outcomes, place):
     expected = {
         "a bug": ("ZeroDivisionError", ""),
         "killed": ("UserError", "ended without an error message"),
-        "before the claim": ("UserError", "--out names another build folder"),
+        "before the claim": ("UserError", "Choose another build folder"),
     }.get(place, ("UserError", "The disk is full."))
     assert reported[0][0] == expected[0] and expected[1] in reported[0][1]

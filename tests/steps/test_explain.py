@@ -25,11 +25,11 @@ def with_settings(**groups):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"version": 2}, "its code computes something else now"),
-        ({"upstream": {"pretrain": "4567"}}, "pretrain is another"),
+        ({"version": 2}, "its code changed"),
+        ({"upstream": {"pretrain": "4567"}}, "pretrain changed"),
         (with_settings(profile={"seed": 1, "stages": ("1",)}), "seed 0 → 1; stages ['1', '3'] → ['1']"),
         (with_settings(finetune={"lr": 1e-3, "new": 1}), "finetune.epochs 5 → –; finetune.new – → 1"),
-        ({}, "its results are gone"),
+        ({}, "its result is missing"),
     ],
 )
 def test_the_reason_is_how_the_most_similar_result_differs(changes, expected):
@@ -41,7 +41,7 @@ def test_steps_explain_why_they_are_not_done(course_data, tmp_path):
     steps = make(course_data, tmp_path)
     folder = steps.result("segment-colour").folder
     assert steps.why("segment-colour") == steps.why("check-problem2") == ""
-    assert steps.why("segment-lraspp") == "it never ran to its end"
+    assert steps.why("segment-lraspp") == "it has never finished"
     other = make(course_data, tmp_path, seed=3)
     assert other.why("segment-colour") == "seed 0 → 3" and other.why("check-problem2") == ""
     assert "the data changed (tiles_train)" in make(course_data, tmp_path, data__tile_limit=2).why("segment-colour")
@@ -50,4 +50,4 @@ def test_steps_explain_why_they_are_not_done(course_data, tmp_path):
     begun = steps.store.folder("pretrain", steps.key("pretrain"))
     begun.mkdir(parents=True)
     (begun / store.CHECKPOINT).touch()
-    assert steps.why("pretrain") == "it was interrupted; its checkpoint is there"
+    assert steps.why("pretrain") == "it was interrupted and has a checkpoint"

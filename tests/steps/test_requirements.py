@@ -77,7 +77,7 @@ def test_settings_that_need_what_is_missing_are_refused_at_once(course_data, tmp
     for settings, words in NEEDS:
         text = refusal(course_data, tmp_path / "out", FIT | settings)
         assert [word for word in words if word not in text] == [] and "\n" not in text
-        assert "things must be fixed" not in text
+        assert "must be fixed" not in text
 
 
 HARM = {  # what is done to the data, settings, and words of the message
@@ -102,7 +102,7 @@ def test_all_problems_are_named_at_once_but_only_those_of_the_steps_to_run(cours
     unlabelled(course_data)
     settings = FIT | {"lraspp.crop": 99, "everything.refine": "sam"}
     text = refusal(course_data, tmp_path / "out", settings)
-    words = ("3 things", "(1)", "(3)", "B and D", "lraspp.crop=99", "refine=sam")
+    words = ("3 problems", "(1)", "(3)", "B and D", "lraspp.crop=99", "refine=sam")
     assert [word for word in words if word not in text] == []
     assert "crop" not in refusal(course_data, tmp_path / "out", settings, ["pretrain-supervised"])
     words = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
@@ -110,7 +110,7 @@ def test_all_problems_are_named_at_once_but_only_those_of_the_steps_to_run(cours
     assert "B and D" in text and not list(tmp_path.glob("out/steps/*"))
     for command in ("report", "plan"):
         code, _, text = run(capsys, command, *words, "--set", "everything.refine=sam")
-        assert code == 1 and "2 things must be fixed" in text and "B and D" in text and "refine=sam" in text
+        assert code == 1 and "2 problems must be fixed" in text and "B and D" in text and "refine=sam" in text
     assert run(capsys, "run", "control-colour", *words)[0] == 0
 
 

@@ -298,7 +298,7 @@ def test_a_training_that_diverges_names_its_learning_rate_and_images(course_data
     """The setting changes that step."""
     steps = make(course_data, tmp_path / "out")
     fake(steps, **{name: fail(Diverged("the loss is nan in epoch 2", 0.07, ["a.jpg", "b\n.jpg"]))})
-    text = rf"{name}: the loss is nan in epoch 2\. Please look whether .* \(now 0\.07\), .* --set (\w+)\.lr=0\.007\.$"
+    text = rf"{name}: the loss is nan in epoch 2\. Look for .* \(now 0\.07\), .* --set (\w+)\.lr=0\.007\.$"
     with pytest.raises(UserError, match=text) as caught:
         steps.result(name)
     setting = re.search(text, str(caught.value))[1]

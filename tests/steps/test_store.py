@@ -352,7 +352,7 @@ def test_the_second_process_waits_says_for_whom_and_takes_over(results, capsys, 
                 draft.metrics({"by": 0})
     (line,) = capsys.readouterr().out.splitlines()
     who = "another process" if note is not None else f"process {process.pid} on {platform.node()} (since 2"
-    assert line.startswith(f"pretrain: waiting for {who}") and line.endswith("which works on it")
+    assert line.startswith(f"pretrain: waiting for {who}") and line.endswith("which is working on it")
     assert results.result("pretrain", KEY).metrics == {"by": 0 if killed else process.pid}
 
 
