@@ -1,11 +1,11 @@
-"""python -m hw1lib"""
+"""Entry point of `python -m hw1lib`."""
 
 import signal
 import sys
 
 from hw1lib.errors import STOPPED
 
-if __name__ == "__main__":  # processes that are forked for notebooks import this, too
+if __name__ == "__main__":  # kernels of notebooks import this file, too
     try:
         from hw1lib.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line, `python -m hw1lib COMMAND`: a function for each command, whose docstring is its help.
+"""The command line, `python -m hw1lib COMMAND`: one function per command, whose docstring is its help.
 
 A command imports what it needs when it runs, so that --help is quick.
 """
@@ -20,7 +20,7 @@ BUILD = "report/build/demo"
 
 
 def main(argv=None):
-    """Run one command; return its exit code: 0 done, 1 an error that the user can fix, 2 wrong usage."""
+    """Run one command; return its exit code, as listed in terminal.run."""
     return terminal.run(commands, argv)
 
 
@@ -53,7 +53,7 @@ SETTINGS = [
 @click.option("--cluster", metavar="WHERE", help="run steps on workers: local:N, tcp://host:8786 or my-cluster.yaml")
 def report(cluster, **options):
     """Run every step that is not done, then build the report."""
-    sys.modules.setdefault("rfc3987_syntax", None)  # saves jsonschema 3 s for checks of URLs that no notebook needs
+    sys.modules.setdefault("rfc3987_syntax", None)  # saves 3 s: jsonschema would load URL checks that no notebook needs
     from hw1lib.report import notebooks
 
     run_steps = None
@@ -82,7 +82,7 @@ def plan(workers, **options):
             print(textwrap.fill(why, 80, initial_indent="  ", subsequent_indent="  "))
             total += seconds or 0
     if total:
-        print(f"\n~ estimated from earlier runs with other settings: {total:.0f} s in all (without those that show –)")
+        print(f"\n~ estimated from earlier runs with other settings: {total:.0f} s in all (without those marked –)")
     if workers:
         from hw1lib.cluster import schedule
 
@@ -97,10 +97,10 @@ def run(step, **options):
     from hw1lib.loops import distributed
 
     with distributed.process_group():
-        book, is_first = _workbook(**options), distributed.rank() == 0
-        print_paragraphs(book.warnings if is_first else ())
+        book, is_rank0 = _workbook(**options), distributed.rank() == 0
+        print_paragraphs(book.warnings if is_rank0 else ())
         result = book.result(step)
-    if is_first:
+    if is_rank0:
         print(result.folder)
 
 
@@ -110,16 +110,16 @@ def verify(**options):
     book = _workbook(**options)
     if problems := book.steps.store.verify():
         raise UserError(
-            f"{book.out} was changed since it was written: {'; '.join(problems)}. Run `make report` to "
-            "compute the steps of this report again, and delete the folders of the others."
+            f"{book.out} has changed since it was written: {'; '.join(problems)}. Run `make report` to "
+            "repeat the steps of this report, and delete the folders of the others."
         )
-    print(f"{book.out}: every result is as it was written.")
+    print(f"{book.out}: all results are unchanged.")
 
 
 @command(commands, "compare smoke demo")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", help="build folders, or profiles with a report")
 def compare(runs):
-    """Compare the scores of several reports, and list what else differs."""
+    """Compare the scores of several reports, and list their other differences."""
     from hw1lib import compare_runs
 
     tables, sentences = compare_runs.compare(runs)
@@ -151,11 +151,11 @@ def figures(names, formats, dpi, into, **options):
     written, outdated = render.export(out, names, formats, dpi, into or out / "figures" / "export")
     print(*written, sep="\n")
     if outdated:
-        print(f"Not as in the report: {', '.join(outdated)}. `make report` draws them again.", file=sys.stderr)
+        print(f"Older than the report: {', '.join(outdated)}. `make report` draws them again.", file=sys.stderr)
 
 
 def _warnings(book, writes=True):
-    """Return warnings about what a report will ignore or replace; raise a UserError for all that prevents it."""
+    """Return warnings about what a report will ignore or replace; raise a UserError that lists what prevents it."""
     from hw1lib.report import render
     from hw1lib.steps import requirements
 
@@ -179,7 +179,7 @@ def _parameters(profile, data_root, out, settings, **options):
 
 
 def _workbook(**options):
-    parameters = _parameters(**options)  # wrong settings are reported before the seconds that the import takes
+    parameters = _parameters(**options)  # reports wrong settings before the slow import
     from hw1lib.workbook import Workbook
 
     return Workbook(**parameters)
@@ -244,7 +244,7 @@ def evaluate_segmentation(pred_dir, true_dir):
 
 
 def _print_problems(problems):
-    """Print the files that were left out or counted as wrong, with the reasons, and return the exit code."""
+    """Print which files were left out or counted as wrong, and why; return the exit code."""
     if problems:
         sys.stdout.flush()
         print(f"\nhw1lib: {len(problems):,} left out or counted as wrong:", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The CPUs that this process may use: their number, and their instruction sets."""
+"""The number and the instruction sets of the CPUs that this process may use."""
 
 import os
 
@@ -22,26 +22,26 @@ ONEDNN = {  # oneDNN's instruction sets for x86-64 in ascending order, with the 
 def available(threads=True):
     """Return how many CPUs this process may use, at least 1.
 
-    The minimum of its CPU affinity (taskset, Slurm), the quota of its container, and OMP_NUM_THREADS, which batch
-    systems, Dask and torchrun set for the processes that they start.
+    This is the minimum of its CPU affinity (taskset, Slurm), the quota of its container, and OMP_NUM_THREADS, which
+    batch systems, Dask and torchrun set for the processes that they start.
 
     Args:
         threads: whether OMP_NUM_THREADS counts.
     """
-    count, first = joblib.cpu_count(), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    limit = int(first) if threads and first.isdecimal() else 0
+    count, setting = joblib.cpu_count(), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    limit = int(setting) if threads and setting.isdecimal() else 0
     return min(count, limit) if limit else count
 
 
 def share(processes, threads=True):
-    """Return the CPUs for each of several processes or threads, at least 1; `threads` as for `available`."""
+    """Return the number of CPUs for each of several processes or threads, at least 1; `threads` as for `available`."""
     return max(1, available(threads=threads) // processes)
 
 
 def instruction_sets():
     """Return the instruction sets in use by ATen, such as "AVX2", and by oneDNN, a key of ONEDNN or "" (not x86-64).
 
-    These are the best that the CPU has, unless ATEN_CPU_CAPABILITY or ONEDNN_MAX_CPU_ISA limits them to emulate
+    These are the best that the CPU supports, unless ATEN_CPU_CAPABILITY or ONEDNN_MAX_CPU_ISA limits them to emulate
     another CPU.
     """
     import torch
@@ -54,6 +54,6 @@ def instruction_sets():
 
 
 def fast_bfloat16():
-    """Whether the instruction sets in use multiply bfloat16 numbers: AVX512-BF16 or AMX."""
+    """Return whether the instruction sets in use multiply bfloat16 natively: AVX512-BF16 or AMX."""
     (aten, onednn), names = instruction_sets(), list(ONEDNN)
     return aten == "AVX512" and onednn in names[names.index("AVX512_CORE_BF16") :]

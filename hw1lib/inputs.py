@@ -1,4 +1,4 @@
-"""The commands `data …` and `weights …`: a function for each, whose docstring is its help."""
+"""The commands `data …` and `weights …`: one function per command, whose docstring is its help."""
 
 import contextlib
 import json
@@ -68,20 +68,20 @@ def data_check(data_root, as_json):
 
 
 @command(data, "data split --by scene --data-root data/earth --out data/earth-by-scene", [DATA_ROOT])
-@click.option("--by", type=click.Choice(["scene"]), required=True, help="keep tiles that continue one another together")
+@click.option("--by", type=click.Choice(["scene"]), required=True, help="keep adjacent tiles in one split")
 @click.option("--out", type=PATH, required=True, metavar="D2", help="new data folder")
 def data_split(data_root, by, out):
-    """Split the satellite tiles anew, so that no scene is in both splits."""
+    """Split the satellite tiles again, so that no scene is in both splits."""
     from hw1lib.data.check import resplit
 
     facts = resplit.by_scene(_data_root(data_root), out)
     print(
         f"{out}: {facts['train']:,} training and {facts['validation']:,} validation tiles in "
         f"{facts['groups']:,} groups, the largest of {facts['largest']:,} tiles; {facts['left_out']:,} left out.\n"
-        f"{facts['leaking']:,} validation tiles seem to continue a training tile ({facts['leaking_before']:,} before "
-        f"the split; {facts['null']:,} expected by chance).\n"
-        f"The class shares differ from those before in {100 * facts['classes_moved']:.1f} % of the pixels.\n"
-        f"Use it as any data folder: --data-root {str(out)!r}"
+        f"{facts['leaking']:,} validation tiles seem to continue a training tile ({facts['leaking_before']:,} in "
+        f"the old split; {facts['null']:,} expected by chance).\n"
+        f"Validation class shares differ from the old split's by {100 * facts['classes_moved']:.1f} % of the pixels.\n"
+        f"To use it: --data-root {str(out)!r}"
     )
 
 
@@ -101,8 +101,8 @@ def weights_list():
         print(f"{name:<11}{weights.state(known, paths.WEIGHTS):<12}{known.megabytes:>5} MB  {about}")
     hints = (
         f"They are stored in {paths.WEIGHTS}. `weights fetch NAME` downloads one. A Hugging Face folder sam-vit-base "
-        "(config.json, model.safetensors) there works as well. torchvision downloads the weights of the profiles seed "
-        "and strong by itself."
+        "(config.json, model.safetensors) in it works as well. torchvision downloads the weights for the profiles seed "
+        "and strong itself."
     )
     print_paragraphs([*weights.unused(paths.WEIGHTS), hints])
 
@@ -124,10 +124,10 @@ def weights_check():
     from hw1lib.models import weights
 
     present = [known for known in weights.KNOWN.values() if (paths.WEIGHTS / known.file).is_file()]
-    is_right = {known.file: files.digest(paths.WEIGHTS / known.file) == known.sha256 for known in present}
-    for file, right in is_right.items():
-        print(f"{file}  {'right' if right else 'wrong'}")
-    if wrong := ", ".join(file for file, right in is_right.items() if not right):
-        raise UserError(f"{wrong} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
+    is_valid = {known.file: files.digest(paths.WEIGHTS / known.file) == known.sha256 for known in present}
+    for file, valid in is_valid.items():
+        print(f"{file}  {'valid' if valid else 'not valid'}")
+    if invalid := ", ".join(file for file, valid in is_valid.items() if not valid):
+        raise UserError(f"{invalid} in {paths.WEIGHTS} is damaged or another file: delete it and run weights fetch.")
     if not present:
         print(f"No weights of `weights list` are in {paths.WEIGHTS}.")

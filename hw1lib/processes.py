@@ -1,4 +1,4 @@
-"""Child processes that end with the process that started them, and whether torchrun started this one."""
+"""Child processes that die with their parent, and whether torchrun started this process."""
 
 import contextlib
 import ctypes
@@ -12,12 +12,12 @@ PR_SET_PDEATHSIG = 1  # an option of prctl, which only Linux has
 
 
 def run(argv, env, death_signal=signal.SIGKILL, cwd=None, tail=12):
-    """Run a child process to its end.
+    """Run a child process, and wait until it ends.
 
     Args:
-        argv: its command line.
-        env: its environment variables.
-        death_signal: the signal that it gets if this process, or the thread that calls, ends first (on Linux).
+        argv: its command line, a list.
+        env: its environment variables, a dict.
+        death_signal: signal that it gets if this process or the calling thread ends first (on Linux).
         cwd: its working directory; None for that of this process.
         tail: number of lines of its output to return.
 
@@ -27,7 +27,7 @@ def run(argv, env, death_signal=signal.SIGKILL, cwd=None, tail=12):
     parent = os.getpid()
 
     def set_death_signal():
-        with contextlib.suppress(AttributeError):  # there is no prctl
+        with contextlib.suppress(AttributeError):  # no prctl: not Linux
             LIBC.prctl(PR_SET_PDEATHSIG, death_signal)
             if os.getppid() != parent:
                 os._exit(1)
@@ -39,7 +39,7 @@ def run(argv, env, death_signal=signal.SIGKILL, cwd=None, tail=12):
 
 
 def under_torchrun():
-    """Whether torchrun started this process as one of several: all of its variables are set to sensible values."""
+    """Return whether torchrun started this process as one of several: all its variables are set and consistent."""
     numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     try:
         rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in numbers)

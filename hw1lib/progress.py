@@ -24,9 +24,9 @@ def epoch(label, row, epochs):
     """Report a finished epoch.
 
     Args:
-        label: name of the step, with the seed if it is not the report's own.
-        row: dict of epoch (from 1), loss and other values; floats are printed.
-        epochs: number of epochs of the training.
+        label: name of the step, with its seed if that is not the report's own.
+        row: dict of epoch (from 1), loss and other values, of which the floats are printed.
+        epochs: total number of epochs.
     """
     numbers = {SHORT_NAMES.get(name, name): value for name, value in row.items() if isinstance(value, float)}
     values = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items())
@@ -46,7 +46,7 @@ def error(text):
 
 
 def emit(record):
-    """Print the line of a record, and pass the record on to the parent process."""
+    """Print the line of a record, and pass the record to the parent process."""
     if not muted:
         show(record["line"])
         _record(record)
@@ -71,6 +71,7 @@ def bar(items, label, total, done=0, unit="it"):
 
 
 def _record(record):
+    """Append a record to the file of the parent process, if there is one."""
     if path := os.environ.get(EVENTS):
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, default=str) + "\n")
@@ -78,13 +79,13 @@ def _record(record):
 
 @contextlib.contextmanager
 def follow(on_record):
-    """Pass on the records of child processes as they arrive, until the block ends.
+    """Pass the records of child processes to a function as they arrive, until the block ends.
 
     Args:
         on_record: function(record), called in a thread of its own.
 
     Yields:
-        (variables to set for the children; a list of the errors that they report, complete after the block).
+        (environment variables for the children; list of their error messages, complete after the block).
     """
     ended, errors = threading.Event(), []
     with tempfile.TemporaryDirectory(prefix="hw1lib-") as folder:
@@ -100,6 +101,7 @@ def follow(on_record):
 
 
 def _read_records(path, ended, on_record, errors):
+    """Read records from a growing file until `ended` is set, then once more."""
     with open(path, "rb") as file:
         rest, last = b"", False
         while not last:

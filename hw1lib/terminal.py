@@ -13,7 +13,13 @@ import click
 from hw1lib import processes, progress
 from hw1lib.errors import STOPPED, UserError, did_you_mean, remedy
 
-VARIABLES = ("HW1_BUILD", "HW1_WEIGHTS_MIRROR", "HW1_KILLS", "HW1_TEST_THREADS", "HW1_EVENTS")  # of the environment
+VARIABLES = (
+    "HW1_BUILD",
+    "HW1_WEIGHTS_MIRROR",
+    "HW1_KILLS",
+    "HW1_TEST_THREADS",
+    "HW1_EVENTS",
+)  # known environment variables
 PATH = click.Path(path_type=Path)
 
 
@@ -22,7 +28,7 @@ def run(commands, argv=None):
 
     Args:
         commands: click.Group, whose commands may return an exit code.
-        argv: the words after the program's name; None: those of this process.
+        argv: arguments after the program's name; None for those of this process.
 
     Returns:
         The exit code. 0: done. 1: an error that the user can fix, printed as one paragraph. 2: wrong usage.
@@ -40,7 +46,7 @@ def run(commands, argv=None):
                 return 1
             raise UserError(
                 "torchrun starts processes that share one step, so it can only start `hw1lib run STEP`. Start "
-                f"`hw1lib {' '.join(words[:1])}` without it; --set pretrain.processes=2 puts pre-training on two."
+                f"`hw1lib {' '.join(words[:1])}` without it; --set pretrain.processes=2 runs pre-training on two."
             )
         with commands.make_context("hw1lib", words) as context:
             code = commands.invoke(context) or 0
@@ -83,24 +89,24 @@ def split_settings(argv):
 
 
 def example(words):
-    """Return the end of a command's help: an example that works in the project's folder."""
+    """Return an example that ends a command's help and works in the project's folder."""
     command = f".venv/bin/python -m hw1lib {words}"
     lines = textwrap.wrap(command, 74, break_long_words=False, break_on_hyphens=False)
     return "\b\nExample:\n  " + " \\\n    ".join(lines)  # \b keeps these lines as they are
 
 
 def group(name, text, words, commands=()):
-    """Return a click.Group with a help text, and the words of an example that ends it."""
+    """Return a click.Group whose help is `text`, then the example `words`."""
     return click.Group(name, commands, help=text, epilog=example(words))
 
 
 def command(group, words, options=()):
-    """Return a decorator that adds a function to a click.Group: its command is the last part of the function's name.
+    """Return a decorator that adds a function to a click.Group, under the last part of the function's name.
 
     Args:
         group: click.Group.
-        words: the example in the command's help.
-        options: list of click.Option that come before those of the function.
+        words: arguments in the example of the command's help.
+        options: list of click.Option, listed before those of the function.
     """
 
     def add(function):
@@ -111,13 +117,13 @@ def command(group, words, options=()):
 
 
 def print_paragraphs(texts):
-    """Print each text as a paragraph of at most 80 columns, after an empty line."""
+    """Print each text as a paragraph, wrapped at 80 columns, after an empty line."""
     for text in texts:
         print("", textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False), sep="\n")
 
 
 def _open_streams():
-    """Replace closed standard streams: the next file that is opened would take their place and receive the output."""
+    """Replace closed standard streams, as the next file to be opened would take their number and receive the output."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -131,7 +137,7 @@ def _open_streams():
 
 
 def _flush(stream):
-    """Write what a stream buffers; return False on failure, and silence it so that Python exits without a traceback."""
+    """Flush a stream, or silence it so that Python exits without a traceback; return False if output was lost."""
     try:
         stream.flush()
     except OSError as error:
@@ -141,7 +147,7 @@ def _flush(stream):
 
 
 def _warn_of_unknown_variables():
-    """Report misspelt HW1_… environment variables, and remove them so that child processes do not repeat it."""
+    """Report unknown HW1_… environment variables, and remove them so that child processes do not repeat the report."""
     for name in sorted(name for name in os.environ if name.startswith("HW1_") and name not in VARIABLES):
         del os.environ[name]
         known = f"Known variables are {' and '.join(VARIABLES[:2])}.{did_you_mean(name, VARIABLES)}"
