@@ -1,4 +1,4 @@
-"""Notebook 04: the three networks, counted from their modules, drawn, and described."""
+"""Notebook 04: tables, diagrams and descriptions of the three networks, derived from their modules."""
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,12 @@ PART_COLOURS = {"input": "#d5d8dc", "backbone": "#8fb8de", "head": "#f5b971", "u
 
 
 def table(side, enlarge, metrics):
-    """Return the cost and the building blocks of each network, with the columns of tables/networks.csv.
+    """Return the cost and the components of each network, with the columns of tables/networks.csv.
 
     Args:
         side: side of a tile in pixels.
         enlarge: dict from model to the factor by which its input is enlarged.
-        metrics: dict from model to the metrics of its step, which hold the ceiling of its output stride.
+        metrics: dict from model to the metrics of its step, of which `ceiling` is used.
     """
     rows = []
     for model, values in metrics.items():
@@ -30,13 +30,13 @@ def table(side, enlarge, metrics):
 
 
 def readable(table):
-    """Return the table with a row per quantity and a column per model."""
+    """Transpose a table for the report: one row per quantity, one column per model."""
     rows = [(heading(name), *(cell(name, value) for value in table[name])) for name in table.columns.drop("model")]
     return pd.DataFrame(rows, columns=["", *(SEGMENTERS[model].full for model in table["model"])])
 
 
 def diagram(blocks, title):
-    """Draw a network as boxes; the height grows with the resolution, the width with the number of channels.
+    """Draw a network as boxes whose height grows with the resolution and whose width grows with the number of channels.
 
     Args:
         blocks: list of dicts with label, part and shape (channels, height, width), as returned by segmenters.outline.
@@ -64,7 +64,7 @@ def diagram(blocks, title):
 
 
 def in_words(table, improved):
-    """Return a paragraph on each network, with the counts of a table.
+    """Return a paragraph on each network.
 
     Args:
         table: table returned by `table`.

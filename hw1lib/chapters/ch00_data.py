@@ -1,4 +1,4 @@
-"""Notebook 00: what the data holds, and whether it can be trusted."""
+"""Notebook 00: the contents of the data, and the findings of its check."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def counts(data, image_size, is_sample):
 
     Args:
         data: layout.Layout.
-        image_size: side of Problem 1's images in pixels, as training sees them.
+        image_size: side in pixels of Problem 1's images in training.
         is_sample: whether the data is the Earth sample.
     """
     pool, target = domains(is_sample)
@@ -55,7 +55,7 @@ def weaknesses(warnings, problem):
 
 
 def split(root):
-    """Return a sentence on which split of the tiles is used: the data's own, or one made by `data split`."""
+    """Return a sentence that says whether the split of the tiles is the data's own or one made by `data split`."""
     path = Path(root) / layout.SPLIT
     return sentences("split", facts=json.loads(path.read_text()) if path.is_file() else None)
 
@@ -83,7 +83,7 @@ def examples(split, size, classes=8, images=8):
 
 
 def class_counts(splits):
-    """Draw the number of images per class in each split, from a dict from name to layout.Split."""
+    """Draw the number of images per class, one panel per split; `splits` is a dict from name to layout.Split."""
     classes = next(iter(splits.values())).classes
     figure, axes = canvas(1, len(splits), (7, max(2, 0.17 * len(classes) + 0.9)), sharey=True)
     for axis, (name, split) in zip(axes, splits.items(), strict=True):
@@ -112,7 +112,7 @@ def layers(image, classes):
 
 
 def tiles(split, count=6):
-    """Draw satellite tiles above their masks, evenly spaced over a layout.Tiles."""
+    """Draw up to `count` tiles of a layout.Tiles, evenly spaced, above their masks."""
     numbers = [split.numbers[index] for index in evenly(len(split), count)]
     pairs = [image_files.load_tile(split, number)[:2] for number in numbers]
     rows = {"image": [image.transpose(1, 2, 0) for image, _ in pairs], "mask": [classes for _, classes in pairs]}
@@ -120,14 +120,14 @@ def tiles(split, count=6):
 
 
 def pixel_frequencies(split):
-    """Return the frequency of each class in the pixels of a layout.Tiles: (7,) floats that sum to 1."""
+    """Return the share of each class in the pixels of a layout.Tiles: (7,) floats that sum to 1."""
     count = len(landcover.CLASSES)
     pixels = sum(np.bincount(image_files.load_tile(split, n)[1].ravel(), minlength=count) for n in split.numbers)
     return pixels / pixels.sum()
 
 
 def frequency_bars(frequencies):
-    """Draw one bar per split, divided by class, from a dict from name to (7,) frequencies."""
+    """Draw one stacked bar per split; `frequencies` is a dict from its name to the (7,) shares of the classes."""
     figure, (axis,) = canvas(1, 1, (6.4, 1.6))
     frame = pd.DataFrame.from_dict(frequencies, orient="index", columns=landcover.CLASSES)
     bars = {"color": landcover.PALETTE / 255, "edgecolor": MUTED, "linewidth": 0.5, "width": 0.8}

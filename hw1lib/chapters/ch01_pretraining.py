@@ -10,7 +10,7 @@ from hw1lib.metrics.collapse import spectrum
 
 
 def views(images, *augmented):
-    """Draw images above their augmented views.
+    """Draw images above their views.
 
     Args:
         images: (B, 3, S, S) uint8 tensor.
@@ -28,11 +28,11 @@ def _pictures(images):
 
 
 def augmentations(*views):
-    """Return the augmentations that views draw for each image: a DataFrame with probabilities and strengths.
+    """Return a DataFrame of the augmentations of each view, with probabilities and strengths.
 
     Args:
-        views: augment.Views that differ in probabilities only. Of other transforms, such as the original's, the table
-            has the printed form.
+        views: augment.Views that differ in probabilities only. Other transforms, such as the original's, are listed by
+            their repr.
     """
     if not all(hasattr(view, "recipe") for view in views):
         return pd.DataFrame({"augmentation": [str(step) for step in getattr(views[0], "transforms", views[0])]})
@@ -50,20 +50,20 @@ def augmentations(*views):
     }
     table = {"augmentation": list(strengths)}
     for number, view in enumerate(views, start=1):
-        own = view.recipe
-        turn = 0.75 if own.overhead else 0
-        chances = (1, 0.5, turn, own.jitter_p, own.grayscale_p, own.blur_p, own.solarize_p)
-        table[f"probability in view {number}" if len(views) > 1 else "probability"] = [f"{p:g}" for p in chances]
+        recipe = view.recipe
+        rotation_p = 0.75 if recipe.overhead else 0
+        probabilities = (1, 0.5, rotation_p, recipe.jitter_p, recipe.grayscale_p, recipe.blur_p, recipe.solarize_p)
+        table[f"probability in view {number}" if len(views) > 1 else "probability"] = [f"{p:g}" for p in probabilities]
     return pd.DataFrame(table | {"strength": list(strengths.values())})
 
 
 def curves(history, before, supervised=None):
-    """Draw loss, k-NN accuracy, measures of collapse and learning rate by epoch, one panel per measured quantity.
+    """Draw loss, k-NN accuracy, measures of collapse and learning rate by epoch, one panel each.
 
     Args:
         history: DataFrame with epoch, loss, lr, deviation, effective_rank and, where the pool has labels, knn.
         before: dict of knn, deviation and effective_rank of the random backbone, before training.
-        supervised: DataFrame with epoch and loss; None where the supervised backbone was not trained here.
+        supervised: DataFrame with epoch and loss; None if the supervised backbone was not trained in this run.
     """
     titles = {
         "loss": "self-supervised loss (0…8)",
@@ -105,7 +105,7 @@ def spectra(features):
 
 
 def queries(split, count):
-    """Return the indices of a few images of a layout.Split: one per class where it has labels, else evenly spaced."""
+    """Return up to `count` indices of a layout.Split: one per class if it has labels, else evenly spaced."""
     if split.labels is None:
         return evenly(len(split), count).tolist()
     classes = np.unique(split.labels[split.labels >= 0])
@@ -118,7 +118,7 @@ def nearest(features, queries, count):
     Args:
         features: (N, D).
         queries: (Q,) rows of `features`.
-        count: K, number of neighbours; at most N - 1.
+        count: number of neighbours, reduced to N - 1 if larger.
 
     Returns:
         (Q, K) rows of `features`, the most similar first, without the query itself.
@@ -150,10 +150,10 @@ def forward(settings):
 
 
 def collapse(metrics):
-    """Return a paragraph on whether pre-training learnt and did not collapse; `metrics` are those of pretrain."""
+    """Return a paragraph on loss, collapse and k-NN accuracy; `metrics` are those of step pretrain."""
     return sentences("collapse", metrics=metrics)
 
 
 def supervised(metrics):
-    """Return a sentence on the origin of settings B and D's backbone; `metrics` are those of pretrain-supervised."""
+    """Return a sentence on the origin of B and D's backbone; `metrics` are those of step pretrain-supervised."""
     return sentences("supervised", metrics=metrics)

@@ -1,4 +1,4 @@
-"""Notebook 02: tables and figures of the five settings and their controls; `significance` has the tests."""
+"""Notebook 02: tables and figures of the five settings and their controls; for the tests see `significance`."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from hw1lib.variants import ROWS, SETTINGS
 
 COLOURS = dict(zip(SETTINGS, (PALETTE[7], PALETTE[0], PALETTE[2], PALETTE[9], PALETTE[1]), strict=True))
 COLUMNS = ["setting", "pretraining", "finetuning", "accuracy", "correct", "total", "ci_low", "ci_high", "epoch"]
-ORIGIN = {  # of the supervised backbone
+ORIGIN = {  # of the backbone of B and D
     "file": "supervised (the data's file)",
     "pool": "supervised (trained here)",
     "imagenet": "supervised (ImageNet weights, which the course forbids)",
@@ -29,8 +29,8 @@ def accuracies(metrics, source):
         source: origin of the supervised backbone of B and D: file, pool or imagenet.
 
     Returns:
-        DataFrame; `accuracy` and `epoch` are those of the best epoch, selected on validation; `accuracy_last`,
-        `correct` and the 95 % interval those of the last epoch. The interval is nan where all validation images show
+        DataFrame. `accuracy` and `epoch` are those of the best epoch, selected on validation; `accuracy_last`,
+        `correct` and the 95 % interval are those of the last epoch. The interval is nan if all validation images show
         one place.
     """
     origins = {None: "none (random weights)", "pretrain": "self-supervised", "pretrain-supervised": ORIGIN[source]}
@@ -48,7 +48,7 @@ def readable(table, published=None):
 
     Args:
         table: table returned by `accuracies`.
-        published: dict from setting to the original's accuracy, where it is comparable.
+        published: dict from setting to the original's accuracy; empty if it is not comparable.
     """
     report = table[["setting", "pretraining", "finetuning", "accuracy_last", "ci_low", "ci_high"]].copy()
     report["correct"] = [f"{correct} / {total}" for correct, total in zip(table["correct"], table["total"])]
@@ -71,7 +71,7 @@ def accuracies_by_seed(metrics):
 
 
 def mean_over_seeds(table):
-    """Return mean ± sample standard deviation over seeds; no deviation where all values agree.
+    """Return mean ± sample standard deviation over seeds, without the deviation where all values agree.
 
     Args:
         table: table returned by `accuracies_by_seed`.
@@ -86,18 +86,18 @@ def mean_over_seeds(table):
 
 
 def trainable_parameters(models):
-    """Return the number of trainable parameters, from a dict from setting to resnet.Classifier."""
+    """Return the trainable parameters of backbone and head; `models` is a dict from setting to resnet.Classifier."""
     rows = []
     for name, model in models.items():
         parts = {"backbone": model.backbone, "head": model.head}
         counts = {k: sum(p.numel() for p in part.parameters() if p.requires_grad) for k, part in parts.items()}
         share = sum(counts.values()) / sum(p.numel() for p in model.parameters())
-        rows.append({"setting": name} | {k: f"{v:,}" for k, v in counts.items()} | {"learn": percent(share)})
+        rows.append({"setting": name} | {k: f"{v:,}" for k, v in counts.items()} | {"share of all": percent(share)})
     return pd.DataFrame(rows)
 
 
 def confused_classes(matrix, pairs, classes):
-    """Return how often the most confused pairs of classes are taken for each other.
+    """Return how often each of two confused classes is predicted as the other.
 
     Args:
         matrix: (C, C) confusion matrix, one row per true class.
@@ -106,16 +106,16 @@ def confused_classes(matrix, pairs, classes):
     """
     rows = []
     for i, j in pairs:
-        second, first = (f"{matrix[a, b]} of {matrix[a].sum()}" for a, b in ((i, j), (j, i)))
-        rows.append((f"{classes[i]} – {classes[j]}", second, first))
-    return pd.DataFrame(rows, columns=["classes", "taken for the second", "taken for the first"])
+        counts = (f"{matrix[true, other]} of {matrix[true].sum()}" for true, other in ((i, j), (j, i)))
+        rows.append((f"{classes[i]} – {classes[j]}", *counts))
+    return pd.DataFrame(rows, columns=["classes", "first predicted as second", "second predicted as first"])
 
 
 # --- figures
 
 
 def accuracy_bars(table):
-    """Draw the accuracies of the last epoch with 95 % intervals, from the table returned by `accuracies`."""
+    """Draw the accuracies of the last epoch with 95 % intervals; `table` is the one returned by `accuracies`."""
     figure, (axis,) = canvas(1, 1, (6.4, 0.32 * len(table) + 0.9))
     names = table["setting"]
     bars(axis, names, table["accuracy_last"], [COLOURS.get(name, MUTED) for name in names], alpha=0.85)
@@ -171,17 +171,23 @@ def confused_images(split, predicted, pairs, size, columns=8):
         columns: maximum number of images per row.
     """
     rows = {}
-    for true, taken in (direction for pair in pairs for direction in (pair, pair[::-1])):
-        chosen = np.flatnonzero((split.labels == true) & (predicted == taken))
-        if len(chosen):
-            label = f"{split.classes[true]}\ntaken for {split.classes[taken]}: {len(chosen)}"
-            rows[label] = _load(split, chosen[:columns], size)
-    rows = rows or {"no image is taken\nfor another class": []}
+    for true, other in (direction for pair in pairs for direction in (pair, pair[::-1])):
+        confused = np.flatnonzero((split.labels == true) & (predicted == other))
+        if len(confused):
+            label = f"{split.classes[true]}\npredicted as {split.classes[other]}: {len(confused)}"
+            rows[label] = _load(split, confused[:columns], size)
+    rows = rows or {"no image is\nmisclassified": []}
     return image_grid(rows, columns, (7.2, 0.66 * len(rows)), title_size=7)
 
 
 def mistakes(split, predicted, size, page=1, columns=6):
-    """Draw one page of misclassified images, each with its true and its predicted class; arguments as above."""
+    """Draw one page of misclassified images, each titled with its true and its predicted class.
+
+    Args:
+        split, predicted, size: as in `confused_images`.
+        page: number of the page, from 1; a page has two rows.
+        columns: number of images per row.
+    """
     wrong = np.flatnonzero(split.labels != predicted)[2 * columns * (page - 1) : 2 * columns * page]
     figure, axes = canvas(2, columns, (7.2, 3))
     for axis in axes:

@@ -1,4 +1,4 @@
-"""Notebook 03: what fine-tuning does to the representation, in figures and measures."""
+"""Notebook 03: figures and measures of the representation after the first and the last epoch of fine-tuning."""
 
 import itertools
 
@@ -15,7 +15,7 @@ MARKERS = "osD^vP*X<>hdp"
 def scatter(points, labels, classes):
     """Draw points in the plane, one panel per set, with a colour and marker for each class.
 
-    Along each axis, the outermost 0.5 % on either side are moved to the edge of the rest.
+    Coordinates are clipped to their 0.5 % and 99.5 % quantiles.
 
     Args:
         points: dict from a panel's title to (N, 2) coordinates.
@@ -26,7 +26,7 @@ def scatter(points, labels, classes):
     figure, axes = canvas(1, len(points), (7.2, 3.9 if few else 5.6))
     colours = PALETTE if few else seaborn.husl_palette(len(classes), s=0.85, l=0.55).as_hex()
     for axis, (title, xy) in zip(axes, points.items(), strict=True):
-        xy = np.clip(xy, *np.quantile(xy, (0.005, 0.995), axis=0))  # outliers would shrink the rest
+        xy = np.clip(xy, *np.quantile(xy, (0.005, 0.995), axis=0))  # outliers would squeeze the rest together
         for number, marker in zip(range(len(classes)), itertools.cycle(MARKERS)):  # similar colours differ in marker
             axis.scatter(
                 *xy[labels == number].T, s=14 if few else 7, marker=marker, color=colours[number], linewidths=0,
@@ -58,7 +58,7 @@ def explained_variance(variances, limit=30):
 
 
 def table(metrics):
-    """Return the measures of the first and the last epoch; `metrics` are those of step embed."""
+    """Return the measures after the first and the last epoch; `metrics` are those of step embed."""
     measures = ("silhouette", "purity", "trustworthiness")
     rows = [{"measure": m} | {epoch: metrics[f"{m}_{epoch}"] for epoch in ("first", "last")} for m in measures]
     return pd.DataFrame(rows).assign(by_chance=[None, metrics["purity_chance"], None])
@@ -68,7 +68,7 @@ def in_words(metrics, setting):
     """Return a paragraph on whether classes are better separated after the last epoch than after the first.
 
     Args:
-        metrics: those of step embed; None for what was not measured.
-        setting: the setting whose activations were embedded.
+        metrics: those of step embed; None where a measure was not computed.
+        setting: name of the setting whose activations were embedded.
     """
     return sentences("embedding", metrics=metrics, setting=setting)

@@ -1,4 +1,4 @@
-"""Notebook 04: IoU and mIoU of the models, where their errors lie, and three stages of training.
+"""Notebooks 04 and 05: IoU and mIoU of the models, their errors, and three stages of training.
 
 Models, variants and the control are named as in tables/segmentation.csv: fcn32s, lraspp+tta, lraspp+vote, colour.
 """
@@ -19,7 +19,7 @@ COLUMNS = ["model", "miou", "miou_last", *SCORED, "pixel_accuracy", "parameters"
 
 
 def full_name(name):
-    """Return the name in the report of a model, a variant such as lraspp+tta, or the control."""
+    """Return how the report names a model, a variant such as lraspp+tta, or the control."""
     model, _, variant = name.partition("+")
     if model == "colour":
         return "colour look-up (control)"
@@ -33,7 +33,7 @@ def variants(metrics, colour, voted=None):
     """Return the metrics of each model, of its variants and of the colour control, by name.
 
     Args:
-        metrics: dict from model to the metrics of its step; `tta` in them becomes a variant.
+        metrics: dict from model to the metrics of its step; their `tta`, if any, becomes a variant.
         colour: metrics of the colour control.
         voted: dict from a variant such as lraspp+vote to its metrics.
     """
@@ -55,12 +55,12 @@ def table(rows):
 
 
 def intervals(predictions, masks, groups=None):
-    """Return 95 % bootstrap intervals of all mIoUs and their differences.
+    """Return 95 % bootstrap intervals of all mIoUs and of their differences.
 
     Args:
         predictions: dict from name to (N, H, W) classes of the validation tiles at the last epoch.
         masks: (N, H, W) true classes.
-        groups: (N,) place of each tile; tiles of one place are drawn together. None: all different.
+        groups: (N,) place of each tile; tiles of one place are resampled together. None: each tile is its own place.
 
     Returns:
         Dict from name, and from pairs of names (the first minus the second), to (low, high).
@@ -90,23 +90,23 @@ def differences(table, intervals):
 
 
 def readable_differences(differences):
-    """Return the table of differences with names as in the report."""
+    """Return the table of differences with the names used in the report."""
     return differences.assign(**{side: differences[side].map(full_name) for side in ("first", "second")})
 
 
 def readable(rows, intervals, original=None):
-    """Return the table of models for the report, with intervals and the ceiling of the output stride.
+    """Return the table of models for the report, with intervals and each model's ceiling.
 
     Args:
         rows: as returned by `variants`.
         intervals: as returned by `intervals`.
-        original: dict from model to the original's mIoU, where it is comparable.
+        original: dict from model to the original's mIoU; empty if it is not comparable.
     """
     report = table(rows).drop(columns="parameters")
     report["model"] = report["model"].map(full_name)
-    after = report.columns.get_loc("miou_last") + 1
-    report.insert(after, "ceiling", [values.get("ceiling") for values in rows.values()])
-    report.insert(after, "95 % interval", [interval(*intervals[name]) for name in rows])
+    position = report.columns.get_loc("miou_last") + 1
+    report.insert(position, "ceiling", [values.get("ceiling") for values in rows.values()])
+    report.insert(position, "95 % interval", [interval(*intervals[name]) for name in rows])
     if original:
         report.insert(1, "original", [fraction(original[name]) if name in original else None for name in rows])
     return report
@@ -142,7 +142,7 @@ def curves(histories, control):
 
 
 def class_iou(values):
-    """Draw the IoU of each class as bars per model, and as a line for the control.
+    """Draw the IoU of each class, as bars for the models and as a line for the control.
 
     Args:
         values: dict from model or colour to {class: IoU or None}; classes without any IoU are left out.
@@ -163,7 +163,7 @@ def class_iou(values):
 
 
 def errors(image, truth, predicted):
-    """Draw where the errors lie on a tile: wrong pixels in the colour of the predicted class, all others pale.
+    """Draw the errors on a tile: wrong pixels in the colour of the predicted class, correct ones pale, unknown grey.
 
     Args:
         image: (3, H, W) uint8.
@@ -202,16 +202,16 @@ def _tile_miou(tile, stage):
 
 
 def ranked(table):
-    """Return the models in `table`, the table returned by `table`, by descending mIoU of the last epoch."""
+    """Return the models by descending mIoU of the last epoch, from the table returned by `table`."""
     models = table[table["model"].isin(SEGMENTERS)]
     return models.sort_values(["miou_last", "model"], ascending=[False, True])["model"].tolist()
 
 
 def in_words(table, intervals, improved):
-    """Return a paragraph on the best model at its last epoch, and on the models beside each other and the control.
+    """Return a paragraph that compares the models with each other and with the control at the last epoch.
 
     Args:
-        table, intervals: as returned by the functions of these names.
+        table, intervals: as returned by `table` and `intervals`.
         improved: name of the improved model.
     """
     miou = dict(zip(table["model"], table["miou_last"]))
@@ -219,19 +219,19 @@ def in_words(table, intervals, improved):
     def compare(first, second, name=None):
         return comparison(miou[first] - miou[second], *intervals[first, second], name or full_name(second))
 
-    def changed(variant, model):
+    def effect(variant, model):
         return change(miou[variant] - miou[model], *intervals[variant, model])
 
     order = ranked(table)
-    words = {"name": full_name, "compare": compare, "change": changed}
+    words = {"name": full_name, "compare": compare, "change": effect}
     return sentences("models", order=order, miou=miou, intervals=intervals, improved=improved, **words)
 
 
 def hardest(iou, name):
-    """Return a sentence on the class with the lowest IoU, and on the classes that do not occur.
+    """Return a sentence on the class with the lowest IoU, and one on classes that do not occur.
 
     Args:
-        iou: dict from class to IoU, or None where the class is in neither labels nor predictions.
+        iou: dict from class to IoU; None for a class in neither labels nor predictions.
         name: name of the model.
     """
     measured = {c: value for c, value in iou.items() if value is not None}
@@ -240,13 +240,13 @@ def hardest(iou, name):
 
 
 def seeds(table):
-    """Return a sentence on the variation of the improved model's mIoU between seeds; `table` as of `by_seed`."""
+    """Return a sentence on the variation of a model's mIoU between seeds; `table` as returned by `by_seed`."""
     miou = table["miou_last"]
     spread = confidence(*mean_interval(miou), missing=ALL_AGREE)
     return sentences("segmentation_seeds", miou=miou, name=full_name(table["model"].iloc[0]), spread=spread)
 
 
 def stages_in_words(rows, at, name):
-    """Return a sentence on the mean mIoU of the shown tiles at each stage; `rows` and `at` as in `stages`."""
+    """Return a sentence on the mean mIoU of a few tiles at each stage; `rows` and `at` as in `stages`."""
     means = [f"{np.mean([_tile_miou(tile, stage) for tile in rows.values()]):.3f} ({stage})" for stage in at]
     return sentences("stages", tiles=len(rows), means=means, name=name)

@@ -1,4 +1,4 @@
-"""Notebook 05: everything masks, their quality, and their effect on the improved model's predictions."""
+"""Notebook 05: masks of everything mode, their quality, and their effect on the improved model's predictions."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ def table(metrics, images):
 
     Args:
         metrics: those of step everything.
-        images: numbers of the tiles; SAM has an empty row for each where its weights are missing.
+        images: numbers of the tiles; without SAM's weights, each has an empty row for SAM.
     """
     missing = [] if metrics["sam"] else [{"method": "sam", "image": image} for image in images]
     return pd.DataFrame(missing + metrics["rows"], columns=COLUMNS).astype({"masks": "Int64"})
@@ -41,7 +41,7 @@ def refinement(metrics):
 
 
 def readable(table):
-    """Return a table with the names of the methods as in the report."""
+    """Return a table with the methods' names as the report spells them."""
     return table.assign(method=table["method"].map(METHODS))
 
 
@@ -57,7 +57,7 @@ def load_masks(result, method, number):
         number: number of the tile.
 
     Returns:
-        (H, W) segment numbers, -1 where no mask is, and (M, H, W) bool masks.
+        (H, W) segment numbers, -1 outside all masks, and (M, H, W) bool masks.
     """
     labels = result.array(f"{method}_{number}_labels")
     masks = np.unpackbits(result.array(f"{method}_{number}_masks"), axis=-1, count=labels.shape[1]).astype(bool)
@@ -65,12 +65,12 @@ def load_masks(result, method, number):
 
 
 def overlay(image, labels, seed=0, strength=0.45):
-    """Return an image with each segment in a random colour and with white outlines, as SAM's own demo draws them.
+    """Return an image with its segments in random colours and with white outlines, like SAM's own demo.
 
     Args:
         image: (H, W, 3) uint8.
-        labels: (H, W) segment numbers; below zero the image is left as it is.
-        seed: seed of the colours.
+        labels: (H, W) segment numbers; pixels below zero are not coloured.
+        seed: seed of the order of the colours.
         strength: opacity of the colours in [0, 1].
 
     Returns:
@@ -79,7 +79,7 @@ def overlay(image, labels, seed=0, strength=0.45):
     count = max(labels.max() + 1, 1)
     colours = hsv_to_rgb([(hue / count, 0.75, 0.95) for hue in np.random.default_rng(seed).permutation(count)])
     mixed = label2rgb(labels, image, colours, strength, bg_label=-1, bg_color=None, saturation=1)
-    for axis in (0, 1):  # pixels that differ from the one above, or on the left
+    for axis in (0, 1):  # outline: the pixel above or on the left has another number
         mixed[np.diff(labels, axis=axis, prepend=labels.take([0], axis)) != 0] = 1.0
     return mixed
 
@@ -112,13 +112,13 @@ def masks_figure(result, tiles, numbers, methods, predictions):
 
 
 def method_figure(image, grid_xy, points_xy, labels, masks, name):
-    """Draw how everything mode works: starting points, remaining points, masks, cut-outs.
+    """Draw everything mode step by step: starting points, remaining points, masks, cut-outs.
 
     Args:
         image: (H, W, 3) uint8.
         grid_xy: (P, 2) starting points.
         points_xy: (M, 2) points whose masks remain.
-        labels: (H, W) segment numbers, below zero where no mask is.
+        labels: (H, W) segment numbers, below zero outside all masks.
         masks: (M, H, W) bool.
         name: title of the figure.
     """
@@ -134,7 +134,7 @@ def method_figure(image, grid_xy, points_xy, labels, masks, name):
 
 
 def cut_outs(image, masks, side=3):
-    """Return the largest masks cut out of the image, on a white sheet of side × side cells: (H', W', 3) uint8."""
+    """Return the largest masks cut out of an image, on a white square of side × side cells: (S, S, 3) uint8."""
     cell = max(image.shape[:2]) // side
     sheet = Image.new("RGB", (cell * side, cell * side), "white")
     largest = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")[: side * side]
@@ -162,7 +162,7 @@ def refinement_in_words(table, chosen, model, tiles):
 
     Args:
         table: table returned by `refinement`.
-        chosen: method of the variant vote in the table of models.
+        chosen: method that the variant *vote* in the table of models uses.
         model: name of the improved model in the report.
         tiles: number of validation tiles.
     """

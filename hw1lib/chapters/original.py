@@ -1,4 +1,4 @@
-"""The original report: its numbers where they are comparable, its settings, and the defects of its recipe."""
+"""The original report: its results where they are comparable, its settings, and the defects of its recipe."""
 
 import functools
 import tomllib
@@ -41,28 +41,28 @@ def compare(data, problem, images, baselines, form):
         data: layout.Layout.
         problem: 1 or 2.
         images: what validation consists of: "images" or "tiles".
-        baselines: name of the course's baselines.
-        form: function from a baseline to text.
+        baselines: how the sentence names the course's baselines.
+        form: function that formats a baseline.
     """
     baseline = {name: form(value) for name, value in numbers()[f"problem{problem}"]["baseline"].items()}
     return sentences("comparable", same=beside(data, problem), images=images, baselines=baselines, **baseline)
 
 
 def table(problem, column, value, names=None):
-    """Return the original's numbers as a DataFrame with two columns.
+    """Return the original's results as a DataFrame with two columns.
 
     Args:
         problem: 1 or 2.
         column: heading of the settings or models.
         value: accuracy or miou.
-        names: dict from a row to its name in the report.
+        names: dict from a setting or model to its name in the report.
     """
     rows = numbers()[f"problem{problem}"][value].items()
     return pd.DataFrame([((names or {}).get(name, name), number) for name, number in rows], columns=[column, value])
 
 
 def settings_table(profile, seed, group):
-    """Return the settings of this run beside the original's; those that its report does not state are marked.
+    """Return the settings of this run beside the original's, of which those that its report does not state are marked.
 
     Args:
         profile: settings.Profile of this run.
@@ -73,7 +73,7 @@ def settings_table(profile, seed, group):
     for heading, source in (("this run", profile), ("original", seed)):
         shared = {"image_size": source.data.image_size, "zero_init_residual": source.zero_init_residual}
         columns[heading] = shared | result_settings(getattr(source, group))
-        if columns[heading]["augmentation"] == "original":  # its own transforms leave these unused
+        if columns[heading]["augmentation"] == "original":  # the original's transforms do not use these
             columns[heading] |= dict.fromkeys({"views", "crop_scale"} & set(columns[heading]), "–")
     assumed = {k: v for k, v in columns["original"].items() if k not in numbers()["stated"][group] and v != "–"}
     columns["original"] |= {name: f"{value} (assumed)" for name, value in assumed.items()}
@@ -81,16 +81,16 @@ def settings_table(profile, seed, group):
 
 
 def defects(views, metrics, history, before, after):
-    """Return the known defects of the original recipe, and which of them this run has, each checked on its results.
+    """Return the known defects of the original recipe, and whether this run's results show them.
 
     Args:
-        views: two views, (3, S, S) each, that one batch drew of two copies of an image.
+        views: (2, 3, S, S) views of two copies of one image, drawn as one batch.
         metrics, history: those of step pretrain.
         before: state dict of the pre-trained backbone.
-        after: state dict of setting E's resnet.Classifier, whose frozen backbone is the same one.
+        after: state dict of setting E's resnet.Classifier, whose backbone was loaded from `before` and frozen.
     """
     statistics = [name for name in before if name.endswith(("running_mean", "running_var"))]
-    occurs = (  # in the order of report/original.toml
+    present = (  # in the order of report/original.toml
         (views[0] == views[1]).all(),
         metrics["loss"] != history["loss"].iloc[-1],
         any((before[name] != after[f"backbone.{name}"]).any() for name in statistics),
@@ -98,4 +98,4 @@ def defects(views, metrics, history, before, after):
     )
     table = pd.DataFrame(numbers()["defects"].items(), columns=["defect", "original"])
     table["original"] = ["yes (stated)" if quote else "yes (assumed)" for quote in table["original"]]
-    return table.assign(**{"this run": ["yes" if occurred else "no" for occurred in occurs]})
+    return table.assign(**{"this run": ["yes" if defect else "no" for defect in present]})

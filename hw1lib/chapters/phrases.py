@@ -1,4 +1,4 @@
-"""Numbers, intervals, comparisons and lists as text, and the sentences of report/sentences.j2 that they fill."""
+"""Numbers, intervals, comparisons and lists as text, and the templates that use them."""
 
 import contextlib
 import functools
@@ -10,33 +10,33 @@ from hw1lib import paths
 from hw1lib.errors import UserError
 
 LEVEL = 0.05  # significance level of all tests
-ONE_PLACE = "no interval: one place"  # where all images show one place, or all seeds have one result
+ONE_PLACE = "no interval: one place"  # where all images show one place, so a bootstrap over places is undefined
 ALL_AGREE = "no interval, as all seeds agree"
 
 
 def percent(value):
-    """0.4211 -> 42.1 %."""
+    """Format a fraction in percent: "42.1 %"."""
     return f"{100 * value:.1f} %"
 
 
 def fraction(value):
-    """0.68671 -> 0.687."""
+    """Format a fraction with three digits: "0.687"."""
     return f"{value:.3f}"
 
 
 def points(value):
-    """0.042 -> 4.2 percentage points."""
+    """Format a difference of fractions: "4.2 percentage points"."""
     return f"{100 * value:.1f} percentage points"
 
 
 def p_value(p):
-    """0.042 -> p = 0.042; 0.0004 -> p < 0.001."""
+    """Format a p-value with its symbol: "p = 0.042", "p < 0.001"."""
     number = p_number(p)
     return f"p {number}" if number.startswith("<") else f"p = {number}"
 
 
 def p_number(p):
-    """A p-value with three digits, or more where rounding would move it across LEVEL."""
+    """Format a p-value with three digits, or with more where rounding would turn it into LEVEL."""
     if p < 0.001:
         return "< 0.001"
     digits = 3
@@ -46,30 +46,30 @@ def p_number(p):
 
 
 def number(value, form):
-    """A formatted number with a typographic minus sign."""
+    """Format a number with a typographic minus sign."""
     return f"{value:{form}}".replace("-", "−")
 
 
 def interval(low, high, form=".3f", missing=ONE_PLACE):
-    """An interval such as "−0.003 to 0.020"; `missing` where its ends are nan."""
+    """Format an interval: "−0.003 to 0.020"; `missing` if its ends are nan."""
     return f"{number(low, form)} to {number(high, form)}" if low == low else missing
 
 
 def confidence(low, high, form=".3f", missing=ONE_PLACE):
-    """Format an interval with its level: "95 % interval −0.003 to 0.020"."""
+    """Format an interval with its level: "95 % interval −0.003 to 0.020"; `missing` if its ends are nan."""
     return f"95 % interval {interval(low, high, form)}" if low == low else missing
 
 
 def comparison(difference, low, high, other, form=".3f", unit="", missing=ONE_PLACE):
-    """Verb phrase such as "is 1.2 points above B (95 % interval −4.9 to 7.2), which is not significant".
+    """Return a verb phrase: "is 1.2 points above B (95 % interval −4.9 to 7.2), which is not significant".
 
     Args:
         difference: subject minus `other`; below zero it is given as "below", with its interval reversed.
-        low, high: 95 % interval of the difference. Where it is nan, nothing is said about significance.
+        low, high: 95 % interval of the difference; if nan, the phrase does not mention significance.
         other: what the subject is compared with.
         form: format of the numbers.
-        unit: text after the difference, such as " points".
-        missing: text in place of an interval that is nan.
+        unit: text after the difference, with a leading space, such as " points".
+        missing: text in place of the interval if it is nan.
     """
     if difference < 0:
         low, high = -high, -low
@@ -79,39 +79,39 @@ def comparison(difference, low, high, other, form=".3f", unit="", missing=ONE_PL
 
 
 def change(difference, low, high, form="+.3f"):
-    """A signed change, such as "+0.006 (95 % interval +0.002 to +0.008)"; arguments as in `comparison`."""
+    """Format a signed change: "+0.006 (95 % interval +0.002 to +0.008)"; arguments as in `comparison`."""
     return f"{number(difference, form)} ({confidence(low, high, form)}){verdict(low, high)}"
 
 
 def verdict(low, high):
-    """The end of a clause about a difference: empty unless its interval includes zero."""
+    """Return ", which is not significant" if an interval of a difference includes zero, else ""."""
     return ", which is not significant" if low <= 0 <= high else ""
 
 
 def listed(items, last=" and "):
-    """A, B and C."""
+    """Join items: "A, B and C"."""
     *first, end = map(str, items)
     return f"{', '.join(first)}{last}{end}" if first else end
 
 
 def capital(text):
-    """The text with a capital first letter; "k-NN" stays as it is."""
+    """Capitalise the first letter of a text, except that of "k-NN"."""
     return text if text.startswith("k-NN") else text[:1].upper() + text[1:]
 
 
 def escape(text):
-    """Escape a text for one line of Markdown: no markup, HTML or curly quotes."""
+    """Escape a text for one line of Markdown, so that it gives no markup, HTML or typographic replacements."""
     special = r"""[\\`*_{}\[\]<>#|~^$@&'"]|(?<=-)-|(?<=\.)\."""  # the last two: -- and ...
     return re.sub(special, r"\\\g<0>", " ".join(str(text).split()))
 
 
 def folded(title, markdown):
-    """Markdown that is hidden below its title until a reader unfolds it, except on paper."""
+    """Fold Markdown below a title that unfolds it when clicked; a PDF shows it in full."""
     return f"<details><summary>{title}</summary>\n\n{markdown}\n\n</details>"
 
 
 def code(text):
-    """Text as a block of code in Markdown."""
+    """Return a text as a Markdown code block."""
     return f"```\n{text}\n```"
 
 
@@ -142,7 +142,7 @@ def template(path):
     """Yield a Jinja template with FILTERS.
 
     Raises:
-        UserError: the file is no template, or something that it uses is missing.
+        UserError: the file is missing or not a template, or uses an undefined name.
     """
     try:
         yield _environment(path.parent).get_template(path.name)
@@ -152,7 +152,7 @@ def template(path):
 
 
 def sentences(macro, /, **facts):
-    """Return the sentences that a macro of report/sentences.j2 makes of facts, as one paragraph."""
+    """Fill a macro of report/sentences.j2 with facts and return its text as one paragraph."""
     with template(paths.SENTENCES) as macros:
         text = getattr(macros.module, macro)(**facts)
     return " ".join(text.split())

@@ -1,8 +1,8 @@
 """Notebook 02: which differences between settings and controls are significant.
 
-A difference is called significant only if the exact McNemar test on the same validation images, at 5 % and after Holm's
-adjustment for all comparisons of the report, says so. Images of one place are kept together where places are known.
-All tests and rankings use the last epoch, which involved no selection.
+A difference is called significant only if the exact McNemar test on the same validation images gives p < 0.05 after
+Holm's adjustment for all comparisons of the report. Where places are known, predictions are swapped by place. All tests
+and rankings use the last epoch, which involved no selection.
 """
 
 import itertools
@@ -22,11 +22,11 @@ SELF_SUPERVISED = [name for name, row in ROWS.items() if row.pretraining == "pre
 
 
 def contingency(first, second, names):
-    """Return the 2 × 2 table that McNemar's test uses.
+    """Return the 2 × 2 table of McNemar's test: how many images both, one or neither classify correctly.
 
     Args:
         first, second: (N,) bool, which of the same images each classifies correctly.
-        names: their names.
+        names: pair of their names.
     """
     one, two = names
     rows = ((f"{one} right", first), (f"{one} wrong", ~first))
@@ -40,10 +40,11 @@ def mcnemar_tests(right):
     Args:
         right: DataFrame of bool, which validation images each setting and control (its columns) classifies correctly at
             its last epoch. Its index is the place that each image shows, unique where places are unknown. If
-            self-supervised pre-training collapsed, leave out the columns SELF_SUPERVISED: they must not win.
+            self-supervised pre-training collapsed, leave out the columns SELF_SUPERVISED.
 
     Returns:
-        DataFrame with columns first, second, difference (of their accuracies), p and adjusted (p after Holm).
+        DataFrame with columns first, second, difference (of accuracies, first minus second), p and adjusted (p after
+        Holm's adjustment).
     """
     pairs = [pair for pair in PAIRS if set(pair) <= set(right)]
     table = pd.DataFrame(pairs, columns=["first", "second"])
@@ -54,7 +55,7 @@ def mcnemar_tests(right):
 
 
 def _test(tests, first, second):
-    """Return first minus second, whether it is significant, and this in words; None without a test after a collapse."""
+    """Return difference, significant and verdict (text) of a test, a dict; None if a collapse left it out."""
     for row in tests.itertuples():
         if {row.first, row.second} == {first, second}:
             significant = row.adjusted < LEVEL
@@ -104,7 +105,7 @@ def pretraining(tests):
 
 
 def domains(tests, pool, target):
-    """Return a paragraph on what frozen against fine-tuned backbones say about the two domains.
+    """Return a paragraph on transfer between the domains: frozen against fine-tuned backbones.
 
     Args:
         tests: table returned by `mcnemar_tests`.
@@ -128,11 +129,11 @@ def controls(tests):
 
 
 def seeds(table, collapsed=()):
-    """Return a paragraph on the differences that remain on average over seeds.
+    """Return a paragraph on differences averaged over seeds.
 
     Args:
         table: accuracies by setting and seed, returned by ch02_finetuning.accuracies_by_seed.
-        collapsed: seeds whose pre-training collapsed; they are left out.
+        collapsed: seeds whose pre-training collapsed, which are left out.
     """
     last = table[~table["seed"].isin(collapsed)].pivot(index="seed", columns="setting", values="accuracy_last")
     comparisons = []

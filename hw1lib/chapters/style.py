@@ -1,7 +1,7 @@
-"""The style of all figures, saving them, and the drawing functions that several chapters share.
+"""Figure style, saving, and the drawing functions that several chapters share.
 
-A figure is a function from plain results to a matplotlib Figure; none touches a model, a loop or global state. Saved
-files are byte-identical for the same results and the same version of matplotlib.
+Drawing functions take plain results and return a matplotlib Figure; they use no model and no global state. Saved files
+are byte-identical for the same results and the same version of matplotlib.
 """
 
 import io
@@ -24,16 +24,16 @@ METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": 
 
 
 def use():
-    """Set the style of all figures that follow, and make notebooks show figures as PNG."""
+    """Set matplotlib's style to figures.mplstyle, and make notebooks show figures as PNG."""
     matplotlib.style.use(paths.STYLE)
     if get_ipython() is not None:
         get_ipython().display_formatter.formatters["image/png"].for_type(Figure, png)
 
 
 def save(figure, path, dpi=160):
-    """Write a figure as PNG or PDF, by the suffix of `path`, without date or version."""
+    """Write a figure as PNG or PDF, by the suffix of `path`, without date or version in its metadata."""
     kind = path.suffix.removeprefix(".")
-    if figure.get_layout_engine() is not None:  # laid out once: each save would shift the axes
+    if figure.get_layout_engine() is not None:  # otherwise each save would shift the axes slightly
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     with files.replacing(path) as temporary:
@@ -48,7 +48,7 @@ def png(figure, dpi=100):
 
 
 def canvas(rows=1, columns=1, size=(6.4, 3.6), **options):
-    """Return a new figure and a flat list of its axes."""
+    """Return a new figure and a flat list of its axes; `options` go to Figure.subplots."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
@@ -58,25 +58,25 @@ def show(axes, image, title="", size=8):
     """Draw an (H, W, 3) image without ticks, in a thin frame."""
     axes.imshow(image, interpolation="nearest")
     bare(axes)
-    axes.spines[:].set(visible=True, linewidth=0.4, edgecolor=MUTED)  # white masks need an edge
+    axes.spines[:].set(visible=True, linewidth=0.4, edgecolor=MUTED)  # so that white areas have an edge
     axes.set_title(title, fontsize=size)
 
 
 def bare(axes):
-    """Remove ticks, grid and spines."""
+    """Remove ticks, grid and spines from axes."""
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
 
 def image_grid(rows, columns=None, size=None, titles=(), captions=(), title_size=8):
-    """Draw rows of pictures; below masks, a legend of the classes that they show.
+    """Draw a grid of pictures, with a legend of the classes that occur in masks.
 
     Args:
         rows: dict from a row's label to a list of pictures, (H, W, 3) uint8 colours or (H, W) land-cover classes.
         columns: number of columns; None: the length of the longest row.
-        size: figure size in inches; None: as the grid needs.
-        titles: of the columns.
+        size: figure size in inches; None: derived from the grid.
+        titles: titles of the columns.
         captions: texts below the pictures, row by row.
         title_size: font size of labels and titles in points.
     """
@@ -100,11 +100,11 @@ def image_grid(rows, columns=None, size=None, titles=(), captions=(), title_size
 
 
 def progress(step, history):
-    """Draw the numbers of a training step so far, one panel per number.
+    """Draw the history of a training step so far, one panel per quantity.
 
     Args:
         step: name of the step.
-        history: list with a dict per epoch, with epoch and any floats.
+        history: list of one dict per epoch, of epoch and floats; the learning rate is left out.
     """
     history = pd.DataFrame(history)
     names = history.select_dtypes(float).columns.drop("lr", errors="ignore")
@@ -116,7 +116,7 @@ def progress(step, history):
 
 
 def training_curves(histories, score, lines, form):
-    """Draw training loss and validation score; return the figure and the axes of the score.
+    """Draw training loss and validation score by epoch; return the figure and the axes of the score.
 
     Args:
         histories: dict from a run's name to DataFrame with epoch, loss and the score.
@@ -135,7 +135,7 @@ def training_curves(histories, score, lines, form):
 
 
 def curve(axis, history, column, title, **line):
-    """Draw a column of a history by epoch, without the epochs in which it was not measured."""
+    """Draw a column of a history by epoch, skipping epochs in which it was not measured."""
     measured = history[["epoch", column]].dropna()
     axis.plot(measured["epoch"], measured[column], **line)
     axis.set(title=title, xlabel="epoch")
@@ -143,7 +143,7 @@ def curve(axis, history, column, title, **line):
 
 
 def timing(seconds):
-    """Draw a bar per step, from a dict from step to seconds."""
+    """Draw the run time of each step as a bar; `seconds` is a dict from step to seconds."""
     figure, (axis,) = canvas(1, 1, (6.4, min(0.24 * len(seconds) + 0.8, 9)))
     axis.bar_label(bars(axis, list(seconds), list(seconds.values())), fmt=" {:.0f} s", fontsize=7)
     axis.set_xlabel("seconds")
@@ -158,13 +158,13 @@ def bars(axis, names, values, colours=PALETTE[0], **options):
 
 
 def class_legend(figure, classes):
-    """Draw a legend of land-cover classes, given by number, below a figure."""
+    """Draw a legend of land-cover classes, given by their numbers, below a figure."""
     colours = {landcover.CLASSES[number]: landcover.PALETTE[number] / 255 for number in classes}
     colour_legend(figure, colours, ncols=7)
 
 
 def colour_legend(figure, colours, **options):
-    """Draw a legend below a figure, from a dict from label to colour."""
+    """Draw a legend below a figure; `colours` is a dict from label to colour."""
     handles = [Patch(facecolor=colour, edgecolor=MUTED, label=label) for label, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", fontsize=8, handlelength=1.2, **options)
 

@@ -1,4 +1,4 @@
-"""Tables of the report: the heading and the format of each column, and Markdown."""
+"""Tables of the report: headings and formats of columns, and conversion to Markdown."""
 
 import pandas as pd
 
@@ -21,13 +21,14 @@ FORMATS = {
     "p": p_number,
     "adjusted": p_number,
 }
-HEADINGS = {  # of columns whose heading is not their name with spaces
+HEADINGS = {  # other columns are headed by their name, with spaces for underscores
     "pretraining": "pre-training",
     "finetuning": "trained",
     "accuracy_last": "last epoch",
     "difference": "difference in points",
     "adjusted": "p (Holm)",
     "change": "difference in mIoU",
+    "of": "setting or model",
     "miou": "mIoU",
     "miou_last": "last epoch",
     "asa": "ASA",
@@ -38,11 +39,11 @@ HEADINGS = {  # of columns whose heading is not their name with spaces
     "stride": "output stride",
     "segments": "segments per image",
 }
-INTERVALS = {"ci_low": ("ci_high", 100, ".1f"), "low": ("high", 1, "+.3f")}  # other end, factor and format of the ends
+INTERVALS = {"ci_low": ("ci_high", 100, ".1f"), "low": ("high", 1, "+.3f")}  # {low: (high, factor, format)}
 
 
 def markdown(table):
-    """A DataFrame as a pipe table; two columns with the ends of an interval become one, missing cells become –."""
+    """Return a DataFrame as a pipe table; the two ends of an interval become one column, missing cells become –."""
     for low, (high, factor, form) in INTERVALS.items():
         if {low, high} <= set(table):
             ends = [interval(*pair, form) for pair in (factor * table[[low, high]]).itertuples(index=False)]
@@ -60,7 +61,7 @@ def heading(column):
 
 
 def cell(column, value):
-    """Return a value in the format of its column; missing values as –."""
+    """Return a value as text in the format of its column; missing values as –."""
     if pd.isna(value):
         return "–"
     return value if isinstance(value, str) else FORMATS.get(column, str)(value)
@@ -71,10 +72,10 @@ def _line(cells):
 
 
 def settings_table(groups):
-    """Settings side by side.
+    """Return settings side by side, one row per setting.
 
     Args:
-        groups: dict from a column's heading to a group of settings, or to a dict of values.
+        groups: dict from a column's heading to a group of settings, such as settings.Pretrain, or to a dict.
     """
     values = {name: group if isinstance(group, dict) else result_settings(group) for name, group in groups.items()}
     columns = {name: {key: str(value) for key, value in group.items()} for name, group in values.items()}

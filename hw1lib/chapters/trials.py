@@ -1,4 +1,4 @@
-"""Notebook 02: how the demo's settings were chosen, from training images alone."""
+"""Notebook 02: how the demo's settings were chosen, on training images only."""
 
 import operator
 
@@ -9,13 +9,13 @@ from hw1lib.chapters.phrases import sentences
 
 
 def table(profile):
-    """Return the trials of report/recipe.csv; column taken marks those whose settings the settings.Profile has."""
+    """Return the trials of report/recipe.csv; column `adopted` marks those whose settings the profile has."""
     trials = pd.read_csv(paths.RECIPE, keep_default_na=False)
-    return trials.assign(taken=["yes" if _matches(profile, settings) else "" for settings in trials["settings"]])
+    return trials.assign(adopted=["yes" if _matches(profile, settings) else "" for settings in trials["settings"]])
 
 
 def _matches(profile, settings):
-    """Whether a profile has settings such as "lraspp.lr = 0.001, lraspp.loss = lovasz"."""
+    """Return whether a profile has settings given as "lraspp.lr = 0.001, lraspp.loss = lovasz"."""
     pairs = [pair.split(" = ") for pair in settings.split(", ") if pair]
     return all(str(operator.attrgetter(name)(profile)) == value for name, value in pairs)
 

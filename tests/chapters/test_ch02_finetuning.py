@@ -60,7 +60,7 @@ def test_confused_classes_by_brute_force(seed):
     table = ch02_finetuning.confused_classes(matrix, pairs, names)
     for line, (i, j) in zip(table.to_dict("records"), pairs, strict=True):
         assert line["classes"] == f"{names[i]} – {names[j]}"
-        for column, (a, b) in (("taken for the second", (i, j)), ("taken for the first", (j, i))):
+        for column, (a, b) in (("first predicted as second", (i, j)), ("second predicted as first", (j, i))):
             assert line[column] == f"{((truth == a) & (guessed == b)).sum()} of {(truth == a).sum()}"
     assert list(ch02_finetuning.confused_classes(matrix, [], names)) == list(table)
 

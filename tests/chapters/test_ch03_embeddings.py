@@ -33,5 +33,5 @@ def test_what_was_not_measured_is_an_empty_cell_and_a_sentence(gone):
 @pytest.mark.parametrize("change", [-0.002, 0.0, 0.2])
 def test_classes_are_better_separated_only_if_the_silhouette_rises(change):
     text = ch03_embeddings.in_words(MEASURES | {"silhouette_last": 0.1 + change, "purity_last": 0.3 + change}, "E")
-    assert ("not denser" in text) == (change <= 0) and f"from 0.100 to {0.1 + change:.3f}" in text
+    assert ("do not become denser" in text) == (change <= 0) and f"from 0.100 to {0.1 + change:.3f}" in text
     assert f"from 30.0 % to {30 + 100 * change:.1f} % (12.5 % by chance)" in text and "50.0 % of the variance" in text

@@ -152,6 +152,6 @@ def test_seeds_that_agree_have_no_interval_and_those_whose_pretraining_collapsed
     assert significance.seeds(by_seed({row: [0.5] for row in ROWS})).startswith("Only one seed")
     values["C"] = np.array([0.9, 0.5, 0.45])
     text = significance.seeds(by_seed(values), collapsed=[0])
-    assert "over 2 seeds" in text and "C is level with A" in text and "collapsed with seed 0, left out." in text
+    assert "over 2 seeds" in text and "C is level with A" in text and "Seed 0 is left out" in text
     text = significance.seeds(by_seed(values), collapsed=[0, 2])
-    assert "Too few of the 3 seeds" in text and "seed 0 and seed 2" in text and "points" not in text
+    assert "Fewer than two of the 3 seeds" in text and "Seeds 0 and 2 are left out" in text and "points" not in text
