@@ -1,4 +1,4 @@
-"""Compare reports: their scores, and the settings, data, versions and machines in which they differ."""
+"""Compare reports: their scores, and how their settings, data, versions and machines differ."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hw1lib import files, paths, profiles
 from hw1lib.errors import UserError
 
 SCORES = {"accuracy at the last epoch": "accuracy_last", "mIoU at the last epoch": "miou_last"}
-MACHINE = ("device", "device_name", "threads", "python", "packages", "precision")  # in run.json
+MACHINE = ("device", "device_name", "threads", "python", "packages", "precision")  # keys of run.json
 
 
 def compare(names):
@@ -18,10 +18,10 @@ def compare(names):
         names: build folders, published ones such as report/demo, or names of profiles whose report was built.
 
     Returns:
-        {title: DataFrame with a column for each report}, without empty ones, and a list of sentences.
+        Dict from title to a DataFrame with a column per report, without empty tables; and a list of sentences.
 
     Raises:
-        UserError: fewer than two different folders, or one without a report's metrics.json.
+        UserError: fewer than two folders, a folder given twice, or one without a report's metrics.json.
     """
     folders = {str(name): (paths.BUILD / name if name in profiles.NAMES else Path(name)) for name in names}
     if len({folder.resolve() for folder in folders.values()}) < max(2, len(names)):
@@ -60,7 +60,7 @@ def compare(names):
 
 
 def _read(path):
-    """Return the dict in a JSON file; {} if there is none."""
+    """Return the dict in a JSON file; {} if it is missing or damaged."""
     try:
         content = files.read_json(path)
     except (OSError, ValueError):

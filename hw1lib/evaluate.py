@@ -1,6 +1,6 @@
-"""Scores of predictions, computed as the course does: mIoU of masks, accuracy of labels.
+"""Scores of predictions, computed as in the course: mIoU of masks, accuracy of labels.
 
-Each function also returns a list of (file, reason) of what it did not score or counted as wrong.
+Each function also returns a list of (file, reason) of files that it did not score or counted as wrong.
 """
 
 import os
@@ -17,7 +17,7 @@ from hw1lib.metrics import iou
 from hw1lib.metrics.statistics import wilson
 
 LEFT_OUT, WRONG = "left out, without a usable true mask", "counted as wrong"
-INEXACT = "pixels not exactly of a class's colour"  # their channel values count as 255 from 128 on
+INEXACT = "pixels not exactly of a class's colour"  # channel values of 128 or more count as 255, others as 0
 
 
 def score_segmentation(predicted_dir, true_dir):
@@ -29,10 +29,10 @@ def score_segmentation(predicted_dir, true_dir):
     Returns:
         Dict of miou, iou (by class; None where a class does not occur), pixel_accuracy and coverage (the tiles that
         were scored, counted as wrong or left out, and the pixels whose colour is not exactly a class's, in words); and
-        a list of (path, reason) of what was not scored or counts as wrong.
+        a list of (path, reason) of files that were not scored or count as wrong.
 
     Raises:
-        UserError: a folder holds no masks, no prediction could be scored, or no true mask shows a class.
+        UserError: a folder holds no masks, no prediction could be scored, or the true masks are unknown everywhere.
     """
     predicted_dir, true_dir = Path(predicted_dir), Path(true_dir)
     (predicted, others), (true, true_others) = _masks_in(predicted_dir), _masks_in(true_dir)
@@ -63,7 +63,7 @@ def score_segmentation(predicted_dir, true_dir):
         path, reason = problems[-1]
         raise UserError(f"No mask of {predicted_dir} could be scored against {true_dir}. {path}: {reason}.")
     if not matrix[: landcover.UNKNOWN].any():
-        message = f"No mask of {true_dir} shows a class: all of its pixels are unknown, so there is no mIoU."
+        message = f"No mask of {true_dir} shows a class: all pixels are unknown, so the mIoU is undefined."
         raise UserError(f"{message} Use the course's colours, such as cyan (0, 255, 255) for urban.")
     exceptions = {**counts, "other images, not scored": len(others), **pixels}
     score = {"miou": iou.miou(matrix), "iou": iou.iou_by_class(matrix), "pixel_accuracy": iou.pixel_accuracy(matrix)}
@@ -71,15 +71,15 @@ def score_segmentation(predicted_dir, true_dir):
 
 
 def _masks_in(folder):
-    """Return a folder's masks by number, {"0001": path}, and (path, reason) of other images, but not of their tiles."""
+    """Return a folder's masks by number, {"0001": path}, and (path, reason) of other images except tiles."""
     names = listing.images_in(folder)
     masks, _ = listing.numbered(names, listing.MASK)
     if not masks:
-        content = f", but {names[0]}; rename what is to be scored" if names else ""
+        content = f", but {names[0]}; rename the masks" if names else ""
         raise UserError(f"{folder} holds no *{listing.MASK} files{content}.")
     known = {*masks.values(), *(f"{number}_sat".lower() for number in masks)}
     others = [name for name in names if name not in known and Path(name).stem.lower() not in known]
-    reason = f"not scored, as it is not called NNNN{listing.MASK} or the second of that name"
+    reason = f"not scored: its name is not NNNN{listing.MASK}, or another file has the same number"
     return {number: folder / name for number, name in masks.items()}, [(folder / name, reason) for name in others]
 
 
@@ -90,7 +90,7 @@ def score_classification(predicted_csv, true_csv):
         predicted_csv, true_csv: CSVs with columns filename and label (numbers or names).
 
     Returns:
-        Dict of accuracy and coverage (how many images were scored, counted as wrong and left out, and the accuracy's
+        Dict of accuracy and coverage (how many images were scored, counted as wrong or left out, and the accuracy's
         95 % interval, in words); and a list of (file, reason) of those without a prediction or a true label.
 
     Raises:
@@ -113,12 +113,12 @@ def score_classification(predicted_csv, true_csv):
 
 
 def _coverage(scored, exceptions):
-    """Return what a score covers and how many images it does not, in words."""
+    """Return how many images a score covers, and how many are exceptions, as text."""
     return "; ".join([scored, *(f"{count:,} {what}" for what, count in exceptions.items() if count)])
 
 
 def _labels(table):
-    """Return a CSV's labels by file name, None where missing; a folder common to all names is removed."""
+    """Return a CSV's labels by file name, None if missing; a folder that all names share is removed."""
     rows = csv_rows.read_rows(table, "filename", "label")
     labels = csv_rows.parse_labels(table, rows)
     if all(label is None for label in labels):

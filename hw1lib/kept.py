@@ -1,8 +1,8 @@
-"""What notebooks keep for the report: its files, and an entry kept/<name>.json for each name.
+"""What notebooks keep for the report: files, and an entry kept/<name>.json for each name.
 
-An entry holds the kind, the caption, the keys of the steps that were read before (by label), the SHA-256 of each file,
-and the notebook that kept it while a report executed it. A kernel in JupyterLab leaves such an entry alone, so that
-files it overwrites no longer match their hashes.
+An entry holds the kind, the caption, the keys of the steps used until then (by label), the SHA-256 of each file, and
+the name of the notebook if a report executed it. A kernel in JupyterLab does not change the entry of
+such a notebook, so files that it overwrites no longer match their hashes.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hw1lib import files
 
-NOTEBOOK = "HW1LIB_NOTEBOOK"  # environment variable: the notebook that a report executes in this kernel
+NOTEBOOK = "HW1LIB_NOTEBOOK"  # environment variable: name of the notebook that a report executes in this kernel
 FILES = {
     "figure": ("figures/{}.png", "figures/{}.pdf"),
     "table": ("tables/{}.csv", "text/{}.md"),
@@ -20,7 +20,7 @@ FIELDS = {"kind", "caption", "steps", "notebook", "files"}
 
 
 def notebook():
-    """Return the notebook that a report executes in this process; empty elsewhere."""
+    """Return the name of the notebook that a report executes in this process, or ""."""
     return os.environ.get(NOTEBOOK, "")
 
 
@@ -34,7 +34,7 @@ def _files(kind, name):
 
 
 def entry(out, name):
-    """Return an entry, a dict; None if there is none or it is damaged."""
+    """Return the dict of an entry; None if it is missing or damaged."""
     try:
         fields = files.read_json(path(out, name))
         return fields if set(fields) == FIELDS and set(fields["files"]) == _files(fields["kind"], name) else None
@@ -50,13 +50,18 @@ def entries(out, notebook=None):
 
 
 def record(out, name, kind, caption, steps, notebook):
-    """Write the entry of a name whose files are written.
+    """Write the entry of a name whose files are already written.
 
     Args:
-        notebook: that a report executes; empty in any other kernel, which leaves the entries of notebooks alone.
+        out: build folder.
+        name: name in the report's template.
+        kind: figure, table or text.
+        caption: caption of a figure.
+        steps: dict from label to key of the steps used so far.
+        notebook: name of the notebook that a report executes; "" in other kernels, which do not change its entries.
 
     Returns:
-        The notebook whose files this kernel has replaced by different ones; empty if there is none.
+        The notebook whose files this kernel has overwritten with different ones, or "".
     """
     before = entry(out, name)
     if before and before["notebook"] and not notebook:
@@ -68,11 +73,11 @@ def record(out, name, kind, caption, steps, notebook):
 
 
 def hashes(entries):
-    """Return the SHA-256 of all files of some entries: dict from the name below the build folder."""
+    """Return the SHA-256 of all files of some entries: dict from path below the build folder to hash."""
     return {file: digest for fields in entries.values() for file, digest in fields["files"].items()}
 
 
 def changed(out, hashes):
-    """Return those of the hashed files that are missing or have another hash, a list of names below `out`."""
+    """Return the files, by path below `out`, that are missing or have another hash."""
     paths = {name: Path(out) / name for name in hashes}
     return [name for name, file in paths.items() if not file.is_file() or files.digest(file) != hashes[name]]

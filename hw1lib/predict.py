@@ -1,6 +1,6 @@
 """Predictions of trained models for new images, in the file formats of the course.
 
-Images that cannot be used are skipped; each function returns them with the reasons.
+Images that cannot be used are skipped; each function returns them with their reasons.
 """
 
 import errno
@@ -22,8 +22,8 @@ from hw1lib.loops.device import autocast
 from hw1lib.loops.normalisation import normalise
 from hw1lib.models import resnet, segmenters
 
-OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EISDIR)  # errors that other files need not meet
-AHEAD = 16  # images that are decoded before they are needed
+ONE_FILE_ERRORS = (errno.ENAMETOOLONG, errno.EISDIR)  # concern one file, so others can still be written
+AHEAD = 16  # number of images decoded ahead of use
 
 
 def segmentation(book, image_dir, out_dir, model=None, tta=False):
@@ -31,7 +31,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
 
     Args:
         book: workbook.Workbook whose model is trained.
-        image_dir: folder of images of any size. If some are called NNNN_sat.jpg (or .png, …), only these are used.
+        image_dir: folder of images of any size; if any is called NNNN_sat.jpg (or .png, …), only such images are used.
         out_dir: folder for NNNN_mask.png in the course's colours.
         model: fcn32s, lraspp or deeplabv3; None: the profile's improved model.
         tta: whether to average over eight flips and rotations of each image.
@@ -40,7 +40,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         The number of masks written, and a list of (path, reason) of images without one.
 
     Raises:
-        UserError: the model is not trained, the folder holds no images, or nothing can be written.
+        UserError: the model is not trained, the folder holds no images, both folders are the same, or writing fails.
     """
     name = model or book.profile.segmentation.improved
     out_dir, image_dir = Path(out_dir), Path(image_dir)
@@ -48,7 +48,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
         message = f"OUT_DIR and IMAGE_DIR are both {image_dir}: true masks there could be overwritten."
         raise UserError(f"{message} Name another folder for the predictions.")
     step = f"segment-{name}"
-    network = _trained(book, step, segmenters.SEGMENTERS, lambda: segmenters.build(name, book.profile.model_scale))
+    network = _load_model(book, step, segmenters.SEGMENTERS, lambda: segmenters.build(name, book.profile.model_scale))
     settings, seen = getattr(book.profile, name), book.steps.result(step).metrics["seen"]
     targets, problems = _masks_to_write(image_dir)
     written = 0
@@ -69,7 +69,7 @@ def segmentation(book, image_dir, out_dir, model=None, tta=False):
                     Image.fromarray(landcover.encode(mask)).save(temporary, format="PNG")
                 written += 1
             except UserError as error:
-                if error.__cause__.errno not in OF_ONE_FILE:
+                if error.__cause__.errno not in ONE_FILE_ERRORS:
                     raise
                 problems.append((path, str(error)))
     return written, problems
@@ -80,7 +80,7 @@ def classification(book, table, image_dir, out, setting="C"):
 
     Args:
         book: workbook.Workbook whose setting is trained.
-        table: CSV with columns id and filename; a column label is ignored.
+        table: path of a CSV with columns id and filename; a column label is ignored.
         image_dir: folder of the images.
         out: CSV to write, with columns id, filename and label; labels are numbers or names as in the training CSV.
         setting: A … E.
@@ -99,12 +99,12 @@ def classification(book, table, image_dir, out, setting="C"):
         head = resnet.Head(len(split.classes), hidden=settings.hidden, dropout=settings.dropout)
         return resnet.Classifier(resnet.backbone(book.profile.model_scale), head)
 
-    model = _trained(book, f"finetune-{setting}", variants.SETTINGS, build)
+    model = _load_model(book, f"finetune-{setting}", variants.SETTINGS, build)
     matches, labels = listing.match(folder, rows["filename"]), {}
     named = {name: file for name, file in matches.items() if file and not listing.escapes(folder, file)}
-    reason, names = f"{folder} has no such file, or it is a link that leads out", rows["filename"].drop_duplicates()
+    reason, names = f"{folder} has no such file, or it is a link out of the folder", rows["filename"].drop_duplicates()
     problems = [(name, f"row {row}: {reason}") for row, name in names.items() if name not in named]
-    paths = [folder / file for file in dict.fromkeys(named.values())]  # two names may mean one file
+    paths = [folder / file for file in dict.fromkeys(named.values())]  # two names may match one file
     for batch, images in _batches(paths, settings.batch_size, problems, book.profile.data.image_size):
         images = torch.from_numpy(images)
         with torch.no_grad(), autocast(settings.precision, book.device):  # as in validation; `extract` uses float32
@@ -120,8 +120,8 @@ def classification(book, table, image_dir, out, setting="C"):
     return int(table["label"].notna().sum()), problems
 
 
-def _trained(book, step, models, build):
-    """Build a network, load the weights of a finished step, and move it to the device in eval mode."""
+def _load_model(book, step, models, build):
+    """Build a network, load the weights of a finished step, and return it in eval mode on the device."""
     if step not in book.steps.all or book.steps.status(step) != "done":
         raise UserError(
             f"The model of step {step} is not trained in {book.out}. --model is one of {', '.join(models)}. Run make "
@@ -137,7 +137,7 @@ def _batches(paths, size, problems, side=None):
 
     Args:
         paths: list of images.
-        size: the largest number of images in a batch.
+        size: maximum number of images in a batch.
         problems: list to which (path, reason) is added for each image that cannot be decoded.
         side: resize and crop images to this width and height; None: leave them as they are.
 
@@ -168,11 +168,11 @@ def _batches(paths, size, problems, side=None):
 
 
 def _masks_to_write(folder):
-    """Return the file name of each image's mask, {path: NNNN_mask.png}, and (path, reason) of images without one."""
+    """Return the mask's file name of each image, {path: NNNN_mask.png}, and (path, reason) of images without one."""
     names = listing.images_in(folder)
     images = {name: Path(name).stem for name in names if not name.lower().endswith(listing.MASK)}
     tiles = {name: stem[: -len("_sat")] for name, stem in images.items() if stem.lower().endswith("_sat")}
-    reason = "not used, as other images here are called NNNN_sat"
+    reason = "not used, as other images in this folder are called NNNN_sat"
     first, problems = {}, [(folder / name, reason) for name in images if tiles and name not in tiles]
     for name, number in (tiles or images).items():
         target = number + listing.MASK

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, packages and device."""
+"""Provenance of a result: code, packages and device."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "torchvision", "byol-pytorch", "scikit-learn", "numpy", "ma
 
 
 def versions():
-    """Return {name: version} of those of PACKAGES that are installed."""
+    """Return {name: version} of the installed ones of PACKAGES."""
     installed = {}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -21,7 +21,7 @@ def versions():
 
 
 def code(root):
-    """Return a hash of the library and the profiles in a copy of this project at `root`."""
+    """Return the SHA-256 of the library and the profiles in a copy of this project at `root`."""
     source = hashlib.sha256()
     for file in [*sorted((root / "hw1lib").rglob("*.py")), *sorted((root / "profiles").glob("*.toml"))]:
         source.update(file.read_bytes())
@@ -29,8 +29,8 @@ def code(root):
 
 
 def process(device):
-    """Return the device, threads, Python, processor and package versions of this process, plain data for run.json."""
-    import torch  # not at the top: the processes that only start steps do without it
+    """Return device, threads, Python version, instruction sets and package versions of this process, as in run.json."""
+    import torch  # not at the top, because processes that only start steps do not need it
 
     return {
         "device": str(device),
@@ -42,7 +42,7 @@ def process(device):
 
 
 def device_name(device):
-    """Return the model of a device, for a CPU with its number of cores."""
+    """Return the model name of a torch.device; for a CPU, also the number of cores."""
     if device.type != "cpu":
         import torch
 
@@ -54,7 +54,7 @@ def device_name(device):
 
 
 def commit():
-    """Return the commit of the code, with + if files differ from it; empty outside git."""
+    """Return the short hash of the current commit, with + if files differ from it; "" outside git."""
     describe = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(describe, capture_output=True, text=True).stdout.strip()

@@ -9,7 +9,7 @@ class Row:
 
     Attributes:
         name: A … E, or the name of a control.
-        pretraining: step whose backbone is used, pretrain or pretrain-supervised; None: random weights.
+        pretraining: step that trains the backbone, pretrain or pretrain-supervised; None: random or no backbone.
         frozen: whether the backbone is frozen.
         trained: description of the trained part, for the report.
     """
@@ -21,7 +21,7 @@ class Row:
 
     @property
     def step(self):
-        """Name of the step that trains or fits it."""
+        """Name of the step that trains or fits this row."""
         return f"{'finetune' if self.name in SETTINGS else 'control'}-{self.name}"
 
 

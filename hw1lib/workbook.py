@@ -1,4 +1,4 @@
-"""What a notebook imports: a profile on its data, the results of its steps, and `keep` for the report."""
+"""What a notebook imports: a profile and its data, the results of its steps, and `keep` for the report."""
 
 import functools
 import os
@@ -28,11 +28,11 @@ class Workbook:
     Args:
         profile: smoke, demo, seed or strong, or the path of a TOML file.
         data_root: folder with p1_data/ and p2_data/; empty for the Earth sample.
-        out: build folder; empty for report/build/<profile>/, where the profile of a file is its name without .toml.
+        out: build folder; empty for report/build/<profile>/, where <profile> is a file's name without .toml.
         settings: dict of dotted settings that replace the profile's.
 
     Raises:
-        UserError: the profile, a setting or the data is wrong.
+        UserError: the profile, a setting or the data is invalid.
     """
 
     def __init__(self, profile="demo", data_root="", out="", settings=None):
@@ -50,7 +50,7 @@ class Workbook:
         self.profile, self.warnings = requirements.fit(self.profile, self.data, settings or ())
         self.device = distributed.local_device(device.choose(self.profile.device))
         threads = self.profile.threads or min(torch.get_num_threads(), cpus.available())
-        if threads != torch.get_num_threads():  # the call changes MKL's rounding even if the number stays
+        if threads != torch.get_num_threads():  # the call changes MKL's rounding even if the number does not change
             torch.set_num_threads(threads)
         device.set_up(self.device, self.profile.tf32, self.profile.cudnn_benchmark)
         self.steps = Steps(graph.steps, self.profile, self.data, Store(self.out), self.device, _live_figure())
@@ -60,7 +60,7 @@ class Workbook:
 
     @property
     def has(self):
-        """Which of the two problems the data holds: dict from 1, 2 to bool."""
+        """Whether the data holds each problem: dict from 1 and 2 to bool."""
         return self.data.has
 
     @functools.cached_property
@@ -78,11 +78,11 @@ class Workbook:
                     yield steps.label(name), steps, name
 
     def result(self, name, seed=None):
-        """Return the result of a step, such as "pretrain"; train, resume or load it.
+        """Return the result of a step, such as "pretrain": train, resume or load it.
 
         Args:
-            name: of the step; `book.steps.all` lists them.
-            seed: another seed than the profile's own.
+            name: name of the step; `book.steps.all` lists them.
+            seed: one of `book.seeds`, by default the profile's own; ignored by steps that run with one seed only.
 
         Returns:
             store.Result: `.metrics` (dict), `.history` (DataFrame), `.array(name)`, `.weights()`.
@@ -100,10 +100,13 @@ class Workbook:
         """Show a figure, a table or a text, and keep it for the report.
 
         Args:
-            name: its name in the report's template.
+            name: name in the report's template.
             content: a matplotlib Figure (kept as PNG and PDF), a DataFrame (CSV) or Markdown text.
-            caption: of a figure.
-            shown: a DataFrame that readers see in place of `content`, such as one with rounded intervals.
+            caption: caption of a figure.
+            shown: a DataFrame that the report shows in place of `content`, such as one with rounded intervals.
+
+        Raises:
+            UserError: the name contains other characters than a–z, 0–9, - and _, or `content` has another type.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
             raise UserError(f"keep({name!r}): a name may contain only lower-case letters, digits, - and _.")
@@ -127,9 +130,7 @@ class Workbook:
         if get_ipython() is not None:
             display(content if text is None else Markdown(text))
         if stale:
-            print(
-                f"The report shows another {name}: the next `make report` runs {stale} again, which replaces this one."
-            )
+            print(f"The report's own {name} differs: the next `make report` runs {stale} again and replaces this one.")
 
 
 def is_live():
@@ -139,7 +140,7 @@ def is_live():
 
 
 def browse(draw, **choices):
-    """Display what a function draws: with a slider for each argument in a live notebook, else for their first values.
+    """Display what a function draws, with a slider per argument in a live notebook, else for their first values.
 
     Args:
         draw: function that returns a Figure, or anything else that notebooks display.

@@ -41,8 +41,8 @@ def run(book, parameters, run_steps=None):
 
     Args:
         book: workbook.Workbook.
-        parameters: what it was made from, as the notebooks' parameters: profile, data_root, out, settings.
-        run_steps: function of `book` that runs the steps beforehand, such as on workers; None: the notebooks run them.
+        parameters: the notebooks' parameters, which `book` was made from: profile, data_root, out and settings.
+        run_steps: function of `book` that runs the steps first, such as on workers; None: the notebooks run them.
     """
     started = time.time()
     print(f"Profile {book.profile.name}: {book.profile.about}")
@@ -66,7 +66,7 @@ def _notebooks(book):
 
 
 def _print_plan(book):
-    """Print how many steps will run and, if any was done before, why; return the reasons."""
+    """Print how many steps will run and, if some are done already, why; return one reason per step to run."""
     reasons = {label: steps.why(name) for label, steps, name in book.planned()}
     undone = [f"{label}: {why}" for label, why in reasons.items() if why]
     print(f"Steps   {len(reasons)}: {len(reasons) - len(undone)} done, {len(undone)} to run")
@@ -118,14 +118,14 @@ def _stamp(name, book):
 
 
 def _inputs(source, book):
-    """Return a hash of each input of a notebook, except steps: dict from its name in messages to the hash."""
+    """Return the hashes of a notebook's inputs, except steps: dict from the input's name in messages to its hash."""
     read = [paths.STYLE, paths.SENTENCES, paths.ORIGINAL, paths.RECIPE]
     read += [book.root / layout.SPLIT, book.root / csv_rows.GROUPS]
     read += sorted(source.parent.glob("*.py"))  # modules that notebooks may import
     try:
         cells = [cell.source for cell in nbformat.read(source, as_version=4).cells if cell.cell_type == "code"]
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise UserError(f"{source} is not a valid notebook. Restore it: git checkout -- {source.name}") from error
+        raise UserError(f"{source} is not a valid notebook. Restore it: git checkout -- {source}") from error
     values = {
         "the notebook": cells,
         "the library": provenance.code(paths.ROOT),
@@ -163,7 +163,7 @@ def _completed(notebook):
 
 
 def _read(stamp):
-    """Return a stamp, a dict; empty if there is none, or if it is damaged or of an earlier version."""
+    """Return the dict in a stamp file; {} if the file is missing, damaged or of an earlier version."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         fields = files.read_json(stamp)
         return fields if set(fields) == {"inputs", "outputs"} else {}
@@ -171,21 +171,21 @@ def _read(stamp):
 
 
 def _kept(name, book):
-    """Return the names that a notebook kept when it was executed."""
+    """Return the names that a notebook kept when it was last executed."""
     return [Path(file).stem for file in _read(_stamp(name, book))["outputs"] if file.startswith("kept/")]
 
 
 def _papermill(name, source, target, parameters):
-    """Execute a notebook and return its copy, which has its output; only the steps' progress lines are printed."""
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # papermill would log the outputs of cells
-    os.environ[kept.NOTEBOOK] = name  # inherited by the kernel, which then keeps for the report
+    """Execute a notebook and return the executed copy; only the steps' progress lines are printed."""
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # papermill logs the outputs of cells
+    os.environ[kept.NOTEBOOK] = name  # inherited by the kernel; kept.notebook reads it
     try:
         with warnings.catch_warnings(), progress.follow(_print_progress) as (environment, _):
             os.environ |= environment
             warnings.simplefilter("ignore")  # from papermill's dependencies
             return papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=50"],  # no log of interrupts
+                cwd=str(paths.NOTEBOOKS), extra_arguments=["--IPKernelApp.log_level=50"],  # do not log interrupts
             )  # fmt: skip
     finally:
         os.environ.pop(progress.EVENTS, None)
@@ -206,18 +206,18 @@ def _readable_errors(name, target, book):
             raise UserError(str(error.evalue)) from error
         if error.ename == KeyboardInterrupt.__name__:
             raise KeyboardInterrupt from error
-        if number := re.match(r"\[Errno (\d+)\]", str(error.evalue)):  # an OSError of a system call
+        if number := re.match(r"\[Errno (\d+)\]", str(error.evalue)):  # an OSError raised by a system call
             raise UserError(f"{name}: {error.evalue}. {remedy(OSError(int(number[1]), ''))}") from error
         raise UserError(
             f"Notebook {name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}. See the executed "
             f"copy {target}. This is probably a bug in the workbook; finished steps are kept."
         ) from error
     except DeadKernelError as error:
-        helps = (steps.for_less_memory(step) for _, steps, step in book.planned() if steps.status(step) != "done")
+        advice = (steps.for_less_memory(step) for _, steps, step in book.planned() if steps.status(step) != "done")
         raise UserError(
             f"The kernel of notebook {name} died: it ran out of memory or was killed. Run the same command again; "
             "finished steps are kept, and an interrupted one resumes from its last checkpoint. If memory ran out: "
-            f"{next(helps, 'close other programs.')}"
+            f"{next(advice, 'close other programs.')}"
         ) from error
 
 
@@ -226,8 +226,8 @@ def write(book, started, ran=True):
 
     Args:
         book: workbook.Workbook whose steps are all done.
-        started: when this call began, in seconds since 1970.
-        ran: whether it ran a step; otherwise run.json keeps the seconds_total of the call that did.
+        started: start of this call, in seconds since 1970.
+        ran: whether this call ran a step; if not, run.json keeps the seconds_total of the last call that did.
     """
     done = {label: steps.result(name) for label, steps, name in book.planned()}
     configs = {label: steps.config(name) for label, steps, name in book.planned()}
@@ -272,7 +272,7 @@ def build(book):
 
 
 def _provenance(book, done, seconds):
-    """Return the content of run.json: where, when and with what the report was made."""
+    """Return the content of run.json: date, run times, device, packages and commit of the report."""
     root = book.root.relative_to(paths.ROOT) if book.root.is_relative_to(paths.ROOT) else book.root
     precisions = {label: result.run["precision"] for label, result in done.items()}
     return {

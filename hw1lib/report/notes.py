@@ -8,16 +8,16 @@ from hw1lib import paths
 from hw1lib.chapters.phrases import escape
 from hw1lib.data.csv_rows import read_text
 
-# Notes are plain Markdown: HTML is text, and there are no attributes and no other raw formats.
+# Notes are plain Markdown: HTML is shown as text, and attributes and other raw formats are not read.
 NOTES = "markdown_strict-raw_html+pipe_tables+strikeout+footnotes+backtick_code_blocks+space_in_atx_header"
 NOTES += "+lists_without_preceding_blankline+intraword_underscores"
 # The report: $…$, raw TeX and @citations stay plain text, as on a code host.
 MARKDOWN = "markdown-tex_math_dollars-raw_tex-citations-yaml_metadata_block+pipe_tables"
-LINKS = ("https://", "http://", "mailto:", "#")  # what a link in a note may start with
+LINKS = ("https://", "http://", "mailto:", "#")  # allowed beginnings of a link in a note
 
 
 def note(question):
-    """Return report/notes/<question>.md as a quotation marked as the author's; "" without that file.
+    """Return report/notes/<question>.md as a block quote, marked as the author's; "" if the file is missing or empty.
 
     Raises:
         UserError: the file cannot be read.
@@ -44,7 +44,7 @@ def unused(notes):
 
 
 def harmless(text):
-    """Return a note as the report's Markdown; pictures, and links that do not start as in LINKS, become text."""
+    """Return a note as the report's Markdown; pictures, and links that do not start with one of LINKS, become text."""
     document = json.dumps(_harmless(json.loads(pypandoc.convert_text(text, "json", format=NOTES))))
     options = {"format": "json", "verify_format": False, "extra_args": ["--wrap=preserve"]}
     return pypandoc.convert_text(document, MARKDOWN, **options).strip("\n")

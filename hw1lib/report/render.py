@@ -1,7 +1,7 @@
 """Render what the notebooks kept: one template becomes Markdown, HTML and PDF.
 
-The template only includes; nothing is computed here. pandoc converts Markdown to HTML and typst, and typst sets the
-PDF. Both come with Python packages and work offline.
+Nothing is computed here. pandoc converts Markdown to HTML and typst, and typst typesets the PDF. Both come with Python
+packages and work offline.
 """
 
 import io
@@ -31,11 +31,11 @@ FORMATS = ("pdf", "svg", "png")  # of exported figures
 
 
 class Kept:
-    """Include what notebooks kept, by name; figures are numbered in the order of their inclusion.
+    """Return what notebooks kept, by name; figures are numbered in the order of the calls.
 
     Args:
         out: build folder.
-        names: what belongs to this report; the folder may hold more, from earlier reports.
+        names: names that belong to this report; the folder may hold others from earlier reports.
     """
 
     def __init__(self, out, names):
@@ -69,13 +69,13 @@ def write(out, names, facts):
 
     Args:
         out: the build folder.
-        names: what the notebooks kept for this report.
+        names: names that the notebooks kept for this report.
         facts: further variables of the template, such as profile and run.
     """
-    out, folder, given = Path(out), paths.TEMPLATE.parent, about()
-    title = f"{given['title']} – {given['name']}"
+    out, folder, author = Path(out), paths.TEMPLATE.parent, about()
+    title = f"{author['title']} – {author['name']}"
     questions = {}  # the template's questions, and the author's notes on them
-    facts = facts | {"about": {key: escape(value) for key, value in given.items()}}
+    facts = facts | {"about": {key: escape(value) for key, value in author.items()}}
     facts["note"] = lambda question: questions.setdefault(question, note(question))
 
     files.write_text(out / "report.md", markdown(out, names, facts, "markdown"))
@@ -103,45 +103,45 @@ def seal(out, names):
 
 
 def markdown(out, names, facts, target):
-    """Return the filled template; `target` is markdown, html or pdf, which differ only in where appendices go."""
+    """Fill the template; `target` is markdown, html or pdf, which differ only in where modules are listed."""
     with template(paths.TEMPLATE) as report:
         text = report.render(kept=Kept(out, names), target=target, **facts)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _pandoc(text, target, *options):
-    """Convert the report's Markdown; without long lines pandoc would give wide tables columns of equal width."""
+    """Convert the report's Markdown; with shorter lines pandoc would give wide tables columns of equal width."""
     options = ["--columns=10000", *options]
     return pypandoc.convert_text(text, target, format=MARKDOWN, verify_format=False, extra_args=options)
 
 
 def _head():
-    """Return the PDF's style, in typst's language."""
+    """Return the style of the PDF as typst source."""
     return (paths.TEMPLATE.parent / "page.typ").read_text(encoding="utf-8")
 
 
 def _compiler(source, folder):
-    """Return typst's compiler of some source whose figures lie in folder/figures."""
+    """Return a typst compiler for a source whose figures are in folder/figures."""
     foreign = max(source) >= "\u2e80"  # Chinese and similar scripts, which typst's own fonts lack
     return typst.Compiler(source.encode(), root=str(folder), ignore_system_fonts=not foreign)
 
 
 def about():
-    """Return title, name and student ID, a dict, from report/about.toml; placeholders without that file.
+    """Return the dict of title, name and id in report/about.toml; placeholders if the file is missing.
 
     Raises:
-        UserError: the file cannot be read, or one of them is missing or not text.
+        UserError: the file cannot be read, or a value is missing or not text.
     """
     if not paths.ABOUT.exists():
         return dict(ABOUT)
     try:
-        given = tomllib.loads(read_text(paths.ABOUT))
+        fields = tomllib.loads(read_text(paths.ABOUT))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{paths.ABOUT} is not valid TOML: {error}. {ABOUT_HINT}") from error
     for key in ABOUT:
-        if type(given.get(key)) not in (str, int):
+        if type(fields.get(key)) not in (str, int):
             raise UserError(f"{paths.ABOUT}: {key} is missing or not text. {ABOUT_HINT}")
-    return {key: " ".join(str(given[key]).split()) for key in ABOUT}
+    return {key: " ".join(str(fields[key]).split()) for key in ABOUT}
 
 
 def check():
@@ -174,13 +174,13 @@ def publish(out, name):
         That folder.
 
     Raises:
-        UserError: there is no report, or a part of it was changed after it was built.
+        UserError: there is no report, or one of its files was changed after it was built.
     """
     source, target = Path(out), paths.REPORT / name
     manifest = _manifest(source)
     if changed := kept.changed(source, manifest):
         raise UserError(f"{source / changed[0]} was changed after the report was built. Run make report again.")
-    part = target.with_name(f".{target.name}.part")  # replaces the old report only when it is complete
+    part = target.with_name(f".{target.name}.part")  # replaces the published report once it is complete
     shutil.rmtree(part, ignore_errors=True)
     for file in manifest:
         if not file.startswith("text/") and not file.endswith(".pdf"):
@@ -202,7 +202,7 @@ def _manifest(out):
 
 
 def page(folder):
-    """Draw the page of a published report that shows FIGURE, or its first page; return a PNG."""
+    """Return the page of a published report that shows FIGURE, or else its first page, as the bytes of a PNG."""
     text = re.sub("(?s)<details>.*?</details>", "", (folder / "README.md").read_text(encoding="utf-8"))
     numbers = f'query(figure).filter(f => repr(f.body).contains("{FIGURE}.png")).map(f => f.location().page())'
     source = f"{_head()}\n{_pandoc(text, 'typst')}\n#context [#metadata({numbers}) <pages>]"
@@ -219,17 +219,20 @@ def export(out, names, formats, dpi, into):
 
     Args:
         out: build folder.
-        names: of kept figures; empty for all figures of the report.
-        formats: of png, pdf, svg.
-        dpi: resolution of PNG.
-        into: folder.
+        names: names of kept figures; empty for all figures of the report.
+        formats: some of pdf, svg and png.
+        dpi: resolution of PNG files.
+        into: folder for the files.
 
     Returns:
-        The written paths, and the names of figures that the report does not show in this version.
+        The written paths, and the names of figures that differ from the report's.
+
+    Raises:
+        UserError: a format or a figure is unknown, or there is no report.
     """
     out = Path(out)
     if unknown := [kind for kind in formats if kind not in FORMATS]:
-        raise UserError(f"--format {','.join(formats)}: {unknown[0]!r} is no format. Choose from {listed(FORMATS)}.")
+        raise UserError(f"--format {','.join(formats)}: {unknown[0]!r} is not a format. Choose from {listed(FORMATS)}.")
     manifest = _manifest(out)
     names = names or [Path(file).stem for file in manifest if file.startswith("figures/") and file.endswith(".pdf")]
     known = [path.stem for path in sorted((out / "figures").glob("*.pdf"))]
