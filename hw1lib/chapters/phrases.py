@@ -88,10 +88,10 @@ def verdict(low, high):
     return ", which is not significant" if low <= 0 <= high else ""
 
 
-def listed(items, last=" and "):
+def listed(items):
     """Join items: "A, B and C"."""
     *first, end = map(str, items)
-    return f"{', '.join(first)}{last}{end}" if first else end
+    return f"{', '.join(first)} and {end}" if first else end
 
 
 def capital(text):
