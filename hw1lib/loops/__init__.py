@@ -1,4 +1,4 @@
-"""Training: the loop, what it needs, and one module for each experiment.
+"""Training: the loop, its parts, and one module for each experiment.
 
 Experiments (functions that run a step):
     pretrain: self-supervised (BYOL) and supervised pre-training of the backbone.

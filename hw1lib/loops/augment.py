@@ -1,4 +1,4 @@
-"""Augmentation in batches, with draws of its own for each image, and the original report's transforms.
+"""Augmentation of batches with independent draws for each image, and the original report's transforms.
 
 Images are float (B, 3, H, W) in [0, 1]. All draws of a batch are one table of uniform random numbers from a CPU
 generator, so they are the same on every device, and one non-blocking copy moves them there.
@@ -17,7 +17,7 @@ from hw1lib.loops import distributed
 from hw1lib.loops.device import no_autocast, to_device
 from hw1lib.loops.normalisation import MEAN, STD, denormalise, normalise  # noqa: F401
 
-CHUNK_PIXELS = 2**18  # pixels that a CPU transforms at a time, so that intermediate results stay in its cache
+CHUNK_PIXELS = 2**18  # pixels that a CPU transforms at a time, so that intermediate tensors stay in its cache
 DRAWS = 15  # uniform random numbers for one image: 6 for geometry, 9 for colours
 
 
@@ -37,8 +37,8 @@ class Recipe:
 
 VIEWS = {  # the two views of self-supervised pre-training, by the setting pretrain.views
     # Grill et al. 2020, table 6; the views differ in blur and solarize. Deviations from the paper: crops keep at least
-    # `crop_scale` of the area (there 0.08), are resized bilinearly (bicubic) and, for overhead images, turned;
-    # brightness, contrast, saturation and hue are jittered in this order (in a random order for each image); the
+    # `crop_scale` of the area (not 0.08), are resized bilinearly (not bicubic) and, for overhead images, turned;
+    # brightness, contrast, saturation and hue are jittered in this order (not in a random one for each image); the
     # kernel of the blur is a tenth of the view, 23 pixels at 224.
     "byol": (Recipe(blur_p=1.0), Recipe(blur_p=0.1, solarize_p=0.2)),
     # Colours are kept: they identify land cover.
@@ -121,7 +121,7 @@ def geometry(table, recipe, crop=None, square=True):
         height = (area.sqrt() / stretch).clamp(max=1)
         x, y = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
     else:
-        (height, y), (width, x) = (_whole_pixels(*sides, place) for *sides, place in zip(*crop, (y, x)))
+        (height, y), (width, x) = (_whole_pixels(*sides, draw) for *sides, draw in zip(*crop, (y, x)))
     quarters = 1 if square else 2
     turn = quarters * (turn * (4 // quarters)).floor() if recipe.overhead else torch.zeros_like(turn)
     flip = torch.where(flip < 0.5, -1.0, 1.0)
@@ -131,10 +131,10 @@ def geometry(table, recipe, crop=None, square=True):
     return torch.stack([top, bottom], dim=1)
 
 
-def _whole_pixels(side, length, place):
-    """Half extent and centre of crops of `side` pixels along `length`; `place` in [0, 1) selects the first pixel."""
-    first = (place * (length - side + 1)).floor()
-    return torch.full_like(place, side / length), (2 * first + side) / length - 1
+def _whole_pixels(side, length, draw):
+    """Return half extents and centres, (B,), of crops of `side` of `length` pixels; `draw` selects the first pixel."""
+    first = (draw * (length - side + 1)).floor()
+    return torch.full_like(draw, side / length), (2 * first + side) / length - 1
 
 
 def warp(images, theta, size, mode="bilinear"):
@@ -204,7 +204,7 @@ def adjust_hue(images, shift):
 
 
 def blur(images, sigma, radius):
-    """Blur each image by a Gaussian of its own: sigma, (B,), in pixels; the kernel has 2 · radius + 1 pixels."""
+    """Blur each image with its own Gaussian: sigma, (B,), in pixels; the kernel has 2 · radius + 1 pixels."""
     batch, channels, height, width = images.shape
     steps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (steps / sigma.view(-1, 1)) ** 2)

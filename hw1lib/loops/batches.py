@@ -1,7 +1,7 @@
 """Shuffled training batches, of arrays in memory or of image files.
 
 Batches are functions of (epoch, batches to skip). Their order depends on (seed, epoch), all random draws of a step on
-(seed, epoch, step), so a resumed training sees what an uninterrupted one would have seen.
+(seed, epoch, step), so a resumed training sees the same batches as an uninterrupted one.
 """
 
 import shutil
@@ -19,7 +19,7 @@ PREFETCH = 2  # batches that each worker of a DataLoader prepares: torch's defau
 
 
 class _Shuffled:
-    """Shuffle rows anew in each epoch.
+    """Batches of row numbers, shuffled again in each epoch.
 
     Args:
         rows: the row numbers to draw from.
@@ -49,14 +49,14 @@ class _Shuffled:
         distributed.begin_step(seed_everything(self.seed, epoch, step), self.batch_size)
 
     def files(self, epoch, step):
-        """Return the file names of a batch, counted from 1; [] where they are not known."""
+        """Return the file names of an epoch's batch number `step`, from 1; [] if they are not known."""
         return [self.names[row] for row in self.order(epoch)[step - 1].tolist()] if self.names else []
 
 
 class ArrayBatches(_Shuffled):
     """Shuffled batches of tensors in memory, which may be memory-mapped.
 
-    Each batch is copied to the device while the one before is in use.
+    Each batch is copied to the device while the previous one is in use.
 
     Args:
         tensors: tensors of one length, such as uint8 images and labels.
@@ -88,10 +88,10 @@ class FileBatches(_Shuffled):
     Args:
         images: images.Resized of the split.
         split: layout.Split; where it has no labels, they are -1.
-        transform: function of a PIL image; its draws depend on the seed, the epoch and the image's place in it.
+        transform: function of a PIL image; its draws depend on the seed, the epoch and the image's position in it.
         batch_size, seed: see `_Shuffled`.
         device: torch device of the batches.
-        workers: processes that load images, which do not change the result; None: as `worker_count` allows.
+        workers: number of processes that load images, without effect on the result; None for `worker_count`.
     """
 
     def __init__(self, images, split, transform, batch_size, seed, device, workers=None):
@@ -106,10 +106,10 @@ class FileBatches(_Shuffled):
             self.workers = worker_count(device, PREFETCH * rows * 3 * side**2 * 4)
 
     def __call__(self, epoch, start=0):
-        places = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
+        positions = torch.arange(len(self) * self.batch_size).view(-1, self.batch_size)
         shard = distributed.shard(self.batch_size)
-        shards = zip(places[start:, shard].tolist(), self.order(epoch)[start:, shard].tolist())
-        keys = [[(epoch, place, row) for place, row in zip(*pair)] for pair in shards]
+        shards = zip(positions[start:, shard].tolist(), self.order(epoch)[start:, shard].tolist())
+        keys = [[(epoch, position, row) for position, row in zip(*pair)] for pair in shards]
         pin = self.device.type == "cuda"
         loader = DataLoader(self, batch_sampler=keys, num_workers=self.workers, pin_memory=pin)
         for step, batch in enumerate(loader, start + 1):
@@ -117,14 +117,14 @@ class FileBatches(_Shuffled):
             yield [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
     def __getitem__(self, key):
-        """Return a transformed image and its label by (epoch, place in the epoch, row), for the DataLoader."""
-        epoch, place, row = key
-        seed_everything(self.seed, epoch, place, 1)  # the fourth number tells an image from a step
+        """Return a transformed image and its label by (epoch, position in the epoch, row), for the DataLoader."""
+        epoch, position, row = key
+        seed_everything(self.seed, epoch, position, 1)  # the fourth number tells an image from a step
         return self.transform(self.images[row]), -1 if self.labels is None else int(self.labels[row])
 
 
 def worker_count(device, bytes_ahead, shared_memory=SHARED_MEMORY):
-    """Return the number of image-loading processes: all available CPUs beside a GPU, few beside training on the CPU.
+    """Return the number of image-loading processes: up to 16 beside a GPU, up to 2 beside training on the CPU.
 
     Args:
         device: torch device of the network.

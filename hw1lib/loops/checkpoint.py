@@ -1,4 +1,4 @@
-"""Checkpoints, from which a training that was killed resumes bit-identically."""
+"""Checkpoints, from which a killed training resumes bit-identically."""
 
 import pickle
 import time
@@ -11,15 +11,15 @@ from hw1lib.errors import UserError, is_damage
 from hw1lib.loops import distributed
 
 FORMAT = 4  # raised when the contents of checkpoints change; those of another format are not used
-MAX_WRITE_FRACTION = 0.05  # of the time, for writing checkpoints
-MID_EPOCH_FACTOR = 10  # inside an epoch, checkpoints are due so many times less often
+MAX_WRITE_FRACTION = 0.05  # of the training time, spent on writing checkpoints
+MID_EPOCH_FACTOR = 10  # how much rarer checkpoints inside an epoch are
 
 
 class Checkpoint:
     """The latest checkpoint of a training; each replaces the one before.
 
     Args:
-        draft: store.Draft of the step; the checkpoint lies in its folder and vouches for the arrays there.
+        draft: store.Draft of the step; the checkpoint is in its folder and lists the hashes of the arrays there.
         every: seconds between checkpoints at the ends of epochs; MID_EPOCH_FACTOR times as long inside an epoch, and
             longer if writing would take more than MAX_WRITE_FRACTION of the time. 0 saves at every opportunity.
     """
@@ -35,7 +35,7 @@ class Checkpoint:
         return distributed.rank() == 0 and time.monotonic() - self._last >= wait
 
     def save(self, history, step=0, total=None, finished=False):
-        """Save how far the training has come, in rank 0.
+        """Save the state of the training; only rank 0 writes.
 
         Args:
             history: one dict for each finished epoch.
@@ -61,13 +61,13 @@ class Checkpoint:
             self._min_wait = (self._last - started) / MAX_WRITE_FRACTION
 
     def restore(self, module, optimizer, scaler):
-        """Restore the states of a training in all ranks; its checkpoints are saved from now on.
+        """Restore the state of a training in all ranks, and remember the objects whose state `save` writes.
 
-        A checkpoint that cannot be read, or that contains code, is set aside, and the training starts anew. Arrays
-        that the checkpoint does not vouch for are deleted.
+        A checkpoint that cannot be read, or that contains code, is set aside, and training starts over. Arrays that
+        the checkpoint does not list are deleted.
 
         Returns:
-            history, step and total as for `save`; [], 0 and None where there is no checkpoint.
+            history, step and total as for `save`; [], 0 and None if there is no checkpoint.
 
         Raises:
             UserError: the ranks see different checkpoints.
@@ -101,17 +101,17 @@ class Checkpoint:
         return tuple(state["progress"].values())
 
     def _read(self):
-        """Return the file's contents, checked against its checksums, the training and the arrays beside it."""
+        """Return the checkpoint, after checking its checksums, its network and the arrays beside it."""
         with zipfile.ZipFile(self.draft.checkpoint) as archive:
             if archive.testzip() is not None:
                 raise ValueError("it is damaged")
         state = torch.load(self.draft.checkpoint, map_location="cpu", weights_only=True)
         if state["format"] != FORMAT:
-            raise ValueError("it is of another version")
+            raise ValueError("it was written by another version")
         states = state["module"], self.module.state_dict()
         saved, expected = ({name: tensor.shape for name, tensor in part.items()} for part in states)
         if saved != expected:
-            raise ValueError("it is of another network")
+            raise ValueError("it belongs to another network")
         digests = self.draft.arrays()
         for name, expected in state["beside"].items():
             if digests.get(name) != expected:

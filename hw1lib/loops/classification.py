@@ -1,4 +1,4 @@
-"""What supervised pre-training, fine-tuning and the controls share: batches, loss, evaluation, results."""
+"""Batches, loss, evaluation and results of supervised pre-training, fine-tuning and the controls."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def load(problem1, profile):
 
 
 def image_batches(split, profile, settings, device):
-    """Return batches of augmented, normalised images, (B, 3, S, S), and their labels; -1 where there are none.
+    """Return batches of augmented, normalised images, (B, 3, S, S), and their labels, -1 for images without.
 
     Args:
         split: layout.Split.
@@ -57,7 +57,7 @@ def evaluation(draft, head, embed, inputs, labels, epochs, device):
         embed: function of a batch of inputs on the device -> inputs of the head, (B, features).
         inputs: pair of training and validation images or features, without augmentation, on the CPU.
         labels: (N,) validation labels, NumPy.
-        epochs: epochs of the training.
+        epochs: number of epochs of the training.
         device: torch device of the head.
     """
     labels = torch.from_numpy(labels)

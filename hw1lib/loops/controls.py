@@ -20,7 +20,7 @@ from hw1lib.models import resnet
 FOLDS = 5
 SCALES = (1, 2, 4)  # distances in pixels over which texture is measured
 DEFAULT_MODEL = "logistic regression (C = 1) on colour mean and deviation"
-INPUTS = {"colour mean and deviation": 6, "colour and texture": None}  # leading columns of `measures`
+INPUTS = {"colour mean and deviation": 6, "colour and texture": None}  # leading columns of `measures`; None: all
 
 
 def _save(draft, predicted, problem1, **more):
@@ -29,7 +29,7 @@ def _save(draft, predicted, problem1, **more):
 
 
 def knn(draft, problem1, profile, device, pretrained):
-    """Run step `control-knn`: k-NN on the frozen self-supervised features, and on those of setting A's random start.
+    """Run step `control-knn`: k-NN on the frozen self-supervised features, and on those of a random backbone.
 
     Args:
         draft, problem1, profile, device: as for `finetune.run`.

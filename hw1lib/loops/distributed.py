@@ -1,6 +1,6 @@
 """Data-parallel training that computes what a single process would.
 
-torchrun starts the processes. Without it there is one, and the functions of this module do nothing special.
+torchrun starts the processes. Without it, the functions of this module behave as for a single process.
 
 Batches, random draws and BatchNorm's statistics are those of the global batch, and the loss is its mean, so learning
 rate and batch size keep their meaning. Sums are rounded in another order: the same number of processes gives the same
@@ -96,7 +96,7 @@ def _join():
 
 
 def _reports_error(lost_peer):
-    """Whether this rank is the one to report its error. The others give rank 0 time to be the first."""
+    """Return whether this rank reports its error; the others give rank 0 time to be the first."""
     try:
         if rank() or lost_peer:
             with contextlib.suppress(dist.DistStoreError):  # no rank has failed before
@@ -142,7 +142,7 @@ def broadcast(value):
 
 
 def barrier():
-    """Wait until all ranks are at this point."""
+    """Wait until all ranks reach this call."""
     if world_size() > 1:
         dist.barrier(group=_state.control_group)
 
@@ -171,7 +171,7 @@ def single_process():
 
 
 def begin_step(seed, batch_size):
-    """Seed one training step, and note the size of its global batch for `rand` and `batch_fraction`.
+    """Seed one training step, and store the size of its global batch for `rand` and `batch_fraction`.
 
     The ranks share the draws of `rand`; what each draws from torch's global generator, such as dropout, differs.
     With one process, nothing is seeded here: both come from the global generator.
@@ -183,7 +183,7 @@ def begin_step(seed, batch_size):
 
 
 def share_seed():
-    """Seed torch's global generator alike in all ranks, for code that draws once for a whole batch."""
+    """Give torch's global generator the same seed in all ranks, for code that draws once for a whole batch."""
     if world_size() > 1:
         torch.manual_seed(_state.generator.initial_seed())
 
@@ -202,7 +202,7 @@ def shard(total):
 
 
 def batch_fraction(rows):
-    """Return the fraction of the global batch that `rows` rows are."""
+    """Return what fraction of the global batch `rows` rows are."""
     return 1 if world_size() == 1 else rows / _state.batch_size
 
 
@@ -275,7 +275,7 @@ class _LossModule(nn.Module):
 
 
 def sync_batchnorm(module, device):
-    """Convert the BatchNorm layers of a module to SyncBatchNorm; on CPUs, which torch's does not support, to ours."""
+    """Convert the BatchNorm layers of a module to SyncBatchNorm, or on CPUs to CPUSyncBatchNorm."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return

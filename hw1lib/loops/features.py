@@ -32,7 +32,7 @@ def initial_backbone(profile, pretrained=None):
 def extract(backbone, images, device, batch=256):
     """Return features in eval mode and float32, without augmentation: (N, 3, S, S) uint8 -> (N, 2048) on the CPU.
 
-    The backbone stays in eval mode.
+    The backbone is left in eval mode.
     """
 
     def extract_shard(images):

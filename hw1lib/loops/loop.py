@@ -14,7 +14,7 @@ from hw1lib.errors import Diverged
 from hw1lib.loops import distributed
 from hw1lib.loops.device import autocast, dtype
 
-CHECK_EVERY = 20  # steps, after which their losses are read from the device
+CHECK_EVERY = 20  # number of steps whose losses are read from the device together
 
 
 def train(module, loss, batches, settings, device, checkpoint, evaluate=None, after_step=None):
@@ -81,17 +81,17 @@ def train(module, loss, batches, settings, device, checkpoint, evaluate=None, af
 def train_one_epoch(loss, batches, optimizer, scaler, settings, device, epoch, start=0, label=""):
     """Train for one epoch; yield (step, loss) after each optimizer step, counted from 1.
 
-    Nothing here waits for the device: the loss is a tensor.
+    This never waits for the device, where the loss stays as a tensor.
 
     Args:
         loss: function(*batch) -> scalar tensor.
         batches: as for `train`; settings.accumulate of them make one step.
         optimizer: torch optimizer of the parameters that are trained.
-        scaler: torch.amp.GradScaler; disabled but for float16.
+        scaler: torch.amp.GradScaler, enabled only for float16.
         settings: settings.Optimization.
         device: torch device of the loss.
         epoch: number of the epoch, from 1.
-        start: steps of this epoch that were taken before.
+        start: number of steps of this epoch that were already taken.
         label: name of the training in the progress bar.
     """
     steps, micro_batches = step_count(batches, settings)
@@ -120,7 +120,7 @@ def step_count(batches, settings):
 
 
 def learning_rate(epochs, settings):
-    """Return the learning rate after a number of epochs, a float: linear warm-up, then constant or cosine decay."""
+    """Return the learning rate after `epochs` epochs (a float): linear warm-up, then constant or cosine decay."""
     warmup = settings.warmup_epochs
     if epochs < warmup:
         return settings.lr * epochs / warmup
@@ -194,7 +194,7 @@ def _defer_interrupts():
 class DivergenceGuard:
     """Stop a training whose losses or weights are not finite.
 
-    Losses are read CHECK_EVERY at a time, so a GPU rarely waits for it.
+    Losses are read CHECK_EVERY at a time, so the GPU rarely waits.
 
     Args:
         settings: settings.Optimization.
@@ -203,7 +203,7 @@ class DivergenceGuard:
 
     def __init__(self, settings, batches):
         self.settings, self.batches = settings, batches
-        self._losses = []  # of steps that are not checked yet
+        self._losses = []  # of steps that were not checked yet
 
     def add(self, loss, epoch, step):
         """Store the loss of this step."""
@@ -216,7 +216,7 @@ class DivergenceGuard:
         self._check_losses()
         weights = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
         if not get_total_norm(weights, math.inf).isfinite():
-            raise Diverged(f"a weight is not finite any more in epoch {epoch}", self.settings.lr)
+            raise Diverged(f"a weight is no longer finite in epoch {epoch}", self.settings.lr)
 
     def _check_losses(self):
         losses = torch.stack([loss for loss, *_ in self._losses]).tolist() if self._losses else []

@@ -95,14 +95,14 @@ def inputs(pool, profile):
 
 
 def pool_batches(pool, profile, settings, device):
-    """Return batches of the pool's images, (B, 3, S, S) uint8; a part of the pool is not copied out of the whole."""
+    """Return batches of the pool's images, (B, 3, S, S) uint8; those of a part of the pool are not copied."""
     whole = pool if pool.whole is None else pool.whole
     images = [inputs(whole, profile)]
     return ArrayBatches(images, settings.micro_batch, profile.seed, device, names=whole.files, rows=pool.rows)
 
 
 def loss(learner, images, settings):
-    """Return the loss of pre-training, in [0, 8]: by our forward pass, or by byol-pytorch's."""
+    """Return the loss of pre-training, in [0, 8]: by `byol.loss` or byol-pytorch's forward pass."""
     if settings.augmentation == "original":
         distributed.share_seed()  # byol-pytorch draws one augmentation for the whole batch
     return byol.loss(learner, images) if settings.one_pass else learner(images)

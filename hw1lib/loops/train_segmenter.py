@@ -81,14 +81,14 @@ def _load(problem2):
     """Return training images and masks, then validation images and masks.
 
     Raises:
-        UserError: all masks of a split are unknown, so that there is nothing to learn or to score.
+        UserError: all masks of a split are unknown, so there is nothing to learn or to score.
     """
     arrays = []
     for tiles in (problem2.train, problem2.validation):
         images, masks = image_files.load_tiles(tiles)
         if all((mask == UNKNOWN).all() for mask in masks):
-            nothing = f"No mask of the {len(tiles)} tiles in use of {tiles.folder} shows a class."
-            raise UserError(f"{nothing} Use more of them (data.tile_limit) or other masks.")
+            problem = f"No mask of the {len(tiles)} tiles used from {tiles.folder} shows a known class."
+            raise UserError(f"{problem} Use more tiles (data.tile_limit) or other masks.")
         arrays += [images, masks]
     return arrays
 
@@ -107,7 +107,7 @@ def predict(network, images, device, settings, tta=False, seen=range(UNKNOWN)):
     Args:
         network: segmentation network in eval mode.
         images: NumPy array.
-        settings: settings.Segment, for the batch size and how far tiles are enlarged.
+        settings: settings.Segment, for the batch size and the factor by which tiles are enlarged.
         tta: whether to average probabilities over the eight symmetries of each tile.
         seen: numbers of the classes that occur in training.
     """

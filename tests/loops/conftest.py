@@ -1,4 +1,4 @@
-"""Shared by tests of experiments."""
+"""Fixtures for the tests of experiments."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Checkpoints: they restore everything, contain no code, and are never half trusted."""
+"""Checkpoints: they restore everything, contain no code, and are used whole or not at all."""
 
 import os
 import zipfile
@@ -65,7 +65,7 @@ def test_a_checkpoint_restores_all_states_from_plain_data(path):
 
 
 class Code:
-    """When unpickled, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("made",)
@@ -89,8 +89,8 @@ DAMAGE = [
     (lambda path: path.write_bytes(path.read_bytes()[:-200] + bytes(200)), "it is damaged"),
     (flip_a_bit_of_the_weights, "it is damaged"),
     (lambda path: edit(path, "more", Code()), "it holds more than plain data"),
-    (lambda path: edit(path, "format", 1), "it is of another version"),
-    (lambda path: edit(path, "module", {"0.weight": torch.zeros(5, 4)}), "it is of another network"),
+    (lambda path: edit(path, "format", 1), "it was written by another version"),
+    (lambda path: edit(path, "module", {"0.weight": torch.zeros(5, 4)}), "it belongs to another network"),
     (lambda path: edit(path, "optimizer", {"state": {}, "param_groups": []}), ""),
     (lambda path: (path.parent / "stage_early.npy").write_text("x"), "stage_early.npy was altered or is missing"),
     (lambda path: (path.parent / "stage_early.npy").unlink(), "stage_early.npy was altered or is missing"),
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_code_is_not_run(path, monkeyp
 
 
 def test_arrays_of_an_epoch_that_is_trained_again_are_deleted(path):
-    """Rounding on another GPU would differ from what the next checkpoint vouches for."""
+    """On another GPU, rounding could make them differ from the hashes in the next checkpoint."""
     (path.parent / "predictions.npy").write_bytes(b"of the interrupted epoch")
     assert restore(path.parent)[2][1] == 3
     assert names(path.parent) == ["checkpoint.pt", "stage_early.npy"]

@@ -319,7 +319,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, place):
             value = super().loss(module, rows)
             return value + (value * 0).sqrt() if len(self.before) == place else value
 
-    with pytest.raises(Diverged, match=f"a weight is not finite any more in epoch {(place + 4) // 5}"):
+    with pytest.raises(Diverged, match=f"a weight is no longer finite in epoch {(place + 4) // 5}"):
         Root().train(tmp_path)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["module"]
     assert all(bool(tensor.isfinite().all()) for tensor in saved.values())

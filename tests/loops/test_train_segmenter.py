@@ -157,7 +157,7 @@ def test_tiles_that_are_not_square_are_trained_on(tmp_path, name, crop):
 def test_tiles_without_any_class_are_a_clear_error(tmp_path, problem2, step, split):
     for number in getattr(problem2, split).numbers:
         write_tile(tmp_path / "tiles" / split, number, np.full((32, 32), UNKNOWN, np.uint8))
-    with pytest.raises(UserError, match=rf"{split} shows a class.*data\.tile_limit"):
+    with pytest.raises(UserError, match=rf"{split} shows a known class.*data\.tile_limit"):
         step(tmp_path / "run", problem2)
 
 
