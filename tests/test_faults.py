@@ -26,7 +26,7 @@ def finished(out):
 
 
 @pytest.mark.parametrize("limit", [40, 8000])
-def test_a_training_that_met_a_full_disk_ends_as_if_it_had_not(course_data, tmp_path, capsys, limit):
+def test_a_training_that_met_a_full_disk_resumes_and_ends_alike(course_data, tmp_path, capsys, limit):
     """Wherever it happened: in the check's results, a checkpoint, or the step's own results."""
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     command = words("control-colour", course_data, out, "--set", "checkpoint_every=0")

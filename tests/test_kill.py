@@ -48,13 +48,13 @@ def folder_of(build, step):
 
 
 def checkpoint_time(build, step):
-    """When the checkpoint of a step was written, or None."""
+    """Return when the checkpoint of a step was written, or None."""
     with contextlib.suppress(FileNotFoundError):
         return (folder_of(build, step) / store.CHECKPOINT).stat().st_mtime_ns
 
 
 def is_held(build, step, process):
-    """Whether a process has claimed a step."""
+    """Return whether a process has claimed a step."""
     with contextlib.suppress(FileNotFoundError):
         return f"process {process.pid} on " in (folder_of(build, step) / lock.HOLDER).read_text()
 
@@ -62,7 +62,7 @@ def is_held(build, step, process):
 # pretrain: a target network and a probe; finetune-C: uses results; segment-lraspp: arrays beside the checkpoint
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "claimed"), [("pretrain", False), ("finetune-C", True), ("segment-lraspp", False)])
-def test_a_killed_step_ends_as_if_it_had_not_been(smoke_run, tmp_path, step, claimed):
+def test_a_killed_step_ends_as_if_uninterrupted(smoke_run, tmp_path, step, claimed):
     """Killed after it is claimed, also while data is loaded, or while it trains, evaluates and saves."""
     shutil.copytree(smoke_run / "steps", tmp_path / "smoke" / "steps", ignore=shutil.ignore_patterns(step))
     reference = folder_of(smoke_run.parent, step)

@@ -33,7 +33,7 @@ def last_error(text):
 
 
 def worker_of(process, step):
-    """Return the worker process that runs a step, and the step's own process; None where there is none."""
+    """Return the worker process that runs a step, and the step's own process; None if there is none."""
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.cmdline()[2:5] == ["hw1lib", "run", step]:
@@ -153,7 +153,7 @@ def test_without_dask_the_error_says_what_to_install(capsys, monkeypatch, course
 
 
 def book_in(folder, device="cpu", setting="auto"):
-    """A workbook of one step that trains and is not done."""
+    """Return a workbook with one step, which trains and is not done."""
     step = SimpleNamespace(trains=True, processes=1)
     steps = SimpleNamespace(step=lambda name: step, status=lambda name: "to run")
     facts = {"profile": SimpleNamespace(device=setting), "planned": lambda: [("pretrain", steps, "pretrain")]}
@@ -201,7 +201,7 @@ ERROR = f"{shlex.quote(sys.executable)} -c 'from hw1lib import progress; progres
     ],
 )
 def test_the_worker_says_how_a_step_ended(tmp_path, monkeypatch, script, status, error, message):
-    """Only a step whose worker ends, too, is run on another one."""
+    """A step moves to another worker only if its own worker ends, too."""
     worker = SimpleNamespace(name=3, log_event=lambda topic, event: None, status=SimpleNamespace(name=status))
     monkeypatch.setattr(distributed, "get_worker", lambda: worker)
     monkeypatch.setattr(run_steps, "SHUTDOWN_GRACE", 0)

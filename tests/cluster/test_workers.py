@@ -29,7 +29,7 @@ def listening():
 
 
 def answers_in_plain_text(address, port):
-    """Whether a socket answers HTTP without TLS."""
+    """Return whether a socket answers HTTP without TLS."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     with socket.create_connection((address, port), timeout=5) as plain:
         plain.sendall(b"GET /status HTTP/1.0\r\n\r\n")
@@ -40,7 +40,7 @@ def answers_in_plain_text(address, port):
 
 
 def refuses_strangers(address):
-    """Whether a server closes a TLS connection that presents no certificate."""
+    """Return whether a server closes a TLS connection that presents no certificate."""
     host, _, port = address.partition("://")[2].rpartition(":")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -53,7 +53,7 @@ def refuses_strangers(address):
 
 
 class Shell(Subprocess):
-    """Replaces that of dask-jobqueue's LocalCluster, which splits a job's command at quoted spaces, too."""
+    """Run a job's command without splitting it at quoted spaces, as dask-jobqueue's LocalCluster does."""
 
     def __init__(self, words, **streams):
         super().__init__(shlex.split(" ".join(words)), **streams)

@@ -1,4 +1,4 @@
-"""Why a step has to run, as `plan` says it."""
+"""The reasons why a step has to run, as shown by `plan`."""
 
 import json
 

@@ -24,7 +24,7 @@ WHOLE = {"model_scale": 1, "supervised.source": "auto"}
 
 @pytest.fixture(autouse=True)
 def own_weights(tmp_path, monkeypatch):
-    """Hide the weights of this machine, and its network."""
+    """Hide this machine's weights and network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(weights, "find_sam", partial(weights.find_sam, tmp_path / "weights"))
@@ -33,7 +33,7 @@ def own_weights(tmp_path, monkeypatch):
 
 
 def refusal(root, out, settings=(), names=None):
-    """Return the message of everything that is wrong, "" if nothing is; it must come soon and compute nothing."""
+    """Return the error that lists all problems, or ""; it must come quickly, before anything is computed."""
     steps = make(root, out, settings)
     before = time.process_time()
     try:
@@ -49,7 +49,7 @@ def unlabelled(root):
 
 
 def backbone(content):
-    """Return a function that puts a file in the place of the course's supervised backbone."""
+    """Return a function that writes a file in place of the course's supervised backbone."""
     return lambda root: (root / "p1_data" / "pretrain_model_SL.pt").write_bytes(content)
 
 
@@ -116,7 +116,7 @@ def test_all_problems_are_named_at_once_but_only_those_of_the_steps_to_run(cours
 
 @pytest.mark.slow
 def test_a_finished_step_needs_nothing(course_data, tmp_path):
-    """Such as a network for weights that it has loaded."""
+    """Not even a network connection for weights that it has loaded."""
     settings = FIT | WHOLE | {"supervised.source": "imagenet"}
     cache = pretrained.cached(pretrained.IMAGENET)
     cache.parent.mkdir(parents=True)

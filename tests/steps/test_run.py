@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def own_sam(tmp_path, monkeypatch):
-    """Hide SAM's weights of this machine."""
+    """Hide this machine's SAM weights."""
     file = tmp_path / "sam.pth"
     monkeypatch.setattr(weights, "find_sam", lambda: file if file.exists() else None)
 
@@ -52,7 +52,7 @@ def changed(before, after):
     return {name for name in before if before[name] != after[name]}
 
 
-def test_every_step_has_a_key_of_its_own_and_the_same_again(course_data, tmp_path):
+def test_every_key_is_unique_and_reproducible(course_data, tmp_path):
     steps = make(course_data)
     before = keys(steps, steps.all)
     assert before.keys() == ALL | CHECKS and len(set(before.values())) == len(before)
@@ -61,7 +61,7 @@ def test_every_step_has_a_key_of_its_own_and_the_same_again(course_data, tmp_pat
 
 
 def test_configs_and_versions_do_not_change_unnoticed(course_data):
-    """Literals: with another rule or version, no stored result would be found any more."""
+    """Literals: with another rule or version, stored results would no longer be found."""
     steps = make(course_data, fit=False)
     shared = {"seed": 0, "model_scale": 0.25, "tf32": False, "cudnn_benchmark": False}  # on a CPU
     problem1 = shared | {"image_size": 32, "overhead": True, "zero_init_residual": True}
@@ -116,7 +116,7 @@ READ_BY = {
 
 @pytest.mark.slow
 def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
-    """A forgotten one would load stale results; one too many would train anew for nothing."""
+    """A missing dependency would load stale results; a needless one would repeat training."""
     steps = make(course_data)
     before = keys(steps, ALL | CHECKS)
     for name, value in flatten(steps.profile).items():
@@ -132,7 +132,7 @@ def test_each_setting_changes_exactly_the_steps_that_depend_on_it(course_data):
 
 
 def test_settings_that_depend_on_the_device_are_resolved_in_the_key(course_data, tmp_path, monkeypatch):
-    """A GPU's result, in another precision or from other masks, is never taken for a CPU's."""
+    """A GPU's result, in another precision or from other masks, is never used for a CPU's."""
     precisions = {"auto": torch.float16, "bfloat16": torch.bfloat16, "float32": None}
     monkeypatch.setattr(run.device, "dtype", lambda precision, _: precisions[precision])
     (tmp_path / "sam.pth").touch()

@@ -1,4 +1,4 @@
-"""The store: results are found by their key, used only if undamaged, and locked while they are made."""
+"""The store: results are found by their key, used only if undamaged, and locked while they are computed."""
 
 import contextlib
 import hashlib
@@ -47,7 +47,7 @@ class Stopped(Exception):
 
 
 def attempt(results, step="pretrain", checkpoint=b"half way", key=KEY):
-    """Stop a step on its way, and return its folder."""
+    """Interrupt a step, and return its folder."""
     with contextlib.suppress(Stopped), results.claim(step, key, {}) as draft:
         draft.metrics({"accuracy": 0.1})
         draft.history([{"epoch": 1}])
@@ -169,8 +169,8 @@ def test_a_damaged_marker_is_no_marker(results, marker):
     assert results.verify() == []
 
 
-def test_verify_names_a_marker_that_is_gone(results):
-    """run.json shows that the step ran to its end."""
+def test_verify_names_a_missing_marker(results):
+    """run.json shows that the step had finished."""
     finish(results)
     folder = finish(results, "finetune-A").folder
     files.write_json(folder / "run.json", {})
@@ -240,7 +240,7 @@ def test_a_kill_while_results_are_hashed_costs_no_training(results, monkeypatch)
 
 
 def dated(folder, days, size=0):
-    """Give an attempt an age in days, and its checkpoint a size in bytes that takes no room on the disk."""
+    """Give an attempt an age in days, and its checkpoint a size in bytes that uses no disk space."""
     with open(folder / "checkpoint.pt", "ab") as file:
         file.truncate(size)
     for path in folder.iterdir():
@@ -313,7 +313,7 @@ def test_an_unreadable_checkpoint_is_kept_until_its_step_is_done(results, monkey
 
 
 def run_step(out, checkpoint, connection):
-    """In a process of its own, run a step until told to finish."""
+    """Run a step until told to finish; this is the code of a child process."""
     with store.Store(out).claim("pretrain", KEY, {}) as draft:
         draft.metrics({"by": os.getpid()})
         if checkpoint:
@@ -339,7 +339,7 @@ def running(out, checkpoint=False):
 
 @pytest.mark.parametrize(("killed", "note"), [(False, None), (True, None), (False, b""), (False, b"\xff\xfe")])
 def test_the_second_process_waits_says_for_whom_and_takes_over(results, capsys, killed, note):
-    """It loads what the first one finished; if that was killed, it runs the step. A damaged note does not matter."""
+    """It loads what the first one finished; if that was killed, it runs the step. A damaged note is ignored."""
     with running(results.out) as (process, finish_it):
         folder = results.folder("pretrain", KEY)
         assert not is_free(folder)
