@@ -1,6 +1,6 @@
 """Metrics: plain functions from arrays to numbers.
 
-- collapse: spread of features: deviation, effective rank, whether they have collapsed
+- collapse: spread of features: deviation, effective rank, detection of collapse
 - iou: confusion matrix, IoU, mIoU, pixel accuracy
 - partitions: fit of segments to land cover: coverage, ASA, oracle, vote, boundaries
 - projection: PCA and t-SNE of activations, silhouette, purity

@@ -9,14 +9,14 @@ MIN_RANK = 2.0  # below it, features differ along one line only
 def deviation(features):
     """Compute the standard deviation of normalised features, times √D (Chen & He 2020, section 4.1).
 
-    They measure projections. Representations are not negative after ReLU, and so stay well below 1; a random
-    ResNet50's have about 0.05.
+    The paper measures projections. Representations are non-negative after ReLU, and so stay well below 1: a random
+    ResNet50's are at about 0.05.
 
     Args:
         features: (N, D).
 
     Returns:
-        From 0, if all are the same, to 1, if they are spread evenly over the sphere.
+        Float from 0, if all are the same, to 1, if they are spread evenly over the sphere.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     return float(unit.std(axis=0).mean() * np.sqrt(features.shape[1]))
@@ -33,7 +33,7 @@ def spectrum(features):
     """
     centred = np.float64(features) - features.mean(axis=0, dtype=np.float64)
     short = centred if len(centred) <= centred.shape[1] else centred.T
-    # The eigenvalues of the Gram matrix are their squares, and faster to compute.
+    # The eigenvalues of the Gram matrix are the squared singular values, and faster to compute.
     return np.sqrt(np.linalg.eigvalsh(short @ short.T).clip(0))[::-1]
 
 
@@ -44,7 +44,7 @@ def effective_rank(features):
         features: (N, D).
 
     Returns:
-        From 1 (a line) to min(N - 1, D); 0 if all features are the same.
+        Float from 1 (a line) to min(N - 1, D); 0 if all features are the same.
     """
     values = spectrum(features)[::-1]
     if values.max() <= 1e-6 * max(np.abs(features).max(), 1e-12):
@@ -55,5 +55,5 @@ def effective_rank(features):
 
 
 def collapsed(numbers):
-    """Decide whether features with these numbers, "deviation" and "effective_rank", have collapsed."""
+    """Return whether features have collapsed, given their "deviation" and "effective_rank"."""
     return numbers["deviation"] < MIN_DEVIATION or numbers["effective_rank"] < MIN_RANK

@@ -1,4 +1,4 @@
-"""The course's metrics of segmentation, from a confusion matrix."""
+"""The course's segmentation metrics, from a confusion matrix."""
 
 import numpy as np
 
@@ -80,10 +80,10 @@ def pixel_accuracy(matrix):
 
 
 def ceiling(masks, stride):
-    """Compute the mIoU that an output stride allows: that of the true masks made constant in blocks.
+    """Compute the mIoU that an output stride allows: that of true masks that are constant within blocks.
 
-    Each block gets the class of most of its known pixels, the lower number of equals. Models that interpolate between
-    their scores can be slightly better.
+    Each block has the class of most of its known pixels; ties go to the lower number. Models that interpolate their
+    scores can be slightly better.
 
     Args:
         masks: (N, H, W) true classes.
@@ -104,13 +104,13 @@ def iou_by_class(matrix):
 
 
 def history_row(epoch, truth, predicted):
-    """Return one epoch of a segmentation's history: epoch, mIoU and confusion matrix of (N, H, W) classes."""
+    """Return one row of a training history: epoch, mIoU and confusion matrix of (N, H, W) classes."""
     matrix = confusion(truth, predicted)
     return {"epoch": epoch, "miou": miou(matrix), "confusion": matrix.tolist()}
 
 
 def summarise(history):
-    """Return the metrics of the best and the last epoch of a segmentation's history, as plain numbers.
+    """Return the metrics of the best and the last epoch of a training history, as plain numbers.
 
     Args:
         history: list of `history_row`.

@@ -1,4 +1,4 @@
-"""How well the segments of one image fit its land cover.
+"""Metrics of how well the segments of one image fit its land cover.
 
 `labels` is a partition: (H, W) int, one number from 0 for each segment. `truth` is (H, W) class numbers; pixels of
 class unknown are never scored. Metrics that use the truth to label segments are upper bounds.
@@ -44,14 +44,15 @@ def asa(labels, truth):
 def oracle(labels, truth):
     """Label every segment with the true class of most of its scored pixels.
 
-    The accuracy is an upper bound. The mIoU is almost one, as majorities do not maximise it.
+    Its pixel accuracy is an upper bound for this partition. Its mIoU is close to one, but majorities do not maximise
+    mIoU.
 
     Args:
         labels: (H, W) partition.
         truth: (H, W) class numbers.
 
     Returns:
-        (H, W) uint8 class numbers, the lower of equals; a segment without scored pixels becomes unknown.
+        (H, W) uint8 class numbers; ties go to the lower one, and a segment without scored pixels becomes unknown.
     """
     scored = truth != UNKNOWN
     votes = _votes(labels[scored], truth[scored], segments=labels.max() + 1)
@@ -67,7 +68,7 @@ def vote(labels, prediction):
         prediction: (H, W) class numbers as predicted by a model.
 
     Returns:
-        (H, W) uint8 class numbers, the lower of equals.
+        (H, W) uint8 class numbers; ties go to the lower one.
     """
     return _votes(labels, prediction).argmax(axis=1).astype(np.uint8)[labels]
 

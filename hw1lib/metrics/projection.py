@@ -15,14 +15,14 @@ NEIGHBOURS = 10
 def project(first, last, labels, perplexity, seed):
     """Project the activations of the first and the last epoch to the plane.
 
-    PCA is fitted on both epochs together, and t-SNE embeds both together, starting from PCA, so that the pictures of
+    PCA is fitted on both epochs together, and t-SNE embeds both together, starting from PCA, so that the plots of
     both epochs can be compared.
 
     Args:
         first, last: (N, D) activations of the same images in the same order.
         labels: (N,) class numbers.
-        perplexity: of t-SNE, lowered if there are too few images.
-        seed: of t-SNE.
+        perplexity: t-SNE's perplexity, lowered if there are too few images.
+        seed: t-SNE's random seed.
 
     Returns:
         A dict of (N, 2) arrays pca_first, pca_last, tsne_first and tsne_last, and a dict of numbers:
@@ -32,10 +32,10 @@ def project(first, last, labels, perplexity, seed):
         - pca_variance: fraction of the variance that PCA keeps
         - purity_chance: purity of shuffled labels
 
-        A number that so few images cannot have is None.
+        A number that is undefined for so few images is None.
     """
     first, last = np.float64(first), np.float64(last)
-    with threadpool_limits(1):  # with several threads, the order of sums and so the picture would vary
+    with threadpool_limits(1):  # several threads would vary the order of sums, and so the result
         both = np.concatenate([first, last])
         pca = PCA(2, svd_solver="full").fit(both)
         start = pca.transform(both)
@@ -59,8 +59,8 @@ def tsne(values, start, perplexity, seed):
     Args:
         values: (N, D).
         start: (N, 2) initial embedding, such as PCA's.
-        perplexity: roughly the number of neighbours that count; lowered if there are too few rows.
-        seed: whole number.
+        perplexity: roughly the number of neighbours considered; lowered if there are too few rows.
+        seed: random seed.
 
     Returns:
         (N, 2); only neighbourhoods are meaningful.

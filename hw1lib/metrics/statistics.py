@@ -12,6 +12,7 @@ def wilson(correct, total, confidence=0.95):
     Args:
         correct: number of successes.
         total: number of trials, at least 1.
+        confidence: confidence level of the interval.
 
     Returns:
         (low, high), both in [0, 1].
@@ -21,10 +22,10 @@ def wilson(correct, total, confidence=0.95):
 
 
 def share(right, places=None, confidence=0.95):
-    """Compute the interval of a proportion: Wilson's, or a bootstrap over places if several images show one place.
+    """Compute the interval of a proportion: Wilson's, or a bootstrap over places if these are given.
 
     Args:
-        right: (N,) bool, such as which images were classified correctly.
+        right: (N,) bool, whether each image was classified correctly.
         places: (N,) place of each image; None: each shows a different one.
 
     Returns:
@@ -65,7 +66,7 @@ def holm(p_values):
     The probability of any false rejection at level α is then at most α.
 
     Args:
-        p_values: (M,) of one family of tests.
+        p_values: (M,) p-values of one family of tests.
 
     Returns:
         (M,) adjusted p-values in the same order, at most 1.
@@ -81,7 +82,7 @@ def mean_interval(values, confidence=0.95):
     """Compute Student's t interval for a mean.
 
     Args:
-        values: (N,) of at least two independent runs, such as a difference for each seed.
+        values: (N,) values of at least two independent runs, such as a difference for each seed.
 
     Returns:
         (low, high); NaN if all values are equal, as their variance is then unknown.
@@ -100,8 +101,9 @@ def bootstrap(counts, measure, groups=None, draws=2000, confidence=0.95):
 
     Args:
         counts: {name: (N, …) counts of the same N tiles, such as confusion matrices}.
-        measure: function of pooled counts, (draws, …) -> (draws,).
-        groups: (N,) group of each tile, such as its place; None: each is its own.
+        measure: function from pooled counts to the metric, (draws, …) -> (draws,).
+        draws: number of bootstrap samples.
+        groups: (N,) group of each tile, such as its place; None: each tile is a group.
 
     Returns:
         {name: (low, high)} and {(first, second): (low, high) of first minus second}; NaN with fewer than two groups.
@@ -112,9 +114,9 @@ def bootstrap(counts, measure, groups=None, draws=2000, confidence=0.95):
     draws = draws if total > 1 else 0
     weights = np.random.default_rng(0).multinomial(total, np.full(total, 1 / total), draws)  # (draws, groups)
     values = {}
-    for name, each in counts.items():
-        pooled = np.zeros((total, *np.shape(each)[1:]))
-        np.add.at(pooled, places, each)
+    for name, per_tile in counts.items():
+        pooled = np.zeros((total, *np.shape(per_tile)[1:]))
+        np.add.at(pooled, places, per_tile)
         values[name] = measure(np.tensordot(weights, pooled, axes=1))
     ends = (1 - confidence) / 2, (1 + confidence) / 2
     differences = {(a, b): values[a] - values[b] for a in values for b in values if a != b}

@@ -1,7 +1,7 @@
 """BYOL (Grill et al. 2020) and SimSiam (Chen & He 2020) on byol-pytorch's networks.
 
-The package builds all networks, and profile `seed` trains through its own forward. `loss` has the same value and
-gradients, but computes each projection once, and cosines in float32.
+byol-pytorch builds all networks, and profile `seed` trains through its forward. `loss` has the same value and
+gradients, but computes each projection once and cosines in float32.
 
 arXiv:2006.07733 (BYOL), arXiv:2011.10566 (SimSiam).
 """
@@ -32,7 +32,7 @@ def learner(backbone, image_size, settings, views=None):
     Returns:
         The learner; `learner(images)` is the package's symmetric loss in [0, 8].
     """
-    # With several processes the package would take nn.SyncBatchNorm, which does not run on CPUs; loops.distributed
+    # With several processes the package would use nn.SyncBatchNorm, which does not run on CPUs; loops.distributed
     # synchronises all BatchNorm layers instead.
     with mock.patch.object(byol_pytorch, "MaybeSyncBatchnorm", lambda *_: nn.BatchNorm1d):
         byol = BYOL(
@@ -55,7 +55,7 @@ def loss(learner, images):
 
     Args:
         learner: as returned by `learner`.
-        images: (B, 3, H, W) batch for its two views.
+        images: (B, 3, H, W) batch, of which two views are drawn.
 
     Returns:
         Scalar in [0, 8]: eq. 2 of BYOL, symmetrised and averaged over the batch.
@@ -75,16 +75,19 @@ def regression(prediction, target):
 
     Args:
         prediction: (2B, D) online predictions of both views, any scale.
-        target: (2B, D) target projections of the opposite views; no gradient flows into them.
+        target: (2B, D) target projections of the opposite views; they must not require gradients.
+
+    Returns:
+        Scalar in [0, 8].
     """
     cosine = F.cosine_similarity(prediction.float(), target.float(), dim=1)
     return 4 * (1 - cosine).mean()
 
 
 def decay(base, share):
-    """Return the target's decay after a share of the training, which rises from `base` to 1 along a cosine.
+    """Return the decay of the target network after a fraction `share` of the training.
 
-    BYOL, section 3.3: 1 - (1 - base) · (cos(π · share) + 1) / 2.
+    It rises from `base` to 1: 1 - (1 - base) · (cos(π · share) + 1) / 2 (BYOL, section 3.3).
     """
     return 1 - (1 - base) * (math.cos(math.pi * share) + 1) / 2
 

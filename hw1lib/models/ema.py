@@ -8,7 +8,7 @@ from torch import nn
 
 @torch.no_grad()
 def follow(average, network, decay):
-    """Update an average to decay · average + (1 - decay) · network.
+    """Set `average` to decay · average + (1 - decay) · network, in place; both have the same structure.
 
     This includes BatchNorm's running statistics; integer counters are copied.
     """
@@ -26,8 +26,8 @@ class Averaged(nn.Module):
 
     Args:
         network: nn.Module to train.
-        decay: of the average. After n steps it is at most (1 + n) / (10 + n), so that the random start is soon
-            forgotten.
+        decay: decay of the average; at most (1 + n) / (10 + n) after n steps, so that the random initial weights are
+            soon forgotten.
     """
 
     def __init__(self, network, decay):

@@ -1,4 +1,4 @@
-"""A convolution that is faster on CPUs where PyTorch's is slow.
+"""A convolution layer that is fast on CPUs where PyTorch's is slow.
 
 On CPUs, most of a training step is spent in layers with many weights and few pixels (ResNet50's last stages,
 VGG16-FCN32s's conv7, DeepLabV3's ASPP) and in MobileNetV3's depthwise layers. The former are several times faster as
@@ -30,20 +30,20 @@ class Conv2d(nn.Conv2d):
         return super().forward(images)
 
     def _is_faster_as_product(self, images, vertical, horizontal):
-        """Decide whether a matrix product is faster: the library first reorders all weights."""
+        """Return whether a matrix product is faster than oneDNN, which first reorders all weights."""
         taps = len(vertical.windows) * len(horizontal.windows)
         weights, pixels = self.in_channels * self.out_channels * taps, vertical.length * horizontal.length
         half = torch.is_autocast_enabled("cpu") or images.dtype != torch.float32
         if taps == 1:
             return weights >= 2**15 if half else weights >= 2**19 and pixels <= 64
-        few, many = (64, 2**22) if half else (16, 2**24)
-        return weights >= 64 * pixels * len(images) and (pixels <= few or weights >= many)
+        max_pixels, min_weights = (64, 2**22) if half else (16, 2**24)
+        return weights >= 64 * pixels * len(images) and (pixels <= max_pixels or weights >= min_weights)
 
     def _product(self, images, vertical, horizontal):
-        """Compute one matrix product over the taps that touch a pixel."""
-        # Channels are last, as the weights are in memory, so the optimizer need not reorder the gradient.
+        """Convolve by one matrix product over the taps that touch the map."""
+        # Channels come last, as in the weights' memory, so the optimizer need not reorder the gradient.
         kernel = self.weight.permute(0, 2, 3, 1)[:, vertical.taps, horizontal.taps].flatten(1)  # (O, taps·C)
-        pads = (*horizontal.pads, *vertical.pads)  # negative: cropped
+        pads = (*horizontal.pads, *vertical.pads)  # negative values crop
         pixels = (F.pad(images, pads) if any(pads) else images).permute(0, 2, 3, 1)
         slices = list(itertools.product(vertical.windows, horizontal.windows))
         windows = pixels[:, *slices[0]] if len(slices) == 1 else _Windows.apply(pixels, slices)  # (B, P, Q, taps·C)
@@ -72,7 +72,7 @@ class Conv2d(nn.Conv2d):
             return out.permute(0, 3, 1, 2).to(dtype)
 
     def _splits(self, images):
-        """Decide whether the map can be split: the dilation divides its sides and the padding."""
+        """Return whether the map can be split: the dilation divides its sides and the padding."""
         vertical, horizontal = self.dilation
         divides = all(n % vertical == 0 for n in (*images.shape[2:], *self.padding))
         return divides and vertical == horizontal > 1 and self.stride == (1, 1)
@@ -104,7 +104,7 @@ class _Side(NamedTuple):
         taps: slice of the kernel.
         windows: for each of these taps, the slice of the padded map that it touches.
         pads: padding before and after the map.
-        length: of the output.
+        length: number of output pixels.
     """
 
     taps: slice
@@ -115,7 +115,7 @@ class _Side(NamedTuple):
 
 @functools.cache
 def _side(size, kernel, stride, padding, dilation):
-    """Return the _Side of a map's side of `size` pixels, which must hold the kernel with the padding."""
+    """Describe a convolution along a side of `size` pixels, which with padding is at least as long as the kernel."""
     length = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     starts = [index * stride - padding for index in range(length)]
     used = [tap for tap in range(kernel) if any(0 <= start + tap * dilation < size for start in starts)] or [0]

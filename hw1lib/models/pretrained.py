@@ -1,6 +1,6 @@
 """Weights that training starts from: the course's ResNet50 and torchvision's networks.
 
-No file's code is ever run, and every state dict is checked against the network that it is for.
+Code in a file is never run, and every state dict is checked against its network.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def load_backbone(path):
     """
     remedy = (
         "It must be the state dict of torchvision's resnet50, saved as torch.save(model.state_dict(), path); get the "
-        "file again, or remove it and have one trained on the labelled pool: --set supervised.source=pool."
+        "file again, or train one on the labelled pool with --set supervised.source=pool."
     )
     with torch.device("meta"):
         network = resnet50(weights=None)
@@ -71,12 +71,12 @@ def imagenet_backbone():
 
 
 def load_published(network, url, name, instead):
-    """Load torchvision's weights into its network, from torch's cache or else from their server.
+    """Load published weights into a network of torchvision, from torch's cache or else from their server.
 
     Args:
         network: nn.Module, changed in place.
         url: address of the file.
-        name: of the network, for messages.
+        name: the network's name, for messages.
         instead: setting that does without the weights, such as lraspp.pretrained=false.
 
     Raises:
@@ -99,7 +99,7 @@ def download(url, what, instead):
 
     Args:
         url: address of the file, whose name ends in the first digits of its SHA-256.
-        what: begins the message of an error.
+        what: subject of the error message, such as "The weights of LR-ASPP".
         instead: setting that does without the file.
 
     Raises:
@@ -120,10 +120,10 @@ def download(url, what, instead):
 
 
 def check_download(url):
-    """Check that torch's cache has a file of weights, or that its server answers.
+    """Check that torch's cache has an intact file of weights, or else that the server answers.
 
     Raises:
-        ValueError: neither is so, or the cached file is damaged: a phrase that says why.
+        ValueError: neither is the case; the message is a phrase that says why.
     """
     path = cached(url)
     if path.is_file():
@@ -145,7 +145,7 @@ def read_tensors(path):
         {name: tensor}; names in nested dicts follow their keys, as in "model.conv1.weight".
 
     Raises:
-        ValueError: the file is damaged, holds code or something other than a dict: a phrase that says so.
+        ValueError: the file is damaged, needs code to load or holds no dict; the message is a phrase that says which.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -153,8 +153,8 @@ def read_tensors(path):
         if not is_damage(error):
             raise
         if any(sign in str(error) for sign in ("Unsupported global", "Unsupported class", "TorchScript")):
-            raise ValueError("it holds objects whose loading would run code, not tensors alone") from error
-        raise ValueError("it is damaged or no file of torch.save") from error
+            raise ValueError("it holds more than tensors, and loading it would run code") from error
+        raise ValueError("it is damaged or was not written by torch.save") from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dict of tensors")
     return _flatten(content)
@@ -187,7 +187,7 @@ def find_networks(tensors, anchor):
 def the_only(networks, tensors, name):
     """Return the state dict of the one network in a file; ValueError for none or several."""
     if len(networks) > 1:
-        places = ", ".join(prefix.rstrip(".") or "the whole" for prefix in networks)
+        places = ", ".join(prefix.rstrip(".") or "top level" for prefix in networks)
         raise ValueError(f"it holds {name} more than once ({places}): save one of them alone")
     if not networks:
         raise ValueError(f"{_summary(tensors)}, which are not those of {name}")
@@ -200,11 +200,11 @@ def fill(network, state, name, tensors):
     Args:
         network: nn.Module, changed in place.
         state: {name: tensor}. BatchNorm's counters may be missing, as in files from old versions of torch.
-        name: of the network, for messages.
+        name: the network's name, for messages.
         tensors: all tensors of the file, for messages.
 
     Raises:
-        ValueError: a phrase that says what the file holds, and the first tensor that does not fit.
+        ValueError: a tensor does not fit; the message is a phrase with the file's contents and the first such tensor.
     """
     expected = network.state_dict()
     if fault := next(_misfits(state, expected), None):
@@ -228,7 +228,7 @@ def _summary(tensors):
 
 @contextlib.contextmanager
 def readable_errors(path, what, remedy):
-    """Turn the many exceptions that a damaged file of weights causes into one UserError; others pass."""
+    """Re-raise the many exceptions that a damaged file of weights causes as a UserError; others pass through."""
     try:
         yield
     except Exception as error:

@@ -38,7 +38,7 @@ def features(network, images):
 class Head(nn.Module):
     """The original report's classifier: Conv1d(2048, 256, 1), ReLU, Dropout(0.5), Linear(256, classes).
 
-    Frozen features need `standardise_by`: a random network's are scaled so badly that nothing trains on them.
+    Frozen features need `standardise_by`: those of a random network are scaled so badly that a head cannot train.
     """
 
     def __init__(self, classes, inputs=FEATURES, hidden=256, dropout=0.5):
@@ -53,7 +53,7 @@ class Head(nn.Module):
     def standardise_by(self, features):
         """Set the mean and standard deviation that standardise inputs to those of (N, inputs) training features.
 
-        Deviations are at least a tenth of their average, so that nearly constant features are not blown up.
+        Deviations are at least a tenth of their average, so that nearly constant features are not amplified.
         """
         deviation = features.std(dim=0)
         self.mean.copy_(features.mean(dim=0))
@@ -94,6 +94,7 @@ class Classifier(nn.Module):
         return self
 
     def features(self, images):
+        """Compute pooled features as the function `features` does, without gradients if the backbone is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return features(self.backbone, images)
 

@@ -1,7 +1,7 @@
 """SAM (Kirillov et al. 2023, Segment Anything): its weights, and its everything mode.
 
-The network, its prompts and filters are Meta's package segment-anything. Weights also load from a Hugging Face folder,
-and cleaning small regions needs no OpenCV.
+The network, its prompts and filters come from Meta's package segment-anything. This module also loads weights from a
+Hugging Face folder, and cleans small regions without OpenCV.
 """
 
 import re
@@ -22,7 +22,7 @@ from hw1lib.models.weights import SAM_HINT, SAM_PARTS
 
 ENCODERS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of their features
 
-# Meta's names of tensors, and those in Hugging Face's folders; applied in this order.
+# Substitutions, in this order, that turn Meta's names of tensors into those of Hugging Face.
 _HUGGING_FACE = (
     (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
     (r"^image_encoder\.", "vision_encoder."),
@@ -88,18 +88,18 @@ def from_hugging_face(tensors, names):
 
 
 def hugging_face_name(name):
-    """Return the name in Hugging Face's folders of one of Meta's tensors."""
+    """Return Hugging Face's name of a tensor, given Meta's."""
     for pattern, replacement in _HUGGING_FACE:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def untrained(seed=5, side=256):
-    """Build a small SAM with random weights, to try the generator without SAM's own; its masks mean nothing.
+    """Build a small SAM with random weights, to try the generator without downloads; its masks are meaningless.
 
     Args:
-        seed: whole number.
-        side: of the square that it reads, in pixels.
+        seed: random seed; torch's global generator is reset to it.
+        side: side of the square input in pixels.
     """
     torch.manual_seed(seed)
     encoder = ImageEncoderViT(
@@ -115,7 +115,7 @@ def untrained(seed=5, side=256):
             parameter += 0.3 * torch.randn(parameter.shape)
         prompts.pe_layer.positional_encoding_gaussian_matrix *= 4
         decoder.output_upscaling[3].weight[:, 0] = 0
-        decoder.output_upscaling[3].bias[0] = 1  # a constant channel, by which every mask's logits are lowered
+        decoder.output_upscaling[3].bias[0] = 1  # a constant channel, which lowers the logits of every mask
         for mlp in decoder.output_hypernetworks_mlps:
             mlp.layers[-1].weight *= 20
             mlp.layers[-1].weight[0] = 0
@@ -126,7 +126,7 @@ def untrained(seed=5, side=256):
 
 
 class _Generator(SamAutomaticMaskGenerator):
-    """Meta's generator, whose own version fails if no crop has a mask."""
+    """Meta's generator, which would fail if no crop had a mask."""
 
     def _process_crop(self, *arguments):
         data = super()._process_crop(*arguments)
@@ -153,12 +153,12 @@ def sam_everything(
         image: (H, W, 3) uint8 RGB image of any size.
         network: segment_anything's Sam in eval mode, on any device.
         points_per_side: number of grid points along each side.
-        crop_n_layers: after the whole image, layer 1, 2, … looks at 4, 16, … crops, enlarged.
+        crop_n_layers: after the whole image, layers 1, 2, … process 4, 16, … enlarged crops.
         crop_overlap_ratio: overlap of layer 1's crops as a fraction of the image's shorter side; it halves with each
             further layer.
         crop_n_points_downscale_factor: each layer has this many times fewer points along each side than the one before.
         min_mask_region_area: smaller islands are removed and smaller holes filled; 0 leaves them.
-        settings: further ones of SamAutomaticMaskGenerator; each filter has one:
+        settings: further settings of SamAutomaticMaskGenerator, such as:
 
             - pred_iou_thresh (0.88): masks must have a higher predicted IoU; 0 keeps all.
             - stability_score_thresh (0.95): masks must have at least this stability score; 0 keeps all.
@@ -168,8 +168,8 @@ def sam_everything(
             - points_per_batch (64): points decoded at once; it changes memory and speed, not the masks.
 
     Returns:
-        Masks. Those of smaller crops come first, and within a crop the best predicted IoU; with
-        min_mask_region_area those that needed no cleaning come before all others. There may be none at all.
+        Masks, possibly none: smaller crops first, and within a crop by falling predicted IoU; with
+        min_mask_region_area, those that needed no cleaning come before all others.
     """
     sides = [max(1, int(points_per_side / crop_n_points_downscale_factor**n)) for n in range(crop_n_layers + 1)]
     grids = [amg.build_point_grid(side) for side in sides]

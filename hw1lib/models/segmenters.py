@@ -126,7 +126,7 @@ def _published(name, network):
 
 
 def _resized(layer):
-    """Return a new 1×1 convolution with the same inputs, for our classes."""
+    """Return a new 1×1 convolution with the same inputs and one output per land-cover class."""
     return nn.Conv2d(layer.in_channels, len(CLASSES), kernel_size=1)
 
 
@@ -152,7 +152,7 @@ def scores(network, images, enlarge=1):
 
 
 def stride(name, enlarge=1):
-    """Return the output stride of a network in pixels of the tile, which may be enlarged."""
+    """Return the output stride of a network in pixels of the tile before it is enlarged."""
     return max(1, SEGMENTERS[name].stride // enlarge)
 
 
@@ -241,7 +241,7 @@ def _fcn32s_blocks(network):
 def _lraspp_blocks(network):
     first, *residuals, last = network.backbone.values()
     yield "conv 3×3", "backbone", first
-    for _, run in itertools.groupby(residuals, lambda block: block.out_channels):  # one block for all of one width
+    for _, run in itertools.groupby(residuals, lambda block: block.out_channels):  # one block per width
         yield "inverted residuals", "backbone", list(run)[-1]
     yield "conv 1×1", "backbone", last
     yield "conv 1×1 (× gate)", "head", network.classifier.cbr
@@ -265,11 +265,12 @@ class Segmenter:
 
     Attributes:
         full: name in the report.
-        paper: reference.
+        paper: its reference.
         stride: output stride in pixels of the input.
-        colour: of its curves and bars.
-        url: of torchvision's pretrained weights.
-        build: function(scale, pretrained) -> nn.Module from (B, 3, H, W) to (B, 7, H, W), or a dict with it as "out".
+        colour: colour of its curves and bars, as hex.
+        url: address of torchvision's pretrained weights.
+        build: function(scale, pretrained) -> nn.Module from (B, 3, H, W) to (B, 7, H, W), or to a dict with that as
+            "out".
         blocks: function(network) -> iterator of (label, part, module), one for each block of its diagram.
     """
 

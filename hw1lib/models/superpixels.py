@@ -33,8 +33,8 @@ class Masks:
 def slic(image, segments, *, tries=6):
     """Compute SLIC superpixels (Achanta et al. 2012) with scikit-image's defaults.
 
-    SLIC merges small superpixels and so returns fewer than it is asked for. It is asked for more until the number is
-    right, and the closest result is returned.
+    SLIC merges small superpixels and so returns fewer than requested. The requested number is adjusted until the result
+    has `segments`, and the closest result is returned.
 
     Args:
         image: (H, W, 3) uint8.
@@ -45,22 +45,22 @@ def slic(image, segments, *, tries=6):
         Masks that cover every pixel once; grid_xy holds the seeds that SLIC starts from.
     """
     height, width = image.shape[:2]
-    asked, results = segments, {}
-    while len(results) < tries and asked not in results:
-        results[asked] = labels = skimage.segmentation.slic(image, n_segments=asked, start_label=0)
-        asked = min(max(1, round(asked * segments / (labels.max() + 1))), height * width)
-    asked = min(results, key=lambda number: abs(results[number].max() + 1 - segments))
-    rows, columns = skimage.util.regular_grid((1, height, width), asked)[1:]
+    requested, results = segments, {}
+    while len(results) < tries and requested not in results:
+        results[requested] = labels = skimage.segmentation.slic(image, n_segments=requested, start_label=0)
+        requested = min(max(1, round(requested * segments / (labels.max() + 1))), height * width)
+    requested = min(results, key=lambda number: abs(results[number].max() + 1 - segments))
+    rows, columns = skimage.util.regular_grid((1, height, width), requested)[1:]
     x, y = np.meshgrid(np.arange(width)[columns], np.arange(height)[rows])
-    return _from_labels(results[asked], np.stack([x.ravel(), y.ravel()], axis=-1).astype(float))
+    return _from_labels(results[requested], np.stack([x.ravel(), y.ravel()], axis=-1).astype(float))
 
 
 def felzenszwalb(image, segments, *, tries=12):
-    """Compute graph-based segments (Felzenszwalb and Huttenlocher 2004), about as many as asked for.
+    """Compute graph-based segments (Felzenszwalb and Huttenlocher 2004), about `segments` of them.
 
-    The method has a scale instead of a number: the number is roughly a power of the scale. The secant method on
-    logarithms, with bisection as a safeguard, searches for a scale that gives the number within 5 %; if none does,
-    the closest result is returned. There is no randomness.
+    The method takes a scale, of which the number of segments is roughly a power. The secant method on logarithms, with
+    bisection as a safeguard, searches for a scale that gives the number within 5 %; if none does, the closest result
+    is returned.
 
     Args:
         image: (H, W, 3) uint8.
@@ -76,14 +76,14 @@ def felzenszwalb(image, segments, *, tries=12):
     scale, nearest = np.log(1e2), None
     for _ in range(tries):
         labels = skimage.segmentation.felzenszwalb(image, scale=np.exp(scale), min_size=smallest)
-        off = np.log((labels.max() + 1) / segments)
-        if nearest is None or abs(off) < abs(nearest[0]):
-            nearest = off, labels
-        if abs(off) <= 0.05:
+        excess = np.log((labels.max() + 1) / segments)
+        if nearest is None or abs(excess) < abs(nearest[0]):
+            nearest = excess, labels
+        if abs(excess) <= 0.05:
             break
-        low, high = ((scale, off), high) if off > 0 else (low, (scale, off))
+        low, high = ((scale, excess), high) if excess > 0 else (low, (scale, excess))
         power = (low[1] - high[1]) / (high[0] - low[0]) if np.isfinite(low[1] - high[1]) else 0.9
-        scale += off / power
+        scale += excess / power
         if not low[0] < scale < high[0]:
             scale = (low[0] + high[0]) / 2
     return _from_labels(nearest[1], np.zeros((0, 2)))
@@ -104,7 +104,7 @@ def partition(masks):
     """Turn overlapping masks into segments that cover every pixel once.
 
     Larger masks are painted first, so that smaller ones, or the later of two equal ones, lie on top. Each 4-connected
-    component that no mask covers becomes another segment.
+    component that no mask covers becomes a segment, too.
 
     Args:
         masks: (M, H, W) bool; M may be 0.

@@ -1,4 +1,4 @@
-"""Where weight files lie, and how to download them. Without torch, so that the command `weights` starts quickly."""
+"""Find and download weight files, without importing torch, so that the command `weights` starts quickly."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ CONNECT_TIMEOUT = 3.0  # seconds
 READ_TIMEOUT = 30.0  # seconds without a byte
 
 SAM_FOLDERS = ("sam-vit-base", "sam-vit-large", "sam-vit-huge")  # as on the Hugging Face hub
-SAM_PARTS = ("config.json", "model.safetensors")  # of such a folder
+SAM_PARTS = ("config.json", "model.safetensors")  # the files of such a folder
 SAM_HINT = (
     "SAM's weights are missing: run `.venv/bin/python -m hw1lib weights fetch sam_vit_b` (375 MB), or put Meta's "
     "sam_vit_b_01ec64.pth or the Hugging Face folder sam-vit-base into data/weights."
@@ -63,11 +63,11 @@ def unused(folder=paths.WEIGHTS):
 
 
 def state(weights, folder):
-    """Return "there", "wrong size" or "not there" for one of KNOWN, by its size alone."""
+    """Return "present", "wrong size" or "missing" for one of KNOWN; only the size is checked."""
     path = Path(folder) / weights.file
     if not path.is_file():
-        return "not there"
-    return "there" if abs(path.stat().st_size / 1e6 - weights.megabytes) < 1 else "wrong size"
+        return "missing"
+    return "present" if abs(path.stat().st_size / 1e6 - weights.megabytes) < 1 else "wrong size"
 
 
 def fetch(name, source=None, folder=paths.WEIGHTS):
@@ -79,13 +79,13 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         folder: where weights are kept.
 
     Returns:
-        Path of the file. Its SHA-256 is the known one; after any error the folder is unchanged.
+        Path of the file, whose SHA-256 has been checked; after any error the folder is unchanged.
 
     Raises:
         UserError: unknown name, no network, a wrong file, or a full disk.
     """
     if name not in KNOWN:
-        raise UserError(f"There are no weights {name!r}; there are: {', '.join(KNOWN)}.{did_you_mean(name, KNOWN)}")
+        raise UserError(f"There are no weights {name!r}. Choose one of {', '.join(KNOWN)}.{did_you_mean(name, KNOWN)}")
     weights = KNOWN[name]
     path, url = Path(folder) / weights.file, f"{(os.environ.get(MIRROR) or SERVER).rstrip('/')}/{weights.file}"
 
@@ -103,8 +103,8 @@ def fetch(name, source=None, folder=paths.WEIGHTS):
         remedies = f"Connect to the network, set {MIRROR} to an address that has it, or copy it with --from FILE"
         raise UserError(f"{url} could not be downloaded ({reason(error)}). {remedies}.") from error
     except ValueError as error:  # raised by pooch for a wrong hash
-        wrong = f"{source or url} is not {path.name}: its SHA-256 does not begin with {weights.sha256[:12]}"
-        raise UserError(f"{wrong}. It was not kept; get the file again.") from error
+        mismatch = f"{source or url} is not {path.name}: its SHA-256 does not begin with {weights.sha256[:12]}"
+        raise UserError(f"{mismatch}. It was not kept; get the file again.") from error
     except OSError as error:
         if source and error.filename == str(source):
             raise UserError(f"--from {source} cannot be read: {error.strerror}.") from error

@@ -177,7 +177,7 @@ def test_list_and_check_say_what_is_there(folder, source, monkeypatch, capsys):
     code, out, _ = run("check")
     assert code == 0 and re.search(rf"^{FILE} +right$", out, re.M)
     code, out, _ = run("list")
-    assert code == 0 and re.search("^sam_vit_b .*not there", out, re.M) and not re.search("^tiny .*not th", out, re.M)
+    assert code == 0 and re.search("^sam_vit_b .*missing", out, re.M) and not re.search("^tiny .*missing", out, re.M)
     (folder / FILE).write_bytes(WRONG)
     code, out, error = run("check")
     assert code == 1 and re.search(rf"^{FILE} +wrong$", out, re.M)
