@@ -155,7 +155,7 @@ def read_pool(table):
 
     Returns:
         DataFrame as returned by `read_labelled`, in which labels that cannot be used are None, and a sentence about
-        what is not as expected, or "". The DataFrame is None if the CSV has no readable file names.
+        unexpected labels, or "". The DataFrame is None if the CSV has no readable file names.
     """
     try:
         rows = read_rows(table, "filename")
@@ -226,7 +226,7 @@ class Groups:
         ungrouped = [name for name in names if name not in numbers]
         if ungrouped and grouped["file"].notna().any():
             count = f"of {len(names)} files of {place}, {len(ungrouped)} have no group or two"
-            text = f"{count} ({shortened(ungrouped)}), so none of them is used. Give each file one group."
+            text = f"{count} ({shortened(ungrouped)}), so its groups are not used. Give each file one group."
             notes.append(f"{GROUPS}: {text}")
         usable = names and not ungrouped
         return numbers.loc[list(names)].to_numpy(np.int64) if usable else None, notes
@@ -238,7 +238,7 @@ def _cells(column):
 
 
 def _split(text):
-    """Return the one of SPLITS that a text such as office\\train means, or "" if none or several fit."""
+    """Return the one of SPLITS that matches a text such as office\\train, or "" if none or several do."""
     path = posixpath.normpath(text.strip().replace("\\", "/")).casefold()
     fitting = [split for split in SPLITS if f"/{split}".endswith(f"/{path}") or path.endswith(f"/{split}")]
     return fitting[0] if len(fitting) == 1 else ""

@@ -1,4 +1,4 @@
-"""The Earth sample, the default data: where it is, and whether it is complete. tools/earth_sample.py builds it."""
+"""The Earth sample, the default data: build it with tools/earth_sample.py, and check that it is complete."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from hw1lib import paths
 from hw1lib.errors import UserError
 
 EDITION = 2  # raise it when any window changes: older samples are then built again
-REFUSED = 3  # exit code of the tool after a clear error
+REFUSED = 3  # exit code of the tool after a UserError
 
 
 def build(target=paths.EARTH, source=None):
-    """Build the Earth sample, unless it is there, complete and of the current edition; takes a few seconds.
+    """Build the Earth sample unless `target` holds its current edition; takes a few seconds.
 
     Args:
         target: the folder that holds p1_data/ and p2_data/ in the course's layout.
@@ -24,13 +24,13 @@ def build(target=paths.EARTH, source=None):
         `target`.
 
     Raises:
-        UserError: the wheels cannot be had, or `target` holds something else.
+        UserError: the wheels cannot be obtained, or `target` holds something else.
     """
     if is_complete(target):
         return target
-    words = [sys.executable, "-u", "-X", "utf8", "-m", "tools.earth_sample", os.path.abspath(target)]
-    words += ["--from", os.path.abspath(source)] if source else []
-    done = subprocess.run(words, cwd=paths.ROOT, stderr=subprocess.PIPE, encoding="utf-8")
+    command = [sys.executable, "-u", "-X", "utf8", "-m", "tools.earth_sample", os.path.abspath(target)]
+    command += ["--from", os.path.abspath(source)] if source else []
+    done = subprocess.run(command, cwd=paths.ROOT, stderr=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         raise (UserError if done.returncode == REFUSED else RuntimeError)(done.stderr.strip())
     return target

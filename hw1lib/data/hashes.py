@@ -8,9 +8,9 @@ import os
 import time
 from pathlib import Path
 
-CACHE = "hashes.txt"  # in the folder of decoded images: a checksum, then JSON {path: [[size, dates, inode], SHA-256]}
+CACHE = "hashes.txt"  # in the folder of decoded images; a checksum, then JSON {path: [_state(path), SHA-256]}
 FOLDERS = ("mini", "mini/train", "office", "office/train", "office/val", "train", "validation")
-RACY = 2.0  # seconds: a file that changed so recently may change again without a new date
+RACY = 2.0  # seconds: a file that changed so recently may change again with the same date
 
 
 def fingerprint(split):
@@ -29,7 +29,7 @@ def folder_fingerprint(folder, decoded=None):
         decoded: folder of decoded images, which keeps the cache; None: no cache.
     """
     names = []
-    for name in FOLDERS:  # no others, so that no link leads in circles or elsewhere
+    for name in FOLDERS:  # not recursive, since links could form loops or lead elsewhere
         path = os.path.join(folder, name)
         entries = os.scandir(path) if os.path.isdir(path) else ()
         names += sorted(f"{name}/{entry.name}" for entry in entries if entry.is_file())
@@ -51,7 +51,7 @@ def _combine(names, paths, decoded):
 
 
 def _digests(paths, decoded):
-    """Return the SHA-256 of each file as hex; read only files that may have changed since their hash was kept."""
+    """Return the SHA-256 of each file as hex; read only files that may have changed since their hash was cached."""
     cache = None if decoded is None else Path(decoded) / CACHE
     known, new, digests = _known(cache), {}, []
     for path in map(os.path.abspath, paths):
@@ -69,13 +69,13 @@ def _digests(paths, decoded):
 
 
 def _state(path):
-    """Return what changes with a file: size, dates of its contents and inode in nanoseconds, inode number."""
+    """Return size, modification and change time in nanoseconds, and inode, one of which differs if a file changed."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _write(cache, hashes):
-    """Replace a cache; a folder that cannot be written keeps none, which only costs time, so nothing is synced."""
+    """Replace a cache without sync; errors are ignored, since a missing cache only costs time."""
     text, temporary = json.dumps(hashes), cache.with_name(f".{cache.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)

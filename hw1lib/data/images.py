@@ -38,7 +38,7 @@ def read(path, at_least=None):
 
     Args:
         path: the file.
-        at_least: side in pixels that is enough; a larger JPEG is decoded at a half, quarter or eighth of its size.
+        at_least: sufficient side in pixels; a larger JPEG is decoded at a half, quarter or eighth of its size.
 
     Returns:
         The upright RGB image, and the mode of the file, such as L, or RGB;16 for 16 bits per band.
@@ -46,12 +46,12 @@ def read(path, at_least=None):
     Raises:
         Unreadable: the file is missing or damaged, or has several pages, transparent pixels or more than 16 bits.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
         mode = image.mode + (";16" if re.search(r"\b(RGBA?|LA);16", str(image.tile)) else "")
         rgb = _to_rgb(image)
-        turn = TURNS.get(_orientation(image))  # last, as a PNG may have it at its end
+        turn = TURNS.get(_orientation(image))  # read last, as a PNG may store EXIF at its end
         return (rgb if turn is None else rgb.transpose(turn)), mode
 
 
@@ -96,16 +96,16 @@ def _suspect_levels(image, mode):
 
 def _size(path):
     """Return width and height of the upright image, from the file's first bytes."""
-    with _opened(path) as image:
+    with _open(path) as image:
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """Open an image of one page; only Pillow's code runs inside, so that no bug of ours is called damage."""
+def _open(path):
+    """Open an image of one page; only Pillow may run in the block, as any exception counts as damage."""
     try:
         with Image.open(path) as image:
-            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # a photo with its preview
+            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # MPO: a photo with its preview
                 raise ValueError(f"{pages} pages or frames: save the right one as a separate file")
             if 0 in image.size:
                 raise ValueError("no pixels")
@@ -172,14 +172,14 @@ def load(split, size):
     def write(array, index, path):
         array[index] = square(open_rgb(path, at_least=size * 3 // 2), size)
 
-    return _cached(split, f"square {size}", (len(split), 3, size, size), write, split.paths)
+    return _cached_array(split, f"square {size}", (len(split), 3, size, size), write, split.paths)
 
 
 def load_tile(tiles, number):
     """Load a tile: (3, H, W) uint8 image, (H, W) uint8 classes, and the number of pixels with an inexact colour."""
     image = np.asarray(open_rgb(tiles.sat(number)))
     classes, inexact, _ = read_mask(tiles.mask(number))
-    _same_size(tiles.sat(number), image.shape[:2], "its mask", classes.shape)
+    _check_same_size(tiles.sat(number), image.shape[:2], "its mask", classes.shape)
     return image.transpose(2, 0, 1), classes, inexact
 
 
@@ -193,10 +193,10 @@ def load_tiles(tiles):
 
     def write(array, index, number):
         image, classes, _ = load_tile(tiles, number)
-        _same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
+        _check_same_size(tiles.sat(number), classes.shape, "the first tile of its split", (height, width))
         array[index, :3], array[index, 3] = image, classes
 
-    array = _cached(tiles, "tiles", (len(tiles), 4, height, width), write, tiles.numbers)
+    array = _cached_array(tiles, "tiles", (len(tiles), 4, height, width), write, tiles.numbers)
     return array[:, :3], array[:, 3]
 
 
@@ -211,13 +211,13 @@ class Resized:
     def __init__(self, split, size):
         shapes = _map(lambda index, path: _resized_shape(path, size), split.paths)
         self.shapes = np.array(shapes)  # (N, 2) height and width
-        self.offsets = np.append(0, self.shapes.prod(axis=1).cumsum())  # of each image's pixels, and their number
+        self.offsets = np.append(0, self.shapes.prod(axis=1).cumsum())  # where each image's pixels begin, and the total
 
         def write(array, index, path):
             image = transforms.functional.resize(open_rgb(path), size)
             array[self.offsets[index] : self.offsets[index + 1]] = np.asarray(image).reshape(-1, 3)
 
-        self.pixels = _cached(split, f"resized {size}", (int(self.offsets[-1]), 3), write, split.paths)
+        self.pixels = _cached_array(split, f"resized {size}", (int(self.offsets[-1]), 3), write, split.paths)
 
     def __len__(self):
         return len(self.shapes)
@@ -240,13 +240,13 @@ def _map(function, items):
         return list(pool.map(function, range(len(items)), items))
 
 
-def _cached(split, kind, shape, write, items):
-    """Return a uint8 array of a split; if the split has a cache folder, it is filled once and memory-mapped.
+def _cached_array(split, kind, shape, write, items):
+    """Return a uint8 array of a split; with a cache folder, it is filled once and memory-mapped.
 
     Args:
         split: layout.Split or layout.Tiles.
         kind: what the array holds, for its file name.
-        shape: of the array.
+        shape: shape of the array.
         write: function(array, index, item) that writes one item.
         items: paths or numbers of tiles.
     """
@@ -269,8 +269,8 @@ def _cached(split, kind, shape, write, items):
     return np.load(path, mmap_mode="c")  # processes share the pages that they do not write
 
 
-def _same_size(path, size, other, other_size):
+def _check_same_size(path, size, other, other_size):
     """Raise a UserError if a tile and another image differ in (height, width)."""
     if size != other_size:
         sizes = [f"{width} × {height}" for height, width in (size, other_size)]
-        raise UserError(f"{path} is {sizes[0]} pixels, {other} {sizes[1]}; both must have one size. Replace one.")
+        raise UserError(f"{path} is {sizes[0]} pixels, {other} {sizes[1]}; they must have the same size. Replace one.")

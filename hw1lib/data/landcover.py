@@ -16,7 +16,7 @@ UNKNOWN = CLASSES.index("unknown")
 SCORED = CLASSES[:UNKNOWN]  # the classes that the course's mIoU averages
 PALETTE = np.array(list(_COLOURS.values()), dtype=np.uint8)
 THRESHOLD = 128  # a channel counts as 255 from here on
-RED = 4  # bits of pure red
+RED = 4  # the bits of pure red
 
 _CLASS_OF_BITS = np.full(8, UNKNOWN, dtype=np.uint8)  # a colour is one bit per channel
 _CLASS_OF_BITS[(PALETTE // 255) @ (4, 2, 1)] = np.arange(len(CLASSES))

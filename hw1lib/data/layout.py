@@ -85,7 +85,7 @@ class Part:
         missing: names in its CSV that are no files of the folder.
         split: Split or Tiles; None where files are missing.
         facts: what the data check counts.
-        images, decoded_masks: its summaries of files that can be decoded.
+        images, decoded_masks: the data check's Summary of each file that can be decoded.
     """
 
     folder: Path
@@ -139,8 +139,8 @@ def describe(names, noun, verb, rest, advice=""):
     """Return a sentence such as "2 images are tiny: a.jpg, b.jpg." and the advice; "" without names.
 
     Args:
-        names: the files or cells that it is about.
-        noun: in the singular.
+        names: the files or cells concerned.
+        noun: what they are, in the singular.
         verb: singular and plural, such as "is|are", or one word for both.
         rest: the words after the verb.
         advice: another sentence.
@@ -186,7 +186,7 @@ def scan_problem1(folder, groups, limits, decoded=None):
 
 
 def disagreement(train, val):
-    """Return why one split cannot be trained on and the other scored; "" if they have the same labels."""
+    """Return why `train` cannot be trained on and `val` scored with its classes; "" if they can."""
     captions = {**dict(zip(val.numbers, val.classes)), **dict(zip(train.numbers, train.classes))}
     named = {label: caption if str(label) == caption else f"{label} ({caption})" for label, caption in captions.items()}
     if unpaired := [named[label] for label in sorted(set(train.numbers) ^ set(val.numbers), key=str)]:
@@ -217,7 +217,7 @@ def _find_images(scan, part, required):
 
 
 def _match_rows(scan, part, required):
-    """Read the CSV of a split's images, if it is required or there, and find the file that each row means."""
+    """Read the CSV of a split's images, if it is required or exists, and match its rows with files."""
     if not required and not part.table.is_file():
         return
     rows, note = (csv_rows.read_labelled(part.table), "") if required else csv_rows.read_pool(part.table)
@@ -239,7 +239,7 @@ def _match_rows(scan, part, required):
 
 
 def labelled_split(folder, rows):
-    """Make a Split from rows with filename and label: numbers with or without gaps, names, or None without a label."""
+    """Build a Split from rows with filename and label: numbers with or without gaps, names, or None."""
     files, labels = tuple(rows["filename"]), rows["label"].tolist()
     numbers = sorted(set(labels) - {None})
     if not numbers:
@@ -301,7 +301,7 @@ def _refuse_outside(scan, path, part, matches):
 
     Args:
         path: the file or folder that holds the names.
-        matches: dict from name to the file that it means, or None.
+        matches: dict from name to the matching file, or None.
     """
     outside = [name for name, file in matches.items() if listing.escapes(part.folder, file or name)]
     advice = "Copy such files into it, and name them alone; the folder itself may be a link."
@@ -311,11 +311,12 @@ def _refuse_outside(scan, path, part, matches):
 
 
 def _assign_groups(scan, groups, names):
-    """Set the groups of each part's split; return a tuple of notes, which are added to the warnings, too.
+    """Set the groups of each part's split; add notes about unused rows to the warnings, and return them.
 
     Args:
         names: the files of each part, or () where no groups are needed.
     """
+    # Unknown splits are reported once, with the first problem of the data root.
     first = scan.folder.name == "p1_data" or not (groups.root / "p1_data").is_dir()
     notes = [groups.unknown] if groups.unknown and first else []
     for part, files in zip(scan.parts, names):

@@ -1,4 +1,4 @@
-"""File names: which files of a folder are images, tiles and masks, and which file a name in a CSV means."""
+"""File names: the images, tiles and masks in a folder, and the file that matches a name in a CSV."""
 
 import os
 import posixpath
@@ -8,7 +8,7 @@ from pathlib import Path
 from hw1lib.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-IMAGES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".avif", ".heic", ".heif", ".jxl")  # three are not decoded
+IMAGES += (".jp2", ".j2k", ".jpx", ".pgm", ".ppm", ".avif", ".heic", ".heif", ".jxl")  # Pillow lacks the last three
 SATELLITE, MASK = "_sat.jpg", "_mask.png"  # NNNN_sat.jpg belongs to NNNN_mask.png, in upper or lower case
 
 
@@ -59,7 +59,7 @@ def numbered(names, end):
 
 
 def match(folder, names):
-    """Find the files of a folder that names from a CSV mean.
+    """Match names from a CSV with the files of a folder.
 
     A name may have spaces around it, differ from the file's in Unicode normal form or letter case, or begin with the
     folder's own path (office\\train\\x.jpg), as long as exactly one file fits.

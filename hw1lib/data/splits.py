@@ -17,7 +17,7 @@ class Split:
     folder: Path
     files: tuple[str, ...]
     labels: np.ndarray | None = None  # (N,) int64; -1: an image of the pool without a label
-    classes: tuple[str, ...] = ()  # captions of the classes
+    classes: tuple[str, ...] = ()  # class names, for plots and tables
     numbers: tuple[int, ...] | tuple[str, ...] = ()  # each class's label in the CSV, a number or a name
     groups: np.ndarray | None = None  # (N,) int64: which images show the same place; None: unknown
     decoded: Path | None = None  # folder that caches decoded images; None: no cache
@@ -55,7 +55,7 @@ class Split:
         return self.part(np.linspace(0, len(self) - 1, limit).round().astype(int))
 
     def without(self, other):
-        """Return the split without the files of another part of it."""
+        """Return the split without the files of `other`, another part of it."""
         excluded = set(other.files)
         return self.part([i for i, name in enumerate(self.files) if name not in excluded])
 
@@ -107,10 +107,14 @@ class Tiles:
         return dataclasses.replace(self, numbers=self.numbers[: limit or None], groups=groups)
 
     def index(self, number, setting):
-        """Return the index of a tile; the error names `setting`, which asked for it."""
+        """Return the index of a tile.
+
+        Raises:
+            UserError: there is no such tile; the message names `setting`.
+        """
         if number not in self.numbers:
             used = f"the {len(self)} tiles in use of {self.folder} ({self.numbers[0]} … {self.numbers[-1]})"
-            raise UserError(f"{setting} names {number!r}, none of {used}. Name others with --set {setting}=…,…,…")
+            raise UserError(f"{setting} names {number!r}, none of {used}. Choose others with --set {setting}=…,…,…")
         return self.numbers.index(number)
 
 
@@ -122,7 +126,7 @@ class Problem1:
     train: Split
     val: Split
     supervised_backbone: Path | None
-    group_notes: tuple[str, ...] = ()  # sentences about what is not used of groups.csv
+    group_notes: tuple[str, ...] = ()  # sentences about rows of groups.csv that are not used
 
     @property
     def classes(self):
@@ -149,9 +153,9 @@ class Layout:
 
     @property
     def has(self):
-        """Return which of the two problems there are: dict from 1, 2 to bool."""
+        """Return whether each problem's data is present: {1: bool, 2: bool}."""
         return {1: self.problem1 is not None, 2: self.problem2 is not None}
 
     def group_notes(self, problem):
-        """Return sentences about what is not used of groups.csv in Problem 1 or 2."""
+        """Return sentences about rows of groups.csv that are not used in Problem 1 or 2."""
         return getattr(self, f"problem{problem}").group_notes

@@ -24,7 +24,7 @@ from hw1lib.errors import visible
 from hw1lib.settings import Data
 
 TINY = 16  # pixels: a shorter side is a warning
-IMBALANCE = 10  # a class with so many times as many images as another is a warning
+IMBALANCE = 10  # a class with this many times as many images as another is a warning
 FEW = 10  # pool images: fewer, too few for the k-NN probe, are a warning
 RARE = 0.01  # of the pixels: a land-cover class with less is a warning
 
@@ -93,8 +93,8 @@ def read(paths, kind, title, progress=True):
     Args:
         paths: the files.
         kind: image, tile or mask.
-        title: of a bar on standard error if that is a terminal.
-        progress: False for no bar.
+        title: title of the progress bar.
+        progress: show the bar on standard error if that is a terminal.
 
     Returns:
         List of Summary, in the order of the files.
@@ -160,13 +160,13 @@ def _check_duplicates(scan, part):
     searches = {"exact": "exactly", "near": "almost (re-encoded, resized or brighter)"}
     for (name, how), find in zip(searches.items(), (duplicates.exact, duplicates.near)):
         pairs = [(part.images[i].name, part.images[j].name) for i, j in find(part.images).items()]
-        advice = _differ(sum(len({labels.get(name) for name in pair} - {None}) > 1 for pair in pairs))
+        advice = _label_conflicts(sum(len({labels.get(name) for name in pair} - {None}) > 1 for pair in pairs))
         names = [f"{one} = {other}" for one, other in pairs]
         scan.warn(part.folder, describe(names, part.word, "repeats|repeat", f"another one {how}", advice))
         part.facts[name] = len(pairs)
 
 
-def _differ(count):
+def _label_conflicts(count):
     return f"Their labels differ in {plural(count, 'case')}." if count else ""
 
 
@@ -194,14 +194,14 @@ def _check_rows(scan, part):
     ids = list(rows["id"][rows["id"].duplicated() & (rows["id"] != "")]) if "id" in rows else []
     scan.warn(part.table, describe(ids, "row", "repeats|repeat", "an id"))
     twice = rows["filename"][rows["filename"].duplicated()].unique().tolist()
-    differ = int((rows.groupby("filename")["label"].nunique() > 1).sum())
-    scan.warn(part.table, describe(twice, "file", "is|are", "listed more than once", _differ(differ)))
+    conflicts = int((rows.groupby("filename")["label"].nunique() > 1).sum())
+    scan.warn(part.table, describe(twice, "file", "is|are", "listed more than once", _label_conflicts(conflicts)))
     part.facts |= {"rows": len(rows) + len(part.missing), "without_file": part.missing, "without_row": unused}
     part.facts |= {"duplicate_ids": len(ids), "listed_twice": twice}
 
 
 def _check_labels(scan, part):
-    """Warn of unbalanced classes, and of a pool of a single one."""
+    """Warn of unbalanced classes, and of a pool with a single class."""
     split = part.split
     if split is None or split.labels is None:
         part.facts |= dict.fromkeys(("lowest_label", "highest_label", "left_out_labels", "classes"))
@@ -227,7 +227,7 @@ def _check_captions(scan, train, val):
         odd = [f"{n} ({one} and {other})" for n, one, other in captions if one != other and str(n) not in (one, other)]
         if odd:
             text = f"files of one label have different names in train.csv and val.csv: {shortened(odd)}"
-            scan.warn(scan.folder / "office", f"{text}. The label counts; give each class the same one in both.")
+            scan.warn(scan.folder / "office", f"{text}. Labels decide: give each class the same one in both.")
 
 
 # --- Problem 2: sizes, colours, classes and leakage

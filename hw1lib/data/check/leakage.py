@@ -1,10 +1,11 @@
 """Scene leakage: validation tiles that continue a training tile across a border.
 
-The outermost lines of two tiles that face each other are compared, both as they are and in their fine detail. The null
-repeats this with one of the two lines reversed, which shows what chance finds. Measured on the Blue Marble, three draws
-of 520 tiles (208 for tiles of 128 of its pixels), cut as scenes of 4 × 4 (2 × 2 where not enlarged from 64) and split
-at random: how many of the validation tiles that touch a training tile are found, open sea included. In `separate`, no
-scene is in both splits.
+The facing outermost lines of two tiles are compared, both as they are and in their fine detail. The null repeats this
+with one of the two lines reversed, which shows how many pairs fit by chance.
+
+The table shows how many of the validation tiles that touch a training tile are found, open sea included: three draws of
+520 tiles of the Blue Marble (208 for tiles of 128 of its pixels), cut as scenes of 4 × 4 (2 × 2 where not enlarged from
+64) and split at random. In `separate`, no scene is in both splits, so that any tile found is a false alarm.
 
     pixels of the Earth → tile   JPEG     found        null       separate   its null
      64 →  64                     95     247 of 347   0 of 360   0 of 124   0
@@ -135,15 +136,18 @@ def _prepare(borders):
 
 
 def _fit(tiles, others):
-    """Return how well M tiles continue N others at the best of the four borders: (M, N), as of `_border_fit`."""
+    """Return how well M tiles continue N others at the best of the four borders: (M, N), as `_border_fit`."""
     return np.maximum.reduce([_border_fit(tiles, others, *sides) for sides in FACING])
 
 
 def _border_fit(tiles, others, side, facing):
     """Return how well one side of M tiles continues the facing side of N others: (M, N) in 0…1.
 
-    It is the concordance of the lines times that of their detail; -1 where a border has too little detail. The tiles
-    come as returned by `_prepare`.
+    The fit is the concordance of the lines times that of their detail; -1 where a border has too little detail.
+
+    Args:
+        tiles, others: as returned by `_prepare`.
+        side, facing: indices of the two sides.
     """
     coarse, fine = (_concordance(tiles[kind][:, side], others[kind][:, facing]) for kind in (0, 1))
     informative = tiles[2][:, side, None] & others[2][None, :, facing]

@@ -10,7 +10,7 @@ from hw1lib.errors import UserError
 
 WIDTH = 80  # columns of a terminal
 SPLITS = {"p1": ("pool", "train", "val"), "p2": ("train", "validation")}
-LABELS = {  # of facts whose name is not clear enough
+LABELS = {  # for facts whose names are not clear enough
     "undecodable": "cannot be decoded", "without_file": "rows without a file", "without_row": "images without a row",
     "duplicate_ids": "rows with a repeated id", "listed_twice": "files listed twice",
     "left_out_labels": "gaps in labels", "sizes": "different sizes", "mask_of_other_size": "masks unlike their tile",
@@ -43,7 +43,7 @@ def examine(root, progress=True):
 
 
 def table(report):
-    """Return what `examine` reports as text of at most 80 columns: a table per problem, then errors and warnings."""
+    """Format a report of `examine` as text of at most 80 columns: a table per problem, errors and warnings."""
     lines = []
     for problem, splits in SPLITS.items():
         if facts := report[problem]:

@@ -1,11 +1,11 @@
 """Split Problem 2's tiles again, so that tiles that continue one another on the ground stay on one side.
 
-Most of the course's validation tiles continue training tiles, so its numbers say little about new scenes. Here tiles
-are grouped by their borders (leakage.links), the strongest link first, and whole groups go to one side.
+Most of the course's validation tiles continue training tiles, so its scores say little about new scenes. This split
+groups tiles by their borders (leakage.links), the strongest link first, and keeps groups whole.
 
-On scenes of the Blue Marble that do not touch, of 3 × 3 tiles of 64 of its pixels, none of 156 touching pairs falls
-into two groups if tiles are enlarged to 128 pixels (JPEG 90 and 75), and 3 if they are not; of 2 × 2 tiles, 16 to 20
-of 160.
+Measured on scenes of the Blue Marble that do not touch: with scenes of 3 × 3 tiles of 64 of its pixels, no touching
+pair of 156 falls into two groups if tiles are enlarged to 128 pixels (JPEG 90 and 75), and 3 do if they are not; with
+scenes of 2 × 2 tiles, 16 to 20 of 160.
 """
 
 import json
@@ -22,12 +22,12 @@ from hw1lib.data.check import doctor, duplicates, leakage
 from hw1lib.data.csv_rows import GROUPS
 from hw1lib.errors import UserError
 
-LARGEST = 0.1  # of all tiles: links that would make a larger group are cut, the weakest ones
-DRAWS = 500  # random choices of groups; the one with the most similar classes is taken
+LARGEST = 0.1  # of all tiles: the weakest links of a larger group are cut
+DRAWS = 500  # random choices of groups; that with the most similar class frequencies is used
 
 
 def by_scene(root, target, progress=True):
-    """Write a layout of the same tiles split by scene, as hard links, or copies on another disk; always the same split.
+    """Write a layout of the same tiles split by scene, as hard links, or copies on another disk; deterministic.
 
     Args:
         root: data root with p2_data.
@@ -105,20 +105,20 @@ def group_tiles(count, links):
 
 
 def choose_validation(groups, classes, size, pixels):
-    """Choose validation tiles: whole groups, about as many tiles as wanted, with similar classes.
+    """Choose validation tiles: whole groups, at most `size` tiles, with similar class frequencies.
 
     Args:
         groups: (N,) group numbers.
         classes: (N, 7) pixels of each class.
         size: number of tiles wanted.
-        pixels: (7,) pixels of each class, whose shares the validation tiles should resemble.
+        pixels: (7,) pixels of each class, whose frequencies the validation tiles should match.
 
     Returns:
         (N,) bool.
     """
     sizes = np.bincount(groups)
-    counts = np.stack([np.bincount(groups, of, len(sizes)) for of in classes.T], axis=1)  # (groups, 7)
-    random, best, least = np.random.default_rng(0), None, np.inf
+    counts = np.stack([np.bincount(groups, column, len(sizes)) for column in classes.T], axis=1)  # (groups, 7)
+    random, best, smallest = np.random.default_rng(0), None, np.inf
     for _ in range(DRAWS):
         total, chosen = 0, np.zeros(len(sizes), bool)
         for group in random.permutation(len(sizes)):
@@ -126,8 +126,8 @@ def choose_validation(groups, classes, size, pixels):
                 chosen[group], total = True, total + sizes[group]
         sums = counts[chosen].sum(axis=0)
         difference = np.abs(_fractions(sums) - _fractions(pixels)).sum() + (size - total) / size
-        if difference < least:
-            best, least = chosen, difference
+        if difference < smallest:
+            best, smallest = chosen, difference
     return best[groups]
 
 
