@@ -1,11 +1,11 @@
-"""Errors that a user can cause and fix, and what helps against those of the system."""
+"""Errors that a user can cause and fix, and remedies for system errors."""
 
 import difflib
 import errno
 import os
 import re
 
-STOPPED = "stopped. Finished steps are kept; the same command goes on from there."
+STOPPED = "stopped. Finished steps are kept; run the same command again to continue."
 # How torch and its data loaders report that memory ran out.
 OUT_OF_MEMORY = re.compile("(out of|allocate) (shared )?memory|ALLOC_FAILED|by signal: (Killed|Bus error)")
 
@@ -39,7 +39,7 @@ class Diverged(UserError):
         self.files = list(files)
 
 
-REMEDIES = {
+REMEDIES = {  # advice: the names of its errnos
     "Free some disk space": "ENOSPC EDQUOT EFBIG",
     "Fix the permissions of its folder, or choose another one": "EACCES EPERM EROFS",
     "Choose another place": "ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP ENOTEMPTY EXDEV ENOLCK ENOSYS EOPNOTSUPP",
@@ -52,7 +52,7 @@ REMEDIES = {
 
 
 def remedy(error):
-    """Return a sentence that says what helps against an OSError, by its errno."""
+    """Return a sentence that tells the user how to fix an OSError, by its errno."""
     name = errno.errorcode.get(getattr(error, "errno", None))
     advice = next((advice for advice, names in REMEDIES.items() if name in names.split()), "Remove the cause")
     return f"{advice}, then run the same command again."

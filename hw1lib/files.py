@@ -21,7 +21,7 @@ def digest(path):
 def write_errors(path, advice="What was finished before is kept."):
     """Re-raise the system's errors about writing `path` as a UserError that names it.
 
-    All others pass through: errors of devices and memory, of the network and of other files, and bugs.
+    Others pass through: errors of devices, memory, the network and other files, and bugs.
 
     Args:
         path: the file or folder that is written.

@@ -1,7 +1,7 @@
 """Profiles: complete sets of settings, read from TOML files.
 
-The four in profiles/ are known by name. A user's own is a path, relative to the working directory; it may begin with
-`base = "demo"` and then lists only what differs.
+The four in profiles/ are known by name. A user's own profile is given by its path; it may begin with `base = "demo"`
+and then lists only what differs.
 """
 
 import tomllib
@@ -48,8 +48,8 @@ def path(profile):
 def _read(file):
     """Read a profile; a UserError names the file, what is wrong with it, and the remedy."""
     try:
-        with open(file, "rb") as opened:
-            content = tomllib.load(opened)
+        with open(file, "rb") as stream:
+            content = tomllib.load(stream)
     except (OSError, ValueError) as error:  # a ValueError: neither UTF-8 nor TOML, or a path with a null character
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"Profile {file}: {reason}. It must be a TOML file such as profiles/demo.toml.") from error

@@ -17,7 +17,7 @@ MAX_EXACT = 2**53  # JSON readers that use floats hold larger whole numbers inex
 Limit = Annotated[int, Field(ge=0, le=MAX_EXACT)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
-Positive = Annotated[float, Field(ge=0, le=1e30)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Separated = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Names = Annotated[tuple[str, ...], Separated, Field(min_length=1)]
@@ -45,12 +45,12 @@ class Optimization(Group):
     epochs: Count = 10
     batch_size: int = Field(64, ge=2, le=MAX_EXACT)
     accumulate: Count = 1  # micro-batches per batch, to save memory; BatchNorm sees one micro-batch at a time
-    processes: int = Field(1, ge=1, le=1024, exclude=True)  # that share each batch, started by torchrun
+    processes: int = Field(1, ge=1, le=1024, exclude=True)  # processes that share each batch, started by torchrun
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"  # sgd has momentum 0.9
     lr: float = Field(1e-3, gt=0, le=1e30)
-    weight_decay: Positive = 0.0  # with adamw and sgd, not applied to biases and normalisation layers
+    weight_decay: NonNegative = 0.0  # with adamw and sgd, not applied to biases and normalisation layers
     schedule: Literal["constant", "cosine"] = "constant"  # cosine decays to nearly zero
-    warmup_epochs: Positive = 0.0
+    warmup_epochs: NonNegative = 0.0
     # auto: bfloat16 on devices that accelerate it, float16 on other GPUs, else float32
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False  # torch.compile the loss: a minute at the start, faster steps on a GPU
@@ -140,7 +140,7 @@ class Everything(Group):
     pred_iou_thresh: Fraction = 0.88
     stability_score_thresh: Fraction = 0.95
     box_nms_thresh: Fraction = 0.7
-    stability_score_offset: Positive = 1.0
+    stability_score_offset: NonNegative = 1.0
     crop_n_layers: int = Field(0, ge=0, le=4)  # layer 1 has 4 crops, layer 2 has 16, …
     crop_overlap_ratio: Fraction = 512 / 1500
     crop_n_points_downscale_factor: Count = 1
@@ -148,7 +148,7 @@ class Everything(Group):
     min_mask_region_area: Limit = 0  # remove smaller islands and fill smaller holes; 0: neither
     segments: Limit = 0  # number of superpixels of the classical segmenters; 0: half the side of a tile
     refine: Literal["auto", "sam", "slic", "felzenszwalb"] = "auto"  # method whose masks vote on all tiles
-    compare: bool = False  # also let SLIC and Felzenszwalb vote on all tiles
+    compare: bool = False  # whether SLIC and Felzenszwalb vote on all tiles, too
 
 
 class Profile(Group):
@@ -157,12 +157,12 @@ class Profile(Group):
     name: str
     about: str
     ours: tuple[str, ...] = ()  # choices that the original report leaves open; printed in the report
-    seed: int = Field(0, ge=0, le=2**31)  # the largest that t-SNE accepts
+    seed: int = Field(0, ge=0, le=2**31)  # with `seeds` below the 2**32 that NumPy accepts
     seeds: int = Field(1, ge=1, le=1000)  # number of seeds, from `seed` on
     only: Literal["", "problem1", "problem2"] = Field("", exclude=True)  # run only one problem
     device: str = "auto"  # auto, cpu, cuda, …; not part of the result
     threads: int = Field(0, ge=0, le=1024, exclude=True)  # CPU threads of a process; 0: torch's default
-    checkpoint_every: Positive = 60.0  # seconds between checkpoints
+    checkpoint_every: NonNegative = 60.0  # seconds between checkpoints
     tf32: bool = True  # multiply float32 on a GPU's tensor cores, with 10-bit mantissas
     cudnn_benchmark: bool = True  # let cuDNN choose the fastest algorithm; runs then differ in rounding
     model_scale: float = Field(1.0, ge=0.05, le=1)  # less than 1 shrinks the width and depth of networks
@@ -214,7 +214,7 @@ def replace(profile, dotted, value):
     if dotted not in known:
         siblings = [other for other in known if other.startswith(f"{dotted.partition('.')[0]}.")]
         choices = ", ".join(siblings or dict.fromkeys(other.partition(".")[0] for other in known))
-        raise UserError(f"There is no setting {dotted!r}; there are: {choices}.{did_you_mean(dotted, known)}")
+        raise UserError(f"There is no setting {dotted!r}. Choose one of {choices}.{did_you_mean(dotted, known)}")
 
     part = assign(getattr(profile, group) if group else profile, name, value, dotted)
     return profile.model_copy(update={group: part}) if group else part
