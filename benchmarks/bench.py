@@ -1,4 +1,4 @@
-"""The harness of all benchmarks: sides that take turns, medians with their spread, and tables on disk."""
+"""Benchmark harness: time alternatives in turns, report medians with their spread, and write tables."""
 
 import argparse
 import itertools
@@ -29,7 +29,7 @@ def seconds(sides, repetitions=5, warm=1):
     Args:
         sides: {name: function without arguments}.
         repetitions: number of turns.
-        warm: number of turns before, which do not count.
+        warm: number of untimed turns before.
 
     Returns:
         {name: list of seconds}.
@@ -51,7 +51,7 @@ def row(times, ours="ours", per=1):
 
     Args:
         times: as returned by `seconds`.
-        ours: name of our side.
+        ours: name of the side that the others are compared with.
         per: number of images in one call.
     """
     cells = {}
@@ -65,7 +65,7 @@ def row(times, ours="ours", per=1):
 
 
 def training_steps(module, loss, batches, settings):
-    """Train on the CPU as `make report` does, without end; yield after each step."""
+    """Train on the CPU as `make report` does, endlessly; yield after each step."""
     loss = distributed.data_parallel(module, loss, CPU)
     optimizer, scaler = loop.make_optimizer(module, settings), torch.amp.GradScaler(enabled=False)
     for epoch in itertools.count(1):
@@ -97,7 +97,7 @@ def write_tables(about, **tables_of):
 
     Args:
         about: docstring of the benchmark.
-        tables_of: for each file name, a title and a function that takes whether sizes are tiny and yields rows.
+        tables_of: for each file name, a title and a function(tiny) that yields rows as dicts.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, one repetition: only whether it runs")
@@ -110,7 +110,7 @@ def write_tables(about, **tables_of):
             rows.append(cells)
             table = pd.DataFrame(rows)
             text = f"## {title}\n\n{tables.markdown(table)}\n"
-            files.write_text(path.with_suffix(".csv"), table.to_csv(index=False))  # so far, in case of interruption
+            files.write_text(path.with_suffix(".csv"), table.to_csv(index=False))  # after each row, in case it stops
             files.write_text(path.with_suffix(".md"), f"{text}\n{_machine()}\n")
         print(f"\n{text}", flush=True)
 

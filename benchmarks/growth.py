@@ -1,4 +1,4 @@
-"""How time and memory grow with the number of images, their side and the batch, and t-SNE's with its points.
+"""Growth of time and memory with the number of images, their side and the batch, and t-SNE's with its points.
 
 .venv/bin/python -m benchmarks.growth [--tiny]; growth.png compares each series with proportional growth.
 """
@@ -54,7 +54,7 @@ def rank(count):
     collapse.effective_rank(clusters(count, 2048)[0])
 
 
-SERIES = {  # what grows, and the sizes
+SERIES = {  # name: what grows, the function, and the sizes
     "decoding (64 px)": ("images", decode, (500, 2000, 8000)),
     "frozen features (64 px)": ("images", extract, (256, 1024, 4096)),
     "effective rank": ("images", rank, (500, 2000, 8000)),

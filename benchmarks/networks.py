@@ -26,7 +26,7 @@ def build(name, scale=1.0):
 
 
 def plain(network):
-    """Copy a network with torch's own convolutions."""
+    """Return a copy of a network with torch's own convolutions."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if type(module) is fast_conv.Conv2d:

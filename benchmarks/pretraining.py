@@ -40,7 +40,7 @@ class Files(Dataset):
 
 
 def write_images(folder, count, side):
-    """Write JPEG files with detail at several scales, and return them as a Split."""
+    """Write JPEG files of random texture, and return them as a Split."""
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     names = tuple(f"{number:05d}.jpg" for number in range(count))

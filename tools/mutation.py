@@ -15,12 +15,12 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-ROOT = Path(os.environ.get("MUTATED", Path(__file__).parents[1]))  # MUTATED: another checkout, to compare the two
+ROOT = Path(os.environ.get("MUTATED", Path(__file__).parents[1]))  # MUTATED: another checkout to test, to compare both
 FAULTS = tomllib.loads(Path(__file__).with_name("faults.toml").read_text())["faults"]
 
 
 def place(root, function, old):
-    """Return the file, and the position in its text, where `function` contains `old`; exit unless there is just one."""
+    """Return the file, and the position in its text, where `function` contains `old`; exit unless exactly one does."""
     places = []
     for path in sorted((root / "hw1lib").rglob("*.py")):
         text = path.read_text()
@@ -48,7 +48,7 @@ def is_noticed(root, function, old, new):
         environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired:
-        return True  # it hangs
+        return True  # the fault makes a test hang
     finally:
         (root / path).write_text(text)
     if done.returncode > 1:

@@ -2,7 +2,7 @@
 
     make test-cluster      # as root, with Debian's packages slurm-wlm and munge
 
-Prints why if it cannot run here, and stops all daemons at the end.
+It prints the reason if it cannot run on this machine, and stops all daemons at the end.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 
 
 def missing():
-    """Return why the test cannot run here; empty if it can."""
+    """Return why the test cannot run on this machine; "" if it can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "it starts Slurm's daemons, which needs root"
     absent = [name for name in NEEDED if shutil.which(name) is None]
@@ -72,7 +72,7 @@ def daemon(*words):
 
 @contextlib.contextmanager
 def slurm(folder):
-    """Run Slurm on this machine while the block runs."""
+    """Run Slurm on this machine during the block."""
     for name in ("state", "spool", "logs"):
         (folder / name).mkdir()
     host = socket.gethostname().split(".")[0]
@@ -154,7 +154,7 @@ def main():
         assert "pretrain" in resumed, resumed
         wrong = [str(step) for step in expected if results[step] != expected[step]]
         assert not wrong, wrong
-        print(f"{len(expected)} steps, three seeds, two Slurm jobs, one killed: every byte as on one process.")
+        print(f"{len(expected)} steps, three seeds, two Slurm jobs, one killed: every byte is as with one process.")
     return 0
 
 
