@@ -55,12 +55,12 @@ def row(times, ours="ours", per=1):
         per: number of images in one call.
     """
     cells = {}
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        cells[name] = f"{per / median:.3g} ± {100 * (max(taken) - min(taken)) / 2 / median:.0f} %"
-    for name, taken in times.items():
+    for name, durations in times.items():
+        median = statistics.median(durations)
+        cells[name] = f"{per / median:.3g} ± {100 * (max(durations) - min(durations)) / 2 / median:.0f} %"
+    for name, durations in times.items():
         if name != ours:
-            cells[f"× {name}"] = f"{statistics.median(a / b for a, b in zip(taken, times[ours])):.2f}"
+            cells[f"× {name}"] = f"{statistics.median(a / b for a, b in zip(durations, times[ours])):.2f}"
     return cells
 
 

@@ -60,7 +60,7 @@ def dispatch(tiny):
                 new_folders = {name: lambda side=side: _in_new_folder(side) for name, side in sides.items()}
                 times = bench.seconds(new_folders, 1 if tiny else 5, warm=0 if tiny else 1)
         ratio = statistics.median(a / b for a, b in zip(times["Dask"], times["its own process"]))
-        medians = {name: f"{statistics.median(taken):.1f} s" for name, taken in times.items()}
+        medians = {name: f"{statistics.median(durations):.1f} s" for name, durations in times.items()}
         yield {"step": step} | medians | {"Dask / its own process": f"{ratio:.2f}"}
 
 
@@ -95,7 +95,7 @@ def steps_of_process(name, side, steps):
             scores = segmenters.scores(network, images)
             return losses.segmentation(*(distributed.all_gather(part, 16) for part in (scores, masks)), "lovasz")
 
-    stepped = distributed.data_parallel(module, loss, CPU)
+    parallel_loss = distributed.data_parallel(module, loss, CPU)
     sent, spent, reduce = [0], [0.0], dist.all_reduce
 
     def timed_reduce(tensor, *arguments, **options):
@@ -111,8 +111,8 @@ def steps_of_process(name, side, steps):
         reduced = bool(step % 2)
         distributed.begin_step(step, 16)
         sent[0], spent[0], start = 0, 0.0, time.perf_counter()
-        with distributed.no_sync(stepped, not reduced), autocast("float32", CPU):
-            stepped(*batch).backward()
+        with distributed.no_sync(parallel_loss, not reduced), autocast("float32", CPU):
+            parallel_loss(*batch).backward()
         if step > 1:
             times[reduced].append((time.perf_counter() - start, spent[0], sent[0]))
     dist.all_reduce = reduce

@@ -76,7 +76,7 @@ def _build(target, source):
     """Build in a temporary folder beside `target` and rename it at the end: the sample is complete or absent."""
     names = os.listdir(target) if target.exists() else []
     if names and "sample.json" not in names:
-        remedy = "Move it away; --data-root (make: DATA=…) takes data of your own from any folder."
+        remedy = "Move it away, or use data of your own with --data-root (make: DATA=…)."
         raise UserError(f"{target} is not an Earth sample, so none is built over it. {remedy}")
     image, labels = read_rasters(*fetch_wheels(paths.WHEELS, source))
     part, old = (target.with_name(f".{target.name}.{ending}") for ending in ("part", "old"))

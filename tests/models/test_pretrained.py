@@ -58,7 +58,7 @@ def test_a_backbone_loads_however_it_was_saved(backbone, wrap, tmp_path, no_netw
         (lambda state: {k: v for k, v in state.items() if k != "layer4.2.bn3.bias"}, ["layer4.2.bn3.bias is missing"]),
         (lambda state: {"model": "resnet50"}, ["holds 0 tensors"]),
         (lambda state: [1, 2], ["list"]),
-        (lambda state: state | prefixed("ema.")(state), ["more than once (the whole, ema)"]),
+        (lambda state: state | prefixed("ema.")(state), ["more than once (top level, ema)"]),
         (lambda state: {"stem.weight": torch.zeros(3), "head": ADAM}, ["holds 2 tensors (first", "stem.weight"]),
         (lambda state: state | {"bn1.bias": torch.full((64,), torch.nan)}, ["bn1.bias holds values", "not finite"]),
         (lambda state: resnet18(), ["would run code", "torch.save", "--set supervised.source=pool"]),  # see test_trust

@@ -238,7 +238,7 @@ def _check_sizes(scan, part):
     sizes = Counter(image.size for image in part.images)
     usual = max(sizes, key=sizes.get, default=(0, 0))
     odd = [f"{image.name} ({size_text(image.size)})" for image in part.images if image.size != usual]
-    rest = f"not {size_text(usual)} pixels as the others"
+    rest = f"not {size_text(usual)} pixels like the others"
     scan.error(part.folder, describe(odd, "tile", "is|are", rest, "All tiles of a split must have one size."))
 
     sizes = {image.name.rpartition("_")[0]: image.size for image in part.images}

@@ -65,7 +65,7 @@ def near(images, others=None):
     if not images or not (within or others):
         return {}
     gray, colour = _thumbnails(images)
-    gray[list(exact(images, others))] = 0  # resembles nothing
+    gray[list(exact(images, others))] = 0  # zeros resemble no image
     other_gray, other_colour = (gray, colour) if within else _thumbnails(others)
 
     pairs = {}
