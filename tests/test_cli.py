@@ -36,7 +36,7 @@ def no_sample(monkeypatch):
 
 
 def parse(words):
-    """Return the command that some words run, and its arguments, without running it."""
+    """Return the command that a command line runs, and its arguments, without running it."""
     command, context, words = cli.commands, None, terminal.split_settings(words)
     while isinstance(command, click.Group):
         _, command, words = command.resolve_command(click.Context(command, parent=context), words)

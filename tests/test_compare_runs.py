@@ -1,4 +1,4 @@
-"""`compare` shows scores side by side, and names everything else in which the reports differ."""
+"""`compare` shows scores side by side, and lists all other differences of the reports."""
 
 import copy
 import re
@@ -71,7 +71,7 @@ def test_a_folder_without_a_report_is_named(capsys, tmp_path, content):
     assert f"{tmp_path / 'two'} holds no metrics.json with settings and steps" in text
 
 
-def test_one_report_is_refused_by_whatever_names(capsys, tmp_path):
+def test_a_report_is_not_compared_with_itself(capsys, tmp_path):
     write(tmp_path / "one")
     (tmp_path / "link").symlink_to(tmp_path / "one")
     for names in (["one"], ["one", "link"], ["one", f"../{tmp_path.name}/one"]):

@@ -33,7 +33,7 @@ def test_cpu_affinity_counts(monkeypatch):
 
 @pytest.mark.parametrize(("took", "may_use", "setting", "expected"), [(3, 2, 0, 2), (2, 8, 0, 2), (2, 2, 5, 5)])
 def test_a_workbook_limits_torchs_threads(course_data, tmp_path, monkeypatch, took, may_use, setting, expected):
-    """It does not raise them, as bits depend on their number; the setting takes precedence."""
+    """It does not raise their number, on which rounding depends; the setting takes precedence."""
     monkeypatch.setattr(cpus, "available", lambda **_: may_use)
     before = torch.get_num_threads()
     try:

@@ -110,7 +110,7 @@ def anchors(text):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_and_file_names_of_a_document_are_right(name):
+def test_links_and_file_names_of_a_document_are_valid(name):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXT[name]):
         file, _, anchor = target.partition("#")
         path = (paths.ROOT / name).parent / file if file else paths.ROOT / name

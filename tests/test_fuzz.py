@@ -43,12 +43,12 @@ def outcome(function, *arguments):
         return None
 
 
-def examined(root):
+def examine(root):
     """Return the data check of a folder, which must be plain, printable data with one line per finding."""
-    found = report.examine(root, progress=False)
-    assert found == json.loads(json.dumps(found, ensure_ascii=False).encode())
-    assert all(text.strip() and len(text.splitlines()) == 1 for text in found["errors"] + found["warnings"])
-    return found
+    findings = report.examine(root, progress=False)
+    assert findings == json.loads(json.dumps(findings, ensure_ascii=False).encode())
+    assert all(text.strip() and len(text.splitlines()) == 1 for text in findings["errors"] + findings["warnings"])
+    return findings
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +151,16 @@ def test_a_table_is_read_as_it_stands_or_refused(labelled, content):
         assert list(text[["filename", "label"]].itertuples(index=False, name=None)) == rows
     scored = outcome(evaluate.score_classification, path, path)
     assert scored is None or scored[0]["accuracy"] == 1
-    found = outcome(layout.find, labelled, Data())
-    assert found or examined(labelled)["errors"]
-    if found is None:  # what nobody could misread is never refused, if there are two classes
+    course = outcome(layout.find, labelled, Data())
+    assert course or examine(labelled)["errors"]
+    if course is None:  # what nobody could misread is never refused, if there are two classes
         plain = rows and all(n in IMAGES and re.fullmatch("[0-9]", label) for n, label in rows)
         assert not plain or ragged or len({label for _, label in rows}) < 2
         return
     labels = [meant(text) for _, text in rows]
     assert None not in labels and len({type(label) for label in labels}) == 1
     numbers = sorted(set(labels))
-    for split in (found.problem1.pool, found.problem1.train, found.problem1.val):
+    for split in (course.problem1.pool, course.problem1.train, course.problem1.val):
         assert list(split.files) == [name for name, _ in rows]
         assert set(split.files) <= set(IMAGES)
         assert list(split.numbers) == numbers
@@ -180,8 +180,8 @@ def test_the_accuracy_of_a_csv_is_an_independent_count(folder, predicted, true):
     paths = folder / "predicted.csv", folder / "true.csv"
     for path, labels in zip(paths, (predicted, true)):
         write_labelled(path, labels.items())
-    found = outcome(evaluate.score_classification, *paths)
-    if found is None:
+    scored = outcome(evaluate.score_classification, *paths)
+    if scored is None:
         plain = all(re.fullmatch("[0-9]", text) for text in (*predicted.values(), *true.values()))
         assert not plain or not set(predicted) & set(true)
         return
@@ -190,8 +190,8 @@ def test_the_accuracy_of_a_csv_is_an_independent_count(folder, predicted, true):
     assert len({type(label) for label in (*guess.values(), *truth.values())}) == 1
     correct = sum(guess.get(name) == label for name, label in truth.items())
     unpaired = set(truth) - set(guess), (set(predicted) | set(true)) - set(truth)
-    assert found[0]["accuracy"] == correct / len(truth) and f"{correct} of {len(truth)};" in found[0]["coverage"]
-    assert sorted(name for name, _ in found[1]) == sorted(name for names in unpaired for name in names)
+    assert scored[0]["accuracy"] == correct / len(truth) and f"{correct} of {len(truth)};" in scored[0]["coverage"]
+    assert sorted(name for name, _ in scored[1]) == sorted(name for names in unpaired for name in names)
 
 
 # --- masks and images
@@ -249,11 +249,11 @@ NAMES = st.sampled_from(sorted(KNOWN)) | st.sampled_from(WRONG) | st.text(max_si
 @hypothesis.given(profile=st.sampled_from(sorted(profiles.NAMES)) | st.text(max_size=6), dotted=NAMES, value=VALUES)
 @hypothesis.example(profile="demo", dotted="seed", value=10**5000)
 def test_a_setting_is_within_its_range_or_refused(profile, dotted, value):
-    found = outcome(profiles.get, profile, {dotted: value})
-    if found is None:
+    changed = outcome(profiles.get, profile, {dotted: value})
+    if changed is None:
         return
     assert profile in profiles.NAMES and dotted in KNOWN
-    after, before = flatten(found), flatten(profiles.get(profile))
+    after, before = flatten(changed), flatten(profiles.get(profile))
     new, schema = after.pop(dotted), allowed(dotted)
     assert type(new) is type(KNOWN[dotted]) and new in schema.get("enum", (new,))
     if isinstance(new, (int, float)):
@@ -261,7 +261,7 @@ def test_a_setting_is_within_its_range_or_refused(profile, dotted, value):
     if isinstance(new, tuple):
         assert new and all(type(item) is str for item in new)
     else:  # its text says the same
-        assert outcome(profiles.get, profile, {dotted: f" {value} "}) == found
+        assert outcome(profiles.get, profile, {dotted: f" {value} "}) == changed
     before.pop(dotted)
     assert after == before
 
@@ -296,7 +296,7 @@ def harm(path, how):
             path.mkdir() if how == "a folder" else path.touch()
 
 
-def counted_simply(folder):
+def count_simply(folder):
     """Count the images or tiles of a split with os alone."""
     table, ending = folder.with_suffix(".csv"), "_sat.jpg" if folder.parent.name == "p2_data" else ".jpg"
     if table.is_file():
@@ -309,8 +309,8 @@ def counted_simply(folder):
 @hypothesis.given(
     harms=st.lists(st.tuples(st.integers(0, 99), st.sampled_from(HARMS + EXTRA)), max_size=3), bare=st.booleans()
 )
-@hypothesis.example(harms=[(3, EXTRA[5])], bare=True)  # a name that is no UTF-8, in the pool
-def test_a_layout_is_counted_right_or_refused(whole, folder, harms, bare):
+@hypothesis.example(harms=[(3, EXTRA[5])], bare=True)  # a name that is not UTF-8, in the pool
+def test_a_layout_is_counted_correctly_or_refused(whole, folder, harms, bare):
     """The data check never fails and reports what stops a run."""
     root, parts = folder / "root", sorted(whole.rglob("*"))
     shutil.rmtree(root, ignore_errors=True)
@@ -319,17 +319,17 @@ def test_a_layout_is_counted_right_or_refused(whole, folder, harms, bare):
         harm(root / "p1_data" / "mini" / "train.csv", "gone")
     for number, how in harms:
         harm(root / parts[number % len(parts)].relative_to(whole), how)
-    health, there = examined(root), {n: (root / f"p{n}_data").is_dir() for n in (1, 2)}
-    assert {n: health[f"p{n}"] is not None for n in there} == there and report.table(health)
-    found = outcome(layout.find, root, Data())
-    if found is None:
+    health, present = examine(root), {n: (root / f"p{n}_data").is_dir() for n in (1, 2)}
+    assert {n: health[f"p{n}"] is not None for n in present} == present and report.table(health)
+    course = outcome(layout.find, root, Data())
+    if course is None:
         assert harms and health["errors"]
         return
-    assert found.has == there
-    one, two = found.problem1, found.problem2
+    assert course.has == present
+    one, two = course.problem1, course.problem2
     splits = [one.pool, one.train, one.val] if one else []
     for split in splits + ([two.train, two.validation] if two else []):
-        assert len(split) == counted_simply(split.folder) and all(path.is_file() for path in split.paths)
+        assert len(split) == count_simply(split.folder) and all(path.is_file() for path in split.paths)
         assert len(outcome(hashes.fingerprint, split)) == 64
     for half in root.glob("p[12]_data"):
         assert len(outcome(hashes.folder_fingerprint, half)) == 64

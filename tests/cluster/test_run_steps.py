@@ -54,9 +54,9 @@ def test_two_killed_workers_change_no_byte(smoke_run, tmp_path):
     while len(killed) < 2 and process.poll() is None:
         time.sleep(0.02)
         for step in {"pretrain", "segment-lraspp"} - set(killed):
-            if checkpoint_time(tmp_path, step) and (found := worker_of(process, step)):
-                found[0].send_signal(signal.SIGKILL)
-                found[1].wait(timeout=20)  # the step ends with its worker
+            if checkpoint_time(tmp_path, step) and (family := worker_of(process, step)):
+                family[0].send_signal(signal.SIGKILL)
+                family[1].wait(timeout=20)  # the step ends with its worker
                 killed.append(step)
     text = process.communicate(timeout=600)[0]
     assert len(killed) == 2 and process.returncode == 0, text
@@ -127,7 +127,7 @@ def test_a_killed_scheduler_and_a_killed_client_lose_nothing(course_data, tmp_pa
     assert checkpoint_time(tmp_path, "segment-lraspp")
 
 
-# --- what is refused
+# --- unsuitable clusters and workers
 
 
 UNUSABLE = {

@@ -36,7 +36,7 @@ def batch(count, size=24):
 
 
 def recolour_one(image, table, recipe):
-    """What `recolour` does to one image, by torchvision's functions."""
+    """Recolour one image as `recolour` does, with torchvision's functions."""
     jitter, *factors, gray, sigma, blurred, solarized = table[6:].tolist()
     if jitter < recipe.jitter_p:
         for name, strength, factor in zip(("brightness", "contrast", "saturation", "hue"), recipe.jitter, factors):
@@ -50,7 +50,7 @@ def recolour_one(image, table, recipe):
 
 
 @pytest.mark.parametrize("recipe", [*BYOL, augment.CLASSIFY, TILE, OFF])
-def test_colours_change_as_in_torchvision_with_draws_of_its_own_for_each_image(recipe):
+def test_colours_change_as_in_torchvision_with_independent_draws_for_each_image(recipe):
     images, table = batch(64, 40), augment.draws(64, CPU)
     expected = torch.stack([recolour_one(*each, recipe) for each in zip(images, table.T)])
     torch.testing.assert_close(augment.recolour(images, table, recipe), expected, atol=1e-4, rtol=0)
@@ -63,7 +63,7 @@ def test_colours_change_as_in_torchvision_with_draws_of_its_own_for_each_image(r
 @both
 @pytest.mark.parametrize("name", ["byol", "geometry"])
 def test_two_views_follow_the_settings(name, overhead):
-    """The geometry views leave a flat colour as it is."""
+    """The geometry views do not change a flat colour."""
     views = augment.two_views(16, Pretrain(views=name, crop_scale=0.35), overhead)
     assert [v.recipe for v in views] == [replace(r, crop_scale=0.35, overhead=overhead) for r in augment.VIEWS[name]]
     flat = torch.tensor([30, 120, 210], dtype=torch.uint8).view(1, 3, 1, 1).expand(8, 3, 12, 12)

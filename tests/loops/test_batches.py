@@ -1,4 +1,4 @@
-"""Batches: each image once an epoch, in an order and with draws that depend on seed, epoch and step alone."""
+"""Batches: each image once an epoch; order and draws depend only on seed, epoch and step."""
 
 import random
 import shutil

@@ -140,7 +140,7 @@ def test_errors_with_another_cause_leave_the_file_alone(path, monkeypatch, error
     assert path.read_bytes() == before and names(path.parent) == ["checkpoint.pt", "stage_early.npy"]
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(path):
+def test_a_full_disk_keeps_the_previous_checkpoint(path):
     checkpoint, *_ = restore(path.parent)
     refusal = pytest.raises(UserError, match=r"checkpoint\.pt could not be written.*disk space")
     with refusal, full_disk(path.stat().st_size - 1):

@@ -23,7 +23,7 @@ def run(step, folder, problem1, *arguments):
 
 @pytest.mark.slow
 @processes.float64()  # distances of nearly equal images
-def test_knn_is_on_pretrained_features_and_on_those_of_a_random_backbone(tmp_path, problem1):
+def test_knn_uses_pretrained_features_and_those_of_a_random_backbone(tmp_path, problem1):
     """Labels are shuffled, as colours would otherwise separate the classes in any features."""
     train, val = problem1.train, problem1.val
     train = dataclasses.replace(train, labels=np.random.default_rng(0).permutation(train.labels))

@@ -1,4 +1,4 @@
-"""Devices and precision, and that no training step waits for its device."""
+"""Devices and precision; no training step waits for its device."""
 
 import os
 import re

@@ -34,7 +34,7 @@ TINY = {"model_scale": 0.125, "checkpoint_every": 1e9, "data.tile_limit": 0, "se
 
 
 class Interrupted(Exception):
-    """Ends a training inside an epoch."""
+    """Raised to end a training inside an epoch."""
 
 
 def train(root, out, case, stop=None, **shared):
@@ -104,7 +104,7 @@ def results(data, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_take_the_steps_of_one(results, case):
-    """Also in what validation measures, where the effective rank takes the square root of rounding errors."""
+    """Also in validation, where the effective rank takes the square root of rounding errors."""
     (losses, history, count), (first, second) = results[0][case], (rank[case] for rank in results[1])
     assert len(losses) == 2 * STEPS and count == 1 and first[2] == 2
     assert first[0] == second[0] == pytest.approx(losses, rel=1e-8)

@@ -61,7 +61,7 @@ def initial_model(weights, frozen):
 def test_only_unfrozen_parts_are_trained_and_results_are_those_of_the_saved_model(
     tmp_path, problem1, weights, setting, augmented, standardise
 ):
-    """Frozen are weights, running statistics and counters. Activations and predictions are without augmentation."""
+    """Weights, running statistics and counters are frozen. Activations and predictions are without augmentation."""
     changes = {"finetune__augment_frozen": augmented, "finetune__standardise": standardise}
     result = fit(tmp_path / "run", problem1, setting, weights, **changes)
     state, start = result.weights(), initial_model(weights, True)
@@ -98,7 +98,7 @@ def test_settings_differ_only_in_their_initial_backbone(tmp_path, problem1, weig
 
 
 def test_metrics_follow_from_the_predictions_of_all_epochs(tmp_path, problem1):
-    """The best epoch is the first of equals."""
+    """The best epoch is the first with the highest accuracy."""
     labels, correct = problem1.val.labels, (2, 5, 5, 3)  # of six in each epoch
     predictions = [np.where(np.arange(6) < count, labels, (labels + 1) % 3).tolist() for count in correct]
     history = [{"epoch": n + 1, "predictions": row} for n, row in enumerate(predictions)]

@@ -121,7 +121,7 @@ def quarters(image, *_, **settings):
 
 @pytest.mark.parametrize("refine", ["sam", "felzenszwalb"])
 def test_with_sam_its_masks_are_measured_and_vote_if_requested(tmp_path, problem2, arrays, monkeypatch, refine):
-    """It gets the settings of the profile; the baselines get as many segments as it found."""
+    """SAM gets the profile's settings; the baselines get as many segments as SAM has masks."""
     images, _, predictions = arrays
     everything = Mock(side_effect=quarters)
     monkeypatch.setattr(generator, "load", lambda path: types.SimpleNamespace(to=lambda device: "network"))

@@ -99,8 +99,8 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(folders, optimiz
     assert watched == list(range((stop + 1) // 2, 5))
 
 
-def test_a_run_may_be_stopped_again_and_again_and_is_not_trained_again_when_finished(folders):
-    """At the end, no optimizer is kept."""
+def test_a_run_may_be_stopped_many_times_and_a_finished_one_is_not_trained_again(folders):
+    """The last checkpoint contains no optimizer."""
     folder, whole = next(folders), fit(next(folders))
     for stop in (2, 4):
         with pytest.raises(Stopped):
@@ -124,7 +124,7 @@ def test_all_draws_depend_on_the_seed_alone(folders):
 
 
 class Line:
-    """A linear network whose loss is `value` at step `place`; it notes weights, losses and rows of each step."""
+    """A linear network whose loss is `value` at step `place`; it records weights, losses and rows of each step."""
 
     def __init__(self, place=None, value=math.nan, every=-1.0):
         torch.manual_seed(0)
@@ -282,7 +282,7 @@ def test_in_float16_a_step_whose_gradient_overflows_is_skipped(tmp_path):
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["scaler"]["scale"] == 2.0**15
 
 
-def test_a_compiled_loss_trains_alike(folders, monkeypatch):
+def test_a_compiled_loss_gives_the_same_training(folders, monkeypatch):
     monkeypatch.setattr(torch, "compile", Mock(side_effect=lambda loss, **_: loss))
     assert_same(*(fit(next(folders), settings(epochs=2, compile=compiled)) for compiled in (True, False)))
     torch.compile.assert_called_once()

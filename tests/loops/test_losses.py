@@ -1,4 +1,4 @@
-"""Losses: each is its formula, unknown pixels never contribute, and class weights follow the frequencies."""
+"""Losses: each equals its formula, unknown pixels never contribute, and class weights follow the frequencies."""
 
 import typing
 

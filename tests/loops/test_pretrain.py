@@ -122,7 +122,7 @@ def test_a_run_collapsed_if_its_last_epoch_did(tmp_path, problem1, monkeypatch, 
 
 @pytest.mark.parametrize(("momentum", "one_pass"), [(True, True), (True, False), (False, True)])
 def test_the_target_network_is_updated_after_each_step(tmp_path, problem1, monkeypatch, one_pass, momentum):
-    """With our rising decay, by which the last step changes nothing, or byol-pytorch's constant one."""
+    """With the rising decay, so that the last step changes nothing, or byol-pytorch's constant one."""
     decays, betas = [], []
     monkeypatch.setattr(byol, "follow", lambda learner, decay: decays.append(decay))
     monkeypatch.setattr(BYOL, "update_moving_average", lambda learner: betas.append(learner.target_ema_updater.beta))
@@ -147,7 +147,7 @@ def coloured_pool(folder, count=30):
 
 
 @pytest.mark.parametrize(("count", "limit"), [(10, 500), (57, 500), (57, 2)])
-def test_queries_are_in_no_bank_and_all_other_images_are_the_rest(tmp_path, monkeypatch, count, limit):
+def test_queries_are_not_in_the_bank_and_all_other_images_are_the_rest(tmp_path, monkeypatch, count, limit):
     """Without labels, or in a tiny pool, there are no queries."""
     monkeypatch.setattr(pretrain, "QUERIES", limit)
     monkeypatch.setattr(pretrain, "BANK_SIZE", 6 * limit)

@@ -1,4 +1,4 @@
-"""Only `hw1lib run` joins torchrun's processes, and an error in one of them ends all and is reported once."""
+"""Only `hw1lib run` joins torchrun's processes; an error in one of them ends all and is reported once."""
 
 import contextlib
 import datetime
@@ -66,7 +66,7 @@ def test_a_workbook_joins_no_process_group(course_data, tmp_path, set_variables)
 
 @pytest.mark.parametrize("words", [("report",), ("plan",), ("data", "check"), ("predict", "segmentation", "a", "b")])
 def test_other_commands_refuse_torchrun_once(capsys, monkeypatch, set_variables, words):
-    """Rank 0 reports the error; the others wait a moment and end without a word."""
+    """Rank 0 reports the error; the others wait a moment and end silently."""
     set_variables(COMPLETE | {"RANK": "0", "LOCAL_RANK": "0"})
     assert f"Start `hw1lib {words[0]}` without it" in refused(capsys, *words)
     sleep = Mock()

@@ -172,7 +172,7 @@ def test_without_augmentation_batches_are_the_tiles_themselves():
 
 @pytest.mark.parametrize(("width", "crop", "scale"), [(32, 0, 1.0), (32, 0, 0.4), (48, 0, 0.4), (48, 16, 1.0)])
 def test_augmented_masks_fit_their_images(tmp_path, width, crop, scale, monkeypatch):
-    """Colours show the classes; they differ at the borders of blocks only."""
+    """Colours show the classes; masks may differ from them only at the borders of blocks."""
     pixels, masks = (np.concatenate([array] * 4) for array in images.load_tiles(tiles(tmp_path, width).train))
     monkeypatch.setattr(augment, "recolour", lambda images, table, recipe: images)
     settings = profiles.get("demo").lraspp.model_copy(update={"batch_size": 16, "crop": crop, "crop_scale": scale})

@@ -80,7 +80,7 @@ def test_every_change_changes_the_key_and_nothing_else_does():
     values = [1, 2, "1", True, None, [1], {}, {"b": 1}, [1, 2], [2, 1], 1e-4, 1.0000000000000002e-4, ""]
     variants = [{"a": value} for value in values] + [{"b": 1}, {"a": 1, "b": None}, {}]
     assert len({store.key_of(v) for v in variants}) == len(variants)
-    # A literal: if the rule changed, no stored result would be found any more.
+    # A literal: if the rule changed, stored results would no longer be found.
     assert store.key_of({"step": "pretrain", "settings": {"lr": 0.001}}) == "6e4d2f1270ccc7e8"
 
 
