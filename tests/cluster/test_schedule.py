@@ -33,5 +33,5 @@ def test_the_critical_path_is_the_longest_chain_of_steps():
     assert "the work" in lines[2] and "the critical path" in lines[3] and "a → c" in lines[-1]
     tasks = {label: (seconds + 2, upstream) for label, (seconds, upstream) in TASKS.items()}
     lines = schedule.table(tasks, 3, 2.0)  # with the time that each process needs to start
-    assert "10 s; on workers each step takes 2.0 s more" in lines[0]
+    assert "10 s. On workers, each step needs 2.0 s more" in lines[0]
     assert "20" in lines[2] and "11 s: a → d → e" in lines[-1]

@@ -175,11 +175,11 @@ def test_list_and_check_say_what_is_there(folder, source, monkeypatch, capsys):
     assert code == 0 and "No weights" in out and str(folder) in out
     weights.fetch("tiny", source, folder)
     code, out, _ = run("check")
-    assert code == 0 and re.search(rf"^{FILE} +right$", out, re.M)
+    assert code == 0 and re.search(rf"^{FILE} +valid$", out, re.M)
     code, out, _ = run("list")
     assert code == 0 and re.search("^sam_vit_b .*missing", out, re.M) and not re.search("^tiny .*missing", out, re.M)
     (folder / FILE).write_bytes(WRONG)
     code, out, error = run("check")
-    assert code == 1 and re.search(rf"^{FILE} +wrong$", out, re.M)
+    assert code == 1 and re.search(rf"^{FILE} +not valid$", out, re.M)
     assert error.strip().startswith("hw1lib: ") and FILE in error and "weights fetch" in error
     assert (folder / FILE).read_bytes() == WRONG  # it is reported, not deleted
