@@ -272,7 +272,7 @@ def test_unfinished_attempts_are_limited_by_age_size_and_disk_space(
     assert all({"checkpoint.pt", "metrics.json", "stage_early.npy"} <= set(names(begun[n])) for n in stay)
     lines = capsys.readouterr().out.splitlines()
     deleted = [folder for n, folder in enumerate(begun) if n not in stay]
-    assert {line.partition(",")[0] for line in lines} == {
+    assert {line.rpartition(": ")[0] for line in lines} == {
         f"{folder.parent.name}: deleted the unfinished attempt {folder}" for folder in deleted
     }
     assert len(lines) == len(deleted) and all(reason in line for line in lines)
