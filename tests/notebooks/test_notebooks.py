@@ -70,14 +70,7 @@ def test_the_smoke_copy_has_the_same_sources(path):
     assert first == second, f"{path.name} shows code as it once was: run make notebooks"
 
 
-def until_published(*stems):
-    """Parametrise over the notebooks; those named show an older or no run until `make publish` and `make notebooks`."""
-    mark = pytest.mark.xfail(strict=True, reason="the demo has to be published again")
-    params = [pytest.param(path, marks=mark if path.stem[:2] in stems else (), id=path.stem) for path in NOTEBOOKS]
-    return pytest.mark.parametrize("path", params)
-
-
-@until_published("04", "05")
+@each
 def test_it_shows_the_demo(path):
     """Every cell was run without an error, and the file is small enough to be displayed."""
     code = cells(path)
@@ -89,7 +82,7 @@ def test_it_shows_the_demo(path):
     assert path.stat().st_size < BYTES
 
 
-@until_published("00", "01", "02", "03")
+@each
 def test_it_shows_the_published_report(path):
     """Each table and text that it keeps is that of report/demo; if not, run make notebooks."""
     text = (make.DEMO_REPORT / "README.md").read_text()
