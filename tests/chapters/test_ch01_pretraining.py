@@ -72,7 +72,7 @@ def test_collapse_is_reported_exactly_where_it_happened(spread, rank, knn):
 
 @pytest.mark.parametrize(
     ("metrics", "origin"),
-    [({"source": "pool", "images": 5977, "classes": 8}, "trained here on the pool's 5,977 images"),
+    [({"source": "pool", "images": 5977, "classes": 8}, "trained in this run on the pool's 5,977 images"),
      ({"source": "file", "file": "pretrain_model_SL.pt"}, "with the data: pretrain_model_SL.pt."),
      ({"source": "imagenet", "file": "resnet50.pth"}, "**Not allowed by the course:**")],
 )  # fmt: skip

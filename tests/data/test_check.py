@@ -143,7 +143,7 @@ WARNINGS = {
     "file listed twice": (edited(f"{MINI}.csv", lambda rows: pd.concat([rows, rows.iloc[:1].assign(id=99, label=200)])),
         ["mini/train.csv: 1 file is listed more than once: 00001.jpg. Their labels differ in 1 case"]),
     "classes in another order": (relabelled(lambda label: 2 - label, "val"),
-        [f"{OFFICE}: files of one label have different names", "0 (Couch and Mug), 2 (Mug and Couch). The label"]),
+        [f"{OFFICE}: files of one label have different names", "0 (Couch and Mug), 2 (Mug and Couch). Labels decide"]),
     "few images in the pool": (few(2), [MINI, "only 2 images"]),
     "imbalance": (edited(f"{MINI}.csv", lambda rows: rows.assign(label=1 * (rows.id > 0))),
         [f"{MINI}.csv", "class 1 has 11 images, class 0 only 1"]),

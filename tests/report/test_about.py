@@ -49,7 +49,7 @@ def test_an_error_is_named_before_anything_is_trained(about, course_data, tmp_pa
         (tmp_path / "problem1-1.md").write_bytes(b"caf\xe9")
         options = ("--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out")
         text = refused(capsys, "report", *options)
-        assert "2 things" in text and words in text and "problem1-1.md" in text and not (tmp_path / "out").exists()
+        assert "2 problems" in text and words in text and "problem1-1.md" in text and not (tmp_path / "out").exists()
 
 
 def test_a_missing_template_is_named(about, monkeypatch, tmp_path):
