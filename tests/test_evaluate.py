@@ -86,7 +86,7 @@ CASES = [  # folder and change; tiles counted as wrong, left out, and other imag
     ("predicted", lambda f: save_mask(f / "0001_mask.png", NUMBERED.T), (1, 0, 0), "0001_mask.png: .*9 × 12 instead"),
     ("predicted", lambda f: Image.fromarray(NUMBERED).save(f / "0002_mask.png"), (1, 0, 0), "0002_.*class numbers"),
     ("predicted", lambda f: (f / "0005_mask.png").rename(f / "0005.png"), (1, 0, 1), "0005.png: "),
-    ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0005_MASK.png"), (0, 0, 1), "0005_mask.*the same number"),
+    ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0005_MASK.png"), (0, 0, 1), "0005_mask.*same number"),
     ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0077_mask.png"), (0, 1, 0), "true/0077_.*missing"),
     ("true", lambda f: (f / "0000_mask.png").unlink(), (0, 1, 0), "true/0000_mask.png: left out.*missing"),
     ("true", lambda f: (f / "0000_mask.png").write_bytes(b""), (0, 1, 0), "0000_.*an empty file"),
