@@ -1,4 +1,4 @@
-"""What notebooks keep for the report: files, and an entry kept/<name>.json for each name.
+"""The record of figures, tables and texts kept for the report: one entry, kept/<name>.json, for each name.
 
 An entry holds the kind, the caption, the keys of the steps used until then (by label), the SHA-256 of each file, and
 the name of the notebook if a report executed it. A kernel in JupyterLab does not change the entry of

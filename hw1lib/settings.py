@@ -125,7 +125,7 @@ class Segment(Optimization):
 
 
 class Segmentation(Group):
-    """What the report shows of Problem 2."""
+    """The model and the tiles that the report shows for Problem 2."""
 
     improved: Literal["deeplabv3", "lraspp", "fcn32s"] = "deeplabv3"  # model shown in stages
     stage_images: Names = ("0013", "0062", "0104")

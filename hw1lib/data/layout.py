@@ -108,7 +108,7 @@ class Part:
 
 @dataclass
 class Scan:
-    """What the folder of a problem holds, and what is wrong with it.
+    """The contents of a problem's folder, and the errors and warnings about them.
 
     Attributes:
         folder: p1_data or p2_data.

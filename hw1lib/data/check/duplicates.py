@@ -22,7 +22,7 @@ COMPARED = 128  # images compared at once with all others
 
 @dataclass(frozen=True)
 class Summary:
-    """What the data check keeps of one image file."""
+    """Properties of one image file that the data check compares."""
 
     name: str
     fault: str = ""  # why it cannot be decoded; the other fields are then empty

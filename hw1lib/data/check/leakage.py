@@ -74,7 +74,7 @@ def leaks(train, validation):
 
 
 def is_significant(tiles, of, null):
-    """Return whether so many leaking tiles are more than chance: beyond twice the null and 1 %, and at least two.
+    """Return whether more tiles leak than chance explains: at least two, and more than 1 % and twice the null.
 
     Args:
         tiles: number of leaking validation tiles.
