@@ -74,7 +74,7 @@ def leaks(train, validation):
 
 
 def is_significant(tiles, of, null):
-    """Return whether more tiles leak than chance explains: at least two, and more than 1 % and twice the null.
+    """Return whether more tiles leak than chance explains: two above the null, and over twice the null plus 1 %.
 
     Args:
         tiles: number of leaking validation tiles.
