@@ -32,17 +32,21 @@ def score_segmentation(predicted_dir, true_dir):
         a list of (path, reason) of files that were not scored or count as wrong.
 
     Raises:
-        UserError: a folder holds no masks, no prediction could be scored, or the true masks are unknown everywhere.
+        UserError: a folder holds no masks, both are the same folder, no prediction could be scored, or the true masks
+            are unknown everywhere.
     """
     predicted_dir, true_dir = Path(predicted_dir), Path(true_dir)
+    _refuse_same(predicted_dir, true_dir)
     (predicted, others), (true, true_others) = _masks_in(predicted_dir), _masks_in(true_dir)
     others, numbers = others + true_others, sorted(predicted.keys() | true.keys())
     problems, counts, pixels = list(others), Counter(), Counter()
     matrix = np.zeros((len(landcover.CLASSES),) * 2, np.int64)
     for number in numbers:
         name = number + listing.MASK
-        path, effect = true.get(number, true_dir / name), LEFT_OUT
+        path, effect = true.get(number) or predicted[number], LEFT_OUT
         try:
+            if number not in true:
+                raise image_files.Unreadable(path, f"{true_dir / name} is missing")
             truth, count, _ = image_files.read_mask(path)
             pixels[f"true {INEXACT}"] += count
             path, effect = predicted.get(number, predicted_dir / name), WRONG
@@ -65,22 +69,28 @@ def score_segmentation(predicted_dir, true_dir):
     if not matrix[: landcover.UNKNOWN].any():
         message = f"No mask of {true_dir} shows a class: all pixels are unknown, so the mIoU is undefined."
         raise UserError(f"{message} Use the course's colours, such as cyan (0, 255, 255) for urban.")
-    exceptions = {**counts, "other images, not scored": len(others), **pixels}
+    exceptions = {**counts, f"other file{'s' * (len(others) > 1)}, not scored": len(others), **pixels}
     score = {"miou": iou.miou(matrix), "iou": iou.iou_by_class(matrix), "pixel_accuracy": iou.pixel_accuracy(matrix)}
     return score | {"coverage": _coverage(f"{scored} of {len(numbers)} tiles", exceptions)}, problems
 
 
 def _masks_in(folder):
-    """Return a folder's masks by number, {"0001": path}, and (path, reason) of other images except tiles."""
+    """Return a folder's masks by number, {"0001": path}, and (path, reason) of everything else except tiles."""
     names = listing.images_in(folder)
     masks, _ = listing.numbered(names, listing.MASK)
     if not masks:
         content = f", but {names[0]}; rename the masks" if names else ""
         raise UserError(f"{folder} holds no *{listing.MASK} files{content}.")
     known = {*masks.values(), *(f"{number}_sat".lower() for number in masks)}
-    others = [name for name in names if name not in known and Path(name).stem.lower() not in known]
+    visible = listing.visible(folder)
+    others = [name for name in visible if name not in known and Path(name).stem.lower() not in known]
     reason = f"not scored: its name is not NNNN{listing.MASK}, or another file has the same number"
     return {number: folder / name for number, name in masks.items()}, [(folder / name, reason) for name in others]
+
+
+def _refuse_same(predicted, true):
+    if predicted.resolve() == true.resolve():
+        raise UserError(f"{predicted} and {true} are the same. Give the predictions first, then the truth.")
 
 
 def score_classification(predicted_csv, true_csv):
@@ -94,8 +104,10 @@ def score_classification(predicted_csv, true_csv):
         95 % interval, in words); and a list of (file, reason) of those without a prediction or a true label.
 
     Raises:
-        UserError: a CSV cannot be read or names an image twice, or one has numbers and the other names.
+        UserError: a CSV cannot be read or names an image twice, both are the same file, or one has numbers and the
+            other names.
     """
+    _refuse_same(Path(predicted_csv), Path(true_csv))
     predicted, true = _labels(predicted_csv), _labels(true_csv)
     if {type(label) for label in (*predicted.values(), *true.values())} >= {int, str}:
         kinds = "numbers as labels and the other has names. Use numbers in both or names in both"

@@ -87,8 +87,15 @@ CASES = [  # folder and change; tiles counted as wrong, left out, and other imag
     ("predicted", lambda f: Image.fromarray(NUMBERED).save(f / "0002_mask.png"), (1, 0, 0), "0002_.*class numbers"),
     ("predicted", lambda f: (f / "0005_mask.png").rename(f / "0005.png"), (1, 0, 1), "0005.png: "),
     ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0005_MASK.png"), (0, 0, 1), "0005_mask.*same number"),
-    ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0077_mask.png"), (0, 1, 0), "true/0077_.*missing"),
-    ("true", lambda f: (f / "0000_mask.png").unlink(), (0, 1, 0), "true/0000_mask.png: left out.*missing"),
+    ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0077_mask.png"), (0, 1, 0), "/0077_.*missing"),
+    ("predicted", lambda f: np.save(f / "0006_mask.npy", NUMBERED), (0, 0, 1), "predicted/0006_mask.npy: not scored"),
+    ("true", lambda f: (f / "more").mkdir(), (0, 0, 1), "true/more: not scored"),
+    (
+        "true",
+        lambda f: (f / "0000_mask.png").unlink(),
+        (0, 1, 0),
+        "predicted/0000_.*: left out.*true/0000_.* is missing",
+    ),
     ("true", lambda f: (f / "0000_mask.png").write_bytes(b""), (0, 1, 0), "0000_.*an empty file"),
     ("true", lambda f: picture(0).save(f / "0009_sat.jpg"), (0, 0, 1), "0009_.*its name is not NNNN_mask"),
 ]
@@ -107,12 +114,15 @@ def test_what_a_score_does_not_cover_is_on_its_line_and_named(tmp_path, capsys, 
     assert code == 1 and re.search(message, text) and "Traceback" not in text
     tiles = 7 if "0077" in message else 6
     parts = [f"({tiles - wrong - left_out} of {tiles} tiles", *["1 counted as wrong"] * wrong]
-    parts += ["1 left out, without a usable true mask"] * left_out + ["1 other images, not scored"] * others
+    parts += ["1 left out, without a usable true mask"] * left_out + ["1 other file, not scored"] * others
     assert f"{miou:.4f}  {'; '.join(parts)})\n" in out
 
 
 def test_nothing_to_score_is_an_error_with_the_reason(tmp_path, capsys):
+    """Nor is anything scored against itself, which would be perfect."""
     folders, _, true = write_masks(tmp_path)
+    (tmp_path / "link").symlink_to(folders[0])
+    assert "are the same" in refused(capsys, "evaluate", "segmentation", folders[0], tmp_path / "link")
     (tmp_path / "empty").mkdir()
     for bad, message in (("empty", "empty holds no "), ("nowhere", "no folder ")):
         for pair in ((tmp_path / bad, folders[1]), (folders[0], tmp_path / bad)):

@@ -209,7 +209,9 @@ def fit(profile, data, explicit=()):
     tiles, side = data.problem2.validation.numbers, min(_tile_size(data.problem2.train))
     for name in ("segmentation.stage_images", "everything.images"):
         if absent := [number for number in settings[name] if number not in tiles]:
-            suitable[name] = tiles[: len(settings[name])], f"{', '.join(absent)} is not among the {len(tiles):,} tiles"
+            verb = "is" if len(absent) == 1 else "are"
+            reason = f"{', '.join(absent)} {verb} not among the {len(tiles):,} tiles"
+            suitable[name] = tiles[: len(settings[name])], reason
     for name, value in settings.items():
         if name.endswith(".crop") and value > side > 0:
             suitable[name] = 0, f"{value} exceeds the side of the tiles"

@@ -161,6 +161,8 @@ NO_MASKS = {  # images without colours: how they are written, and words of the m
     "class numbers in RGB": (pil(CLASSES, mode="RGB"), "such as 1, 2, 3 .*mode RGB"),
     "class numbers with other colours": (palette(VOC), "such as 128 .*mode P"),
     "colours in 16 bits": (tiff(COLOURS.astype(np.uint16) * 257, photometric="rgb"), "16 bits .*mode RGB;16"),
+    "one bit": (pil(BLACK_OR_WHITE > 0), "1 bit per pixel .mode 1"),
+    "0 and 1 for 0 and 255": (pil(COLOURS // 255), "such as 1 .*mode RGB"),
     "transparent": (pil(np.dstack([COLOURS, BLACK_OR_WHITE])), "transparent pixels .mode RGBA"),
 }  # fmt: skip
 
