@@ -137,6 +137,8 @@ WARNINGS = {
     "other ending": (lambda root: [gone(f"{MINI}.csv")(root), (root / MINI / "x.jpeg").touch()],
         [MINI, "1 image is not used (not called *.jpg)", "x.jpeg"]),
     "row without a file": (gone(f"{MINI}/00003.jpg"), ["train.csv: 1 file is missing from", '"00003.jpg" in row 4']),
+    "subfolder": (lambda root: shutil.copytree(root / OFFICE / "val", root / MINI / "n01"),
+        [MINI, "1 folder is not searched: n01. Move"]),
     "mask without a tile": (copied(f"{TRAIN}/0001_mask.png", f"{TRAIN}/0099_mask.png"),
         [TRAIN, "1 file is not used", "0099_mask.png"]),
     "ids": (edited(f"{OFFICE}/val.csv", lambda rows: rows.assign(id=rows.id.clip(1))), ["1 row repeats an id: 1"]),

@@ -60,6 +60,7 @@ def problem2(folder, progress=True):
     for part in scan.parts:
         unused = sorted({*listing.images(part.listing)} - {*part.files, *part.masks})
         scan.warn(part.folder, describe(unused, "file", "is|are", "not used (not a tile NNNN_sat.jpg or its mask)"))
+        _check_subfolders(scan, part)
         part.images, of_tiles = _decode(scan, part, part.files, part.word, progress)
         part.decoded_masks, of_masks = _decode(scan, part, part.masks, "mask", progress)
         part.facts = {"tiles": len(part.files), **of_tiles, "masks": of_masks}
@@ -179,6 +180,12 @@ def _check_overlap(scan, part, other, effect):
     return {"exact": len(exact), "near": len(near)}
 
 
+def _check_subfolders(scan, part):
+    """Warn of folders with images inside that of a split."""
+    folders = [name for name in listing.visible(part.folder) if listing.images(listing.visible(part.folder / name))]
+    scan.warn(part.folder, describe(folders, "folder", "is|are", "not searched", "Move its images up if they belong."))
+
+
 # --- Problem 1: tables and labels
 
 
@@ -187,6 +194,7 @@ def _check_rows(scan, part):
     rows, unused = part.rows, sorted({*listing.images(part.listing)} - {*part.files})
     reason = "not called *.jpg" if rows is None else "no row in the CSV"
     scan.warn(part.folder, describe(unused, part.word, "is|are", f"not used ({reason})"))
+    _check_subfolders(scan, part)
     part.facts["images"] = len(part.files)
     if rows is None:
         part.facts |= dict.fromkeys(("rows", "without_file", "without_row", "duplicate_ids", "listed_twice"))
