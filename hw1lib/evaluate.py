@@ -75,17 +75,24 @@ def score_segmentation(predicted_dir, true_dir):
 
 
 def _masks_in(folder):
-    """Return a folder's masks by number, {"0001": path}, and (path, reason) of everything else except tiles."""
+    """Return a folder's masks by number, {"0001": path}, and (path, reason) of other images except tiles.
+
+    Files of other kinds are left out, unless their name or, for a folder, its content says that they hold masks.
+    """
     names = listing.images_in(folder)
     masks, _ = listing.numbered(names, listing.MASK)
     if not masks:
         content = f", but {names[0]}; rename the masks" if names else ""
         raise UserError(f"{folder} holds no *{listing.MASK} files{content}.")
     known = {*masks.values(), *(f"{number}_sat".lower() for number in masks)}
-    visible = listing.visible(folder)
-    others = [name for name in visible if name not in known and Path(name).stem.lower() not in known]
+    names += [name for name in listing.visible(folder) if name not in names and _may_hold_masks(folder / name)]
+    others = [name for name in names if name not in known and Path(name).stem.lower() not in known]
     reason = f"not scored: its name is not NNNN{listing.MASK}, or another file has the same number"
     return {number: folder / name for number, name in masks.items()}, [(folder / name, reason) for name in others]
+
+
+def _may_hold_masks(path):
+    return "_mask" in path.name.lower() or bool(listing.images(listing.visible(path)))
 
 
 def _refuse_same(predicted, true):

@@ -56,7 +56,8 @@ def save_mask(path, classes):
 def test_scores_are_those_of_the_arrays_paired_by_name(tmp_path, capsys, classes):
     """Other files are ignored; a class that does not occur has no IoU."""
     folders, predicted, true = write_masks(tmp_path, classes)
-    (folders[0] / "._0000_mask.png").write_bytes(b"")
+    for name in ("._0000_mask.png", "Thumbs.db", "README.txt"):
+        (folders[0] / name).write_bytes(b"")
     picture(0).save(folders[1] / "0000_sat.jpg")
     (folders[1] / "0003_mask.png").rename(folders[1] / "0003_MASK.PNG")
     matrix = iou.confusion(true, predicted)
@@ -89,7 +90,7 @@ CASES = [  # folder and change; tiles counted as wrong, left out, and other imag
     ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0005_MASK.png"), (0, 0, 1), "0005_mask.*same number"),
     ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0077_mask.png"), (0, 1, 0), "/0077_.*missing"),
     ("predicted", lambda f: np.save(f / "0006_mask.npy", NUMBERED), (0, 0, 1), "predicted/0006_mask.npy: not scored"),
-    ("true", lambda f: (f / "more").mkdir(), (0, 0, 1), "true/more: not scored"),
+    ("true", lambda f: shutil.copytree(f, f / "more"), (0, 0, 1), "true/more: not scored"),
     (
         "true",
         lambda f: (f / "0000_mask.png").unlink(),
