@@ -39,7 +39,8 @@ POOL, OFFICE, TILES, SIDE = 38_400, 3_951, 2_000, 512  # images, images, tiles a
 def dispatch(tiny):
     """Time a step in this process, in its own process, and through Dask."""
     for step in ("segment-colour",) if tiny else ("segment-colour", "segment-deeplabv3"):
-        command = [sys.executable, "-m", "hw1lib", "run", step, "--profile", "smoke", "--set", "threads=1", "--out"]
+        command = [sys.executable, "-m", "hw1lib", "run", step, "--profile", "smoke", "--data-root", earth.build()]
+        command += ["--set", "threads=1", "--out"]
         environment = os.environ | dict.fromkeys(run_steps.THREADS, "1")
 
         def in_this_process(out, step=step):
