@@ -37,12 +37,15 @@ report: setup
 plan: setup
 	@$(python) -m hw1lib plan $(if $(WORKERS),--workers "$(WORKERS)") $(options)
 
+# Without nbval, which takes seconds to load in each of pytest's processes; the tests of the notebooks start it.
+pytest := .venv/bin/python -m pytest -p no:nbval
+
 # Lint and quick tests, at most 90 seconds.
 check: setup-dev lint
-	@cd "$(here)" && .venv/bin/python -m pytest -m "not slow"
+	@cd "$(here)" && $(pytest) -m "not slow"
 
 test: setup-dev lint
-	@cd "$(here)" && .venv/bin/python -m pytest
+	@cd "$(here)" && $(pytest)
 
 # Runs the tests on this processor and on each one that it can emulate, with one, two and four threads; takes hours.
 test-processors: setup-dev
