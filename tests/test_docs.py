@@ -67,6 +67,7 @@ def test_the_figure_that_contributing_adds_is_drawn_and_kept(course_data, tmp_pa
     assert (book.out / "figures" / "learning_rate.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_pretraining_that_contributing_adds_trains(course_data, tmp_path):
     """The step and the table row that CONTRIBUTING shows fit the function."""
     names = dict(vars(pretrain))

@@ -143,6 +143,7 @@ def test_every_image_of_a_folder_gets_a_mask_or_is_named(capsys, book, tmp_path,
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_unusable_images_and_unwritable_masks_are_named_and_the_rest_is_written(capsys, book, tiles, tmp_path):
     content, out = (tiles / "0002_sat.jpg").read_bytes(), tmp_path / "out"
     (tiles / "0020_sat.jpg").write_bytes(content[: len(content) // 2])

@@ -46,6 +46,7 @@ def test_profiles_for_the_course_data_run_all_steps(profile, course_data, tmp_pa
     assert ("tta" in results["segment-lraspp"].metrics) == (profile == "strong")
 
 
+@pytest.mark.slow
 def test_the_earth_sample_is_recognised_by_any_path(book, tmp_path):
     (tmp_path / "link").symlink_to(paths.EARTH)
     for root in ("", paths.EARTH, tmp_path / "link", f"{paths.EARTH}/../{paths.EARTH.name}"):
@@ -66,6 +67,7 @@ def test_a_result_is_computed_once_whichever_seed_asks(course_data, tmp_path, ca
     assert capsys.readouterr().out == ""  # only notebooks show the last epoch of a loaded result
 
 
+@pytest.mark.slow
 def test_planned_is_every_step_once(course_data, tmp_path):
     """The report's own seed first, then for each other seed the steps that are repeated."""
     book = small(course_data, tmp_path / "out", seed=7, seeds=3)

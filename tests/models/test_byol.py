@@ -116,6 +116,7 @@ def step(momentum, forward):
     return loss, gradients, learner.net.bn1.num_batches_tracked.item() - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [True, False])
 @processes.float64()
 def test_our_loss_and_its_gradients_are_the_packages(momentum):

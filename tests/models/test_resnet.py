@@ -27,6 +27,7 @@ def test_features_are_torchvisions_forward_without_fc(mode):
     assert features.shape == (3, resnet.FEATURES)
 
 
+@pytest.mark.slow
 def test_the_real_backbone_is_resnet50():
     """Its text, names and random weights."""
     torch.manual_seed(0)

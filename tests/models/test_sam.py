@@ -155,6 +155,7 @@ def test_a_hugging_face_sam_gives_the_same_masks():
     torch.testing.assert_close(scores, output.iou_scores[0], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_loads_in_full_precision_or_is_refused(vit_b, tmp_path):
     """Its tensors are those of vit_b in half precision."""
     file = tmp_path / "sam-vit-base" / "model.safetensors"

@@ -33,6 +33,7 @@ def image(*shape):
 # --- the real networks
 
 
+@pytest.mark.slow
 def test_the_networks_equal_the_printed_one_and_torchvisions():
     assert str(segmenters.real("fcn32s")) == PRINTED.read_text().strip()
     assert segmenters.parameters("fcn32s") == 184_671_054
@@ -133,6 +134,7 @@ PUBLISHED = {  # the network of each file, and the layers that are new
 }
 
 
+@pytest.mark.slow
 @every_network
 def test_published_weights_fit_or_are_a_clear_error(name, cache, monkeypatch):
     """Only the last layers are new; under the meta device they have no values."""

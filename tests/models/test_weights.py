@@ -160,6 +160,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_the_commands_start_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.endswith("\nheavy:\n") and "There are no weights 'sam'" in done.stderr

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hw1lib import files, paths
@@ -11,6 +12,7 @@ from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.report import render
 from hw1lib.variants import ROWS
 
+pytestmark = pytest.mark.slow
 DEMO = paths.REPORT / "demo"
 
 
