@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -133,11 +134,10 @@ def test_the_title_of_page_and_pdf_is_the_plain_text(report):
 # --- published, exported
 
 
-@pytest.fixture
-def built(tmp_path, monkeypatch):
-    """A build folder with a report, as `publish` and `export` find it; report/ is elsewhere."""
-    monkeypatch.setattr(paths, "REPORT", tmp_path / "report")
-    out = tmp_path / "build"
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """A build folder with a report, as `publish` and `export` find it."""
+    out = tmp_path_factory.mktemp("sealed")
     for name in ("one", "two", render.FIGURE):
         keep(out, name, line())
     keep(out, "counts", pd.DataFrame({"n": [1]}))
@@ -148,6 +148,13 @@ def built(tmp_path, monkeypatch):
     files.write_text(out / "report.md", text + "\n\nwords" * 99 + f"\n\n![Two.](figures/{render.FIGURE}.png)\n")
     render.seal(out, ["one", render.FIGURE, "counts"])  # and `two` is of an earlier report
     return out
+
+
+@pytest.fixture
+def built(sealed, tmp_path, monkeypatch):
+    """A copy of it, which a test may change; report/ is elsewhere."""
+    monkeypatch.setattr(paths, "REPORT", tmp_path / "report")
+    return shutil.copytree(sealed, tmp_path / "build")
 
 
 def test_a_report_is_published_completely_or_not_at_all(built):
