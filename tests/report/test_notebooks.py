@@ -18,7 +18,7 @@ from hw1lib.metrics import iou as scores
 from hw1lib.models.segmenters import SEGMENTERS
 from hw1lib.report import notebooks, render
 from hw1lib.workbook import Workbook
-from tests.conftest import hw1lib
+from tests.conftest import one_paragraph, run
 
 pytestmark = pytest.mark.slow
 TABLES_ALONE = {"finetune_seeds", "segmentation_seeds"}  # kept, but not included by the template
@@ -120,16 +120,16 @@ def test_the_report_is_complete_and_self_contained(smoke_run, metrics):
         assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
-def test_a_second_call_runs_nothing(smoke_run, book):
+def test_a_second_call_runs_nothing(smoke_run, book, capsys):
     def state():
         timed = ("report.html", "report.pdf", "report.md", "run.json", "manifest.json")
         return {p: files.digest(p) for p in smoke_run.rglob("*") if p.is_file() and p.name not in timed}
 
     before, seconds = state(), files.read_json(smoke_run / "run.json")["seconds_total"]
-    done = hw1lib("report", "--profile", "smoke", "--out", smoke_run)
-    assert done.returncode == 0, done.stderr
-    assert f"{len(book.steps.all)} done, 0 to run" in done.stdout
-    assert done.stdout.count("nothing to do") == len(notebooks.NOTEBOOKS)
+    code, printed, text = run(capsys, "report", "--profile", "smoke", "--out", smoke_run)
+    assert code == 0, text
+    assert f"{len(book.steps.all)} done, 0 to run" in printed
+    assert printed.count("nothing to do") == len(notebooks.NOTEBOOKS)
     assert state() == before and files.read_json(smoke_run / "run.json")["seconds_total"] == seconds
 
 
@@ -150,7 +150,7 @@ def test_template_styles_and_notes_are_applied_though_no_notebook_runs(smoke_run
     assert "color: red" in html and "My words." in html and (out / "report.pdf").read_bytes() != pdf
 
 
-def test_one_problem_alone_ignores_the_data_of_the_other(smoke_run, course_data, tmp_path):
+def test_one_problem_alone_ignores_the_data_of_the_other(smoke_run, course_data, tmp_path, capsys):
     """Even if that is damaged. The report names the missing problem, and finished steps stay finished."""
     for path in (course_data / "p1_data" / "office" / "train").iterdir():
         path.write_bytes(b"")
@@ -159,18 +159,17 @@ def test_one_problem_alone_ignores_the_data_of_the_other(smoke_run, course_data,
         (course_data / name).symlink_to(paths.EARTH / name)
     shutil.copytree(smoke_run, tmp_path / "out")
     options = ["--profile", "smoke", "--data-root", course_data, "--out", tmp_path / "out"]
-    done = hw1lib("report", *options, "--only", "problem2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " 0 to run" in done.stdout and done.stdout.count("runs again: the data folder changed") == 3
-    done = hw1lib("report", *options, "--only", "problem2")
-    assert done.stdout.count("nothing to do") == 3
+    code, printed, text = run(capsys, "report", *options, "--only", "problem2")
+    assert code == 0, printed + text
+    assert " 0 to run" in printed and printed.count("runs again: the data folder changed") == 3
+    assert run(capsys, "report", *options, "--only", "problem2")[1].count("nothing to do") == 3
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Problem 1 is absent" in text and "## Problem 2" in text and "## Problem 1" not in text
     manifest = files.read_json(tmp_path / "out" / "manifest.json")
     assert (tmp_path / "out" / "tables" / "finetune.csv").is_file() and "tables/finetune.csv" not in manifest
-    done = hw1lib("report", *options, "--only", "problem1")
-    assert done.returncode == 1 and "p1_data" in done.stderr and "Traceback" not in done.stderr
-    assert "pretrain" not in done.stdout.partition("00_data")[2]
+    code, printed, text = run(capsys, "report", *options, "--only", "problem1")
+    assert code == 1 and "p1_data" in one_paragraph(text)
+    assert "pretrain" not in printed.partition("00_data")[2]
 
 
 @pytest.mark.parametrize(
