@@ -67,8 +67,8 @@ def test_two_killed_workers_change_no_byte(smoke_run, tmp_path):
     assert (tmp_path / "smoke" / "report.pdf").is_file()
 
 
-PROBLEM2 = {"only": "problem2", "threads": 1, "segmentation.stage_images": "0001", "lraspp.crop": 0}
-PROBLEM2 |= {"fcn32s.crop": 0, "deeplabv3.crop": 0, "fcn32s.epochs": 1, "deeplabv3.epochs": 1}
+PROBLEM2 = {"only": "problem2", "threads": 1, "model_scale": 0.125, "segmentation.stage_images": "0001"}
+PROBLEM2 |= {"lraspp.crop": 0, "fcn32s.crop": 0, "deeplabv3.crop": 0, "fcn32s.epochs": 1, "deeplabv3.epochs": 1}
 
 
 def as_words(settings):
