@@ -4,6 +4,7 @@ Tests and the processes that they start use one thread, or HW1_TEST_THREADS.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -119,13 +120,19 @@ def save_oddly(folder):
             assert saved.mode == mode
 
 
-@pytest.fixture
-def course_data(tmp_path):
-    """A data root of the test's own: 12 pool images, 12 + 6 Office images, 4 + 3 tiles."""
-    root = tmp_path / "hw1_data"
+@pytest.fixture(scope="session")
+def small_course(tmp_path_factory):
+    """A data root to copy, as copying is faster than encoding: 12 pool images, 12 + 6 Office images, 4 + 3 tiles."""
+    root = tmp_path_factory.mktemp("small course")
     write_problem1(root / "p1_data")
     write_problem2(root / "p2_data")
     return root
+
+
+@pytest.fixture
+def course_data(small_course, tmp_path):
+    """A copy of the small course folder, which the test may change."""
+    return shutil.copytree(small_course, tmp_path / "hw1_data")
 
 
 # --- the command line
