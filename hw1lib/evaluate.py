@@ -85,14 +85,11 @@ def _masks_in(folder):
         content = f", but {names[0]}; rename the masks" if names else ""
         raise UserError(f"{folder} holds no *{listing.MASK} files{content}.")
     known = {*masks.values(), *(f"{number}_sat".lower() for number in masks)}
-    names += [name for name in listing.visible(folder) if name not in names and _may_hold_masks(folder / name)]
-    others = [name for name in names if name not in known and Path(name).stem.lower() not in known]
+    named = (name for name in listing.visible(folder) if "_mask" in name.lower())
+    others = sorted({*names, *named, *listing.image_folders(folder)} - known)
+    others = [name for name in others if Path(name).stem.lower() not in known]
     reason = f"not scored: its name is not NNNN{listing.MASK}, or another file has the same number"
     return {number: folder / name for number, name in masks.items()}, [(folder / name, reason) for name in others]
-
-
-def _may_hold_masks(path):
-    return "_mask" in path.name.lower() or bool(listing.images(listing.visible(path)))
 
 
 def _refuse_same(predicted, true):

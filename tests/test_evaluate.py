@@ -81,14 +81,19 @@ def test_the_miou_is_the_courses_and_inexact_colours_are_counted(tmp_path):
 
 
 NUMBERED = np.arange(108, dtype=np.uint8).reshape(9, 12) % 7
-CASES = [  # folder and change; tiles counted as wrong, left out, and other images; what names them
+CASES = [  # folder and change; tiles counted as wrong, left out, and other files; what names them
     ("predicted", lambda f: (f / "0003_mask.png").unlink(), (1, 0, 0), "predicted/0003_mask.png: .*missing"),
     ("predicted", lambda f: (f / "0004_mask.png").write_bytes(b"text"), (1, 0, 0), "0004_.*not an image"),
     ("predicted", lambda f: save_mask(f / "0001_mask.png", NUMBERED.T), (1, 0, 0), "0001_mask.png: .*9 × 12 instead"),
     ("predicted", lambda f: Image.fromarray(NUMBERED).save(f / "0002_mask.png"), (1, 0, 0), "0002_.*class numbers"),
     ("predicted", lambda f: (f / "0005_mask.png").rename(f / "0005.png"), (1, 0, 1), "0005.png: "),
     ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0005_MASK.png"), (0, 0, 1), "0005_mask.*same number"),
-    ("predicted", lambda f: shutil.copy(f / "0005_mask.png", f / "0077_mask.png"), (0, 1, 0), "/0077_.*missing"),
+    (
+        "predicted",
+        lambda f: shutil.copy(f / "0005_mask.png", f / "0077_mask.png"),
+        (0, 1, 0),
+        "predicted/0077_.*: left out.*true/0077_.* is missing",
+    ),
     ("predicted", lambda f: np.save(f / "0006_mask.npy", NUMBERED), (0, 0, 1), "predicted/0006_mask.npy: not scored"),
     ("true", lambda f: shutil.copytree(f, f / "more"), (0, 0, 1), "true/more: not scored"),
     (

@@ -72,8 +72,10 @@ def read_mask(path):
     """
     image, mode = read(path)
     remedy = f"(mode {mode}): save it in the course's 8-bit colours, such as cyan (0, 255, 255) for urban"
-    if ";16" in mode or mode == "1":
-        raise Unreadable(path, f"{'1 bit per pixel' if mode == '1' else '16 bits per channel'} {remedy}")
+    if ";16" in mode:
+        raise Unreadable(path, f"16 bits per channel {remedy}")
+    if mode == "1":
+        raise Unreadable(path, f"1 bit per pixel {remedy}")
     if odd := _suspect_levels(image, mode):
         raise Unreadable(path, f"class numbers or gray levels such as {odd} instead of colours {remedy}")
     return *landcover.decode(np.asarray(image)), mode
@@ -86,7 +88,7 @@ def _suspect_levels(image, mode):
     none reaches the threshold, and in gray pixels if none but 255 (often "ignore") does.
     """
     colours, levels = np.asarray(image), np.flatnonzero(np.reshape(image.histogram(), (3, 256)).any(axis=0))
-    single, dark = mode[0] in "1LP", levels[(levels > 0) & (levels < landcover.THRESHOLD)]
+    single, dark = mode[0] in "LP", levels[(levels > 0) & (levels < landcover.THRESHOLD)]
     between = levels[(levels > 63) & (levels < 192)]
     odd = between if single else dark[:0]
     gray = (colours == colours[..., :1]).all()

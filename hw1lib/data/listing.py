@@ -38,6 +38,14 @@ def images_in(folder):
     return images(visible(folder))
 
 
+def image_folders(folder):
+    """Return the sorted names of visible folders in a folder that hold images; empty if there is no folder."""
+    if not os.path.isdir(folder):
+        return []
+    folders = [entry for entry in os.scandir(folder) if entry.name[0] != "." and entry.is_dir()]
+    return sorted(entry.name for entry in folders if images(visible(entry.path)))
+
+
 def ending(names, end):
     """Return the names that end with `end`, in upper or lower case."""
     return [name for name in names if name.lower().endswith(end)]

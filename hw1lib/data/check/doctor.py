@@ -182,7 +182,7 @@ def _check_overlap(scan, part, other, effect):
 
 def _check_subfolders(scan, part):
     """Warn of folders with images inside that of a split."""
-    folders = [name for name in listing.visible(part.folder) if listing.images(listing.visible(part.folder / name))]
+    folders = listing.image_folders(part.folder)
     scan.warn(part.folder, describe(folders, "folder", "is|are", "not searched", "Move its images up if they belong."))
 
 
